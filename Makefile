@@ -1,0 +1,56 @@
+# `make demo` on a fresh machine: a plan in under a minute after the install. `make test`: every test, compiled and interpreted.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+
+# The first Python of at least 3.11; `make PYTHON=/path/to/python3` chooses another.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+BIN := .venv/bin
+PACKAGED := $(shell find src -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*')
+PLAN := plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --workload chat --rate 20 --ttft 500ms --tpot 50ms
+
+help:
+	@echo 'make demo    install into .venv and plan a 70B chat deployment; writes headway-plan.html'
+	@echo 'make test    all tests on the installed, compiled package; then the core interpreted'
+	@echo 'make check   ruff, mypy --strict, sizes and imports'
+	@echo 'make bench   the benchmarks behind benchmarks/README.md'
+	@echo 'make clean   remove what the above made'
+
+demo: .venv/.installed
+	$(BIN)/headway $(PLAN) --html headway-plan.html
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+	PYTHONPATH=src $(BIN)/python -m pytest tests/core
+
+check: .venv/.installed
+	$(BIN)/ruff check src tests setup.py
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_tidy.py
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis headway-plan.html
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# How the core is compiled has changed: objects of an earlier build are stale.
+.venv/.tools: setup.py pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'headway needs Python 3.11 or newer: install it, or make PYTHON=/path/to/python3' >&2; exit 2; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo '$(PYTHON) is not Python 3.11 or newer: make PYTHON=/path/to/python3' >&2; exit 2; }
+	@test -x $(BIN)/python || '$(PYTHON)' -m venv .venv || \
+		{ echo 'creating .venv failed: $(PYTHON) needs its venv module (Debian, Ubuntu: apt install python3-venv)' >&2; exit 2; }
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' 'cython>=3.1'
+	@touch $@
+
+# Not editable: pip puts the compiled modules into .venv, src/ stays plain Python, so PYTHONPATH=src runs interpreted.
+.venv/.installed: .venv/.tools $(PACKAGED)
+	@echo 'installing headway and what it needs into .venv (a minute or two the first time)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation '.[all]'
+	@$(BIN)/python -c 'import headway; n = len(headway.interpreted_modules()); \
+		print("headway: no working C compiler; the core runs interpreted (same results, slower)" if n else "headway: core compiled")'
+	@touch $@

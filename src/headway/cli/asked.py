@@ -1,0 +1,169 @@
+"""From what was typed to specs: deployment, workload and SLO of `simulate`, and the checks before long work."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headway.cli.options import Options
+from headway.cli.terminal import Terminal
+from headway.errors import BadInput, UnknownName
+from headway.units import format_rate
+
+if TYPE_CHECKING:
+    from headway.metrics import Slo
+    from headway.sim import Deployment
+    from headway.workload import Workload
+
+DEFAULT_WORKLOAD = "chat"
+REPLICA_PATHS = {  # where the short options live in a deployment file
+    "model": "pools.0.replica.model",
+    "gpu": "pools.0.replica.gpu",
+    "replicas": "pools.0.count",
+    "tp": "pools.0.replica.tp",
+    "pp": "pools.0.replica.pp",
+}
+
+
+def split_assignments(assignments: Iterable[str]) -> dict[str, list[str]]:
+    """Sort `--set` assignments by what they change: the workload, the SLO, or else the deployment."""
+    sets: dict[str, list[str]] = {"deployment": [], "workload": [], "slo": []}
+    for assignment in assignments:
+        first, _, rest = assignment.strip().partition(".")
+        if first in ("workload", "slo"):
+            sets[first].append(rest)
+        else:
+            sets["deployment"].append(assignment)
+    return sets
+
+
+def deployment_of(file: str | None, asked: Options, assignments: list[str]) -> Deployment:
+    """Return the deployment of a file, or the one pool of replicas that the short options describe.
+
+    Raises:
+        BadInput: neither or both, or a field that is wrong.
+    """
+    from headway.sim import Deployment
+    from headway.specs import from_mapping, override, read_yaml
+
+    if file is None:
+        deployment = _one_pool(asked)
+    else:
+        short = [name for name in REPLICA_PATHS if asked[name] is not None]
+        if short:
+            path = f"{REPLICA_PATHS[short[0]]}={asked[short[0]]}"
+            raise BadInput(f"--{short[0]} beside the file {file}: change the file's deployment with --set {path}")
+        deployment = from_mapping(Deployment, read_yaml(file), file)
+    return override(_with_policies(deployment, asked["policies"]), assignments)
+
+
+def _one_pool(asked: Options) -> Deployment:
+    from headway.cost import Replica
+    from headway.sim import Deployment, Pool
+
+    for name in ("model", "gpu"):
+        if asked[name] is None:
+            raise BadInput(f"--{name} is missing: `headway list {name}s` shows the names; or give a DEPLOYMENT.yaml")
+    replica = Replica(model=asked["model"], gpu=asked["gpu"], tp=asked["tp"] or 1, pp=asked["pp"] or 1)
+    return Deployment(pools=(Pool(count=asked["replicas"] or 1, replica=replica),))
+
+
+def _with_policies(deployment: Deployment, named: Iterable[str]) -> Deployment:
+    import msgspec
+
+    chosen = {}
+    kinds = [kind for kind in deployment.policies.__struct_fields__ if kind != "params"]
+    for text in named:
+        kind, equals, name = text.partition("=")
+        if not equals or not name:
+            raise BadInput(f"--policy {text!r}: write KIND=NAME, as in route=prefix-affinity or route=module:Class")
+        if kind not in kinds:
+            raise UnknownName("kind of policy", kind, kinds)
+        chosen[kind] = name
+    return msgspec.structs.replace(deployment, policies=msgspec.structs.replace(deployment.policies, **chosen))
+
+
+def workload_of(asked: Options, assignments: list[str], terminal: Terminal) -> Workload:
+    """Return the workload, and say what was assumed and what its reader has to say.
+
+    Raises:
+        BadInput: lengths that do not go together with the rest, or a field that is wrong.
+    """
+    import msgspec
+
+    from headway.specs import override
+    from headway.workload import WorkloadSpec, workload
+
+    lengths = {"prompt": asked["input_"], "output": asked["output"]}
+    given = {name: length for name, length in lengths.items() if length is not None}
+    source = asked["workload"]
+    skip_bad = asked.get("skip_bad", False)
+    if source is None and len(given) == 1:
+        raise BadInput("--input and --output belong together; with a --workload one alone replaces its own")
+    base: str | WorkloadSpec = source or (WorkloadSpec(**lengths) if given else DEFAULT_WORKLOAD)
+    if source is not None and given:
+        spec = workload(source, skip_bad=skip_bad).spec
+        if spec.trace is not None:
+            raise BadInput(f"--input and --output: the lengths of {source} are recorded in it; leave them out")
+        base = msgspec.structs.replace(spec, **given)
+    change = {name: asked.get(name) for name in ("rate", "requests", "arrival")}
+    made = workload(base, skip_bad=skip_bad, **change)
+    if assignments:
+        made = workload(override(made.spec, assignments, "--set workload"), skip_bad=skip_bad)
+    for said in _assumed(asked, bool(given), made), *made.notes:
+        if said:
+            terminal.note(said)
+    if made.skipped:
+        terminal.note(f"skipped {made.skipped} broken lines of {source}")
+    return made
+
+
+def _assumed(asked: Options, lengths: bool, made: Workload) -> str:
+    """What was not asked for and matters most."""
+    assumed, changes = [], []
+    if asked["workload"] is None and not lengths:
+        assumed.append(f"workload {DEFAULT_WORKLOAD}")
+        changes.append("--workload")
+    if asked["rate"] is None and made.spec.trace is None and made.rate_req_s is not None:
+        own = "" if lengths and asked["workload"] is None else ", its own rate"
+        assumed.append(f"{format_rate(made.rate_req_s)}{own}")
+        changes.append("--rate")
+    if assumed and asked.get("replicas", 1) is None and asked.get("model"):
+        assumed.append("1 replica")
+        changes.append("--replicas")
+    return f"assuming {', '.join(assumed)}; {', '.join(changes)} to change" if assumed else ""
+
+
+def slo_of(asked: Options, assignments: list[str]) -> Slo | None:
+    """Return the SLO; None where no limit was given.
+
+    Raises:
+        BadInput: a limit or share that is wrong.
+    """
+    from headway.metrics import Slo
+    from headway.specs import override
+
+    limits = {name: asked.get(name) for name in ("ttft", "tpot", "e2e")}
+    slo = override(Slo.parse(**limits, attainment=asked["attainment"]), assignments, "--set slo")
+    no_limit = all(limit is None for limit in (slo.ttft_s, slo.tpot_s, slo.itl_s, slo.e2e_s))
+    return None if no_limit else slo
+
+
+def check_records(path: str | None, none_kept: bool) -> None:
+    """Refuse, before the work, records that could not be written: writes none to a file of the same kind.
+
+    Raises:
+        BadInput: another suffix, or `--no-records` beside it.
+        MissingExtra: Parquet without pyarrow.
+    """
+    if path is None:
+        return
+    if none_kept:
+        raise BadInput("--records and --no-records: leave one of them out")
+    from headway.metrics import Records
+
+    needed = ("id", "arrival_s", "first_token_s", "last_token_s", "prompt_tokens", "output_tokens", "status")
+    with tempfile.TemporaryDirectory() as folder:
+        Records(dict.fromkeys(needed, ())).write(Path(folder, "trial").with_suffix(Path(path).suffix))

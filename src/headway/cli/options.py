@@ -1,0 +1,144 @@
+"""Every option of the verbs, once: its name, its reader, its section of the help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from headway.errors import BadInput
+from headway.units import parse_count, parse_rate, parse_seconds
+
+F = TypeVar("F", bound=Callable[..., Any])
+Reader = Callable[[click.Context, click.Parameter, Any], Any]
+
+
+class Section(click.Option):
+    """An option that the help lists under a heading."""
+
+    def __init__(self, *declarations: Any, section: str, **settings: Any) -> None:
+        super().__init__(*declarations, **settings)
+        self.section = section
+
+
+class Verb(click.Command):
+    """A command whose help groups its options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one definition list per section, in the order the options were declared."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", "Other"), []).append(record)
+        for section, records in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
+
+
+def options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
+    """Return a decorator that adds groups of options to a verb, in this order."""
+
+    def add(function: F) -> F:
+        for group in reversed(groups):
+            for one in reversed(group):
+                function = one(function)
+        return function
+
+    return add
+
+
+def read_with(parse: Callable[[str], Any]) -> Reader:
+    """Return a click callback that parses the text of an option, where it was given, and names it in errors."""
+
+    def read(ctx: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+        try:
+            return None if text is None else parse(text)
+        except BadInput as error:
+            raise click.BadParameter(str(error), ctx, parameter) from None
+
+    return read
+
+
+def above_zero(parse: Callable[[str], float]) -> Callable[[str], float]:
+    """Return a parser that refuses zero too."""
+
+    def positive(text: str) -> float:
+        number = parse(text)
+        if number <= 0:
+            raise BadInput(f"{text!r} is not above zero")
+        return number
+
+    return positive
+
+
+def _length(text: str) -> Any:
+    from headway.workload import parse_length
+
+    return parse_length(text)
+
+
+def _option(section: str, *declarations: str, **settings: Any) -> Callable[[F], F]:
+    return click.option(*declarations, cls=Section, section=section, **settings)
+
+
+_COUNT = read_with(above_zero(parse_count))
+_RATE = read_with(above_zero(parse_rate))
+_SECONDS = read_with(above_zero(parse_seconds))
+_LENGTH = read_with(_length)
+
+MODEL = (
+    _option("Deployment", "--model", metavar="NAME|PATH", help="A model of the catalogue, or a path to a config.json."),
+    _option("Deployment", "--gpu", metavar="NAME", help="A GPU of the catalogue."),
+)
+REPLICAS = (
+    _option("Deployment", "--replicas", callback=_COUNT, metavar="N", help="Copies of the model.  [default: 1]"),
+    _option("Deployment", "--tp", callback=_COUNT, metavar="N", help="GPUs that share every layer.  [default: 1]"),
+    _option("Deployment", "--pp", callback=_COUNT, metavar="N", help="Stages the layers are cut into.  [default: 1]"),
+    _option(
+        "Deployment", "--policy", "policies", multiple=True, metavar="KIND=NAME",
+        help="route=, order= or admit= and a policy's name or module:Class. Repeatable.",
+    ),
+    _option(
+        "Deployment", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
+        help="Any field: pools.0.replica.kv=fp8, workload.arrival.cv=3, slo.itl_s=80ms. Repeatable.",
+    ),
+)  # fmt: skip
+WORKLOAD = (
+    _option("Workload", "--workload", metavar="NAME|FILE", help="A preset, a trace, or a YAML file.  [default: chat]"),
+    _option("Workload", "--input", callback=_LENGTH, metavar="DIST", help="Prompt tokens: 512, exp:512, uniform:1:99, ..."),
+    _option("Workload", "--output", callback=_LENGTH, metavar="DIST", help="Output tokens, in the same forms."),
+    _option("Workload", "--rate", callback=_RATE, metavar="RATE", help="Requests per second.  [default: the workload's]"),
+)
+ARRIVALS = (
+    _option("Workload", "--arrival", metavar="PROCESS", help="poisson, constant, gamma:cv=3, closed:64, replay:FILE, ..."),
+    _option("Workload", "--requests", callback=_COUNT, metavar="N", help="How many.  [default: the workload's]"),
+    _option("Workload", "--skip-bad", is_flag=True, help="Leave broken lines of a trace out, and count them."),
+)
+LIMITS = (
+    _option("SLO", "--ttft", callback=_SECONDS, metavar="TIME", help="Limit on the time to first token, as in 500ms."),
+    _option("SLO", "--tpot", callback=_SECONDS, metavar="TIME", help="Limit on the time per output token after it."),
+)
+END_TO_END = (
+    _option("SLO", "--e2e", callback=_SECONDS, metavar="TIME", help="Limit on the time from arrival to last token."),
+)
+ATTAINMENT = (
+    _option(
+        "SLO", "--attainment", default="0.9", show_default=True, metavar="SHARE",
+        help="Share of all requests that must meet every limit.",
+    ),
+)  # fmt: skip
+SEED = (
+    _option("Run", "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+            help="Of every random stream."),
+)  # fmt: skip
+RECORDS = (
+    _option("Output", "--records", "records_to", metavar="FILE", help="A row per request: .parquet, .csv, .json, .jsonl."),
+    _option("Output", "--no-records", is_flag=True, help="Keep none: memory does not grow with the requests."),
+)
+OUTPUT = (
+    _option("Output", "--json", "json_to", metavar="FILE|-", help="The answer as JSON; - is stdout, and nothing else there."),
+    _option("Output", "--html", "html_to", metavar="FILE", help="A report: one page that needs no network."),
+    _option("Output", "--quiet", "-q", is_flag=True, help="No table, no progress, no notes."),
+)

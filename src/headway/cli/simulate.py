@@ -1,0 +1,83 @@
+"""`headway simulate`: a deployment, a workload and a seed give a `Result`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headway.cli import options as o
+from headway.cli.asked import check_records, deployment_of, slo_of, split_assignments, workload_of
+from headway.cli.blame import users_fault
+from headway.cli.terminal import Terminal, check_folders, note_interpreted
+
+if TYPE_CHECKING:
+    from headway.metrics import Result
+
+INTERRUPTED = 130
+
+
+@click.command(
+    cls=o.Verb, short_help="What one deployment does under one workload.", epilog="See docs/cli.md for every option."
+)
+@click.argument("deployment_file", required=False, metavar="[DEPLOYMENT.yaml]")
+@o.options(
+    o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS, o.LIMITS, o.END_TO_END, o.ATTAINMENT, o.SEED, o.OUTPUT, o.RECORDS
+)
+@click.pass_context
+def simulate(ctx: click.Context, deployment_file: str | None, **asked: Any) -> None:
+    """Simulate a deployment under a workload and print what happened.
+
+    The deployment is a YAML file, as `headway plan --yaml` writes it, or --model and --gpu. Only these two are
+    needed: the rest has defaults, which a note names.
+
+    \b
+    headway simulate --model llama-3.1-8b --gpu h100-sxm --rate 20 --ttft 500ms --tpot 50ms
+    headway simulate best.yaml --workload trace.csv.gz --set pools.0.count=4
+    headway simulate --model qwen3-32b --gpu h100-sxm --replicas 4 --policy route=mine:Router
+    """
+    terminal = Terminal(asked["json_to"], asked["quiet"])
+    check_folders(asked["json_to"], asked["html_to"], asked["records_to"])
+    if asked["html_to"]:
+        from headway.report import check_html
+
+        check_html()
+    check_records(asked["records_to"], asked["no_records"])
+    result = _run(terminal, deployment_file, asked)
+    _deliver(terminal, result, asked)
+    if "stopped" in result.provenance:
+        ctx.exit(INTERRUPTED)
+
+
+def _run(terminal: Terminal, deployment_file: str | None, asked: o.Options) -> Result:
+    import msgspec
+
+    from headway.sim import simulate as run
+
+    sets = split_assignments(asked["assignments"])
+    deployment = deployment_of(deployment_file, asked, sets["deployment"])
+    workload = workload_of(asked, sets["workload"], terminal)
+    slo = slo_of(asked, sets["slo"])
+    note_interpreted(terminal)
+    with users_fault(deployment.policies), terminal.bar("simulating") as bar:
+        result = run(
+            deployment, workload, slo=slo, seed=asked["seed"], records=not asked["no_records"], progress=bar.tell
+        )
+    told = {"notes": list(workload.notes)} if workload.notes else {}
+    told |= {"skipped_lines": workload.skipped} if workload.skipped else {}
+    return msgspec.structs.replace(result, provenance=result.provenance | ({"trace": told} if told else {}))
+
+
+def _deliver(terminal: Terminal, result: Result, asked: o.Options) -> None:
+    terminal.write_json(result.to_json) 
+    if not terminal.quiet:
+        from headway.report import result_text
+
+        terminal.show(result_text(result))
+    if asked["records_to"] and result.records is not None:
+        result.records.write(asked["records_to"])
+        terminal.note(f"wrote {asked['records_to']}")
+    if asked["html_to"]:
+        from headway.report import result_html
+
+        terminal.write(asked["html_to"], result_html(result))

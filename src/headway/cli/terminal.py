@@ -1,0 +1,119 @@
+"""Where an answer goes: a table on stdout, JSON and reports into files, notes and progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headway.errors import BadInput
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+PIPED_COLUMNS = 120  # where no terminal says how wide it is
+BAR_AFTER_S = 1.0
+
+
+class Terminal:
+    """Prints for one run of a verb: nothing but JSON goes to stdout where `--json -` has it."""
+
+    def __init__(self, json_to: str | None = None, quiet: bool = False) -> None:
+        self.json_to = json_to
+        self.quiet = quiet
+
+    def note(self, text: str) -> None:
+        """Say something beside the answer."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def show(self, *parts: RenderableType) -> None:
+        """Print the answer for a reader."""
+        if self.quiet:
+            return
+        console = _console(stderr=self.json_to == "-")
+        for part in parts:
+            console.print(part)
+
+    def write_json(self, text: str) -> None:
+        """Write the answer for a program, where it was asked for."""
+        if self.json_to == "-":
+            click.echo(text)
+        elif self.json_to is not None:
+            self.write(self.json_to, text + "\n")
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file and say so.
+
+        Raises:
+            BadInput: it cannot be written.
+        """
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
+        self.note(f"wrote {path}")
+
+    def bar(self, doing: str) -> Bar:
+        """Return a progress bar; it shows on a terminal, once the work takes more than a second."""
+        return Bar(doing, shown=not self.quiet and sys.stderr.isatty())
+
+
+class Bar:
+    """A context manager whose `tell(done, total)` moves a progress bar on stderr."""
+
+    def __init__(self, doing: str, shown: bool) -> None:
+        self.doing = doing
+        self.shown = shown
+        self.started_s = time.monotonic()
+        self.progress: Any = None
+        self.task: Any = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def tell(self, done: int, total: int | None) -> None:
+        """Show `done` of `total` (None: unknown)."""
+        if not self.shown:
+            return
+        if self.progress is None:
+            if time.monotonic() - self.started_s < BAR_AFTER_S:
+                return
+            from rich.progress import Progress
+
+            self.progress = Progress(console=_console(stderr=True), transient=True)
+            self.task = self.progress.add_task(self.doing)
+            self.progress.start()
+        self.progress.update(self.task, completed=done, total=total)
+
+
+def check_folders(*paths: str | None) -> None:
+    """Refuse, before the work, files in folders that do not exist.
+
+    Raises:
+        BadInput: naming the file and its folder.
+    """
+    for path in paths:
+        if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
+            raise BadInput(f"{path}: there is no folder {Path(path).parent}; make it or name another file")
+        if path not in (None, "-") and Path(path).is_dir():
+            raise BadInput(f"{path}: is a folder; name a file")
+
+
+def _console(stderr: bool) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_COLUMNS
+    return console

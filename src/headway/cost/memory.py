@@ -1,0 +1,221 @@
+"""Does a replica fit, and how many KV pages are left: counted per GPU of the fullest pipeline stage."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from headway.cost.replica import Replica, resolve, tp_degrees
+from headway.cost.shard import Shard, shard
+from headway.errors import BadInput, DoesNotFit
+from headway.hardware import Gpu, gpu, gpu_keys
+from headway.model import DTYPE_BYTES, Model
+from headway.specs import Spec
+
+__all__ = ["MemoryFit", "kv_shard_bytes", "memory_fit"]
+
+_GIB: Final = 1 << 30
+_CONTEXT_BYTES: Final = int(0.55 * _GIB)  # CUDA context, modules and libraries' workspaces
+_GRAPH_BYTES: Final = int(0.60 * _GIB)  # captured decode graphs up to 512 sequences
+_COLLECTIVE_BYTES: Final = int(
+    0.90 * _GIB
+)  # NCCL channels and the all-reduce buffers, with more than one GPU
+
+
+class MemoryFit(Spec):
+    """Memory of one GPU of the fullest stage, in bytes.
+
+    A page holds `block_tokens` tokens of one group of layers: the full-attention layers are one group,
+    windowed layers fill `window_group` groups of the same size, padded. A block of tokens takes one page, and
+    `window_group` more while it touches the last `window_blocks` blocks of its sequence. `kv_blocks` counts
+    pages.
+
+    A model whose layers are all windowed is counted as if they were not: its pages are never dropped.
+    """
+
+    memory_bytes: int
+    weight_bytes: int
+    activation_bytes: int
+    overhead_bytes: int
+    kv_bytes: int
+    page_bytes: int
+    kv_blocks: int
+    window_group: int
+    window_blocks: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes taken before the first KV page."""
+        return self.weight_bytes + self.activation_bytes + self.overhead_bytes
+
+
+def memory_fit(replica: Replica) -> MemoryFit:
+    """Return how the memory of one GPU is divided.
+
+    Weights are cut evenly by TP (KV projections and the latent of MLA are copied where they must be) and by
+    layers over the stages; embedding and output head count on the fullest stage. Activations are those of a
+    step of `max_batched_tokens` and of the sampler's logits in fp32 for `max_seqs`; what remains under
+    `memory_utilization` holds KV pages.
+
+    Raises:
+        UnknownName, BadInput: see `resolve`. DoesNotFit: with the GiB needed and had on each GPU, and the
+        smallest TP or the GPU that would do. Room for
+            one sequence as long as the token budget (or the model's context, if shorter) is part of the need.
+    """
+    spec, card = resolve(replica)
+    fit = _fit(replica, spec, card)
+    room, least = _room(replica, card), _least_kv_bytes(replica, spec, fit)
+    if fit.needed_bytes + least > room:
+        raise DoesNotFit(
+            _explain(replica, spec, card, fit, least),
+            needed_bytes=fit.needed_bytes + least,
+            available_bytes=room,
+        )
+    return fit
+
+
+def kv_shard_bytes(replica: Replica, spec: Model, tokens: int) -> int:
+    """Return the KV bytes that one GPU of the fullest stage holds of one sequence, windows applied."""
+    full, windowed = _kv_layer_bytes(replica, spec)
+    part = shard(replica, spec)
+    window_layers = part.window_layers if spec.window else 0
+    inside = min(tokens, spec.window)
+    return (part.layers - window_layers) * full * tokens + window_layers * windowed * inside
+
+
+def _kv_layer_bytes(replica: Replica, spec: Model) -> tuple[int, int]:
+    """Bytes of one token in one full and in one windowed layer on one GPU; MLA's latent is not cut."""
+    ways = min(replica.tp, spec.kv_heads) if spec.attention == "gqa" else 1
+    full_layers = max(1, spec.layers - spec.window_layers)
+    full = spec.kv_full_bytes_per_token(replica.kv) // (full_layers * ways)
+    windowed = spec.kv_window_bytes_per_token(replica.kv) // (max(1, spec.window_layers) * ways)
+    return full or windowed, windowed
+
+
+def _fit(replica: Replica, spec: Model, card: Gpu) -> MemoryFit:
+    part = shard(replica, spec)
+    full_bytes, _ = _kv_layer_bytes(replica, spec)
+    window_layers = part.window_layers if spec.window else 0
+    full_layers = part.layers - window_layers
+    group = full_layers or part.layers
+    weight_bytes = _weight_bytes(replica, spec, part)
+    activation_bytes = _activation_bytes(replica, spec)
+    overhead_bytes = _CONTEXT_BYTES + _GRAPH_BYTES + (_COLLECTIVE_BYTES if replica.gpus > 1 else 0)
+    kv_bytes = max(0, _room(replica, card) - weight_bytes - activation_bytes - overhead_bytes)
+    page_bytes = replica.engine.block_tokens * group * full_bytes
+    windowed = bool(full_layers and window_layers)
+    return MemoryFit(
+        memory_bytes=card.memory_bytes,
+        weight_bytes=weight_bytes,
+        activation_bytes=activation_bytes,
+        overhead_bytes=overhead_bytes,
+        kv_bytes=kv_bytes,
+        page_bytes=page_bytes,
+        kv_blocks=kv_bytes // page_bytes,
+        window_group=-(-window_layers // full_layers) if windowed else 0,
+        window_blocks=-(-spec.window // replica.engine.block_tokens) if windowed else 0,
+    )
+
+
+def _room(replica: Replica, card: Gpu) -> int:
+    return int(card.memory_bytes * replica.engine.memory_utilization)
+
+
+def _weight_bytes(replica: Replica, spec: Model, part: Shard) -> int:
+    """Weights on one GPU; the fullest stage holds an embedding or a head, and the only stage both."""
+    embedding, head = 2 * spec.embedding_params(), 2 * spec.head_params()
+    tables = embedding + (0 if spec.tied_embeddings else head)
+    body = (spec.weight_bytes(replica.weights) - tables) * part.stage_share
+    vocabulary = tables if replica.pp == 1 else max(embedding, head)
+    copies = 0.0
+    if spec.attention == "gqa" and replica.tp > spec.kv_heads:
+        extra_heads = replica.tp - spec.kv_heads
+        copies = part.layers * 2.0 * extra_heads * spec.head_dim * spec.hidden * _linear_bytes(replica, spec)
+    if spec.attention == "mla":
+        latent = spec.hidden * (spec.q_lora_rank + spec.kv_lora_rank + spec.qk_rope_head_dim)
+        copies = part.layers * latent * (replica.tp - 1.0) * _linear_bytes(replica, spec)
+    return int((body + vocabulary + copies) / replica.tp)
+
+
+def _linear_bytes(replica: Replica, spec: Model) -> float:
+    """Bytes of one attention weight: checkpoints in mxfp4 keep attention in bf16."""
+    return 2.0 if replica.weights == "mxfp4" and spec.experts else DTYPE_BYTES[replica.weights]
+
+
+def _activation_bytes(replica: Replica, spec: Model) -> int:
+    """Peak of one layer at the full token budget, in bf16, and the sampler's logits."""
+    tp = replica.tp
+    attention = (spec.heads + 2 * spec.kv_heads) * spec.head_dim / tp
+    mlp = 3 * max(spec.intermediate, spec.shared_intermediate) / tp
+    routed = spec.experts_per_token * (3 * spec.expert_intermediate / tp + spec.hidden)
+    per_token = 2.0 * (4 * spec.hidden + attention + max(mlp, routed))
+    logits = 2.0 * 4.0 * spec.vocab * replica.engine.max_seqs
+    return int(per_token * replica.engine.max_batched_tokens + logits)
+
+
+def _least_kv_bytes(replica: Replica, spec: Model, fit: MemoryFit) -> int:
+    """Pages of one sequence as long as the token budget or the model's context."""
+    blocks = -(-min(replica.engine.max_batched_tokens, spec.max_context) // replica.engine.block_tokens)
+    return (
+        blocks + min(blocks, fit.window_blocks + 1 if fit.window_group else 0) * fit.window_group
+    ) * fit.page_bytes
+
+
+# --- the message --------------------------------------------------------------------------------------------
+
+
+def _explain(replica: Replica, spec: Model, card: Gpu, fit: MemoryFit, least: int) -> str:
+    room = _room(replica, card)
+    parts = (
+        ("weights", fit.weight_bytes),
+        ("activations", fit.activation_bytes),
+        ("engine", fit.overhead_bytes),
+        (f"KV of {min(replica.engine.max_batched_tokens, spec.max_context):,} tokens", least),
+    )
+    listed = ", ".join(f"{_gib(size)} {name}" for name, size in parts)
+    share = f"{replica.engine.memory_utilization:.0%} of {_gib(card.memory_bytes)}"
+    return (
+        f"{spec.key} ({replica.weights}, tp={replica.tp}, pp={replica.pp}) does not fit on {card.key}: each "
+        f"GPU needs {_gib(fit.needed_bytes + least)} ({listed}) and has {_gib(room)} ({share}); "
+        f"{_remedy(replica, spec, card)}"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB"
+
+
+def _remedy(replica: Replica, spec: Model, card: Gpu) -> str:
+    """The smallest TP on the same GPU, else the GPU with the least memory that would do, else what to try."""
+    tp = _smallest_tp(replica, spec, card)
+    if tp:
+        return f"tp={tp} would do"
+    cards = [other for other in map(gpu, gpu_keys()) if other.link_kind != "upi"]  # a CPU is no remedy
+    cards.sort(key=lambda other: (other.memory_bytes, other.key))
+    for other in cards:
+        if _would_fit(replica, spec, other, replica.tp):
+            return f"{other.key} with tp={replica.tp} would do"
+    for other in cards:
+        tp = _smallest_tp(replica, spec, other)
+        if tp:
+            return f"{other.key} with tp={tp} would do"
+    published = f" or weights={spec.native_dtype}" if spec.native_dtype != replica.weights else ""
+    return f"no TP up to 8 does on any GPU: try pp={2 * replica.pp}{published}"
+
+
+def _smallest_tp(replica: Replica, spec: Model, card: Gpu) -> int:
+    """The smallest power of two up to 8 that fits; 0 when there is none."""
+    return next(
+        (tp for tp in (1, 2, 4, 8) if tp in tp_degrees(spec, card) and _would_fit(replica, spec, card, tp)), 0
+    )
+
+
+def _would_fit(replica: Replica, spec: Model, card: Gpu, tp: int) -> bool:
+    candidate = msgspec.structs.replace(replica, gpu=card.key, tp=tp)
+    try:
+        resolve(candidate)
+    except BadInput:
+        return False
+    fit = _fit(candidate, spec, card)
+    return fit.needed_bytes + _least_kv_bytes(candidate, spec, fit) <= _room(candidate, card)

@@ -1,0 +1,24 @@
+"""One replica: its queue, the composition of each step, KV pages, the prefix cache.
+
+Lives here: the fast `Engine` (compiled), and `reference.py`, the slow engine that is its specification.
+May import: cost, policies, state, workload.
+Start reading in `core.py` (`Engine.step`), then `lane.py`, where a batch is kept as sums.
+"""
+
+from headway.engine.core import Engine
+from headway.engine.gaps import Gaps, LogCounts
+from headway.engine.law import StepLaw
+from headway.engine.sequence import FAILED, FINISHED, REJECTED, UNFINISHED, HashChains, Sequence
+
+__all__ = [
+    "FAILED",
+    "FINISHED",
+    "REJECTED",
+    "UNFINISHED",
+    "Engine",
+    "Gaps",
+    "HashChains",
+    "LogCounts",
+    "Sequence",
+    "StepLaw",
+]

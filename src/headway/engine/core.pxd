@@ -1,0 +1,76 @@
+from headway.engine.gaps cimport Gaps
+from headway.engine.lane cimport Lane
+from headway.engine.law cimport StepLaw
+from headway.engine.prefix cimport PrefixCache
+from headway.engine.queue cimport WaitingQueue
+from headway.engine.sequence cimport Line, Sequence
+from headway.engine.work cimport WorkDone
+from headway.state.views cimport ReplicaState, Request
+
+
+cdef class Engine(ReplicaState):
+    cdef readonly StepLaw law
+    cdef readonly str role
+    cdef long long max_tokens
+    cdef long long max_seqs
+    cdef long long block_tokens
+    cdef long long window
+    cdef long long window_group
+    cdef long long unit_tokens
+    cdef long long unit_pages
+    cdef long long max_context
+    cdef bint leaps
+    cdef WaitingQueue queue
+    cdef PrefixCache cache
+    cdef list lanes
+    cdef readonly Gaps gaps
+    cdef Sequence partial
+    cdef list flight
+    cdef double stage_free_s
+    cdef double[::1] stage_s
+    cdef Line incoming
+    cdef list landed
+    cdef long long used
+    cdef bint short_hit
+    cdef long long serial
+    cdef double next_s
+    cdef list out
+    cdef list starts
+    cdef double busy_since_s
+    cdef readonly double busy_s
+    cdef readonly long long kv_peak_blocks
+    cdef readonly long long preemptions
+    cdef readonly long long queried_tokens
+    cdef readonly long long hit_tokens
+    cdef readonly WorkDone work
+    cdef long long pages(self, long long tokens) noexcept
+    cdef bint fits(self, Sequence seq)
+    cdef int enqueue(self, Sequence seq, double now) except -1
+    cdef int expect(self, Sequence seq, double now) except -1
+    cdef int land(self, Sequence seq, double now) except -1
+    cdef int let_go(self, Sequence seq, double now) except -1
+    cpdef int set_leaps(self, bint leaps) except -1
+    cdef int notice(self, double now, bint urgent) except -1
+    cdef int step(self, double now) except -1
+    cdef int close(self, Lane lane, double now) except -1
+    cdef int close_decodes(self, Lane lane, double now) except -1
+    cdef int token(self, Lane lane, Sequence seq, double now) except -1
+    cdef int end(self, Sequence seq, double now) except -1
+    cdef bint open(self, Lane lane, double now) except -1
+    cdef int open_pipeline(self, double now) except -1
+    cdef int plan_leap(self, Lane lane, double now, bint preempted) except -1
+    cdef int start(self, Lane lane, double now) except -1
+    cdef double through_stages(self, double now, double stage_s, long long tokens) except? -1
+    cdef bint grow(self, Lane lane) except -1
+    cdef int preempt(self, Lane lane, Sequence seq, long long tokens) except -1
+    cdef bint continue_partial(self, Lane lane) except -1
+    cdef int admit_waiting(self, Lane lane, double now) except -1
+    cdef int admit_incoming(self, double now) except -1
+    cdef int chunk(self, Lane lane, Sequence seq, long long prefix, long long tokens) except -1
+    cdef long long price(self, Sequence seq, long long tokens) except? -1
+    cdef int allocate(self, Sequence seq, long long tokens) except -1
+    cdef int take(self, long long pages) except -1
+    cdef int free(self, Sequence seq, long long tokens) except -1
+    cpdef int refresh(self, double now) except -1
+    cpdef double busy_until(self, double now) except? -1
+    cpdef bint check_integrity(self) except -1

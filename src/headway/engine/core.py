@@ -1,0 +1,539 @@
+"""One replica: iteration-level continuous batching over paged KV, as vLLM V1 schedules it.
+
+Each step serves the running sequences first (one token each, then the prompt chunk under way), gives what is left
+of the token budget to waiting requests, and, when KV runs out, preempts the sequence admitted last, which computes
+its KV anew later. `Engine.step` is the whole life of a replica: close the step that ends now, open the next.
+`engine/reference.py` is the same engine without the arithmetic that makes this one fast, and is its specification.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cython
+import numpy as np
+
+from headway.engine.gaps import Gaps
+from headway.engine.lane import Lane
+from headway.engine.law import StepLaw
+from headway.engine.prefix import PrefixCache
+from headway.engine.queue import WaitingQueue
+from headway.engine.sequence import FINISHED, Line, Sequence
+from headway.engine.work import WorkDone
+from headway.policies.base import Policy
+from headway.state.views import ReplicaState, Request
+
+if TYPE_CHECKING:
+    from headway.cost import EngineSettings, StepTable
+
+NEVER = float("inf")
+
+
+class Engine(ReplicaState):
+    """A replica in the role "mixed", "prefill" or "decode"; `next_s` is when it wants `step` to be called.
+
+    `out` collects sequences that ended (or, in a prefill replica, are ready to be handed over), `starts` those
+    whose KV transfer may begin; the host empties both after each call.
+    """
+
+    def __init__(
+        self, index: cython.Py_ssize_t, table: StepTable, settings: EngineSettings, role: str,
+        order: Policy | None, unit_tokens: cython.longlong, gaps: Gaps,
+    ) -> None:
+        ReplicaState.__init__(self, index, table.kv_blocks)
+        self.law = StepLaw(table)
+        self.role = role
+        self.max_tokens = settings.max_batched_tokens
+        self.max_seqs = settings.max_seqs
+        self.block_tokens = table.block_tokens
+        self.window = table.window
+        self.window_group = table.window_group
+        self.max_context = table.max_context
+        self.leaps = True
+        self.unit_tokens = unit_tokens if settings.prefix_cache else 0
+        self.unit_pages = self.unit_tokens // self.block_tokens
+        self.queue = WaitingQueue(order)
+        self.cache = PrefixCache()
+        self.lanes = [Lane(self.block_tokens, self.window, self.window_group) for _ in range(table.stages)]
+        self.gaps = gaps
+        self.partial = None
+        self.flight = []
+        self.stage_free_s = 0.0
+        self.stage_s = np.zeros(table.stages)
+        self.incoming = Line()
+        self.landed = []
+        self.used = 0
+        self.short_hit = False
+        self.serial = 0
+        self.next_s = NEVER
+        self.out = []
+        self.starts = []
+        self.busy_since_s = -1.0
+        self.busy_s = 0.0
+        self.kv_peak_blocks = self.preemptions = self.queried_tokens = self.hit_tokens = 0
+        self.work = WorkDone(self.max_tokens, self.max_seqs)
+
+    # --- what the host tells the engine -------------------------------------------------------------------------
+
+    def fits(self, seq: Sequence) -> cython.bint:
+        """Whether the sequence could ever run here, alone."""
+        tokens: cython.longlong = seq.prompt_tokens + (1 if seq.handoff else seq.output_tokens)
+        return self.pages(tokens) <= self.kv_total_blocks and tokens <= self.max_context
+
+    def enqueue(self, seq: Sequence, now: cython.double) -> cython.int:
+        """A request arrives; its prompt is to be computed here."""
+        self.queue.push(seq)
+        self.waiting += 1
+        self.waiting_tokens += seq.target
+        if self.running < self.max_seqs and (self.waiting == 1 or self.queue.ordered):
+            self.notice(now, False)
+        return 0
+
+    def expect(self, seq: Sequence, now: cython.double) -> cython.int:
+        """A request computed elsewhere waits for room here to fetch its KV."""
+        self.incoming.append(seq)
+        self.waiting += 1
+        if self.running < self.max_seqs:
+            self.notice(now, False)
+        return 0
+
+    def land(self, seq: Sequence, now: cython.double) -> cython.int:
+        """The KV of a request has arrived."""
+        self.landed.append(seq)
+        self.notice(now, True)
+        return 0
+
+    def let_go(self, seq: Sequence, now: cython.double) -> cython.int:
+        """The KV of a request computed here has been fetched: its pages are free."""
+        self.free(seq, seq.target)
+        if self.waiting > 0:
+            self.notice(now, False)
+        return 0
+
+    def notice(self, now: cython.double, urgent: cython.bint) -> cython.int:
+        """Look at the news at the next step boundary: now if idle; a leap is cut at the step under way."""
+        lane: Lane = self.lanes[0]
+        if self.law.stages == 1:
+            if not lane.busy:
+                self.next_s = now
+            elif not lane.chunks and lane.planned > lane.done + 1:
+                lane.planned = lane.steps_by(now, lane.planned)
+                self.next_s = lane.end_s = lane.after(lane.planned)
+        elif len(self.flight) < len(self.lanes):
+            self.next_s = min(self.next_s, max(now, self.stage_free_s))
+        return 0
+
+    def set_leaps(self, leaps: cython.bint) -> cython.int:
+        """Take several decode steps at once (the default), or each by itself: the results are the same."""
+        self.leaps = leaps
+        return 0
+
+    # --- one step -----------------------------------------------------------------------------------------------
+
+    def step(self, now: cython.double) -> cython.int:
+        """Close what ends now and open what can start."""
+        lane: Lane
+        while self.flight:
+            lane = self.flight[0]
+            if lane.end_s > now:
+                break
+            self.flight.pop(0)
+            self.close(lane, now)
+        if self.law.stages == 1:
+            lane = self.lanes[0]
+            self.open(lane, now)
+            self.next_s = lane.end_s if lane.busy else NEVER
+        else:
+            self.open_pipeline(now)
+        if self.flight:
+            if self.busy_since_s < 0.0:
+                self.busy_since_s = now
+        elif self.busy_since_s >= 0.0:
+            self.busy_s += now - self.busy_since_s
+            self.busy_since_s = -1.0
+        return 0
+
+    def close(self, lane: Lane, now: cython.double) -> cython.int:
+        """Apply the step, or the leap of steps, that this lane has finished."""
+        seq: Sequence
+        lane.busy = False
+        self.close_decodes(lane, now)
+        lane.last_end_s = now
+        while lane.finish.size > 0 and lane.finish.keys[0] == lane.step:
+            seq = lane.finish.pop()
+            lane.leave(seq)
+            self.end(seq, now)
+        if lane.chunk_count > 0:
+            for seq in lane.chunks:
+                self.token(lane, seq, now)
+            lane.clear_chunks()
+            lane.dirty = True
+        return 0
+
+    def close_decodes(self, lane: Lane, now: cython.double) -> cython.int:
+        """Give each decoding sequence its tokens and count the gaps between them."""
+        seq: Sequence
+        single: cython.bint = lane.chunk_count > 0 or self.law.stages > 1 or len(lane.fresh) > 0
+        steps: cython.longlong = 1 if single else lane.planned - lane.done
+        if steps > 1:
+            self.take(lane.demand(lane.step + 1, steps - 1))
+        if lane.n > 0:
+            if not single:
+                lane.count_gaps(self.gaps)
+            elif now > self.gaps.since_s:
+                self.gaps.add(now - lane.last_end_s, lane.n - len(lane.fresh))
+                for seq in lane.fresh:
+                    self.gaps.add(now - seq.last_s, 1)
+            if lane.fresh:
+                lane.fresh = []
+        self.work.count(lane, steps)
+        lane.advance(steps)
+        return 0
+
+    def token(self, lane: Lane, seq: Sequence, now: cython.double) -> cython.int:
+        """The token that ends a prefill: the first, or the next after a preemption."""
+        if seq.generated == 0:
+            seq.first_s = now
+        elif now > self.gaps.since_s:
+            self.gaps.add(now - seq.last_s, 1)
+        seq.generated += 1
+        seq.last_s = now
+        if seq.generated == seq.output_tokens:
+            self.end(seq, now)
+        elif seq.handoff:
+            self.running -= 1
+            self.out.append(seq)
+        else:
+            lane.join(seq)
+        return 0
+
+    def end(self, seq: Sequence, now: cython.double) -> cython.int:
+        """The last token is out; the KV of that token was never needed."""
+        seq.status = FINISHED
+        seq.generated = seq.output_tokens
+        seq.last_s = now
+        seq.handoff = False
+        self.running -= 1
+        self.free(seq, seq.prompt_tokens + seq.output_tokens - 1)
+        self.out.append(seq)
+        return 0
+
+    def open(self, lane: Lane, now: cython.double) -> cython.bint:
+        """Compose this lane's next step: its own sequences first, then the prompt under way, then who waits.
+
+        True when somebody was preempted; then nobody is admitted in this step.
+        """
+        seq: Sequence
+        for seq in self.landed:
+            lane.join(seq)
+            lane.fresh.append(seq)
+        if self.landed:
+            self.landed = []
+        if self.incoming.size > 0:
+            self.admit_incoming(now)
+        preempted: cython.bint = self.grow(lane)
+        if self.partial is not None:
+            preempted = self.continue_partial(lane) or preempted
+        if self.queue.size > 0 and not preempted:
+            self.admit_waiting(lane, now)
+        if lane.chunk_count > 0 or self.law.stages > 1:
+            self.start(lane, now)
+        elif lane.n > 0:
+            self.plan_leap(lane, now, preempted)
+        return preempted
+
+    def open_pipeline(self, now: cython.double) -> cython.int:
+        """Let idle lanes into the first stage while it is free: those with work of their own first, longest idle.
+
+        A lane that lost all its work to a preemption frees pages: then all are asked again.
+        """
+        lane: Lane
+        work: cython.bint
+        again: cython.bint = True
+        while again:
+            again = False
+            idle: list = []
+            for lane in self.lanes:
+                if not lane.busy:
+                    idle.append((lane.n == 0, lane.last_end_s, len(idle), lane))
+            idle.sort()
+            for _, _, _, lane in idle:
+                if self.stage_free_s > now:
+                    break
+                again = (self.open(lane, now) and not lane.busy) or again
+        self.next_s = NEVER
+        if self.flight:
+            lane = self.flight[0]
+            self.next_s = lane.end_s
+            work = self.partial is not None or self.queue.size > 0 or len(self.landed) > 0
+            for lane in self.lanes:
+                if not lane.busy and (lane.n > 0 or work) and self.stage_free_s > now:
+                    self.next_s = min(self.next_s, self.stage_free_s)
+        return 0
+
+    def plan_leap(self, lane: Lane, now: cython.double, preempted: cython.bint) -> cython.int:
+        """Plan decode steps up to the next thing that can change the batch.
+
+        After a preemption nobody was admitted, so the queue's head has to be looked at again one step later; so has
+        one that finds a part of its prompt cached but too few pages for the rest, since it needs fewer of them at
+        once when the cached part is evicted.
+        """
+        if lane.dirty:
+            lane.drop_anchor(now, self.law)
+        steps: cython.longlong = lane.finish.keys[0] - lane.step
+        if lane.cross.size > 0:
+            steps = min(steps, lane.cross.keys[0] - lane.step)
+        if not self.leaps or lane.fresh or (self.queue.size > 0 and (preempted or self.short_hit or self.queue.rekeys)):
+            steps = 1
+        if steps > 1:
+            steps = 1 + lane.affordable(steps - 1, self.kv_total_blocks - self.used)
+        lane.planned = lane.done + steps
+        lane.end_s = lane.after(lane.planned)
+        lane.busy = True
+        self.flight.append(lane)
+        return 0
+
+    def start(self, lane: Lane, now: cython.double) -> cython.int:
+        """Run one step of this lane, prefill chunks and all."""
+        tokens: cython.longlong = lane.n + lane.chunk_tokens
+        if tokens == 0:
+            return 0
+        seconds: cython.double = lane.chunk_s + self.law.mixed_s(
+            lane.n, lane.ctx, lane.ctx_window, tokens, lane.n + lane.chunk_count
+        )
+        if self.law.stages == 1:
+            lane.end_s = now + seconds
+        else:
+            lane.end_s = self.through_stages(now, seconds, tokens)
+        lane.busy = True
+        self.flight.append(lane)
+        return 0
+
+    def through_stages(
+        self, now: cython.double, stage_s: cython.double, tokens: cython.longlong
+    ) -> cython.double:
+        """When the last stage ends: each starts when the batch has come over and the batch before it has left."""
+        at: cython.double = now
+        i: cython.Py_ssize_t
+        for i in range(self.stage_s.shape[0]):
+            if i > 0:
+                at += self.law.p2p_s[tokens]
+            at = max(at, self.stage_s[i]) + stage_s
+            self.stage_s[i] = at
+        self.stage_free_s = self.stage_s[0]
+        return at
+
+    # --- who runs -----------------------------------------------------------------------------------------------
+
+    def grow(self, lane: Lane) -> cython.bint:
+        """Give the decoding sequences the pages of this step, preempting the latest; True when it had to."""
+        preempted: cython.bint = False
+        seq: Sequence
+        need: cython.longlong = lane.demand(lane.step, 1)
+        while need > self.kv_total_blocks - self.used:
+            preempted = True
+            if self.partial is not None:
+                seq = self.partial
+                self.partial = None
+                self.preempt(lane, seq, seq.computed)
+            else:
+                seq = lane.latest()
+                if lane.step > seq.join_step:
+                    seq.last_s = lane.last_end_s
+                lane.withdraw(seq)
+                self.preempt(lane, seq, seq.prompt_tokens + seq.generated - 1)
+            need = lane.demand(lane.step, 1)
+        if need > 0:
+            self.take(need)
+        return preempted
+
+    def preempt(self, lane: Lane, seq: Sequence, tokens: cython.longlong) -> cython.int:
+        """Take back all pages of a sequence; it waits at the head of the queue to compute its KV anew."""
+        self.free(seq, tokens)
+        if lane.fresh:
+            lane.fresh = [other for other in lane.fresh if other is not seq]
+        seq.target = seq.prompt_tokens + seq.generated
+        seq.computed = 0
+        seq.preemptions += 1
+        seq.recomputed += tokens
+        self.preemptions += 1
+        self.running -= 1
+        self.waiting += 1
+        self.waiting_tokens += seq.target
+        self.queue.push_back_in(seq)
+        return 0
+
+    def continue_partial(self, lane: Lane) -> cython.bint:
+        """Schedule the next chunk of the prompt under way; without pages it is preempted, and True returned."""
+        seq: Sequence = self.partial
+        tokens: cython.longlong = min(seq.target - seq.computed, self.max_tokens - lane.n)
+        if tokens <= 0:
+            return False
+        if self.price(seq, seq.computed + tokens) > self.kv_total_blocks - self.used:
+            self.partial = None
+            self.preempt(lane, seq, seq.computed)
+            return True
+        self.allocate(seq, seq.computed + tokens)
+        self.chunk(lane, seq, seq.computed, tokens)
+        return False
+
+    def admit_waiting(self, lane: Lane, now: cython.double) -> cython.int:
+        """Admit from the queue's head while budget, places and pages last."""
+        seq: Sequence
+        hit: cython.longlong
+        tokens: cython.longlong
+        budget: cython.longlong = self.max_tokens - lane.n - lane.chunk_tokens
+        self.short_hit = False
+        while self.queue.size > 0 and budget > 0 and self.running < self.max_seqs:
+            seq = self.queue.peek(now)
+            hit = self.cached_tokens(seq)
+            tokens = min(seq.target - hit, budget)
+            if self.price(seq, hit + tokens) > self.kv_total_blocks - self.used:
+                self.short_hit = hit > 0
+                return 0
+            self.queue.drop_head()
+            self.waiting -= 1
+            self.waiting_tokens -= seq.target
+            self.running += 1
+            self.serial += 1
+            seq.serial = self.serial
+            if seq.hash_count > 0:
+                self.queried_tokens += seq.target
+                self.hit_tokens += hit
+            if seq.preemptions == 0:
+                seq.admitted_s = now
+                seq.cached = hit
+            self.allocate(seq, hit + tokens)
+            self.chunk(lane, seq, hit, tokens)
+            budget -= tokens
+        return 0
+
+    def admit_incoming(self, now: cython.double) -> cython.int:
+        """Reserve pages for KV computed elsewhere, first come first served; preempted requests of our own go first."""
+        seq: Sequence
+        while self.incoming.size > 0 and self.queue.size == 0 and self.running < self.max_seqs:
+            seq = self.incoming.first()
+            if self.pages(seq.target) > self.kv_total_blocks - self.used:
+                return 0
+            self.incoming.drop_first()
+            self.waiting -= 1
+            self.running += 1
+            self.serial += 1
+            seq.serial = self.serial
+            self.take(self.pages(seq.target))
+            self.starts.append(seq)
+        return 0
+
+    def chunk(
+        self, lane: Lane, seq: Sequence, prefix: cython.longlong, tokens: cython.longlong
+    ) -> cython.int:
+        """Put `tokens` prompt tokens behind `prefix` into this lane's step."""
+        lane.chunk_s += self.law.chunk_s(prefix, tokens, self.window)
+        lane.chunk_tokens += tokens
+        lane.chunk_count += 1
+        self.work.count_chunk(prefix, tokens, self.window)
+        seq.computed = prefix + tokens
+        if seq.computed == seq.target:
+            lane.chunks.append(seq)
+            self.partial = None
+        else:
+            self.partial = seq
+        return 0
+
+    # --- KV pages -----------------------------------------------------------------------------------------------
+
+    def pages(self, tokens: cython.longlong) -> cython.longlong:
+        """Pages that hold the KV of `tokens` tokens of one sequence, sharing nothing."""
+        blocks: cython.longlong = (tokens + self.block_tokens - 1) // self.block_tokens
+        if self.window == 0:
+            return blocks
+        return blocks + self.window_group * min(blocks, (self.window + self.block_tokens - 2) // self.block_tokens)
+
+    def price(self, seq: Sequence, tokens: cython.longlong) -> cython.longlong:
+        """Free pages it takes to let the sequence hold `tokens` tokens instead of the `computed` it holds."""
+        need: cython.longlong = self.pages(tokens) - self.pages(seq.computed)
+        if self.unit_tokens == 0 or need <= self.kv_total_blocks - self.used:
+            return need
+        covered: cython.longlong = min(tokens // self.unit_tokens, seq.hash_count)
+        shared: cython.longlong = self.cache.pinned(seq.chains, seq.hash_start + seq.held, covered - seq.held)
+        return need - shared * self.unit_pages
+
+    def allocate(self, seq: Sequence, tokens: cython.longlong) -> cython.int:
+        """Take the pages that `price` named; prompt units covered now can be shared from now on."""
+        need: cython.longlong = self.pages(tokens) - self.pages(seq.computed)
+        if self.unit_tokens > 0:
+            covered: cython.longlong = min(tokens // self.unit_tokens, seq.hash_count)
+            while seq.held < covered:
+                if self.cache.acquire(seq.chains.ids[seq.hash_start + seq.held]) == 2:
+                    need -= self.unit_pages
+                seq.held += 1
+        self.take(need)
+        return 0
+
+    def take(self, pages: cython.longlong) -> cython.int:
+        """Use pages, evicting idle cached units where no page is free otherwise."""
+        self.used += pages
+        while self.used + self.cache.idle * self.unit_pages > self.kv_total_blocks:
+            self.cache.evict()
+        if self.used > self.kv_peak_blocks:
+            self.kv_peak_blocks = self.used
+        return 0
+
+    def free(self, seq: Sequence, tokens: cython.longlong) -> cython.int:
+        """Give back the pages of a sequence that holds `tokens` tokens; its full units stay cached, idle."""
+        unit: cython.longlong
+        self.used -= self.pages(tokens)
+        if self.unit_tokens == 0 or seq.hash_count == 0:
+            return 0
+        covered: cython.longlong = min(tokens // self.unit_tokens, seq.hash_count)
+        self.used += seq.held * self.unit_pages
+        while seq.held < covered:
+            if self.cache.acquire(seq.chains.ids[seq.hash_start + seq.held]) != 2:
+                self.used += self.unit_pages
+            seq.held += 1
+        while seq.held > 0:
+            seq.held -= 1
+            if self.cache.release(seq.chains.ids[seq.hash_start + seq.held]):
+                self.used -= self.unit_pages
+        return 0
+
+    # --- what policies see --------------------------------------------------------------------------------------
+
+    def cached_tokens(self, request: Request) -> cython.longlong:
+        """Tokens of the prompt cached here; the last token is always computed, to have something to sample from."""
+        seq: Sequence = request
+        if self.unit_tokens == 0 or seq.hash_count == 0:
+            return 0
+        limit: cython.longlong = min(seq.hash_count, (seq.target - 1) // self.unit_tokens)
+        return self.cache.match(seq.chains, seq.hash_start, limit) * self.unit_tokens
+
+    def refresh(self, now: cython.double) -> cython.int:
+        """Bring the public counts up to `now`, in the midst of a leap too."""
+        lane: Lane
+        steps: cython.longlong
+        self.kv_used_blocks = self.used
+        self.context_tokens = 0 if self.partial is None else self.partial.computed
+        for lane in self.lanes:
+            self.context_tokens += lane.ctx - lane.n
+            if lane.busy and lane.chunk_count == 0 and self.law.stages == 1 and lane.planned > lane.done + 1:
+                steps = lane.steps_by(now, lane.planned) - 1 - lane.done
+                self.context_tokens += steps * lane.n
+                self.kv_used_blocks += lane.demand(lane.step + 1, steps)
+        while self.kv_used_blocks + self.cache.idle * self.unit_pages > self.kv_total_blocks:
+            self.cache.evict()
+        return 0
+
+    def busy_until(self, now: cython.double) -> cython.double:
+        """Seconds with a step in flight, from the start to `now`."""
+        return self.busy_s + (now - self.busy_since_s if self.busy_since_s >= 0.0 else 0.0)
+
+    def check_integrity(self) -> cython.bint:
+        """Check the sums against what they stand for; raises AssertionError naming what is broken."""
+        lane: Lane
+        for lane in self.lanes:
+            assert lane.n == lane.finish.size, f"{lane.n} decode, {lane.finish.size} have an end"
+            assert lane.n == np.asarray(lane.due).sum(), "block demand lost a sequence"
+            assert lane.n_window == np.asarray(lane.due_window).sum(), "window demand lost a sequence"
+        assert 0 <= self.used <= self.kv_total_blocks, f"{self.used} of {self.kv_total_blocks} pages used"
+        assert self.used + self.cache.idle * self.unit_pages <= self.kv_total_blocks, "more pages than there are"
+        return self.cache.check_integrity()

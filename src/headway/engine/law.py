@@ -1,0 +1,68 @@
+"""Step times as the core looks them up.
+
+A step with n decoding sequences, whose attention reads `ctx` tokens in all, and some prefill chunks takes
+
+    linear_s[tokens] + seq_s[sequences] + decode_s[n] + decode_ctx_s[n] * ctx + decode_window_s[n] * ctx_window
+    + sum over chunks (prefill_base_s + prefill_area_s * area + prefill_window_area_s * window_area)
+
+where area is the sum over the chunk's tokens of the context each attends to, itself included.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cython
+import numpy as np
+
+if TYPE_CHECKING:
+    from headway.cost import StepTable
+
+
+def window_area(prefix: cython.longlong, tokens: cython.longlong, window: cython.longlong) -> cython.longlong:
+    """Sum of min(position, window) over positions prefix+1 .. prefix+tokens."""
+    below: cython.longlong = min(max(window - prefix, 0), tokens)
+    return below * prefix + below * (below + 1) // 2 + (tokens - below) * window
+
+
+class StepLaw:
+    """The arrays of a `cost.StepTable`, typed; times in seconds."""
+
+    def __init__(self, table: StepTable) -> None:
+        def typed(values: object) -> np.ndarray:
+            return np.ascontiguousarray(values, dtype=np.float64).copy()
+
+        self.linear_s = typed(table.linear_s)
+        self.seq_s = typed(table.seq_s)
+        self.decode_s = typed(table.decode_s)
+        self.decode_ctx_s = typed(table.decode_ctx_s)
+        self.decode_window_s = typed(table.decode_window_s)
+        self.p2p_s = typed(table.p2p_s)
+        self.prefill_base_s = table.prefill_base_s
+        self.prefill_area_s = table.prefill_area_s
+        self.prefill_window_area_s = table.prefill_window_area_s
+        self.stages = table.stages
+
+    def decode_base(self, n: cython.longlong) -> cython.double:
+        """Seconds of a step with n decoding sequences and nothing else, but for what its context costs."""
+        return self.linear_s[n] + self.seq_s[n] + self.decode_s[n]
+
+    def chunk_s(
+        self, prefix: cython.longlong, tokens: cython.longlong, window: cython.longlong
+    ) -> cython.double:
+        """Attention seconds of a prefill chunk of `tokens` behind `prefix` tokens."""
+        area: cython.longlong = tokens * prefix + tokens * (tokens + 1) // 2
+        seconds: cython.double = self.prefill_base_s + self.prefill_area_s * area
+        if window > 0:
+            seconds += self.prefill_window_area_s * window_area(prefix, tokens, window)
+        return seconds
+
+    def mixed_s(
+        self, n: cython.longlong, ctx: cython.longlong, ctx_window: cython.longlong,
+        tokens: cython.longlong, seqs: cython.longlong,
+    ) -> cython.double:
+        """Seconds of a step with prefill chunks in it, without the chunks' own attention."""
+        seconds: cython.double = self.linear_s[tokens] + self.seq_s[seqs]
+        if n > 0:
+            seconds += self.decode_s[n] + self.decode_ctx_s[n] * ctx + self.decode_window_s[n] * ctx_window
+        return seconds

@@ -1,0 +1,81 @@
+"""The waiting line of one replica: first come first served, or by the keys of an order policy."""
+
+from __future__ import annotations
+
+import heapq
+
+import cython
+import numpy as np
+
+from headway.engine.sequence import Line, Sequence
+from headway.errors import BadInput
+from headway.policies.base import Policy
+from headway.state.views import QueueView
+
+
+class WaitingQueue:
+    """Without a policy a line. With one, a heap of (key, serial): requests are keyed in one call per admission
+    round, newcomers only, or all of them when the policy re-keys on "step".
+    """
+
+    def __init__(self, policy: Policy | None) -> None:
+        self.fifo = Line()
+        self.keyed = []
+        self.fresh = []
+        self.policy = policy
+        self.ordered = policy is not None
+        self.rekeys = policy is not None and "step" in policy.rekey_on
+        self.serial = 0
+        self.size = 0
+
+    def push(self, seq: Sequence) -> cython.int:
+        """Add an arriving request at the end."""
+        self.size += 1
+        self.serial += 1
+        if self.ordered:
+            self.fresh.append((self.serial, seq))
+        else:
+            self.fifo.append(seq)
+        return 0
+
+    def push_back_in(self, seq: Sequence) -> cython.int:
+        """Put a preempted request back: at the head, or where its key says, before its equals."""
+        self.size += 1
+        if self.ordered:
+            self.fresh.append((-seq.serial, seq))
+        else:
+            self.fifo.append_first(seq)
+        return 0
+
+    def peek(self, now: cython.double) -> Sequence:
+        """Show the request to be served next; the queue must not be empty."""
+        if not self.ordered:
+            return self.fifo.first()
+        if self.fresh or self.rekeys:
+            self.key_fresh(now)
+        return self.keyed[0][2]
+
+    def drop_head(self) -> cython.int:
+        """Remove the request that `peek` showed."""
+        self.size -= 1
+        if self.ordered:
+            heapq.heappop(self.keyed)
+        else:
+            self.fifo.drop_first()
+        return 0
+
+    def key_fresh(self, now: cython.double) -> cython.int:
+        """Ask the policy for the missing keys."""
+        if self.rekeys:
+            self.fresh.extend((serial, seq) for _, serial, seq in self.keyed)
+            self.keyed.clear()
+        keys = np.asarray(self.policy.order(QueueView(now, [seq for _, seq in self.fresh])), dtype=np.float64)
+        if keys.shape != (len(self.fresh),) or np.isnan(keys).any():
+            raise BadInput(
+                f"order policy {type(self.policy).__name__} answered {keys!r} for {len(self.fresh)} waiting requests: "
+                "one number per request is expected, none of them NaN"
+            )
+        for key, (serial, seq) in zip(keys.tolist(), self.fresh, strict=True):
+            heapq.heappush(self.keyed, (key, serial, seq))
+        self.fresh.clear()
+        return 0

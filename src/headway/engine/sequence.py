@@ -1,0 +1,188 @@
+"""A request inside an engine, and the heap that says which sequence finishes at which step."""
+
+from __future__ import annotations
+
+import cython
+import numpy as np
+
+from headway.state.views import Request
+
+FINISHED = 0
+REJECTED = 1
+FAILED = 2
+UNFINISHED = 3
+
+
+class HashChains:
+    """Block ids of one batch of requests, back to back; a sequence holds its slice of them."""
+
+    def __init__(self, ids: cython.longlong[::1]) -> None:
+        self.ids = ids
+
+
+class Sequence(Request):
+    """A request with what only the engine knows: its true length, progress, pages and times.
+
+    `target`: tokens whose KV must be computed before it decodes (the prompt; after a preemption the generated
+    tokens too). `computed`: of these, how many are. `held`: prefix units referenced.
+    """
+
+    def __init__(
+        self, id: cython.longlong, arrival_s: cython.double, prompt_tokens: cython.longlong,
+        output_tokens: cython.longlong,
+    ) -> None:
+        self.fill(id, arrival_s, prompt_tokens, output_tokens)
+
+    def fill(
+        self, id: cython.longlong, arrival_s: cython.double, prompt_tokens: cython.longlong,
+        output_tokens: cython.longlong,
+    ) -> cython.int:
+        """Set every field; after `Sequence.__new__` this makes a sequence at a third of a constructor's price."""
+        nan: cython.double = float("nan")
+        self.id = id
+        self.arrival_s = arrival_s
+        self.prompt_tokens = prompt_tokens
+        self.predicted_output_tokens = nan
+        self.priority = 0
+        self.deadline_s = float("inf")
+        self.slo_class = 0
+        self.tenant = 0
+        self.session = -1
+        self.output_tokens = output_tokens
+        self.generated = 0
+        self.target = prompt_tokens
+        self.computed = 0
+        self.cached = 0
+        self.held = 0
+        self.recomputed = 0
+        self.preemptions = 0
+        self.status = UNFINISHED
+        self.handoff = False
+        self.serial = 0
+        self.join_step = 0
+        self.finish_step = 0
+        self.cross_step = 0
+        self.admitted_s = nan
+        self.first_s = nan
+        self.last_s = nan
+        self.pool = 0
+        self.replica = -1
+        self.source = -1
+        self.row = 0
+        self.chains = None
+        self.hash_start = 0
+        self.hash_count = 0
+        return 0
+
+
+class StepHeap:
+    """Binary min-heap of sequences keyed by a step number; equal keys come out in order of admission."""
+
+    def __init__(self) -> None:
+        self.keys = np.zeros(64, dtype=np.int64)
+        self.serials = np.zeros(64, dtype=np.int64)
+        self.items = []
+        self.size = 0
+
+    def push(self, key: cython.longlong, seq: Sequence) -> cython.int:
+        """Add a sequence."""
+        self.size += 1
+        if self.size > len(self.items):
+            self.items.append(None)
+            if self.size > self.keys.shape[0]:
+                more = np.zeros(self.size, dtype=np.int64)
+                self.keys = np.concatenate([np.asarray(self.keys), more])
+                self.serials = np.concatenate([np.asarray(self.serials), more])
+        return self.put(self.size - 1, key, seq.serial, seq)
+
+    def pop(self) -> Sequence:
+        """Take the sequence with the smallest key."""
+        top: Sequence = self.items[0]
+        self.remove(top)
+        return top
+
+    def remove(self, seq: Sequence) -> cython.bint:
+        """Take this sequence out, wherever it stands: O(1) at the top, else O(n), which only preemptions pay."""
+        at: cython.Py_ssize_t
+        last: cython.Py_ssize_t = self.size - 1
+        for at in range(self.size):
+            if self.items[at] is seq:
+                self.size = last
+                moved: object = self.items[last]
+                self.items[last] = None
+                if at < last:
+                    self.put(at, self.keys[last], self.serials[last], moved)
+                return True
+        return False
+
+    def put(
+        self, at: cython.Py_ssize_t, key: cython.longlong, serial: cython.longlong, seq: object
+    ) -> cython.int:
+        """Fill the hole at `at` with an entry, moving the hole up or down to where the entry belongs."""
+        to: cython.Py_ssize_t
+        while at > 0:
+            to = (at - 1) >> 1
+            if self.keys[to] < key or (self.keys[to] == key and self.serials[to] < serial):
+                break
+            self.keys[at] = self.keys[to]
+            self.serials[at] = self.serials[to]
+            self.items[at] = self.items[to]
+            at = to
+        while True:
+            to = 2 * at + 1
+            if to >= self.size:
+                break
+            if to + 1 < self.size and (
+                self.keys[to + 1] < self.keys[to]
+                or (self.keys[to + 1] == self.keys[to] and self.serials[to + 1] < self.serials[to])
+            ):
+                to += 1
+            if key < self.keys[to] or (key == self.keys[to] and serial < self.serials[to]):
+                break
+            self.keys[at] = self.keys[to]
+            self.serials[at] = self.serials[to]
+            self.items[at] = self.items[to]
+            at = to
+        self.keys[at] = key
+        self.serials[at] = serial
+        self.items[at] = seq
+        return 0
+
+
+class Line:
+    """First in, first out; who was preempted may step in at the front."""
+
+    def __init__(self) -> None:
+        self.items = []
+        self.head = 0
+        self.size = 0
+
+    def append(self, seq: Sequence) -> cython.int:
+        """Join at the end."""
+        self.items.append(seq)
+        self.size += 1
+        return 0
+
+    def append_first(self, seq: Sequence) -> cython.int:
+        """Step in at the front."""
+        if self.head > 0:
+            self.head -= 1
+            self.items[self.head] = seq
+        else:
+            self.items.insert(0, seq)
+        self.size += 1
+        return 0
+
+    def first(self) -> Sequence:
+        """Who is served next; the line must not be empty."""
+        return self.items[self.head]
+
+    def drop_first(self) -> cython.int:
+        """Serve the first; the served are forgotten when they are the greater part of the list."""
+        self.items[self.head] = None
+        self.head += 1
+        self.size -= 1
+        if self.head >= 256 and 2 * self.head >= len(self.items):
+            del self.items[: self.head]
+            self.head = 0
+        return 0

@@ -1,0 +1,16 @@
+from headway.engine.lane cimport Lane
+
+
+cdef class WorkDone:
+    cdef readonly long long steps
+    cdef readonly long long chunks
+    cdef readonly long long area
+    cdef readonly long long window_area
+    cdef long long[::1] steps_by_tokens
+    cdef long long[::1] prefill_by_tokens
+    cdef long long[::1] steps_by_seqs
+    cdef long long[::1] steps_by_decodes
+    cdef long long[::1] ctx_by_decodes
+    cdef long long[::1] window_by_decodes
+    cdef int count(self, Lane lane, long long steps) except -1
+    cdef int count_chunk(self, long long prefix, long long tokens, long long window) except -1

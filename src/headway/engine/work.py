@@ -1,0 +1,65 @@
+"""What an engine has computed, in exact integers, so that leaping or stepping through it gives the same sums."""
+
+from __future__ import annotations
+
+import cython
+import numpy as np
+
+from headway.engine.lane import Lane
+from headway.engine.law import window_area
+
+
+class WorkDone:
+    """Counts by the sizes a step law is indexed with; energy is a sum of products with the law's joules.
+
+    `steps_by_*[n]`: steps with n tokens, sequences, decoding sequences. `prefill_by_tokens[n]`: prompt tokens in
+    steps of n tokens. `ctx_by_decodes[n]`, `window_by_decodes[n]`: tokens read by attention in steps of n decodes.
+    """
+
+    def __init__(self, max_tokens: cython.longlong, max_seqs: cython.longlong) -> None:
+        self.steps = self.chunks = self.area = self.window_area = 0
+        self.steps_by_tokens = np.zeros(max_tokens + 1, dtype=np.int64)
+        self.prefill_by_tokens = np.zeros(max_tokens + 1, dtype=np.int64)
+        self.steps_by_seqs = np.zeros(max_seqs + 1, dtype=np.int64)
+        self.steps_by_decodes = np.zeros(max_seqs + 1, dtype=np.int64)
+        self.ctx_by_decodes = np.zeros(max_seqs + 1, dtype=np.int64)
+        self.window_by_decodes = np.zeros(max_seqs + 1, dtype=np.int64)
+
+    def count(self, lane: Lane, steps: cython.longlong) -> cython.int:
+        """Count `steps` steps of a lane that is about to make them."""
+        n: cython.longlong = lane.n
+        tokens: cython.longlong = n + lane.chunk_tokens
+        pairs: cython.longlong = steps * (steps - 1) // 2
+        self.steps += steps
+        self.steps_by_tokens[tokens] += steps
+        self.prefill_by_tokens[tokens] += lane.chunk_tokens
+        self.steps_by_seqs[n + lane.chunk_count] += steps
+        self.steps_by_decodes[n] += steps
+        self.ctx_by_decodes[n] += steps * lane.ctx + n * pairs
+        self.window_by_decodes[n] += steps * lane.ctx_window + lane.n_window * pairs
+        return 0
+
+    def count_chunk(
+        self, prefix: cython.longlong, tokens: cython.longlong, window: cython.longlong
+    ) -> cython.int:
+        """Count a prefill chunk of `tokens` behind `prefix`."""
+        self.chunks += 1
+        self.area += tokens * prefix + tokens * (tokens + 1) // 2
+        if window > 0:
+            self.window_area += window_area(prefix, tokens, window)
+        return 0
+
+    def as_dict(self) -> dict[str, object]:
+        """The counts as numbers and int64 arrays."""
+        return {
+            "steps": self.steps,
+            "chunks": self.chunks,
+            "area": self.area,
+            "window_area": self.window_area,
+            "steps_by_tokens": np.array(self.steps_by_tokens),
+            "prefill_by_tokens": np.array(self.prefill_by_tokens),
+            "steps_by_seqs": np.array(self.steps_by_seqs),
+            "steps_by_decodes": np.array(self.steps_by_decodes),
+            "ctx_by_decodes": np.array(self.ctx_by_decodes),
+            "window_by_decodes": np.array(self.window_by_decodes),
+        }

@@ -1,0 +1,140 @@
+"""The catalogue: reads the data files once, looks up GPUs by name, builds nodes."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from headway.errors import BadInput, UnknownName
+from headway.hardware.facts import Gpu, Link, LinkKind, LinkTopology, Node, Source
+from headway.specs import Spec, from_mapping, read_yaml
+from headway.units import parse_bytes, parse_seconds
+
+__all__ = ["gpu", "gpu_keys", "node", "nodes"]
+
+_NODE_SIZES = (1, 2, 4, 8, 72)
+
+_DATA = Path(__file__).with_name("data")
+_WHOLE = ("sm_count", "gpus_per_node")
+
+
+def gpu(key: str) -> Gpu:
+    """Return the GPU of that name.
+
+    Raises:
+        UnknownName: naming the nearest.
+    """
+    catalogue = _catalogue()
+    if key not in catalogue:
+        raise UnknownName("GPU", key, catalogue)
+    return catalogue[key]
+
+
+def gpu_keys() -> list[str]:
+    """Return the names of all GPUs, sorted."""
+    return sorted(_catalogue())
+
+
+@cache
+def node(gpu_key: str, count: int) -> Node:
+    """Return a node of `count` GPUs: 1, 2, 4, 8 or 72 (NVL72), up to the largest scale-up domain sold.
+
+    Raises:
+        UnknownName: no such GPU.
+        BadInput: no such node of this GPU, with the counts there are.
+    """
+    card = gpu(gpu_key)
+    sizes = _node_sizes(card)
+    if count not in sizes:
+        raise BadInput(
+            f"no node of {count} {gpu_key}: allowed are {', '.join(map(str, sizes))}; "
+            f"for more GPUs use several nodes of {sizes[-1]}"
+        )
+    bytes_per_s = card.link_bytes_per_s
+    if card.link_topology == "mesh" and count > 1:
+        bytes_per_s *= (count - 1) / (card.gpus_per_node - 1)  # links to absent peers carry nothing
+    return Node(
+        key=_node_key(gpu_key, count),
+        gpu=gpu_key,
+        gpu_count=count,
+        scale_up=Link(name=card.link_kind, bytes_per_s=bytes_per_s, latency_s=card.link_latency_s),
+        scale_out=Link(name="rdma", bytes_per_s=card.rdma_bytes_per_s, latency_s=card.rdma_latency_s),
+    )
+
+
+def nodes() -> list[str]:
+    """Return the keys of all nodes (`h100-sxm-x8`, `gb200-nvl72`), by GPU and then by size."""
+    return [_node_key(key, size) for key in gpu_keys() for size in _node_sizes(gpu(key))]
+
+
+def _node_sizes(card: Gpu) -> list[int]:
+    return [size for size in _NODE_SIZES if size <= card.gpus_per_node]
+
+
+def _node_key(gpu_key: str, count: int) -> str:
+    return f"{gpu_key}-nvl{count}" if count > 8 else f"{gpu_key}-x{count}"
+
+
+# --- data files ------------------------------------------------------------------------------------------
+
+
+class _Figure(Spec, frozen=True, kw_only=True):
+    """A number, the document it is from (a key of the file's `sources`) and what else there is to say."""
+
+    value: float | str
+    source: str
+    note: str = ""
+    date: str = ""
+
+
+class _Entry(Spec, frozen=True, kw_only=True):
+    name: str
+    vendor: str
+    link_kind: LinkKind
+    link_topology: LinkTopology = "switch"
+    figures: dict[str, _Figure]
+
+
+class _File(Spec, frozen=True, kw_only=True):
+    sources: dict[str, Source]
+    gpus: dict[str, _Entry]
+
+
+@cache
+def _catalogue() -> dict[str, Gpu]:
+    catalogue: dict[str, Gpu] = {}
+    for path in sorted(_DATA.glob("*.yaml")):
+        file = from_mapping(_File, read_yaml(path), path.name)
+        catalogue |= {key: _gpu(key, entry, file.sources) for key, entry in file.gpus.items()}
+    return catalogue
+
+
+def _gpu(key: str, entry: _Entry, documents: dict[str, Source]) -> Gpu:
+    fields: dict[str, Any] = {"key": key, "peak_flops": {}, "usd_per_hour": None, "price_date": ""}
+    for name in ("name", "vendor", "link_kind", "link_topology"):
+        fields[name] = getattr(entry, name)
+    for name, figure in entry.figures.items():
+        group, _, dtype = name.partition(".")
+        if dtype:
+            fields[group][dtype] = _number(name, figure.value)
+        else:
+            fields[name] = _number(name, figure.value)
+    if "usd_per_hour" in entry.figures:
+        fields["price_date"] = entry.figures["usd_per_hour"].date
+    fields["sources"] = {name: _source(figure, documents) for name, figure in entry.figures.items()}
+    return from_mapping(Gpu, fields, key)
+
+
+def _number(name: str, value: float | str) -> float:
+    if name.endswith("_bytes"):
+        return parse_bytes(value)
+    if name.endswith("_latency_s"):
+        return parse_seconds(value)
+    return int(value) if name in _WHOLE else float(value)
+
+
+def _source(figure: _Figure, documents: dict[str, Source]) -> Source:
+    document = documents[figure.source]
+    parts = [document.source, figure.note, figure.date]
+    return Source(kind=document.kind, source="; ".join(part for part in parts if part))

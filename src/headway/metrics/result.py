@@ -1,0 +1,203 @@
+"""`Result`: what happened in one run, simulated or measured; as JSON the schema headway.result/1.
+
+Units are last in the names. None (null in JSON, never NaN) is a value that is unknown or undefined, such as
+a mean over nothing. `docs/result-schema.md` describes every field.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from headway.errors import BadInput
+from headway.metrics.attainment import SloOutcome, attained, count_by_class, judge
+from headway.metrics.histogram import Histogram
+from headway.metrics.records import Records
+from headway.metrics.slo import Slo, Slos
+from headway.specs import Spec, from_mapping, to_mapping
+
+__all__ = ["Latency", "Result"]
+
+SCHEMA = "headway.result/1"
+PERCENTS = (50.0, 90.0, 95.0, 99.0)
+
+
+class Window(Spec, frozen=True, kw_only=True):
+    """The stretch of the run that rates are taken over; see `summarize` for the rule."""
+
+    start_s: float
+    end_s: float
+    rule: Literal["arrivals", "run"]
+    warmup_fraction: float
+    measured: int  # requests that arrived after warm-up
+
+
+class Requests(Spec, frozen=True, kw_only=True):
+    """Requests of the whole run; arrived = finished + rejected + failed + unfinished."""
+
+    arrived: int
+    finished: int
+    rejected: int
+    failed: int
+    unfinished: int
+
+
+class Tokens(Spec, frozen=True, kw_only=True):
+    """Tokens of the whole run."""
+
+    prompt: int
+    cached: int
+    output: int
+    recomputed: int
+
+
+class Latency(Spec, frozen=True, kw_only=True):
+    """Distribution of one latency, seconds; `method` says where its percentiles come from."""
+
+    count: int
+    mean: float | None
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    method: Literal["exact", "histogram"]
+
+    @classmethod
+    def of_histogram(cls, histogram: Histogram) -> Latency:
+        """Return mean (exact) and percentiles (within 1 %) of what a histogram counted."""
+        p50, p90, p95, p99 = histogram.percentiles(PERCENTS)
+        return cls(
+            count=histogram.count, mean=histogram.mean, p50=p50, p90=p90, p95=p95, p99=p99, method="histogram"
+        )
+
+
+class Throughput(Spec, frozen=True, kw_only=True):
+    """Rates of requests that finished inside the window, and of their output tokens."""
+
+    requests_per_s: float | None
+    output_tokens_per_s: float | None
+    output_tokens_per_s_per_gpu: float | None
+
+
+class Kv(Spec, frozen=True, kw_only=True):
+    """The KV cache over the whole run: highest share of blocks in use, prefix hits, preemptions."""
+
+    peak_utilization: float | None
+    prefix_hit_rate: float | None
+    prefix_queried_tokens: int
+    prefix_hit_tokens: int
+    preemptions: int
+
+
+class ReplicaLoad(Spec, frozen=True, kw_only=True):
+    """One replica over the whole run: time with a step in flight, and its share of the run."""
+
+    busy_s: float
+    utilization: float | None
+    kv_peak_utilization: float | None
+
+
+class Energy(Spec, frozen=True, kw_only=True):
+    """Energy of all GPUs over the whole run; joules = idle + prefill + decode."""
+
+    joules: float
+    idle_joules: float
+    prefill_joules: float
+    decode_joules: float
+    joules_per_output_token: float | None
+    mean_watts: float | None
+    kind: Literal["estimated", "measured"]
+
+
+class Carbon(Spec, frozen=True, kw_only=True):
+    """Grams of CO2 of that energy, with the site's overhead."""
+
+    grams: float
+    grams_per_million_output_tokens: float | None
+    g_per_kwh: float
+    pue: float
+
+
+class Cost(Spec, frozen=True, kw_only=True):
+    """Rent of all GPUs, busy or idle, over the whole run."""
+
+    usd: float | None
+    usd_per_hour: float | None
+    usd_per_million_output_tokens: float | None
+
+
+class Result(Spec, frozen=True, kw_only=True):
+    """What happened in one run. `records` (a row per request) stays in memory: JSON does not carry it."""
+
+    schema: str = SCHEMA
+    deployment: dict[str, Any] | None = None
+    workload: dict[str, Any] | None = None
+    seed: int | None = None
+    gpus: int
+    duration_s: float
+    window: Window
+    requests: Requests
+    tokens: Tokens
+    ttft_s: Latency
+    tpot_s: Latency
+    itl_s: Latency
+    e2e_s: Latency
+    throughput: Throughput
+    slo: SloOutcome
+    kv: Kv
+    steps: int
+    replicas: list[ReplicaLoad]
+    energy: Energy
+    carbon: Carbon
+    cost: Cost
+    provenance: dict[str, Any] = msgspec.field(default_factory=dict)
+    records: Records | None = None
+
+    def meets(self, slo: Slos) -> bool:
+        """Return whether the attainment this run reached, and its p99 ITL, satisfy `slo`.
+
+        With records any SLO can be asked about; without them only one with the per-request limits of the run.
+        False when no request was measured.
+
+        Raises:
+            BadInput: the run kept no records and was judged by other limits.
+        """
+        if self.records is not None:
+            rows = self.records["measured"]
+            measured = count_by_class(self.records, rows)
+            good = count_by_class(self.records, rows & attained(self.records, slo))
+        else:
+            own = self.slo.limits
+            if not isinstance(slo, Slo) or own is None or own.limits() != slo.limits():
+                raise BadInput(
+                    "this run kept no records: it can only be asked about the limits it was judged by"
+                )
+            measured, good = {0: self.slo.measured}, {0: self.slo.attained or 0}
+        return judge(measured, good, slo, self.itl_s.p99).met is True
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return every field as builtins in the order of the schema, nulls included, records left out."""
+        data = to_mapping(msgspec.structs.replace(self, records=None), defaults=True)
+        del data["records"]
+        return data
+
+    def to_json(self, indent: int = 2) -> str:
+        """Return the schema headway.result/1 as JSON text; equal results give equal bytes."""
+        return msgspec.json.format(msgspec.json.encode(self.to_mapping()), indent=indent).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "result") -> Result:
+        """Return the result that `to_json` wrote; `where` (a file name) is for error messages.
+
+        Raises:
+            BadInput: not JSON, another schema, or a field that is missing, unknown or of a wrong type.
+        """
+        try:
+            data = msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise BadInput(f"{where}: not JSON: {error}") from None
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise BadInput(f"{where}: expected a JSON object of the schema {SCHEMA!r}, came {schema!r}")
+        return from_mapping(cls, data, where)

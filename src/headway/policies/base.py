@@ -1,0 +1,36 @@
+"""The policy contract: a plain class that overrides only what it decides.
+
+Rules: deterministic; time and randomness come from the view; no I/O; every decision carries a short reason. The
+host validates each decision and refuses what it cannot do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headway.state.decisions import Accept
+from headway.state.views import ClusterState, PoolState, QueueView, Request
+
+
+class Policy:
+    """Base of every policy.
+
+    `reads_progress`: the host brings `context_tokens` and `kv_used_blocks` of the replicas up to the present before
+    it asks; policies that only count requests say False and save the host the work. `rekey_on`: when the keys of
+    requests already in a queue go stale: () never, ("step",) before each engine step.
+    """
+
+    reads_progress: bool = True
+    rekey_on: tuple[str, ...] = ()
+
+    def admit(self, request: Request, cluster: ClusterState) -> Any:
+        """Decide `Accept` or `Reject` when the request arrives."""
+        return Accept("no admission rule")
+
+    def route(self, request: Request, pool: PoolState) -> Any:
+        """Decide the `Route` to one of `pool.replicas` for this phase of the request."""
+        raise NotImplementedError(f"{type(self).__name__} does not route")
+
+    def order(self, queue: QueueView) -> Any:
+        """Give one key per waiting request (array of n floats); the smallest is served first."""
+        raise NotImplementedError(f"{type(self).__name__} does not order")

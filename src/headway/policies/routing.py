@@ -1,0 +1,120 @@
+"""Routers: which replica takes this phase of the request."""
+
+from __future__ import annotations
+
+import cython
+
+from headway.policies.base import Policy
+from headway.state.decisions import route_to
+from headway.state.views import PoolState, ReplicaState, Request
+
+
+class RoundRobin(Policy):
+    """Each replica in turn."""
+
+    reads_progress = False
+
+    def __init__(self) -> None:
+        self.turn: dict[str, int] = {}
+
+    def route(self, request: Request, pool: PoolState) -> object:
+        """Take the next replica of this pool's own turn."""
+        index: cython.Py_ssize_t = self.turn.get(pool.role, 0)
+        self.turn[pool.role] = (index + 1) % len(pool.replicas)
+        return route_to(index, "next in turn")
+
+
+class LeastRequests(Policy):
+    """The replica with the fewest requests, waiting and running."""
+
+    reads_progress = False
+
+    def route(self, request: Request, pool: PoolState) -> object:
+        """Take the first of the least loaded."""
+        best: cython.Py_ssize_t = 0
+        i: cython.Py_ssize_t
+        load: cython.longlong
+        least: cython.longlong = -1
+        replica: ReplicaState
+        replicas: list = pool.replicas
+        for i in range(len(replicas)):
+            replica = cython.cast(ReplicaState, replicas[i])
+            load = replica.waiting + replica.running
+            if least < 0 or load < least:
+                best = i
+                least = load
+        return route_to(best, "fewest requests")
+
+
+class LeastTokens(Policy):
+    """The replica with the fewest tokens to hold: prompts waiting plus context running."""
+
+    def route(self, request: Request, pool: PoolState) -> object:
+        """Take the first of the least loaded."""
+        best: cython.Py_ssize_t = 0
+        i: cython.Py_ssize_t
+        load: cython.longlong
+        least: cython.longlong = -1
+        replica: ReplicaState
+        replicas: list = pool.replicas
+        for i in range(len(replicas)):
+            replica = cython.cast(ReplicaState, replicas[i])
+            load = replica.waiting_tokens + replica.context_tokens
+            if least < 0 or load < least:
+                best = i
+                least = load
+        return route_to(best, "fewest tokens")
+
+
+class PowerOfTwo(Policy):
+    """Two replicas drawn at random, the one with fewer requests of them (Mitzenmacher 2001)."""
+
+    reads_progress = False
+
+    def route(self, request: Request, pool: PoolState) -> object:
+        """Draw two different replicas from the view's stream."""
+        count: cython.Py_ssize_t = len(pool.replicas)
+        if count == 1:
+            return route_to(0, "only one")
+        first: cython.Py_ssize_t = int(pool.rng.random() * count)
+        second: cython.Py_ssize_t = int(pool.rng.random() * (count - 1))
+        if second >= first:
+            second += 1
+        one: ReplicaState = pool.replicas[first]
+        two: ReplicaState = pool.replicas[second]
+        if two.waiting + two.running < one.waiting + one.running:
+            return route_to(second, "fewer requests of two")
+        return route_to(first, "fewer requests of two")
+
+
+class PrefixAffinity(Policy):
+    """The replica with the least work left for this request: tokens it must compute plus tokens queued before it.
+
+    Cached tokens count as saved work, so a long shared prefix outweighs a short queue, but a busy replica does not
+    attract everything it has cached. `token_price` weighs a running context token against a prompt token to
+    compute: a decode step reads a context token, a prefill pushes a prompt token through all weights.
+    """
+
+    def __init__(self, token_price: float = 0.05) -> None:
+        self.token_price = token_price
+
+    def route(self, request: Request, pool: PoolState) -> object:
+        """Take the first replica with the least weighted work."""
+        best: cython.Py_ssize_t = 0
+        i: cython.Py_ssize_t
+        work: cython.double
+        least: cython.double = -1.0
+        cached: cython.longlong
+        hit: cython.longlong = 0
+        replica: ReplicaState
+        replicas: list = pool.replicas
+        for i in range(len(replicas)):
+            replica = cython.cast(ReplicaState, replicas[i])
+            cached = replica.cached_tokens(request)
+            work = (request.prompt_tokens - cached) + replica.waiting_tokens
+            work += self.token_price * replica.context_tokens
+            if least < 0.0 or work < least:
+                best = i
+                least = work
+                hit = cached
+        return route_to(best, "cached prefix" if hit else "least work, nothing cached")

@@ -1,0 +1,149 @@
+"""Rich renderables of results and plans, for a terminal. Every text is literal: no name is read as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from headway.metrics import Latency, Result
+from headway.report import words as w
+from headway.units import format_count, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+GOOD, BAD = "bold green", "bold red"
+
+
+def result_text(result: Result) -> RenderableType:
+    """Return the run as sentence, facts and a table of latencies."""
+    from rich.console import Group
+    from rich.text import Text
+
+    slo = result.slo
+    style = "bold" if slo.met is None else GOOD if slo.met else BAD
+    parts: list[RenderableType] = [Text(w.result_sentence(result), style=style), Text("")]
+    if "stopped" in result.provenance:
+        stopped = f"Stopped early ({result.provenance['stopped']}): what follows covers the run so far."
+        parts = [Text(stopped, style="bold yellow"), *parts]
+    parts += [_facts(_asked(result)), _latencies(result), _facts(_happened(result))]
+    return Group(*parts)
+
+
+def _facts(rows: Iterable[tuple[str, str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, min_width=10)
+    table.add_column()
+    for name, value in rows:
+        table.add_row(Text(name, style="dim"), Text(value))
+    return table
+
+
+def _asked(result: Result) -> list[tuple[str, str]]:
+    deployment = w.deployment_of(result)
+    requests = result.requests
+    lost = ", ".join(
+        f"{count:,} {name}"
+        for name, count in (
+            ("rejected", requests.rejected), ("failed", requests.failed), ("unfinished", requests.unfinished)
+        )
+        if count
+    )  # fmt: skip
+    served = f"{requests.arrived:,} arrived, {requests.finished:,} finished{', ' + lost if lost else ''}"
+    return [
+        ("Deployment", f"{w.deployment_words(deployment)}; {w.counted(result.gpus, 'GPU')}" if deployment else w.NONE),
+        ("Workload", w.workload_words(result.workload) + (f"; seed {result.seed}" if result.seed is not None else "")),
+        ("Requests", f"{served}; {result.slo.measured:,} measured after warm-up"),
+    ]
+
+
+def _latencies(result: Result) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("latency", min_width=10)
+    for heading in ("mean", "p50", "p90", "p95", "p99", "limit"):
+        table.add_column(heading, justify="right", min_width=8)
+    for name, latency, limit_s in latency_rows(result):
+        values = (latency.mean, latency.p50, latency.p90, latency.p95, latency.p99)
+        limit = "" if limit_s is None else format_seconds(limit_s)
+        table.add_row(name, *map(format_seconds, values), limit)
+    return table
+
+
+def latency_rows(result: Result) -> list[tuple[str, Latency, float | None]]:
+    """Return name, distribution and limit of each latency, in the order they are shown."""
+    limits = result.slo.limits
+    return [
+        ("TTFT", result.ttft_s, limits and limits.ttft_s),
+        ("TPOT", result.tpot_s, limits and limits.tpot_s),
+        ("ITL", result.itl_s, limits and limits.itl_s),
+        ("E2E", result.e2e_s, limits and limits.e2e_s),
+    ]
+
+
+def _happened(result: Result) -> list[tuple[str, str]]:
+    throughput, kv, energy = result.throughput, result.kv, result.energy
+    rows = [
+        (
+            "Throughput",
+            f"{format_rate(throughput.requests_per_s)}, {w.amount(throughput.output_tokens_per_s)} output tokens/s, "
+            f"{w.amount(throughput.output_tokens_per_s_per_gpu)} per GPU",
+        ),
+        *attainment_rows(result),
+        (
+            "KV cache",
+            f"{w.share(kv.peak_utilization)} at the fullest, {w.share(kv.prefix_hit_rate)} prefix hits, "
+            f"{w.counted(kv.preemptions, 'preemption')}",
+        ),
+        ("Replicas", busy_words(result)),
+        (
+            f"Energy, {energy.kind}",
+            f"{w.joules(energy.joules_per_output_token)} per output token, {w.joules(energy.joules)} in all "
+            f"(idle {w.joules(energy.idle_joules)}, prefill {w.joules(energy.prefill_joules)}, "
+            f"decode {w.joules(energy.decode_joules)}), {w.amount(energy.mean_watts)} W on average",
+        ),
+        ("Carbon", f"{w.grams(result.carbon.grams_per_million_output_tokens)} CO2 per million output tokens"),
+        ("Cost", cost_words(result)),
+    ]
+    return rows
+
+
+def attainment_rows(result: Result) -> list[tuple[str, str]]:
+    """Return attainment with its interval: of the run, and of each class where there are several."""
+    whole = [("Attainment", result.slo)] if result.slo.attainment is not None else []
+    return [
+        (
+            name,
+            f"{w.share(slo.attainment)} (95% interval {w.share(slo.attainment_low)} to {w.share(slo.attainment_high)}), "
+            f"target {w.share(slo.target)}",
+        )
+        for name, slo in [*whole, *((f"Class {key}", each) for key, each in result.slo.by_class.items())]
+    ]
+
+
+def busy_words(result: Result) -> str:
+    """Return how busy the replicas were: one figure, or the range."""
+    shares = [load.utilization for load in result.replicas if load.utilization is not None]
+    if not shares:
+        return w.NONE
+    low, high = w.share(min(shares)), w.share(max(shares))
+    busy = low if low == high else f"{low} to {high}"
+    return f"{w.counted(len(result.replicas), 'replica')}, busy {busy} of {format_seconds(result.duration_s)}"
+
+
+def cost_words(result: Result) -> str:
+    """Return rent per hour and per million output tokens, or that no price is known."""
+    cost = result.cost
+    if cost.usd_per_hour is None:
+        return "unknown: no price for this GPU; --set prices.usd_per_gpu_hour=2.50 gives one"
+    tokens = format_count(result.tokens.output)
+    return (
+        f"{w.usd(cost.usd_per_million_output_tokens)} per million output tokens, {w.usd(cost.usd_per_hour)} per hour; "
+        f"{w.usd(cost.usd)} for these {tokens}"
+    )

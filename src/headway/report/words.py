@@ -1,0 +1,123 @@
+"""How figures and specs read: shares, dollars, joules, a deployment in a line, the answer in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from headway.metrics import Result, Slo
+from headway.sim import Deployment, Pool
+from headway.specs import from_mapping
+from headway.units import format_rate, format_seconds
+
+NONE = "-"
+
+
+def share(value: float | None) -> str:
+    """Return ``93.4%``; what is neither none nor all does not read as if it were."""
+    if value is None or math.isnan(value):
+        return NONE
+    if 0 < value < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= value < 1:
+        return ">99.9%"
+    return f"{100 * value:.1f}%".replace(".0%", "%")
+
+
+def usd(value: float | None) -> str:
+    """Return dollars with cents, or three digits below a dollar."""
+    if value is None:
+        return NONE
+    return f"${value:,.0f}" if value >= 1000 else f"${value:.2f}" if value >= 1 else f"${value:.3g}"
+
+
+def joules(value: float | None) -> str:
+    """Return three digits in the fitting unit: ``1.26 J``, ``43.1 MJ``."""
+    if value is None:
+        return NONE
+    for scale, unit in ((1e9, "GJ"), (1e6, "MJ"), (1e3, "kJ")):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value:.3g} J"
+
+
+def grams(value: float | None) -> str:
+    """Return three digits in g or kg."""
+    if value is None:
+        return NONE
+    return f"{value / 1000:,.3g} kg" if value >= 1000 else f"{value:.3g} g"
+
+
+def amount(value: float | None) -> str:
+    """Return a bare number: whole from a hundred on, else three digits."""
+    if value is None or math.isnan(value):
+        return NONE
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 replica``, ``2 replicas``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return ``a, b and c``."""
+    *most, last = list(words)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def limits(slo: Slo) -> str:
+    """Return the limits of an SLO: ``TTFT 500 ms and TPOT 50 ms``."""
+    named = (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s), ("E2E", slo.e2e_s), ("p99 ITL", slo.itl_s))
+    return listed(f"{name} {format_seconds(limit)}" for name, limit in named if limit is not None)
+
+
+def pool_words(pool: Pool) -> str:
+    """Return one pool: ``2 x tp 4 h100-sxm, fp8``, its role unless mixed."""
+    replica = pool.replica
+    layout = f"tp {replica.tp}" + (f" pp {replica.pp}" if replica.pp > 1 else "")
+    precision = replica.weights if replica.kv == replica.weights else f"{replica.weights}, KV {replica.kv}"
+    role = "" if pool.role == "mixed" else f" {pool.role}"
+    return f"{pool.count} × {layout}{role} on {replica.gpu} ({precision})"
+
+
+def deployment_words(deployment: Deployment) -> str:
+    """Return a deployment in a line."""
+    pools = " + ".join(pool_words(pool) for pool in deployment.pools)
+    return f"{deployment.pools[0].replica.model}: {pools}"
+
+
+def deployment_of(result: Result) -> Deployment | None:
+    """Return the deployment a result carries; None when it carries none."""
+    return None if result.deployment is None else from_mapping(Deployment, result.deployment, "deployment")
+
+
+def workload_words(workload: dict[str, Any] | None) -> str:
+    """Return the workload a result carries, in a line."""
+    if workload is None:
+        return "an unnamed workload"
+    arrival = workload.get("arrival", {})
+    kind, rate = arrival.get("kind", ""), arrival.get("rate_req_s")
+    if kind == "closed":
+        come = f"{arrival['concurrency']} users in a closed loop"
+    elif kind == "replay":
+        come = f"replayed at {format_rate(rate)}" if rate else "replayed as recorded"
+    else:
+        come = f"{kind.replace('_', '/')} arrivals" + (f" at {format_rate(rate)}" if rate else "")
+    return f"{workload.get('name', 'custom')}, {come}"
+
+
+def result_sentence(result: Result) -> str:
+    """Return what a run says, in one sentence."""
+    slo = result.slo
+    if slo.attainment is None:
+        done = f"{result.requests.finished:,} of {result.requests.arrived:,} requests finished"
+        first, rest = format_seconds(result.ttft_s.p90), format_seconds(result.tpot_s.p90)
+        return f"{done}; nine in ten had their first token within {first} and each further one within {rest}."
+    within = f" within {limits(slo.limits)}" if slo.limits is not None else " within the limits of its class"
+    verdict = "met" if slo.met else "missed"
+    target = f"the target of {share(slo.target)} is {verdict}" if slo.target is not None else f"the SLO is {verdict}"
+    if slo.itl_met is False and slo.attainment >= (slo.target or 0):
+        target = "but gaps between tokens are longer than the ITL limit: the SLO is missed"
+    return f"{share(slo.attainment)} of requests were served{within}: {target}."

@@ -1,0 +1,26 @@
+from headway.engine.sequence cimport HashChains, Sequence
+
+
+cdef class Arrivals:
+    cdef object batches
+    cdef object limit
+    cdef Py_ssize_t at
+    cdef Py_ssize_t size
+    cdef readonly long long taken
+    cdef readonly bint exhausted
+    cdef readonly double next_s
+    cdef bint with_chains
+    cdef long long[::1] id
+    cdef double[::1] arrival_s
+    cdef long long[::1] prompt_tokens
+    cdef long long[::1] output_tokens
+    cdef double[::1] predicted
+    cdef int[::1] priority
+    cdef double[::1] deadline_s
+    cdef int[::1] slo_class
+    cdef int[::1] tenant
+    cdef long long[::1] session
+    cdef long long[::1] offsets
+    cdef HashChains chains
+    cdef int refill(self) except -1
+    cdef Sequence take(self)

@@ -1,0 +1,47 @@
+from headway.engine.core cimport Engine
+from headway.engine.sequence cimport Sequence
+from headway.policies.base cimport Policy
+from headway.sim.arrivals cimport Arrivals
+from headway.sim.clock cimport EngineClock
+from headway.sim.recorder cimport Recorder
+from headway.state.views cimport ClusterState, PoolState
+
+
+cdef class Handoff:
+    cdef readonly double bytes_per_token
+    cdef readonly double window_bytes_per_token
+    cdef readonly long long window
+    cdef readonly double bytes_per_s
+    cdef readonly double latency_s
+    cdef double[::1] free_s
+    cdef readonly double bytes_moved
+    cdef readonly double wait_s
+    cdef double send(self, Py_ssize_t source, Py_ssize_t target, long long tokens, double now) except? -1
+
+
+cdef class Cluster:
+    cdef list engines
+    cdef tuple first
+    cdef readonly ClusterState state
+    cdef Policy admit
+    cdef Policy route
+    cdef bint refreshes
+    cdef Arrivals arrivals
+    cdef readonly Recorder recorder
+    cdef EngineClock clock
+    cdef Handoff handoff
+    cdef list timers
+    cdef long long serial
+    cdef double think_s
+    cdef bint closed
+    cdef readonly double now
+    cdef readonly long long events
+    cpdef bint advance(self, long long events) except -1
+    cdef double next_event(self) noexcept
+    cdef int run_timer(self) except -1
+    cdef int arrive(self, double now) except -1
+    cdef Engine choose(self, Sequence seq, Py_ssize_t pool, double now)
+    cdef int place(self, Sequence seq, Py_ssize_t pool, double now) except -1
+    cdef int step(self, double now) except -1
+    cdef int settle(self, Sequence seq, double now) except -1
+    cdef int timer(self, double time_s, int priority, object what) except -1

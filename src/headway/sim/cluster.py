@@ -1,0 +1,240 @@
+"""The cluster's clock and loop: requests arrive and are routed, engines step, KV moves between pools."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+import cython
+import numpy as np
+
+from headway.engine.core import Engine
+from headway.engine.sequence import FAILED, FINISHED, REJECTED, Sequence
+from headway.errors import BadInput
+from headway.policies.base import Policy
+from headway.sim.arrivals import Arrivals
+from headway.sim.clock import ARRIVAL, TRANSFER, EngineClock
+from headway.sim.recorder import Recorder
+from headway.state.decisions import Accept, Reject, Route
+from headway.state.views import ClusterState, PoolState
+
+NEVER = float("inf")
+
+
+class Handoff:
+    """The link over which KV goes from prefill to decode replicas.
+
+    A transfer occupies the sender's and the receiver's end of the link, each one transfer at a time, first come
+    first served; the fixed latency of a transfer occupies nobody. `bytes_per_token` are those of layers with full
+    attention and those of layers with a sliding window, of which only the window's tokens move.
+    """
+
+    def __init__(
+        self, replicas: int, bytes_per_token: tuple[float, float], window: cython.longlong,
+        bytes_per_s: cython.double, latency_s: cython.double,
+    ) -> None:
+        self.bytes_per_token, self.window_bytes_per_token = bytes_per_token
+        self.window = window
+        self.bytes_per_s = bytes_per_s
+        self.latency_s = latency_s
+        self.free_s = np.zeros(replicas)
+        self.bytes_moved = 0.0
+        self.wait_s = 0.0
+
+    def send(
+        self, source: cython.Py_ssize_t, target: cython.Py_ssize_t, tokens: cython.longlong, now: cython.double
+    ) -> cython.double:
+        """Start a transfer as soon as both ends are free; when it has arrived."""
+        start_s: cython.double = max(now, max(self.free_s[source], self.free_s[target]))
+        size: cython.double = self.bytes_per_token * tokens + self.window_bytes_per_token * min(tokens, self.window)
+        end_s: cython.double = start_s + size / self.bytes_per_s
+        self.free_s[source] = end_s
+        self.free_s[target] = end_s
+        self.bytes_moved += size
+        self.wait_s += start_s - now
+        return end_s + self.latency_s
+
+
+class Cluster:
+    """Engines in pools, the policies that feed them, and what happens next.
+
+    `pools[i]` are the engines of pool i. Requests enter pool 0; where there is a second pool, pool 0 only prefills
+    and hands over. In a closed loop the next request arrives `think_s` after one ends.
+    """
+
+    def __init__(
+        self, pools: list[list[Engine]], state: ClusterState, policies: dict[str, Policy], arrivals: Arrivals,
+        recorder: Recorder, handoff: Handoff | None, closed: tuple[int, float] | None,
+    ) -> None:
+        self.engines = [engine for pool in pools for engine in pool]
+        self.first = (0, len(pools[0]))
+        self.state = state
+        self.admit = policies.get("admit")
+        self.route = policies["route"]
+        self.refreshes = policies["route"].reads_progress
+        self.arrivals = arrivals
+        self.recorder = recorder
+        self.clock = EngineClock(len(self.engines))
+        self.handoff = handoff
+        self.timers = []
+        self.serial = 0
+        self.closed = closed is not None
+        self.think_s = 0.0
+        self.now = 0.0
+        self.events = 0
+        if closed is not None:
+            self.think_s = closed[1]
+            for _ in range(closed[0]):
+                self.timer(0.0, ARRIVAL, None)
+
+    def advance(self, events: cython.longlong) -> cython.bint:
+        """Let up to `events` events happen; False when none is left."""
+        i: cython.longlong
+        now: cython.double
+        for i in range(events):
+            now = self.next_event()
+            if now == NEVER:
+                return False
+            self.now = now
+            self.events += 1
+            if self.timers and self.timers[0][0] == now and self.timers[0][1] == TRANSFER:
+                self.run_timer()
+            elif not self.closed and self.arrivals.next_s == now:
+                self.arrive(now)
+            elif self.timers and self.timers[0][0] == now:
+                self.run_timer()
+            else:
+                self.step(now)
+        return True
+
+    def next_event(self) -> cython.double:
+        """When the next event is."""
+        now: cython.double = self.clock.time_s[self.clock.heap[0]]
+        due: cython.double
+        if not self.closed and self.arrivals.next_s < now:
+            now = self.arrivals.next_s
+        if self.timers:
+            due = self.timers[0][0]
+            if due < now:
+                now = due
+        return now
+
+    def timer(self, time_s: cython.double, priority: cython.int, what: object) -> cython.int:
+        """Let a transfer end, or a closed loop's next request arrive, at `time_s`."""
+        self.serial += 1
+        heapq.heappush(self.timers, (time_s, priority, self.serial, what))
+        return 0
+
+    def run_timer(self) -> cython.int:
+        """A transfer has ended, or it is a closed loop's turn."""
+        now: cython.double
+        now, priority, _, what = heapq.heappop(self.timers)
+        if priority == ARRIVAL:
+            if not self.arrivals.exhausted:
+                self.arrive(now)
+            return 0
+        seq: Sequence = what
+        source: Engine = self.engines[seq.source]
+        target: Engine = self.engines[seq.replica]
+        source.let_go(seq, now)
+        self.clock.set(seq.source, source.next_s)
+        target.land(seq, now)
+        self.clock.set(seq.replica, target.next_s)
+        return 0
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def arrive(self, now: cython.double) -> cython.int:
+        """The next request arrives: admit it, and place it in the first pool."""
+        seq: Sequence = self.arrivals.take()
+        if self.closed:
+            seq.arrival_s = now
+        self.recorder.arrive(seq)
+        if seq.row == self.recorder.warmup:
+            for engine in self.engines:
+                engine.gaps.start(now)
+        seq.handoff = self.handoff is not None and seq.output_tokens > 1
+        if self.admit is not None:
+            self.state.now = now
+            decision = self.admit.admit(seq, self.state)
+            if isinstance(decision, Reject):
+                seq.status = REJECTED
+                return self.settle(seq, now)
+            if not isinstance(decision, Accept):
+                raise BadInput(f"admit policy answered {decision!r}: Accept or Reject is expected")
+        return self.place(seq, 0, now)
+
+    def choose(self, seq: Sequence, pool: cython.Py_ssize_t, now: cython.double) -> Engine:
+        """Ask the router for a replica of this pool."""
+        view: PoolState = self.state.pools[pool]
+        engine: Engine
+        view.now = now
+        if self.refreshes:
+            for engine in view.replicas:
+                engine.refresh(now)
+        decision = self.route.route(seq, view)
+        if not isinstance(decision, Route):
+            raise BadInput(f"route policy answered {decision!r} for request {seq.id}: a Route is expected")
+        choice: cython.Py_ssize_t = decision.index
+        if choice < 0 or choice >= len(view.replicas):
+            raise BadInput(f"route policy sent request {seq.id} to replica {choice}: the {view.role} pool has "
+                           f"{len(view.replicas)}, numbered from 0")
+        return view.replicas[choice]
+
+    def place(self, seq: Sequence, pool: cython.Py_ssize_t, now: cython.double) -> cython.int:
+        """Send a request to a replica of the pool: its prompt to the first, its KV to the second."""
+        engine: Engine = self.choose(seq, pool, now)
+        if pool == 0:
+            if not engine.fits(seq):
+                seq.status = FAILED
+                return self.settle(seq, now)
+        seq.pool = pool
+        seq.source = seq.replica
+        seq.replica = engine.index + (self.first[1] if pool > 0 else 0)
+        if pool == 0:
+            engine.enqueue(seq, now)
+        else:
+            engine.expect(seq, now)
+        self.clock.set(seq.replica, engine.next_s)
+        return 0
+
+    def settle(self, seq: Sequence, now: cython.double) -> cython.int:
+        """A request has ended, one way or another; a closed loop sends its next."""
+        self.recorder.end(seq)
+        if self.closed and not self.arrivals.exhausted:
+            self.timer(now + self.think_s, ARRIVAL, None)
+        return 0
+
+    # --- engines ------------------------------------------------------------------------------------------------
+
+    def step(self, now: cython.double) -> cython.int:
+        """The engine whose turn it is closes a step and opens the next."""
+        index: cython.Py_ssize_t = self.clock.heap[0]
+        engine: Engine = self.engines[index]
+        seq: Sequence
+        target: Engine
+        out: list
+        engine.step(now)
+        self.clock.set(index, engine.next_s)
+        if engine.out:
+            out = engine.out
+            engine.out = []
+            for seq in out:
+                if seq.status == FINISHED:
+                    self.settle(seq, now)
+                    continue
+                target = self.engines[self.first[1]]
+                seq.handoff = False
+                if target.fits(seq):
+                    self.place(seq, 1, now)
+                else:
+                    seq.status = FAILED
+                    engine.let_go(seq, now)
+                    self.clock.set(index, engine.next_s)
+                    self.settle(seq, now)
+        if engine.starts:
+            out = engine.starts
+            engine.starts = []
+            for seq in out:
+                self.timer(self.handoff.send(seq.source, seq.replica, seq.target, now), TRANSFER, seq)
+        return 0

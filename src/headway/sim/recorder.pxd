@@ -1,0 +1,34 @@
+from headway.engine.gaps cimport LogCounts
+from headway.engine.sequence cimport Sequence
+
+
+cdef class Recorder:
+    cdef readonly bint keep
+    cdef readonly long long warmup
+    cdef readonly long long arrived
+    cdef readonly long long finished
+    cdef readonly long long rejected
+    cdef readonly long long failed
+    cdef readonly long long prompt_tokens
+    cdef readonly long long cached_tokens
+    cdef readonly long long output_tokens
+    cdef readonly long long recomputed_tokens
+    cdef readonly double last_arrival_s
+    cdef readonly double last_end_s
+    cdef long long[::1] id
+    cdef double[::1] times
+    cdef int[::1] counts
+    cdef Py_ssize_t capacity
+    cdef double[:, ::1] limits
+    cdef long long[:, ::1] classes
+    cdef readonly LogCounts ttft
+    cdef readonly LogCounts tpot
+    cdef readonly LogCounts e2e
+    cdef double start_s
+    cdef double end_s
+    cdef long long[::1] at_window
+    cdef int room(self, long long row) except -1
+    cdef int arrive(self, Sequence seq) except -1
+    cdef int end(self, Sequence seq) except -1
+    cdef int write(self, Sequence seq) except -1
+    cdef int tally(self, Sequence seq) except -1

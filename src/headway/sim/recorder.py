@@ -1,0 +1,148 @@
+"""What is kept of each request: a row, or, where rows are not wanted, only what their statistics need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cython
+import numpy as np
+
+from headway.engine.gaps import LogCounts
+from headway.engine.sequence import FAILED, FINISHED, REJECTED, Sequence
+
+TIMES = ("arrival_s", "admitted_s", "first_token_s", "last_token_s")
+COUNTS = ("prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "pool", "replica", "status", "slo_class",
+          "tenant")
+
+
+class Recorder:
+    """Counts requests; keeps rows (`keep`), or histograms of the latencies of all requests after the `warmup` first.
+
+    `limits[c]` are the (TTFT, TPOT, E2E) limits of SLO class c in seconds, infinity where there is none; the last
+    row serves all higher classes.
+    """
+
+    def __init__(self, keep: cython.bint, expected: int, warmup: cython.longlong, limits: Any, bins: Any) -> None:
+        self.keep = keep
+        self.warmup = warmup
+        self.arrived = self.finished = self.rejected = self.failed = 0
+        self.prompt_tokens = self.cached_tokens = self.output_tokens = self.recomputed_tokens = 0
+        self.last_arrival_s = self.last_end_s = 0.0
+        self.capacity = expected if keep else 0
+        self.id = np.zeros(self.capacity, dtype=np.int64)
+        self.times = np.zeros(self.capacity * len(TIMES))
+        self.counts = np.zeros(self.capacity * len(COUNTS), dtype=np.int32)
+        self.limits = np.array(limits, dtype=np.float64)
+        self.classes = np.zeros((2, len(limits)), dtype=np.int64)
+        self.ttft = LogCounts(*bins)
+        self.tpot = LogCounts(*bins)
+        self.e2e = LogCounts(*bins)
+        self.start_s = self.end_s = 0.0
+        self.at_window = np.zeros(4, dtype=np.int64)
+
+    def room(self, row: cython.longlong) -> cython.int:
+        """Double the columns when a row lies beyond them."""
+        if row < self.capacity:
+            return 0
+        more: cython.Py_ssize_t = max(self.capacity, 1024)
+        self.id = np.concatenate([np.asarray(self.id), np.zeros(more, dtype=np.int64)])
+        self.times = np.concatenate([np.asarray(self.times), np.zeros(more * len(TIMES))])
+        self.counts = np.concatenate([np.asarray(self.counts), np.zeros(more * len(COUNTS), dtype=np.int32)])
+        self.capacity += more
+        return 0
+
+    def arrive(self, seq: Sequence) -> cython.int:
+        """Note a request that has arrived."""
+        self.arrived += 1
+        self.prompt_tokens += seq.prompt_tokens
+        self.last_arrival_s = max(self.last_arrival_s, seq.arrival_s)
+        if self.keep:
+            self.room(seq.row)
+            self.write(seq)
+        else:
+            if seq.row == self.warmup:
+                self.start_s = seq.arrival_s
+                self.at_window[0] = self.finished
+                self.at_window[1] = self.output_tokens
+            self.end_s = seq.arrival_s
+            self.at_window[2] = self.finished
+            self.at_window[3] = self.output_tokens
+            if seq.row >= self.warmup:
+                self.classes[0, min(seq.slo_class, self.limits.shape[0] - 1)] += 1
+        return 0
+
+    def end(self, seq: Sequence) -> cython.int:
+        """Note how a request ended."""
+        if seq.status == REJECTED:
+            self.rejected += 1
+        elif seq.status == FAILED:
+            self.failed += 1
+        elif seq.status == FINISHED:
+            self.finished += 1
+            self.last_end_s = max(self.last_end_s, seq.last_s)
+            if not self.keep and seq.row >= self.warmup:
+                self.tally(seq)
+        self.output_tokens += seq.generated
+        self.cached_tokens += seq.cached
+        self.recomputed_tokens += seq.recomputed
+        if self.keep:
+            self.write(seq)
+        return 0
+
+    def write(self, seq: Sequence) -> cython.int:
+        """Fill the request's row with what is known of it."""
+        at: cython.Py_ssize_t = 4 * seq.row
+        self.id[seq.row] = seq.id
+        self.times[at] = seq.arrival_s
+        self.times[at + 1] = seq.admitted_s
+        self.times[at + 2] = seq.first_s
+        self.times[at + 3] = seq.last_s
+        at = 9 * seq.row
+        self.counts[at] = cython.cast(cython.int, seq.prompt_tokens)
+        self.counts[at + 1] = cython.cast(cython.int, seq.generated)
+        self.counts[at + 2] = cython.cast(cython.int, seq.cached)
+        self.counts[at + 3] = seq.preemptions
+        self.counts[at + 4] = cython.cast(cython.int, seq.pool)
+        self.counts[at + 5] = cython.cast(cython.int, seq.replica)
+        self.counts[at + 6] = seq.status
+        self.counts[at + 7] = seq.slo_class
+        self.counts[at + 8] = seq.tenant
+        return 0
+
+    def tally(self, seq: Sequence) -> cython.int:
+        """Count a finished request's latencies, and whether it met every limit of its class."""
+        row: cython.Py_ssize_t = min(seq.slo_class, self.limits.shape[0] - 1)
+        ttft_s: cython.double = seq.first_s - seq.arrival_s
+        e2e_s: cython.double = seq.last_s - seq.arrival_s
+        met: cython.bint = ttft_s <= self.limits[row, 0] and e2e_s <= self.limits[row, 2]
+        self.ttft.add(ttft_s, 1)
+        self.e2e.add(e2e_s, 1)
+        if seq.output_tokens > 1:
+            tpot_s: cython.double = (seq.last_s - seq.first_s) / (seq.output_tokens - 1)
+            self.tpot.add(tpot_s, 1)
+            met = met and tpot_s <= self.limits[row, 1]
+        if met:
+            self.classes[1, row] += 1
+        return 0
+
+    def window_start(self) -> tuple[float, int, int]:
+        """When the first measured request arrived; requests finished and their tokens by then."""
+        return self.start_s, int(self.at_window[0]), int(self.at_window[1])
+
+    def window_end(self) -> tuple[float, int, int]:
+        """When the last request arrived; requests finished and their tokens by then."""
+        return self.end_s, int(self.at_window[2]), int(self.at_window[3])
+
+    def columns(self) -> dict[str, Any]:
+        """The rows as columns by name, one entry per arrived request."""
+        n = self.arrived
+        times = np.asarray(self.times).reshape(-1, len(TIMES))[:n]
+        counts = np.asarray(self.counts).reshape(-1, len(COUNTS))[:n]
+        columns = {"id": np.asarray(self.id)[:n]}
+        columns |= {name: times[:, i].copy() for i, name in enumerate(TIMES)}
+        return columns | {name: counts[:, i].copy() for i, name in enumerate(COUNTS)}
+
+    def by_class(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Measured requests, and those that met every limit, by SLO class (rows kept off only)."""
+        counts = np.asarray(self.classes)
+        return tuple({i: int(n) for i, n in enumerate(row) if n} for row in counts)  # type: ignore[return-value]

@@ -1,0 +1,319 @@
+"""Frozen specs: how a mapping or a YAML file becomes one, and back.
+
+A spec is a frozen `msgspec.Struct` that forbids unknown fields. Its constructor does no I/O. Errors name the
+place, what came, what is allowed and the nearest known field. Every field is reachable by a dotted path
+(``pools.0.replica.tp=4``), so no option has to be added per field.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, dataclass_transform
+
+import msgspec
+import yaml
+
+from headway.errors import BadInput, UnknownName, nearest
+from headway.units import parse_bytes, parse_count, parse_rate, parse_seconds
+
+__all__ = ["Spec", "from_mapping", "override", "read_yaml", "set_path", "to_mapping", "write_yaml"]
+
+T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
+class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every spec: frozen, built by keyword, unknown fields refused."""
+
+
+def from_mapping(type_: type[T], data: object, where: str) -> T:
+    """Return `data` (builtins, as YAML gives them) as `type_`.
+
+    Numbers may be text (``1e9``), and a field whose name ends in its unit takes what a person writes:
+    ``ttft_s: 500ms``, ``memory_bytes: 80GiB``, ``rate_req_s: 90req/min``, ``prompt_tokens: 4k``.
+
+    Raises:
+        BadInput: with `where`, the path inside, what came, what is expected and the nearest field.
+    """
+    data = _with_units(data, where, ())
+    try:
+        value = msgspec.convert(data, type_, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadInput(_explain(str(error), type_, data, where)) from None
+    _refuse_non_finite(msgspec.to_builtins(value), where, ())
+    return value
+
+
+def to_mapping(spec: msgspec.Struct, *, defaults: bool = False) -> dict[str, Any]:
+    """Return a spec as builtins, leaving out fields that equal their default unless `defaults` is true."""
+    data: dict[str, Any] = {}
+    config = spec.__struct_config__
+    if config.tag_field is not None:
+        data[config.tag_field] = config.tag
+    for field in msgspec.structs.fields(spec):
+        value = getattr(spec, field.name)
+        if defaults or field.required or value != _default(field):
+            data[field.encode_name] = _plain(value, defaults)
+    return data
+
+
+def override(spec: S, assignments: Iterable[str], where: str = "--set") -> S:
+    """Return a copy of `spec` with every ``path=value`` assignment applied, checked like any other input."""
+    data = to_mapping(spec, defaults=True)
+    for assignment in assignments:
+        data = set_path(data, assignment)
+    return from_mapping(type(spec), data, where)
+
+
+def set_path(data: Mapping[str, Any], assignment: str) -> dict[str, Any]:
+    """Return a copy of `data` with ``path=value`` applied; the value is read as YAML.
+
+    A path runs through mappings by name and through lists by index, or by ``*`` for all entries. A mapping
+    that is absent or null is made; `from_mapping` judges names and types afterwards.
+
+    Raises:
+        BadInput: no ``=``, a value that is not YAML, a step into a scalar, an index out of range.
+    """
+    path, equals, text = assignment.partition("=")
+    steps = path.strip().split(".")
+    if not equals or not all(steps):
+        raise BadInput(f"--set {assignment!r}: write PATH=VALUE, as in pools.0.replica.tp=4")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise BadInput(f"--set {assignment!r}: the value is not YAML ({_yaml_problem(error)[1]})") from None
+    changed = copy.deepcopy(dict(data))
+    _assign(changed, steps, value, ())
+    return changed
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file (YAML 1.2 scalars: ``on`` and ``no`` are text, ``1e9`` is a number).
+
+    Raises:
+        BadInput: no such file (names the nearest beside it), not YAML or a key twice (file:line), no mapping.
+    """
+    path = Path(path)
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        near = nearest(path.name, beside)
+        raise BadInput(f"{path}: no such file{'; nearest: ' + ', '.join(near) if near else ''}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read as text: {error}") from None
+    except yaml.YAMLError as error:
+        line, problem = _yaml_problem(error)
+        raise BadInput(f"{path}:{line}: not YAML: {problem}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: expected a mapping of fields, came {_show(data)}")
+    return data
+
+
+def write_yaml(obj: object, path: str | Path | None = None) -> str:
+    """Return `obj` (a spec or builtins) as YAML text, defaults left out, and write it to `path` if given."""
+    # Not allow_unicode: PyYAML then writes line separators of Unicode that it reads back as spaces.
+    text: str = yaml.dump(_plain(obj, False), Dumper=_Dumper, sort_keys=False, width=100)
+    if path is not None:
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
+    return text
+
+
+# --- YAML ---
+
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built with it
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
+    """YAML 1.2 core scalars: 1.1 reads `no` as false, `12:30` as 750 and `1e9` as text."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                problem = f"the key {key.value!r} comes twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(str(key.value))
+        return dict(super().construct_mapping(node, deep))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML 1.1 or 1.2 would read as something else than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_SCALARS = (
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("null", r"(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("int", r"[-+]?[0-9]+$", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$", "-+0123456789."),
+    ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+."),
+)
+for _class in (_Loader, _Dumper):
+    for _tag, _pattern, _first in _SCALARS:
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))  # 010 is ten, not eight
+
+
+def _yaml_problem(error: yaml.YAMLError) -> tuple[int, str]:
+    mark = getattr(error, "problem_mark", None)
+    text = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return (mark.line + 1 if mark else 1), str(text)
+
+
+# --- paths ---
+
+
+def _assign(node: Any, steps: list[str], value: Any, done: tuple[str, ...]) -> None:
+    here = ".".join(done) or "the top"
+    step, rest = steps[0], steps[1:]
+    if isinstance(node, list):
+        if step != "*" and not (step.isdigit() and int(step) < len(node)):
+            raise BadInput(f"--set: {here}: allowed is 0 to {len(node) - 1}, or * for all; came {step!r}")
+        for index in range(len(node)) if step == "*" else [int(step)]:
+            _assign_at(node, index, rest, value, (*done, str(index)))
+    elif isinstance(node, dict):
+        _assign_at(node, step, rest, value, (*done, step))
+    else:
+        raise BadInput(f"--set: {here} is {_show(node)}, it has no field {step!r}")
+
+
+def _assign_at(node: Any, key: Any, rest: list[str], value: Any, done: tuple[str, ...]) -> None:
+    if not rest:
+        node[key] = value
+        return
+    if isinstance(node, dict) and node.get(key) is None:
+        node[key] = {}
+    _assign(node[key], rest, value, done)
+
+
+# --- checks and messages ---
+
+_UNITS = (("_req_s", parse_rate), ("_s", parse_seconds), ("_bytes", parse_bytes), ("_tokens", parse_count))
+
+
+def _with_units(data: Any, where: str, path: tuple[Any, ...]) -> Any:
+    """A copy of the data with quantities in the unit their field's name ends in."""
+    if isinstance(data, Mapping):
+        return {key: _with_units(value, where, (*path, key)) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_with_units(value, where, (*path, index)) for index, value in enumerate(data)]
+    name = str(path[-1]) if path else ""
+    if isinstance(data, str) and data[:1].isdigit() and not name.endswith("_per_s"):
+        for suffix, parse in _UNITS:
+            if name.endswith(suffix):
+                try:
+                    return parse(data)
+                except BadInput as error:
+                    raise BadInput(f"{where}: {_dotted(path)}: {error}") from None
+    return data
+
+
+def _refuse_non_finite(data: Any, where: str, path: tuple[Any, ...]) -> None:
+    if isinstance(data, float) and not math.isfinite(data):
+        raise BadInput(f"{where}: {_dotted(path)}: expected a finite number, came {data}")
+    if isinstance(data, (list, tuple)):
+        data = dict(enumerate(data))
+    for key, value in data.items() if isinstance(data, dict) else ():
+        _refuse_non_finite(value, where, (*path, key))
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+
+
+def _plain(value: Any, defaults: bool) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return to_mapping(value, defaults=defaults)
+    if isinstance(value, Mapping):
+        return {key: _plain(item, defaults) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, defaults) for item in value]
+    return msgspec.to_builtins(value)
+
+
+_UNSEEN = object()  # the place a message of msgspec names inside a mapping may be `[...]`: any of its values
+
+
+def _explain(message: str, type_: Any, data: Any, where: str) -> str:
+    text, _, at = message.partition(" - at ")
+    steps = [key or index for key, index in re.findall(r"\.([^.\[\]`]+)|\[([^\]]+)\]", at)]
+    came, info, above = data, msgspec.inspect.type_info(type_), None
+    for step in steps:
+        above = info
+        came, info = _into(came, info, step)
+    place = ": ".join(part for part in (where, _dotted(tuple(steps))) if part)
+    unknown = re.search(r"unknown field `(.*)`", text)
+    if unknown:
+        return f"{place}: {UnknownName('field', unknown[1], _fields(info, came))}"
+    tags = _tags(above, steps[-1]) if steps else []
+    if tags:
+        return f"{place}: {UnknownName(steps[-1], came, tags)}"
+    missing = re.search(r"missing required field `(.*)`", text)
+    if missing and _tags(info, missing[1]):
+        return f"{place}: the field {missing[1]!r} is missing; allowed: {', '.join(_tags(info, missing[1]))}"
+    if missing:
+        return f"{place}: the field {missing[1]!r} is missing; fields: {', '.join(_fields(info, came))}"
+    expected = re.match(r"Expected (.*?)(?:, got `.*`)?$", text)
+    if expected:
+        text = f"expected {expected[1].replace('`', '')}"
+    said = expected is None and isinstance(came, (dict, list))  # a constructor's own words about its fields
+    return f"{place}: {text}" if said or came is _UNSEEN else f"{place}: {text}, came {_show(came)}"
+
+
+def _into(came: Any, info: Any, step: str) -> tuple[Any, Any]:
+    """One step down, in the data and in the type together."""
+    below = None
+    for kind in _kinds(info):
+        if isinstance(kind, msgspec.inspect.StructType):
+            below = next((f.type for f in kind.fields if f.encode_name == step), below)
+        elif isinstance(kind, msgspec.inspect.DictType):
+            below = kind.value_type
+        elif isinstance(kind, msgspec.inspect.TupleType) and step.isdigit():
+            below = kind.item_types[int(step)]
+        elif hasattr(kind, "item_type"):
+            below = kind.item_type
+    if isinstance(came, dict):
+        return came.get(step, _UNSEEN), below
+    return (came[int(step)] if isinstance(came, list) and step.isdigit() else _UNSEEN), below
+
+
+def _kinds(info: Any) -> tuple[Any, ...]:
+    return tuple(info.types) if isinstance(info, msgspec.inspect.UnionType) else (info,)
+
+
+def _tags(info: Any, field: str) -> list[str]:
+    """The values that tell a union's structs apart, when `field` is where they are told apart."""
+    structs = [kind for kind in _kinds(info) if isinstance(kind, msgspec.inspect.StructType)]
+    return [str(struct.tag) for struct in structs if struct.tag_field == field]
+
+
+def _fields(info: Any, came: Any) -> list[str]:
+    structs = [kind for kind in _kinds(info) if isinstance(kind, msgspec.inspect.StructType)]
+    if isinstance(came, dict):
+        structs = [s for s in structs if s.tag_field is None or came.get(s.tag_field) == s.tag] or structs
+    return list(dict.fromkeys(field.encode_name for struct in structs for field in struct.fields))
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join("*" if step == "..." else str(step) for step in path)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, (dict, list)):
+        return f"{'a mapping' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    return repr(value)

@@ -1,0 +1,19 @@
+cimport cython
+
+
+@cython.final
+@cython.freelist(256)
+cdef class Route:
+    cdef readonly Py_ssize_t index
+    cdef readonly str reason
+
+
+cpdef Route route_to(Py_ssize_t index, str reason)
+
+
+cdef class Accept:
+    cdef readonly str reason
+
+
+cdef class Reject:
+    cdef readonly str reason

@@ -1,0 +1,36 @@
+"""What a policy answers: typed, immutable, each with a short reason for the decision log."""
+
+import cython
+
+
+class Route:
+    """Send the request to the replica at `index` of the pool's `replicas`."""
+
+    def __init__(self, index: cython.Py_ssize_t, reason: str = "") -> None:
+        self.index = index
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Route({self.index}, {self.reason!r})"
+
+
+def route_to(index: cython.Py_ssize_t, reason: str) -> Route:
+    """`Route(index, reason)` without the price of a Python call, for compiled routers."""
+    made: Route = Route.__new__(Route)
+    made.index = index
+    made.reason = reason
+    return made
+
+
+class Accept:
+    """Let the request in."""
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+
+
+class Reject:
+    """Refuse the request now; it counts as arrived and as not served."""
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason

@@ -1,0 +1,313 @@
+"""Readers of public trace formats: a table of forms; the first record of a file decides which one it has.
+
+What a file is follows from its bytes, not from its name. One pass fills columns of numbers: no object per
+request stays in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import IO, Annotated, Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from headway.errors import BadInput
+from headway.workload.batch import make_batch, offsets_of
+from headway.workload.files import TOKENS_MAX, Tokens, is_own, read_own_lines, read_parquet
+from headway.workload.trace import Broken, Lines, Trace, open_bytes, reading_errors, said, take
+
+_CHARS_PER_TOKEN = (
+    4  # of English text under today's vocabularies, roughly; the trace's notes say when it was used
+)
+_ID_MAX = 2**63
+_NOTE_CHARS = (
+    f"token counts are estimated as characters / {_CHARS_PER_TOKEN}; first question and answer of each"
+)
+
+
+class Form(NamedTuple):
+    """The fields of a record that matter. Extra fields are ignored."""
+
+    name: str
+    time: str | None
+    time_unit_s: float  # 0: a date and time of day as text
+    prompt: str
+    output: str
+    block_tokens: int = 0  # of the blocks whose ids `hash_ids` lists, when the records have it
+    stepped: bool = False  # times are rounded to steps
+
+
+FORMS = (
+    Form("Azure 2023 as published", "TIMESTAMP", 0, "ContextTokens", "GeneratedTokens"),
+    Form("lengths with arrivals", "arrival_s", 1, "input_tokens", "output_tokens"),
+    Form("Mooncake", "timestamp", 1e-3, "input_length", "output_length", 512, stepped=True),
+    Form("LLMServingSim", "timestamp_ms", 1e-3, "input_length", "output_length", 16),
+    Form("lengths", None, 1, "input_tokens", "output_tokens"),
+    Form("lengths", None, 1, "input_length", "output_length"),
+    Form("lengths", None, 1, "prompt_len", "output_len"),
+)
+_CONVERSATIONS = Form("conversations", None, 1, "conversations", "conversations")
+_OTHERS = "prompt_tokens,output_tokens (Headway's own) or conversations"
+
+Request = tuple[float, int, int, list[int]]  # arrival_s, prompt and output tokens, chain of block ids
+
+
+def read_trace(path: str | Path, *, skip_bad: bool = False, spread_steps: bool = True) -> Trace:
+    """Return the requests of a trace file: CSV, JSON lines or a JSON list, each also gzipped, or Parquet.
+
+    Times that were rounded to steps (Mooncake's come every 3 s) are spread within them unless `spread_steps`
+    is false. Only full blocks of a prompt count as prefix identity.
+
+    Raises:
+        BadInput: no such file, an unknown form, an empty file, or a broken line (``file:line: came ...;
+        expected
+            ...``) unless `skip_bad`, which counts them in `Trace.skipped`.
+    """
+    path = Path(path)
+    lines = Lines(path, skip_bad)
+    with open_bytes(path) as file:
+        try:
+            trace = _read(file, lines)
+        except reading_errors() as error:
+            raise BadInput(f"{path}: damaged or not a text file: {error}") from None
+    requests, notes, step_s = trace.requests, list(trace.notes), trace.step_s if spread_steps else 0.0
+    if (np.diff(requests.arrival_s) < 0).any():
+        requests = take(requests, np.argsort(requests.arrival_s, kind="stable"))
+        notes.append("arrivals were out of order; sorted")
+    if step_s:
+        notes.append(f"arrivals are recorded in steps of {step_s:g} s; spread evenly at random within them")
+    if lines.skipped:
+        notes.append(f"{lines.skipped} broken records left out")
+    return msgspec.structs.replace(
+        trace, requests=requests, step_s=step_s, notes=tuple(notes), skipped=lines.skipped
+    )
+
+
+def _read(file: io.BufferedReader | gzip.GzipFile, lines: Lines) -> Trace:
+    head = file.peek(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if head.startswith(b"PAR1"):
+        return read_parquet(lines)
+    if not head.startswith((b"{", b"[")):
+        with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+            return _read_csv(text, lines)
+    records = _list_records(file.read(), lines.path) if head.startswith(b"[") else _line_records(file)
+    for first in records:
+        fields = next(lines.parse([first], _json_object), None)
+        if fields is not None:
+            break
+    else:
+        raise lines.none_left()
+    records = chain([first], records)
+    if is_own(fields):
+        return read_own_lines(records, fields, lines)
+    if "conversations" in fields:
+        return _collect(lines.parse(records, _conversation), lines, _CONVERSATIONS)
+    form = _form_of(fields, f"{lines.path}:{first[0]}")
+    return _collect(
+        lines.parse(records, _json_parser(form, form.block_tokens > 0 and "hash_ids" in fields)), lines, form
+    )
+
+
+def _form_of(fields: Iterable[str], place: str) -> Form:
+    fields = list(fields)
+    for form in FORMS:
+        if {form.time or form.prompt, form.prompt, form.output} <= set(fields):
+            return form
+    known = "; ".join(f"{form.time + ',' if form.time else ''}{form.prompt},{form.output}" for form in FORMS)
+    raise BadInput(
+        f"{place}: came the fields {','.join(fields)[:200]}; expected those of one form: {known}; {_OTHERS}"
+    )
+
+
+def _collect(requests: Iterable[Request], lines: Lines, form: Form) -> Trace:
+    times, prompts, outputs, hashes, counts = array("d"), array("q"), array("q"), array("q"), array("q")
+    for time_s, prompt_tokens, output_tokens, ids in requests:
+        times.append(time_s)
+        prompts.append(prompt_tokens)
+        outputs.append(output_tokens)
+        hashes.extend(ids)
+        counts.append(len(ids))
+    if not times:
+        raise lines.none_left()
+    arrival_s = np.array(times)
+    if form.time_unit_s == 0:
+        arrival_s -= arrival_s.min()
+    batch = make_batch(arrival_s, np.array(prompts), np.array(outputs))
+    if hashes:
+        offsets = offsets_of(np.array(counts))
+        batch = msgspec.structs.replace(batch, hash_offsets=offsets, hashes=np.array(hashes))
+    steps = np.diff(np.unique(arrival_s)) if form.stepped else np.zeros(0)
+    return Trace(
+        requests=batch,
+        block_tokens=form.block_tokens if hashes else 0,
+        timed=form.time is not None,
+        step_s=float(np.median(steps)) if len(steps) else 0.0,
+        notes=(_NOTE_CHARS,) if form is _CONVERSATIONS else (),
+    )
+
+
+# --- JSON ---
+
+
+def _line_records(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    for line, raw in enumerate(file, start=1):
+        raw = raw.strip(b"\xef\xbb\xbf \t\r\n")
+        if raw:
+            yield line, raw
+
+
+def _list_records(content: bytes, path: Path) -> Iterator[tuple[int, bytes]]:
+    """The entries of a JSON list; the place of an entry is its number in the list."""
+    try:
+        entries = msgspec.json.decode(content.lstrip(b"\xef\xbb\xbf"), type=list[msgspec.Raw])
+    except msgspec.DecodeError as error:
+        raise BadInput(f"{path}: not a JSON list: {error}") from None
+    return ((number, bytes(entry)) for number, entry in enumerate(entries, start=1))
+
+
+def _json_object(raw: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(raw, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise Broken(raw, f"a JSON object ({said(error)})") from None
+
+
+def _json_parser(form: Form, has_ids: bool) -> Callable[[bytes], Request]:
+    time = str if form.time_unit_s == 0 else Annotated[float, msgspec.Meta(ge=0)]
+    fields: list[tuple[str, Any]] = [("prompt", Tokens), ("output", Tokens)]
+    fields += [("time", time)] * (form.time is not None) + [("ids", list[int])] * has_ids
+    names = {"time": form.time or "", "prompt": form.prompt, "output": form.output, "ids": "hash_ids"}
+    record = msgspec.defstruct("Record", fields, rename=names)
+    decode = msgspec.json.Decoder(record).decode
+
+    def parse(raw: bytes) -> Request:
+        try:
+            found: Any = decode(raw)
+        except msgspec.DecodeError as error:
+            raise Broken(raw, said(error)) from None
+        arrival_s = found.time * form.time_unit_s if form.time else 0.0
+        return arrival_s, found.prompt, found.output, _full_blocks(raw, found, form) if has_ids else []
+
+    return parse
+
+
+def _full_blocks(raw: bytes, found: Any, form: Form) -> list[int]:
+    full = found.prompt // form.block_tokens
+    ids: list[int] = found.ids[:full]
+    if len(ids) < full:
+        raise Broken(
+            raw, f"{full} hash_ids, one per full block of {form.block_tokens} tokens, not {len(ids)}"
+        )
+    if ids and not -_ID_MAX <= min(ids) <= max(ids) < _ID_MAX:
+        raise Broken(raw, "hash_ids that fit 64 bits with sign")
+    return ids
+
+
+class _Turn(msgspec.Struct):
+    who: str = msgspec.field(default="", name="from")
+    role: str = ""
+    value: str = ""
+    content: str = ""
+    tokens: int | None = None
+
+    def count(self) -> int:
+        text = self.value or self.content
+        return -(-len(text) // _CHARS_PER_TOKEN) if self.tokens is None else self.tokens
+
+
+class _Conversation(msgspec.Struct):
+    conversations: list[_Turn]
+
+
+_conversation_decoder = msgspec.json.Decoder(_Conversation)
+
+
+def _conversation(raw: bytes) -> Request:
+    """The first question with the answer that follows it, as the usual serving benchmarks take it."""
+    try:
+        turns = _conversation_decoder.decode(raw).conversations
+    except msgspec.DecodeError as error:
+        raise Broken(raw, said(error)) from None
+    people = [turn.who or turn.role for turn in turns]
+    for asked, (who, answerer) in enumerate(pairwise(people)):
+        if who in ("human", "user") and answerer in ("gpt", "assistant", "chatgpt", "bing", "bard"):
+            prompt, output = turns[asked].count(), turns[asked + 1].count()
+            if prompt >= 1 and output >= 1:
+                return 0.0, prompt, output, []
+            raise Broken(raw, "a question and an answer of at least one token each")
+    raise Broken(raw, "a turn from human (or user) followed by one from gpt (or assistant)")
+
+
+# --- CSV ---
+
+
+def _read_csv(file: IO[str], lines: Lines) -> Trace:
+    rows = csv.reader(file)
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        if not header:
+            raise lines.none_left()
+        form = _form_of(header, f"{lines.path}:1")
+        numbered = ((rows.line_num, row) for row in rows if row)
+        return _collect(lines.parse(numbered, _csv_parser(form, header)), lines, form)
+    except csv.Error as error:
+        raise BadInput(f"{lines.path}:{rows.line_num}: not CSV: {error}") from None
+
+
+def _csv_parser(form: Form, header: list[str]) -> Callable[[list[str]], Request]:
+    places = [header.index(name) for name in (form.time or form.prompt, form.prompt, form.output)]
+    read_time = _date_reader() if form.time_unit_s == 0 else _seconds
+
+    def parse(row: list[str]) -> Request:
+        try:
+            time, prompt, output = (row[place] for place in places)
+            arrival_s = read_time(time) * (form.time_unit_s or 1.0) if form.time else 0.0
+            prompt_tokens, output_tokens = int(prompt), int(output)
+        except (ValueError, IndexError):
+            prompt_tokens = output_tokens = 0
+        if not (1 <= prompt_tokens <= TOKENS_MAX and 1 <= output_tokens <= TOKENS_MAX):
+            raise Broken(",".join(row), f"{','.join(header)} with {_csv_expected(form)}")
+        return arrival_s, prompt_tokens, output_tokens, []
+
+    return parse
+
+
+def _csv_expected(form: Form) -> str:
+    counts = f"whole numbers of at least 1 as {form.prompt} and {form.output}"
+    if form.time is None:
+        return counts
+    time = "seconds, 0 or more" if form.time_unit_s else "a date and time such as 2023-11-16 18:15:46.6805900"
+    return f"{time}, as {form.time} and {counts}"
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(text)
+    return seconds
+
+
+def _date_reader() -> Callable[[str], float]:
+    """Seconds from the whole second of the first date: small enough to keep the 100 ns of a date."""
+    base: list[float] = []
+
+    def read(text: str) -> float:
+        whole, _, rest = text.strip().partition(".")
+        digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+        moment = datetime.fromisoformat(whole + rest[len(digits) :])
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        if not base:
+            base.append(moment.timestamp())
+        return moment.timestamp() - base[0] + (float(f"0.{digits}") if digits else 0.0)
+
+    return read

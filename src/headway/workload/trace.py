@@ -1,0 +1,133 @@
+"""`Trace`: the requests of a file, and what every reader needs to make one."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.errors import BadInput, nearest
+from headway.workload.batch import Batch, Floats, offsets_of, stream
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+_SHOWN = 90  # characters of a broken line that its error shows
+
+
+class Trace(msgspec.Struct, frozen=True, eq=False):
+    """The requests of a file in order of arrival, and what is known about them."""
+
+    requests: Batch
+    block_tokens: int = 0
+    timed: bool = True  # False: the file has no arrival times
+    step_s: float = 0.0  # arrival times are rounded down to steps of about this length; 0: they are exact
+    concurrency: int | None = None
+    think_s: float = 0.0
+    skipped: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rate_req_s(self) -> float | None:
+        """Requests per second from first to last; None when no time passes."""
+        times = self.requests.arrival_s
+        span = float(times[-1] - times[0]) + self.step_s
+        return (len(times) - (0 if self.step_s else 1)) / span if self.timed and span > 0 else None
+
+    def arrivals(self, seed: int) -> Floats:
+        """Return the arrival times in seconds, those rounded to steps spread evenly at random within them."""
+        times = self.requests.arrival_s
+        if not self.step_s:
+            return times
+        starts, step = np.unique(times, return_inverse=True)
+        widths = np.append(np.minimum(np.diff(starts), self.step_s), self.step_s)
+        return np.sort(times + widths[step] * stream(seed, "arrivals").random(len(times)))
+
+
+class Broken(Exception):
+    """A record that is not what its form asks for."""
+
+    def __init__(self, came: str | bytes, expected: str) -> None:
+        text = came.decode("utf-8", "replace") if isinstance(came, bytes) else came
+        self.came = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+        self.expected = expected
+
+
+class Lines:
+    """Parses the records of one file; a broken one stops with its place, or is counted when `skip_bad`."""
+
+    def __init__(self, path: Path, skip_bad: bool) -> None:
+        self.path, self.skip_bad, self.skipped = path, skip_bad, 0
+
+    def parse(self, records: Iterable[tuple[int, R]], parse: Callable[[R], T]) -> Iterator[T]:
+        """Yield what `parse` makes of every record, given as (line, content).
+
+        Raises:
+            BadInput: a record is broken and broken ones are not skipped.
+        """
+        for line, record in records:
+            try:
+                yield parse(record)
+            except Broken as broken:
+                if not self.skip_bad:
+                    came = f"{self.path}:{line}: came {broken.came}; expected {broken.expected}"
+                    raise BadInput(f"{came} (to leave broken lines out: skip_bad)") from None
+                self.skipped += 1
+
+    def none_left(self) -> BadInput:
+        """Return the error of a file without a single request."""
+        skipped = f": all {self.skipped} records are broken" if self.skipped else ": the file is empty"
+        return BadInput(f"{self.path} holds no requests{skipped}")
+
+
+def said(error: msgspec.DecodeError) -> str:
+    """Return msgspec's message in the words of a trace error: "int >= 1 at input_length"."""
+    text = str(error).replace("`", "").replace("Expected ", "").replace("$.", "").replace(" - at", " at")
+    return "valid JSON" + text.removeprefix("JSON is malformed") if text.startswith("JSON is") else text
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[io.BufferedReader | gzip.GzipFile]:
+    """Open a plain or gzipped file for reading.
+
+    Raises:
+        BadInput: no such file (naming the nearest beside it), or it cannot be opened.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below; errors of the reader are not errors of opening
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = nearest(path.name, beside)
+        raise BadInput(f"{path}: no such file{'; nearest: ' + ', '.join(near) if near else ''}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    with file:
+        yield gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+
+
+def reading_errors() -> tuple[type[Exception], ...]:
+    """Return what reading a damaged, cut or binary file raises."""
+    return (OSError, EOFError, zlib.error, UnicodeDecodeError)
+
+
+def take(batch: Batch, order: NDArray[np.intp]) -> Batch:
+    """Return the requests at these places, in this order, numbered from 0."""
+    columns = {
+        name: getattr(batch, name)[order]
+        for name in batch.__struct_fields__
+        if name not in ("id", "hash_offsets", "hashes")
+    }
+    if batch.hash_offsets is None or batch.hashes is None:
+        return Batch(id=np.arange(len(order)), **columns)
+    lengths = np.diff(batch.hash_offsets)[order]
+    offsets = offsets_of(lengths)
+    source = np.repeat(batch.hash_offsets[:-1][order] - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return Batch(id=np.arange(len(order)), **columns, hash_offsets=offsets, hashes=batch.hashes[source])

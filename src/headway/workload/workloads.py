@@ -1,0 +1,232 @@
+"""`Workload`: what everything above asks for requests, and `workload()`, which finds one by name or file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property
+from pathlib import Path
+
+import msgspec
+
+from headway.errors import BadInput, UnknownName
+from headway.specs import from_mapping, read_yaml
+from headway.units import parse_count, parse_rate
+from headway.workload.arrivals import Arrival, Closed, Poisson, Replay, at_rate, parse_arrival
+from headway.workload.batch import Batch, stream
+from headway.workload.files import Header, write_batches
+from headway.workload.generate import arrival_times, independent, traced
+from headway.workload.lengths import expected_tokens
+from headway.workload.readers import read_trace
+from headway.workload.sessions import session_batches, session_means
+from headway.workload.spec import WorkloadSpec
+from headway.workload.trace import Trace
+
+_PRESETS = Path(__file__).parent / "data"
+_CHUNK = 65_536  # requests per batch: 5 MB of columns
+
+
+class Workload:
+    """Requests over time, in batches: the same bytes for the same spec and seed, however they are cut.
+
+    A synthetic workload streams, its memory independent of the number of requests; a trace is held in
+    columns.
+    """
+
+    def __init__(self, spec: WorkloadSpec, trace: Trace | None = None, recorded: Trace | None = None) -> None:
+        """Take the requests of `spec.trace`, and the file whose arrival times are replayed, if any."""
+        self.spec = spec
+        self.name, self.requests = spec.name, spec.requests
+        self._trace, self._recorded = trace, recorded
+        for needed, came in ((spec.trace, trace), (isinstance(spec.arrival, Replay), recorded)):
+            if needed and came is None:
+                raise BadInput(f"workload {spec.name} needs its trace: make it with workload(spec)")
+            if came is not None and spec.requests > len(came.requests):
+                have = len(came.requests)
+                raise BadInput(
+                    f"requests {spec.requests}: the trace of {spec.name} holds {have}; ask for at most that"
+                )
+
+    def batches(self, seed: int, rate_req_s: float | None = None, chunk: int = _CHUNK) -> Iterator[Batch]:
+        """Return the requests in order of arrival, at most `chunk` at a time; `rate_req_s` as in `at_rate`.
+
+        Raises:
+            BadInput: a negative seed, an impossible rate, a chunk below 1.
+        """
+        if chunk < 1 or seed < 0:
+            raise BadInput(
+                f"chunk {chunk}, seed {seed}: expected a chunk of at least 1 request and a seed of at least 0"
+            )
+        spec = self.spec if rate_req_s is None else self.at_rate(rate_req_s).spec
+        if spec.sessions is not None:
+            return session_batches(spec, seed, chunk)
+        arrivals = arrival_times(spec.arrival, seed, self._recorded)
+        if self._trace is not None:
+            return traced(spec, seed, chunk, arrivals, self._trace)
+        return independent(spec, seed, chunk, arrivals)
+
+    def at_rate(self, rate_req_s: float) -> Workload:
+        """Return the same requests at another mean rate, with common random numbers.
+
+        Lengths, chains and classes stay; gaps keep their random numbers and are scaled; recorded times are
+        stretched. Of sessions the starts are scaled, not the gaps inside, so other calls come first.
+
+        Raises:
+            BadInput: the rate is not positive and finite, or the workload is a closed loop.
+        """
+        spec = msgspec.structs.replace(self.spec, arrival=at_rate(self.spec.arrival, rate_req_s))
+        return Workload(spec, self._trace, self._recorded)
+
+    @property
+    def rate_req_s(self) -> float | None:
+        """The mean arrival rate; None in a closed loop and where a trace's requests all come at once."""
+        arrival = self.spec.arrival
+        if isinstance(arrival, Closed):
+            return None
+        if isinstance(arrival, Replay) and arrival.rate_req_s is None:
+            return self._recorded.rate_req_s if self._recorded else None
+        return arrival.rate_req_s
+
+    @property
+    def concurrency(self) -> int | None:
+        """The users of a closed loop; None in an open one."""
+        return self.spec.arrival.concurrency if isinstance(self.spec.arrival, Closed) else None
+
+    @property
+    def think_s(self) -> float:
+        """How long a user of a closed loop waits between an answer and the next request."""
+        return self.spec.arrival.think_s if isinstance(self.spec.arrival, Closed) else 0.0
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens that one id of a chain stands for; 0 without prefix identity."""
+        source = self._trace or self.spec.sessions or self.spec.shared_prefix
+        return source.block_tokens if source else 0
+
+    @cached_property
+    def mean_prompt_tokens(self) -> float:
+        """The mean prompt: measured of a trace, expected of a model, of sessions over a fixed sample."""
+        spec = self.spec
+        if self._trace is not None:
+            return float(self._trace.requests.prompt_tokens[: self.requests].mean())
+        if spec.sessions is not None:
+            return session_means(spec.prompt, spec.output, spec.sessions).prompt_tokens
+        assert spec.prompt is not None
+        return spec.prompt.expected_tokens
+
+    @cached_property
+    def mean_output_tokens(self) -> float:
+        """The mean output, known like the mean prompt; where it depends on it, over a fixed sample."""
+        spec = self.spec
+        if self._trace is not None:
+            return float(self._trace.requests.output_tokens[: self.requests].mean())
+        if spec.sessions is not None:
+            return session_means(spec.prompt, spec.output, spec.sessions).output_tokens
+        assert spec.prompt is not None and spec.output is not None
+        return expected_tokens(spec.output, spec.prompt.draw(stream(0, "means"), _CHUNK))
+
+    @property
+    def skipped(self) -> int:
+        """Broken records that were left out on reading."""
+        return sum(trace.skipped for trace in self._files())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of results should know about how the requests were made from a file."""
+        return tuple(note for trace in self._files() for note in trace.notes)
+
+    def _files(self) -> list[Trace]:
+        """The traces behind it, each once."""
+        again = self._recorded is self._trace
+        return [trace for trace in (self._trace, None if again else self._recorded) if trace is not None]
+
+
+def workload(
+    source: str | Path | WorkloadSpec,
+    *,
+    rate: float | str | None = None,
+    requests: int | str | None = None,
+    arrival: str | Arrival | None = None,
+    skip_bad: bool = False,
+    spread_steps: bool = True,
+) -> Workload:
+    """Return a workload: a preset's name, a trace file, a YAML file of a `WorkloadSpec`, or such a spec.
+
+    `rate`, `requests` and `arrival` change it; an arrival model that names no rate takes over the one there
+    was. A trace without arrival times comes as Poisson at 1 request/s. `skip_bad` leaves broken records out
+    (`.skipped` counts them); `spread_steps` spreads times recorded in steps within them.
+
+    Raises:
+        UnknownName: no such preset.
+        BadInput: no such file, a broken one, or a value that is out of range.
+    """
+    traces: dict[str, Trace] = {}
+
+    def load(path: str) -> Trace:
+        if path not in traces:
+            traces[path] = read_trace(path, skip_bad=skip_bad, spread_steps=spread_steps)
+        return traces[path]
+
+    spec = _spec(source, load)
+    if arrival is not None:
+        spec = _with_arrival(spec, arrival, load)
+    recorded = load(spec.arrival.path) if isinstance(spec.arrival, Replay) else None
+    if requests is not None:
+        spec = msgspec.structs.replace(spec, requests=parse_count(requests))
+    elif recorded is not None:
+        spec = msgspec.structs.replace(spec, requests=min(spec.requests, len(recorded.requests)))
+    made = Workload(spec, load(spec.trace) if spec.trace else None, recorded)
+    return made if rate is None else made.at_rate(parse_rate(rate))
+
+
+def workload_names() -> list[str]:
+    """Return the names of the presets."""
+    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+
+
+def write(workload: Workload, path: str | Path, *, seed: int = 0) -> None:
+    """Write a workload as a trace in Headway's own form: ``.jsonl``, ``.jsonl.gz`` or ``.parquet``.
+
+    Raises:
+        BadInput: another suffix, or the file cannot be written.
+        MissingExtra: Parquet without pyarrow.
+    """
+    header = Header(
+        block_tokens=workload.block_tokens, concurrency=workload.concurrency, think_s=workload.think_s
+    )
+    write_batches(workload.batches(seed), Path(path), header)
+
+
+def _spec(source: str | Path | WorkloadSpec, load: Callable[[str], Trace]) -> WorkloadSpec:
+    if isinstance(source, WorkloadSpec):
+        return source
+    path, names = Path(source), workload_names()
+    if str(source) in names:
+        return _preset(str(source))
+    if path.suffix in (".yaml", ".yml"):
+        return from_mapping(WorkloadSpec, read_yaml(path), str(path))
+    if not path.suffix and len(path.parts) == 1 and not path.is_file():
+        raise UnknownName("workload", source, names)
+    trace = load(str(path))
+    arrival: Arrival = Poisson()
+    if trace.concurrency is not None:
+        arrival = Closed(concurrency=trace.concurrency, think_s=trace.think_s)
+    elif trace.timed:
+        arrival = Replay(path=str(path))
+    return WorkloadSpec(name=path.name, trace=str(path), arrival=arrival, requests=len(trace.requests))
+
+
+@cache
+def _preset(name: str) -> WorkloadSpec:
+    return from_mapping(WorkloadSpec, read_yaml(_PRESETS / f"{name}.yaml"), name)
+
+
+def _with_arrival(spec: WorkloadSpec, arrival: str | Arrival, load: Callable[[str], Trace]) -> WorkloadSpec:
+    """The spec with another arrival model, at the rate it had where the model's text names none."""
+    new = parse_arrival(arrival) if isinstance(arrival, str) else arrival
+    old = spec.arrival
+    if isinstance(arrival, str) and "rate" not in arrival and not isinstance(new, Closed | Replay):
+        kept = None if isinstance(old, Closed) else old.rate_req_s
+        if kept is None and isinstance(old, Replay):
+            kept = load(old.path).rate_req_s
+        new = new if kept is None else at_rate(new, kept)
+    return msgspec.structs.replace(spec, arrival=new)

@@ -1,0 +1,129 @@
+"""Random cases for the core, and the cluster driven directly, without catalogue or cost model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from headway.cost import EngineSettings, StepTable
+from headway.engine import Engine, Gaps
+from headway.engine.reference import ReferenceEngine, Row
+from headway.metrics import Histogram
+from headway.policies import policy
+from headway.sim.arrivals import Arrivals
+from headway.sim.cluster import Cluster
+from headway.sim.recorder import Recorder
+from headway.state import ClusterState, PoolState
+from headway.workload.batch import Batch
+
+BINS = (Histogram.BINS, Histogram.MIN_S, Histogram.INV_LOG_GROWTH)
+COLUMNS = ("arrival_s", "admitted_s", "first_token_s", "last_token_s", "cached_tokens", "preemptions", "status")
+
+
+@dataclass
+class Case:
+    """One replica, its settings, and the requests it serves."""
+
+    table: StepTable
+    settings: EngineSettings
+    unit_tokens: int
+    order: str
+    rows: list[Row]
+
+
+def make_table(rng: Random, *, budget: int, seqs: int, stages: int, block: int, window: int) -> StepTable:
+    """A step law with random coefficients of a plausible size, and a small KV cache."""
+    tokens, n = np.arange(budget + 1.0), np.arange(seqs + 1.0)
+    scale = rng.choice([1.0, 1.0, 0.0]) if stages == 1 else 1.0
+    seconds = {
+        "linear": rng.uniform(1e-3, 1e-2) + rng.uniform(0, 1e-4) * tokens,
+        "seq": rng.uniform(0, 1e-4) * n,
+        "decode": rng.uniform(0, 1e-4) * n,
+        "decode_ctx": np.full(seqs + 1, scale * rng.uniform(0, 1e-5)) * (1 + n / seqs),
+        "decode_window": np.full(seqs + 1, scale * rng.uniform(0, 1e-5)),
+        "prefill_base": rng.uniform(0, 1e-4),
+        "prefill_area": rng.uniform(0, 1e-7),
+        "prefill_window_area": rng.uniform(0, 1e-7),
+    }
+    return StepTable(
+        **{f"{name}_s": value for name, value in seconds.items()},
+        **{f"{name}_j": value for name, value in seconds.items()},
+        p2p_s=rng.uniform(0, 1e-3) + 1e-6 * tokens,
+        idle_watts=100.0, gpus=stages, stages=stages, max_batched_tokens=budget, max_seqs=seqs,
+        kv_blocks=rng.randint(8, 120), block_tokens=block, window=window,
+        window_group=rng.randint(0, 3) if window else 0, window_blocks=-(-window // block),
+        max_context=rng.choice([200, 10_000]), provenance={},
+    )
+
+
+def make_rows(rng: Random, unit: int) -> list[Row]:
+    """Requests with bursts, ties, one-token outputs and shared prefixes."""
+    rows, now = [], 0.0
+    for i in range(rng.randint(1, 40)):
+        now += rng.choice([0.0, rng.expovariate(1 / 0.02), rng.expovariate(1 / 0.5)])
+        prompt = rng.choice([1, rng.randint(1, 40), rng.randint(1, 150)])
+        hashes: tuple[int, ...] = ()
+        if unit and rng.random() < 0.8:
+            family, common = rng.randint(0, 2), rng.randint(0, 8)
+            length = prompt // unit + rng.choice([0, 0, 2])
+            hashes = tuple(1000 * family + k if k < common else 10_000 + 1000 * i + k for k in range(length))
+        rows.append(Row(now, prompt, rng.choice([1, rng.randint(1, 60)]), hashes, rng.randint(0, 2),
+                        now + rng.choice([0.1, 1.0, float("inf")])))
+    return rows
+
+
+def make_case(seed: int) -> Case:
+    """A random case; small pages and budgets, so that preemption, chunking and eviction all happen."""
+    rng = Random(seed)
+    block = rng.choice([1, 2, 4, 16])
+    budget = rng.choice([4, 16, 64, 300])
+    seqs = rng.randint(1, min(budget, 12))
+    window = rng.choice([0, 0, 1, rng.randint(2, 60)])
+    table = make_table(rng, budget=budget, seqs=seqs, stages=rng.choice([1, 1, 1, 2, 3]), block=block,
+                       window=window)
+    unit = rng.choice([0, block, 2 * block])
+    settings = EngineSettings(max_batched_tokens=budget, max_seqs=seqs, block_tokens=block,
+                              prefix_cache=rng.random() < 0.9)
+    return Case(table, settings, unit, rng.choice(["fcfs", "fcfs", "priority", "sjf", "edf"]), make_rows(rng, unit))
+
+
+def batch_of(rows: list[Row]) -> Batch:
+    """The rows as the batch a workload would give."""
+    n = len(rows)
+    lengths = [len(row.hashes) for row in rows]
+    return Batch(
+        id=np.arange(n), arrival_s=np.array([row.arrival_s for row in rows]),
+        prompt_tokens=np.array([row.prompt for row in rows]), output_tokens=np.array([row.output for row in rows]),
+        priority=np.array([row.priority for row in rows], np.int32), slo_class=np.zeros(n, np.int32),
+        tenant=np.zeros(n, np.int32), deadline_s=np.array([row.deadline_s for row in rows]),
+        predicted_output_tokens=np.array([row.output for row in rows], np.float64), session=np.full(n, -1),
+        hash_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        hashes=np.array([h for row in rows for h in row.hashes], np.int64),
+    )
+
+
+def run_core(case: Case, *, leaps: bool = True) -> tuple[dict[str, np.ndarray], Engine]:
+    """The case through the fast core."""
+    order = None if case.order == "fcfs" else policy("order", case.order)
+    engine = Engine(0, case.table, case.settings, "mixed", order, case.unit_tokens,
+                    Gaps(*BINS, case.settings.max_seqs))
+    engine.set_leaps(leaps)
+    recorder = Recorder(True, len(case.rows), 0, [(1.0, 1.0, 1.0)], BINS)
+    state = ClusterState((PoolState("mixed", [engine], Random(0)),), Random(0))
+    cluster = Cluster([[engine]], state, {"route": policy("route", "least-requests")},
+                      Arrivals(iter([batch_of(case.rows)])), recorder, None, None)
+    while cluster.advance(1000):
+        engine.check_integrity()
+    engine.check_integrity()
+    engine.refresh(cluster.now)
+    return recorder.columns(), engine
+
+
+def run_reference(case: Case) -> ReferenceEngine:
+    """The case through the reference; the rows of the case hold the outcome."""
+    order = None if case.order == "fcfs" else policy("order", case.order)
+    reference = ReferenceEngine(case.table, case.settings, case.unit_tokens, order)
+    reference.run(case.rows)
+    return reference

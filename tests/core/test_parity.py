@@ -1,0 +1,50 @@
+"""Laws 7 and 8: leaping equals stepping, and the core equals the reference, to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+from drive import BINS, make_case, run_core, run_reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.engine import LogCounts
+
+SEEDS = st.integers(0, 2**40)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SEEDS)
+def test_core_equals_reference(seed: int) -> None:
+    """Every time, hit, preemption, gap and page count of the reference."""
+    case = make_case(seed)
+    reference = run_reference(case)
+    columns, engine = run_core(case)
+    words = {0: "finished", 2: "failed"}
+    assert [words[int(s)] for s in columns["status"]] == [row.status for row in case.rows]
+    for name, mine in (("admitted_s", "admitted_s"), ("first_token_s", "first_s"), ("last_token_s", "last_s"),
+                       ("cached_tokens", "cached"), ("preemptions", "preemptions")):
+        theirs = np.array([getattr(row, mine) for row in case.rows], dtype=np.float64)
+        np.testing.assert_array_equal(columns[name].astype(np.float64), theirs, err_msg=name)
+    assert engine.kv_peak_blocks == reference.peak
+    assert engine.work.steps == reference.steps
+    assert engine.kv_used_blocks == 0
+    counts = LogCounts(*BINS)
+    for gap in reference.gaps:
+        counts.add(gap, 1)
+    np.testing.assert_array_equal(engine.gaps.as_array(), counts.as_array())
+    assert np.isclose(engine.gaps.sum_s(engine.law), sum(reference.gaps), rtol=1e-9)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SEEDS)
+def test_leaping_equals_stepping(seed: int) -> None:
+    """The same bits, whether k steps are taken at once or singly."""
+    leapt, fast = run_core(make_case(seed))
+    stepped, slow = run_core(make_case(seed), leaps=False)
+    for name, column in leapt.items():
+        np.testing.assert_array_equal(column, stepped[name], err_msg=name)
+    assert fast.kv_peak_blocks == slow.kv_peak_blocks
+    assert fast.gaps.sum_s(fast.law) == slow.gaps.sum_s(slow.law)
+    np.testing.assert_array_equal(fast.gaps.as_array(), slow.gaps.as_array())
+    for name, value in fast.work.as_dict().items():
+        np.testing.assert_array_equal(value, slow.work.as_dict()[name], err_msg=name)

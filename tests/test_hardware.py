@@ -1,0 +1,278 @@
+"""The hardware catalogue: laws every entry obeys, lookups and their errors, then figures from data sheets."""
+
+import csv
+import gzip
+import math
+import re
+from datetime import date
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import headway.hardware
+from headway.errors import BadInput, UnknownName
+from headway.hardware import Gpu, gpu, gpu_keys, node, nodes
+from headway.specs import from_mapping, read_yaml, to_mapping
+
+PROMISED = {"a100-40gb-sxm", "a100-40gb-pcie", "a100-80gb-sxm", "a100-80gb-pcie", "h100-sxm", "h100-pcie"}
+PROMISED |= {"h200", "h20", "b200", "gb200", "rtx-pro-6000", "l4", "l40s", "rtx-4090", "a10g"}
+PROMISED |= {"mi300x", "mi325x", "gaudi-2", "cpu-xeon-8480"}
+TEXT_FIELDS = {"key", "name", "vendor", "link_kind", "link_topology", "price_date", "sources", "peak_flops"}
+
+every_gpu = pytest.mark.parametrize("card", [gpu(key) for key in gpu_keys()], ids=gpu_keys())
+
+
+# --- laws of every entry ------------------------------------------------------------------------------------
+
+
+@every_gpu
+def test_every_number_has_a_source_and_nothing_else_has(card: Gpu) -> None:
+    numbers = {field.name for field in msgspec.structs.fields(Gpu)} - TEXT_FIELDS
+    if card.usd_per_hour is None:
+        numbers.discard("usd_per_hour")
+    assert set(card.sources) == numbers | {f"peak_flops.{dtype}" for dtype in card.peak_flops}
+    for name, source in card.sources.items():
+        assert source.kind in ("vendor", "measured", "modelled"), name
+        assert len(source.source) > 10, name
+
+
+@every_gpu
+def test_every_number_is_positive_and_finite(card: Gpu) -> None:
+    numbers = {name: getattr(card, name) for name in card.sources if "." not in name} | card.peak_flops
+    assert all(math.isfinite(value) and value > 0 for value in numbers.values()), numbers
+
+
+@every_gpu
+def test_modelled_figures_say_how(card: Gpu) -> None:
+    for name, source in card.sources.items():
+        if source.kind == "modelled":
+            assert ";" in source.source, f"{name}: an estimate without its reason"
+
+
+@every_gpu
+def test_fewer_bits_are_never_slower(card: Gpu) -> None:
+    peaks = card.peak_flops
+    assert set(peaks) <= {"bf16", "fp8", "int8", "fp4"}
+    assert min(peaks.values()) == peaks["bf16"]
+    assert peaks.get("fp4", math.inf) >= peaks.get("fp8", 0)
+
+
+@every_gpu
+def test_memory_is_faster_than_links_and_links_than_the_network(card: Gpu) -> None:
+    assert card.memory_bytes_per_s > card.link_bytes_per_s >= card.rdma_bytes_per_s
+    assert card.memory_bytes_per_s > card.pcie_bytes_per_s
+    if card.link_kind == "pcie":
+        assert card.link_bytes_per_s == card.pcie_bytes_per_s
+    assert 1e-6 <= card.link_latency_s <= 20e-6
+    assert 1e-6 <= card.rdma_latency_s <= 100e-6
+
+
+@every_gpu
+def test_power_and_price_are_plausible(card: Gpu) -> None:
+    assert 0.02 <= card.idle_watts / card.tdp_watts <= 0.35
+    if card.usd_per_hour is None:
+        assert card.price_date == ""
+    else:
+        assert date(2024, 1, 1) <= date.fromisoformat(card.price_date) <= date(2027, 1, 1)
+        assert card.price_date in card.sources["usd_per_hour"].source
+
+
+@every_gpu
+def test_dense_intensity_is_of_this_world(card: Gpu) -> None:
+    # A peak printed with sparsity, or a bandwidth in both directions, would leave this band.
+    operations_per_byte = card.peak_flops["bf16"] / card.memory_bytes_per_s
+    assert 30 < operations_per_byte < 450
+
+
+@every_gpu
+def test_an_entry_survives_the_way_through_builtins(card: Gpu) -> None:
+    assert from_mapping(Gpu, to_mapping(card), card.key) == card
+
+
+def test_no_key_is_defined_twice_and_every_document_is_used() -> None:
+    folder = Path(headway.hardware.__file__).with_name("data")
+    keys: list[str] = []
+    for path in folder.glob("*.yaml"):
+        data = read_yaml(path)
+        keys += data["gpus"]
+        cited = {figure["source"] for entry in data["gpus"].values() for figure in entry["figures"].values()}
+        assert cited == set(data["sources"]), path.name
+    assert sorted(keys) == gpu_keys()
+
+
+# --- nodes --------------------------------------------------------------------------------------------------
+
+
+@every_gpu
+def test_nodes_come_in_the_sizes_sold(card: Gpu) -> None:
+    sizes = [size for size in (1, 2, 4, 8, 72) if size <= card.gpus_per_node]
+    built = [node(card.key, size) for size in sizes]
+    assert [n.gpu_count for n in built] == sizes
+    assert sizes[-1] == card.gpus_per_node
+    assert [n.key for n in built] == [key for key in nodes() if key in {n.key for n in built}]
+    assert built[-1].scale_up.bytes_per_s == pytest.approx(card.link_bytes_per_s)
+    for n in built:
+        assert n.gpu == card.key
+        assert n.scale_up.latency_s == card.link_latency_s
+        assert n.scale_out.bytes_per_s == card.rdma_bytes_per_s
+
+
+@every_gpu
+def test_a_larger_node_never_has_slower_links(card: Gpu) -> None:
+    sizes = [size for size in (2, 4, 8, 72) if size <= card.gpus_per_node]
+    speeds = [node(card.key, size).scale_up.bytes_per_s for size in sizes]
+    assert speeds == sorted(speeds)
+    if card.link_topology == "switch":
+        assert set(speeds) == {card.link_bytes_per_s}
+
+
+def test_node_keys_are_unique() -> None:
+    assert len(set(nodes())) == len(nodes())
+    assert {"h100-sxm-x8", "gb200-x4", "gb200-nvl72"} <= set(nodes())
+    assert not any("nvl72" in key for key in nodes() if not key.startswith("gb200"))
+
+
+@given(st.sampled_from(gpu_keys()), st.integers(-3, 200))
+def test_any_other_size_is_refused_with_the_sizes_there_are(key: str, count: int) -> None:
+    if count in (1, 2, 4, 8, 72) and count <= gpu(key).gpus_per_node:
+        assert node(key, count).gpu_count == count
+    else:
+        with pytest.raises(BadInput, match=rf"no node of {count} {key}: allowed are 1, 2"):
+            node(key, count)
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+def test_the_promised_names_are_there() -> None:
+    assert sorted(PROMISED) == gpu_keys()
+    assert all(gpu(key).key == key for key in PROMISED)
+
+
+@given(st.text(max_size=20).filter(lambda text: text not in gpu_keys()))
+def test_an_unknown_name_is_refused(name: str) -> None:
+    with pytest.raises(UnknownName, match="headway list gpus"):
+        gpu(name)
+    with pytest.raises(UnknownName):
+        node(name, 1)
+
+
+@pytest.mark.parametrize(
+    ("came", "meant"),
+    [
+        ("h100", "h100-sxm"),
+        ("H100-SXM", "h100-sxm"),
+        ("h200-sxm", "h200"),
+        ("a100-80g-sxm", "a100-80gb-sxm"),
+        ("rtx4090", "rtx-4090"),
+        ("gaudi2", "gaudi-2"),
+        ("mi300", "mi300x"),
+        ("b200-sxm", "b200"),
+    ],
+)
+def test_a_near_miss_names_what_was_meant(came: str, meant: str) -> None:
+    with pytest.raises(UnknownName) as caught:
+        gpu(came)
+    assert meant in caught.value.nearest
+    assert meant in str(caught.value)
+
+
+# --- families -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("slower", "faster"),
+    [
+        ("a100-40gb-sxm", "a100-80gb-sxm"),
+        ("a100-80gb-pcie", "a100-80gb-sxm"),
+        ("a100-80gb-sxm", "h100-sxm"),
+        ("h100-pcie", "h100-sxm"),
+        ("h100-sxm", "h20"),
+        ("h20", "h200"),
+        ("h200", "b200"),
+        ("mi300x", "mi325x"),
+        ("a10g", "l40s"),
+        ("l4", "a10g"),
+        ("l40s", "rtx-pro-6000"),
+        ("cpu-xeon-8480", "a10g"),
+    ],
+)
+def test_memory_bandwidth_orders_the_generations(slower: str, faster: str) -> None:
+    assert gpu(slower).memory_bytes_per_s < gpu(faster).memory_bytes_per_s
+
+
+def test_which_hardware_has_which_formats() -> None:
+    assert {key for key in gpu_keys() if "fp4" in gpu(key).peak_flops} == {"b200", "gb200", "rtx-pro-6000"}
+    without_fp8 = {key for key in gpu_keys() if "fp8" not in gpu(key).peak_flops}
+    assert without_fp8 == {key for key in gpu_keys() if key.startswith(("a100", "a10g", "cpu"))}
+
+
+# --- figures from data sheets -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "figure"),
+    [
+        ("a100-80gb-sxm", "memory_bytes_per_s", 2039e9),
+        ("a100-80gb-sxm", "link_bytes_per_s", 600e9 / 2),
+        ("h100-sxm", "memory_bytes_per_s", 3.35e12),
+        ("h100-sxm", "sm_count", 132),
+        ("h100-pcie", "sm_count", 114),
+        ("h100-sxm", "link_bytes_per_s", 900e9 / 2),
+        ("h100-sxm", "tdp_watts", 700),
+        ("h200", "memory_bytes_per_s", 4.8e12),
+        ("b200", "link_bytes_per_s", 1.8e12 / 2),
+        ("b200", "tdp_watts", 1000),
+        ("l40s", "memory_bytes_per_s", 864e9),
+        ("l4", "tdp_watts", 72),
+        ("mi300x", "memory_bytes_per_s", 5.3e12),
+        ("gaudi-2", "memory_bytes_per_s", 2.45e12),
+    ],
+)
+def test_data_sheet_figures(key: str, field: str, figure: float) -> None:
+    assert getattr(gpu(key), field) == figure
+
+
+@pytest.mark.parametrize(
+    ("key", "dtype", "dense_flops"),
+    [
+        ("a100-80gb-sxm", "bf16", 312e12),
+        ("h100-sxm", "bf16", 1979e12 / 2),
+        ("h100-sxm", "fp8", 3958e12 / 2),
+        ("h20", "bf16", 148e12),
+        ("b200", "fp4", 18e15 / 2),
+        ("gb200", "fp4", 1440e15 / 72 / 2),
+        ("l4", "fp8", 485e12 / 2),
+        ("rtx-4090", "bf16", 165.2e12),
+        ("mi325x", "fp8", 2614.9e12),
+        ("gaudi-2", "bf16", 432e12),
+    ],
+)
+def test_data_sheet_peaks(key: str, dtype: str, dense_flops: float) -> None:
+    assert gpu(key).peak_flops[dtype] == dense_flops
+
+
+@every_gpu
+def test_the_driver_reports_what_the_name_says(card: Gpu) -> None:
+    gigabytes = int(re.findall(r"(\d+) Gi?B", card.name)[-1])
+    assert gigabytes * 1e9 * 0.98 <= card.memory_bytes <= gigabytes * 2**30
+
+
+# --- figures from measurements ------------------------------------------------------------------------------
+
+
+def test_measured_link_latencies_are_those_of_the_timings(shared_data: Path) -> None:
+    names = {"A100": "a100-80gb-sxm", "H100": "h100-sxm", "H200": "h200", "B200": "b200", "GB200": "gb200"}
+    names |= {"L40S": "l40s", "RTXPRO6000": "rtx-pro-6000"}
+    best = dict.fromkeys(names, math.inf)
+    with gzip.open(shared_data / "measured" / "ops_collectives.csv.gz", "rt") as file:
+        for row in csv.DictReader(file):
+            if (row["lib"], row["op"], row["num_gpus"]) == ("vllm", "all_reduce", "2") and row["gpu"] in best:
+                best[row["gpu"]] = min(best[row["gpu"]], float(row["time_us"]) * 1e-6)
+    measured = {key for key in gpu_keys() if gpu(key).sources["link_latency_s"].kind == "measured"}
+    assert measured == {*names.values(), "a100-40gb-sxm"}
+    for name, key in names.items():
+        assert gpu(key).link_latency_s == pytest.approx(best[name], rel=0.02)

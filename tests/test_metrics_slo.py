@@ -1,0 +1,75 @@
+"""What a user may ask for: limits, shares, prices, and the ways to get them wrong."""
+
+import math
+
+import numpy as np
+import pytest
+
+from headway.errors import BadInput
+from headway.metrics import Prices, Slo
+from headway.metrics.attainment import wilson_interval
+from headway.specs import from_mapping
+
+
+def test_limits_are_read_as_people_write_them():
+    slo = Slo.parse(ttft="500ms", tpot=0.05, itl="80 ms", e2e="2min", attainment="99%")
+    assert slo == Slo(ttft_s=0.5, tpot_s=0.05, itl_s=0.08, e2e_s=120.0, attainment=0.99)
+    assert slo.limits() == (0.5, 0.05, 120.0)
+    assert Slo().limits() == (math.inf, math.inf, math.inf)
+    assert from_mapping(Slo, {"ttft_s": "500ms", "attainment": "0.95"}, "slo") == Slo(
+        ttft_s=0.5, attainment=0.95
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ttft": "fast"}, "TTFT limit: time 'fast' is not understood: write 500ms"),
+        ({"tpot": "-5ms"}, "TPOT limit: .*negative"),
+        ({"e2e": math.nan}, "E2E limit: .*finite"),
+        ({"itl": "0s"}, "itl_s 0 is no limit"),
+        ({"attainment": "most"}, "attainment 'most' is not understood: write 0.9 or 90%"),
+        ({"attainment": 90}, "attainment 90: give a share above 0 and at most 1"),
+        ({"attainment": "0%"}, "attainment 0: "),
+        ({"attainment": "nan"}, "attainment nan: "),
+    ],
+)
+def test_limits_that_are_none_are_refused(given, message):
+    with pytest.raises(BadInput, match=message):
+        Slo.parse(**given)
+
+
+def test_a_spec_file_with_a_wrong_limit_names_the_place():
+    with pytest.raises(BadInput, match=r"deployment\.yaml.*ttft_s -1 is no limit"):
+        from_mapping(Slo, {"ttft_s": -1}, "deployment.yaml")
+    with pytest.raises(BadInput, match=r"unknown field.*ttft_s"):
+        from_mapping(Slo, {"ttft": "500ms"}, "deployment.yaml")
+
+
+def test_a_value_equal_to_the_limit_meets_it_and_an_undefined_tpot_does():
+    ttft, tpot, e2e = (
+        np.array([0.5, 0.5, 0.6]),
+        np.array([0.05, math.nan, math.nan]),
+        np.array([1.0, 2.0, 1.0]),
+    )
+    assert Slo(ttft_s=0.5, tpot_s=0.05).met(ttft, tpot, e2e).tolist() == [True, True, False]
+    assert Slo(e2e_s=1.0).met(ttft, tpot, e2e).tolist() == [True, False, True]
+    assert Slo().met(ttft, tpot, e2e).all()
+
+
+@pytest.mark.parametrize(
+    "given", [{"usd_per_gpu_hour": -1.0}, {"carbon_g_per_kwh": math.inf}, {"pue": 0.9}, {"pue": math.nan}]
+)
+def test_prices_that_cannot_be_are_refused(given):
+    with pytest.raises(BadInput, match=next(iter(given))):
+        Prices(**given)
+
+
+def test_wilson_interval_as_published():
+    # R. G. Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine 17,
+    # 857 (1998), method 3, table I; the last by symmetry with 0 of 20.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert wilson_interval(20, 20) == pytest.approx((0.8389, 1.0), abs=5e-5)
