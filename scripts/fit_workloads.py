@@ -135,9 +135,21 @@ def agent(traces: Path) -> WorkloadSpec:
     order = np.argsort(made.session, kind="stable")
     same = np.diff(made.session[order]) == 0
     show("agent", "growth/call", growth, np.diff(made.prompt_tokens[order])[same])
+    columns = (made.prompt_tokens[order], made.output_tokens[order], made.session[order])
     was = data["last_block_s"][later] - data["last_block_s"][later - 1]
     show("agent", "call to call, s", was, np.diff(made.arrival_s[order])[same])
+    for who, p, o, s in (("measured", prompt, output, session), ("fitted", *columns)):
+        print(
+            f"<!-- agent {who}: share of later prompts already seen in the session {reused(p, o, s):.4f} -->"
+        )
     return spec
+
+
+def reused(prompt: np.ndarray, output: np.ndarray, session: np.ndarray) -> float:
+    """The share of prompt tokens that the session's last call had, its output included where it fits."""
+    later = np.diff(session) == 0
+    kept = np.where(np.diff(prompt) >= output[:-1], output[:-1], 0)
+    return float((prompt[:-1] + kept)[later].sum() / prompt[1:][later].sum())
 
 
 # --- models ---

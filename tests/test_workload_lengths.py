@@ -161,6 +161,10 @@ def test_wrong_lengths_are_named(text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_no_length_overflows() -> None:
+    assert LogNormal(median_tokens=1e6, sigma=10.0).draw(rng(), 1000).max() == 10**9
+
+
 @pytest.mark.parametrize("tokens", [(1.0,), (3.0, 2.0), (0.0, 5.0), (1.0, math.nan), (1.0, math.inf)])
 def test_tables_that_are_none_are_refused(tokens: tuple[float, ...]) -> None:
     with pytest.raises(BadInput):

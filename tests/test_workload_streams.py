@@ -73,7 +73,10 @@ def test_another_rate_keeps_everything_but_the_times(spec: WorkloadSpec, seed: i
     made = workload(msgspec.structs.replace(spec, arrival=parse_arrival("gamma:cv=2")))
     before, after = all_of(made, seed), all_of(made, seed, rate=rate)
     assert np.allclose(before.arrival_s / rate, after.arrival_s, rtol=1e-12)
-    assert same_bytes(msgspec.structs.replace(after, arrival_s=before.arrival_s), before)
+    late_s = after.deadline_s - after.arrival_s
+    assert np.allclose(late_s, before.deadline_s - before.arrival_s)
+    moved = {"arrival_s": before.arrival_s, "deadline_s": before.deadline_s}
+    assert same_bytes(msgspec.structs.replace(after, **moved), before)
     assert made.at_rate(rate).rate_req_s == rate
 
 
@@ -264,6 +267,15 @@ def test_impossible_specs_are_refused(wrong: dict[str, object], said: str) -> No
 def test_blocks_are_made_of_engine_blocks(block_tokens: int) -> None:
     with pytest.raises(BadInput, match="multiple of 16"):
         SharedPrefix(tokens=parse_length("9"), block_tokens=block_tokens)
+
+
+def test_a_chain_too_long_to_name_is_refused() -> None:
+    prefix = SharedPrefix(tokens=parse_length("64"), block_tokens=16)
+    spec = WorkloadSpec(
+        prompt=parse_length("20M"), output=parse_length("9"), shared_prefix=prefix, requests=1
+    )
+    with pytest.raises(BadInput, match="use larger blocks"):
+        all_of(workload(spec))
 
 
 @pytest.mark.parametrize(("seed", "chunk"), [(-1, 10), (0, 0)])

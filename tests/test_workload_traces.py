@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headway.errors import BadInput, UnknownName
-from headway.workload import Workload, WorkloadSpec, parse_length, workload, write
+from headway.workload import Workload, WorkloadSpec, parse_arrival, parse_length, workload, write
 from headway.workload.readers import read_trace
 from workload_cases import all_of, chain, same_bytes, specs
 
@@ -310,7 +310,7 @@ def test_a_trace_is_cut_stretched_and_given_other_arrivals(tmp_path: Path) -> No
     assert workload(path, requests=3).mean_prompt_tokens == 2.0
     assert all_of(workload(path, arrival="constant")).arrival_s.tolist() == [0.5 * i for i in range(1, 12)]
     assert workload(path, arrival="closed:4").concurrency == 4
-    with pytest.raises(BadInput, match="holds 11; ask for at most that"):
+    with pytest.raises(BadInput, match="holds 11; ask for no more"):
         workload(path, requests=12)
 
 
@@ -320,6 +320,28 @@ def test_recorded_times_may_carry_modelled_lengths(tmp_path: Path) -> None:
     assert (made.requests, made.rate_req_s) == (3, 0.4)
     assert all_of(made).arrival_s.tolist() == [0, 3, 5]
     assert all_of(made, rate=0.8).arrival_s.tolist() == [0, 1.5, 2.5]
+
+
+def test_a_spec_names_a_trace(tmp_path: Path) -> None:
+    path = save(tmp_path, SECONDS + "0,5,1\n3,6,1\n5,7,1\n")
+    yaml = save(tmp_path, f"trace: {path}\nrequests: 2\n", "spec.yaml")
+    assert all_of(workload(yaml)).arrival_s.tolist() == [0, 3]
+    assert workload(path).requests == 3 and workload(path).spec.arrival == parse_arrival(
+        f"replay:{path}"
+    )
+    assert workload(WorkloadSpec(trace=str(path), arrival=parse_arrival("constant:rate=4"))).rate_req_s == 4
+    with pytest.raises(BadInput, match="make it with workload"):
+        Workload(WorkloadSpec(trace=str(path)))
+
+
+def test_times_that_are_not_there_cannot_be_replayed(tmp_path: Path) -> None:
+    path = save(tmp_path, "input_tokens,output_tokens\n5,6\n")
+    for made in (
+        lambda: workload("chat", arrival=f"replay:{path}"),
+        lambda: workload(WorkloadSpec(trace=str(path))),
+    ):
+        with pytest.raises(BadInput, match="no arrival times"):
+            made()
 
 
 def test_requests_all_at_once_have_no_rate(tmp_path: Path) -> None:

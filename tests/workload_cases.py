@@ -13,6 +13,7 @@ from headway.workload import (
     parse_arrival,
     parse_length,
 )
+from headway.workload.arrivals import Closed
 from headway.workload.batch import join
 from headway.workload.lengths import Binned
 from headway.workload.spec import Wait
@@ -51,17 +52,21 @@ CLASSES = (
 )
 
 
+URGENT = (*CLASSES, RequestClass(name="urgent", share=2, deadline_s=2.7))
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> WorkloadSpec:
     kind = draw(st.sampled_from(["plain", "prefix", "sessions"]))
+    arrival = parse_arrival(draw(st.sampled_from(ARRIVALS)))
     return WorkloadSpec(
-        arrival=parse_arrival(draw(st.sampled_from(ARRIVALS))),
+        arrival=arrival,
         prompt=draw(lengths),
         output=draw(lengths | st.just(BINNED)),
         requests=draw(st.integers(1, 400)),
         shared_prefix=draw(prefixes) if kind == "prefix" else None,
         sessions=draw(sessions) if kind == "sessions" else None,
-        classes=draw(st.sampled_from([(), CLASSES])),
+        classes=draw(st.sampled_from([(), CLASSES if isinstance(arrival, Closed) else URGENT])),
         prediction_sigma=draw(st.sampled_from([0.0, 0.5])),
     )
 

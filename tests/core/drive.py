@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 
 from headway.cost import EngineSettings, StepTable
-from headway.engine import Engine, Gaps
+from headway.engine import Engine, Gaps, StepLaw, WorkDone
 from headway.engine.reference import ReferenceEngine, Row
 from headway.metrics import Histogram
 from headway.policies import policy
@@ -107,8 +107,9 @@ def batch_of(rows: list[Row]) -> Batch:
 def run_core(case: Case, *, leaps: bool = True) -> tuple[dict[str, np.ndarray], Engine]:
     """The case through the fast core."""
     order = None if case.order == "fcfs" else policy("order", case.order)
-    engine = Engine(0, case.table, case.settings, "mixed", order, case.unit_tokens,
-                    Gaps(*BINS, case.settings.max_seqs))
+    sizes = case.settings.max_batched_tokens, case.settings.max_seqs
+    engine = Engine(0, StepLaw(case.table), case.settings, "mixed", order, case.unit_tokens, WorkDone(*sizes),
+                    Gaps(*BINS, sizes[1]))
     engine.set_leaps(leaps)
     recorder = Recorder(True, len(case.rows), 0, [(1.0, 1.0, 1.0)], BINS)
     state = ClusterState((PoolState("mixed", [engine], Random(0)),), Random(0))

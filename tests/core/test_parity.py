@@ -25,7 +25,7 @@ def test_core_equals_reference(seed: int) -> None:
                        ("cached_tokens", "cached"), ("preemptions", "preemptions")):
         theirs = np.array([getattr(row, mine) for row in case.rows], dtype=np.float64)
         np.testing.assert_array_equal(columns[name].astype(np.float64), theirs, err_msg=name)
-    assert engine.kv_peak_blocks == reference.peak
+    assert engine.kv.peak == reference.peak
     assert engine.work.steps == reference.steps
     assert engine.kv_used_blocks == 0
     counts = LogCounts(*BINS)
@@ -43,7 +43,7 @@ def test_leaping_equals_stepping(seed: int) -> None:
     stepped, slow = run_core(make_case(seed), leaps=False)
     for name, column in leapt.items():
         np.testing.assert_array_equal(column, stepped[name], err_msg=name)
-    assert fast.kv_peak_blocks == slow.kv_peak_blocks
+    assert fast.kv.peak == slow.kv.peak
     assert fast.gaps.sum_s(fast.law) == slow.gaps.sum_s(slow.law)
     np.testing.assert_array_equal(fast.gaps.as_array(), slow.gaps.as_array())
     for name, value in fast.work.as_dict().items():

@@ -96,7 +96,7 @@ def workload_of(asked: Options, assignments: list[str], terminal: Terminal) -> W
     from headway.specs import override
     from headway.workload import WorkloadSpec, workload
 
-    lengths = {"prompt": asked["input_"], "output": asked["output"]}
+    lengths = {"prompt": asked["input"], "output": asked["output"]}
     given = {name: length for name, length in lengths.items() if length is not None}
     source = asked["workload"]
     skip_bad = asked.get("skip_bad", False)

@@ -10,7 +10,10 @@ import click
 from headway.errors import BadInput
 from headway.units import parse_count, parse_rate, parse_seconds
 
+OTHER = "Other"  # the help's last section
+
 F = TypeVar("F", bound=Callable[..., Any])
+Options = dict[str, Any]  # what click parsed, by name
 Reader = Callable[[click.Context, click.Parameter, Any], Any]
 
 
@@ -29,10 +32,10 @@ class Verb(click.Command):
         """Write one definition list per section, in the order the options were declared."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
-                sections.setdefault(getattr(parameter, "section", "Other"), []).append(record)
-        for section, records in sections.items():
+                sections.setdefault(getattr(parameter, "section", OTHER), []).append(record)
+        for section, records in sorted(sections.items(), key=lambda item: item[0] == OTHER):
             with formatter.section(section):
                 formatter.write_dl(records)
 
@@ -92,6 +95,7 @@ MODEL = (
     _option("Deployment", "--model", metavar="NAME|PATH", help="A model of the catalogue, or a path to a config.json."),
     _option("Deployment", "--gpu", metavar="NAME", help="A GPU of the catalogue."),
 )
+GPUS = (_option("Deployment", "--gpus", callback=_COUNT, metavar="N", help="How many there are, at most."),)
 REPLICAS = (
     _option("Deployment", "--replicas", callback=_COUNT, metavar="N", help="Copies of the model.  [default: 1]"),
     _option("Deployment", "--tp", callback=_COUNT, metavar="N", help="GPUs that share every layer.  [default: 1]"),
@@ -102,7 +106,7 @@ REPLICAS = (
     ),
     _option(
         "Deployment", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
-        help="Any field: pools.0.replica.kv=fp8, workload.arrival.cv=3, slo.itl_s=80ms. Repeatable.",
+        help="Any field, as in pools.0.replica.kv=fp8, workload.arrival.cv=3, slo.itl_s=80ms. Repeatable.",
     ),
 )  # fmt: skip
 WORKLOAD = (
@@ -129,6 +133,17 @@ ATTAINMENT = (
         help="Share of all requests that must meet every limit.",
     ),
 )  # fmt: skip
+SEARCH = (
+    _option(
+        "Search", "--objective", type=click.Choice(["cost", "energy", "goodput"]), default="cost", show_default=True,
+        help="What those that meet the SLO are ranked by.",
+    ),
+    _option(
+        "Search", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
+        help="Any field of the question, as in tp=[2,4], layouts=[mixed], workload.arrival.cv=3. Repeatable.",
+    ),
+    _option("Search", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),
+)  # fmt: skip
 SEED = (
     _option("Run", "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
             help="Of every random stream."),
@@ -140,5 +155,9 @@ RECORDS = (
 OUTPUT = (
     _option("Output", "--json", "json_to", metavar="FILE|-", help="The answer as JSON; - is stdout, and nothing else there."),
     _option("Output", "--html", "html_to", metavar="FILE", help="A report: one page that needs no network."),
-    _option("Output", "--quiet", "-q", is_flag=True, help="No table, no progress, no notes."),
 )
+PLAN_OUTPUT = (
+    _option("Output", "--yaml", "yaml_to", metavar="FILE|-", help="The best deployment, as headway simulate takes it."),
+    _option("Output", "--top", callback=_COUNT, default="10", show_default=True, metavar="N", help="Rows of the table."),
+)
+QUIET = (_option("Output", "--quiet", "-q", is_flag=True, help="No table, no progress, no notes."),)

@@ -9,7 +9,7 @@ import click
 from headway.cli import options as o
 from headway.cli.asked import check_records, deployment_of, slo_of, split_assignments, workload_of
 from headway.cli.blame import users_fault
-from headway.cli.terminal import Terminal, check_folders, note_interpreted
+from headway.cli.terminal import Terminal, check_files, note_interpreted
 
 if TYPE_CHECKING:
     from headway.metrics import Result
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 
-@click.command(
-    cls=o.Verb, short_help="What one deployment does under one workload.", epilog="See docs/cli.md for every option."
-)
+@click.command(cls=o.Verb, short_help="What one deployment does under one workload.")
 @click.argument("deployment_file", required=False, metavar="[DEPLOYMENT.yaml]")
 @o.options(
-    o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS, o.LIMITS, o.END_TO_END, o.ATTAINMENT, o.SEED, o.OUTPUT, o.RECORDS
+    o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS, o.LIMITS, o.END_TO_END, o.ATTAINMENT, o.SEED, o.OUTPUT, o.RECORDS,
+    o.QUIET,
 )
 @click.pass_context
 def simulate(ctx: click.Context, deployment_file: str | None, **asked: Any) -> None:
@@ -36,12 +35,8 @@ def simulate(ctx: click.Context, deployment_file: str | None, **asked: Any) -> N
     headway simulate best.yaml --workload trace.csv.gz --set pools.0.count=4
     headway simulate --model qwen3-32b --gpu h100-sxm --replicas 4 --policy route=mine:Router
     """
-    terminal = Terminal(asked["json_to"], asked["quiet"])
-    check_folders(asked["json_to"], asked["html_to"], asked["records_to"])
-    if asked["html_to"]:
-        from headway.report import check_html
-
-        check_html()
+    terminal = Terminal(asked["json_to"], quiet=asked["quiet"])
+    check_files(asked["html_to"], asked["json_to"], asked["records_to"])
     check_records(asked["records_to"], asked["no_records"])
     result = _run(terminal, deployment_file, asked)
     _deliver(terminal, result, asked)
@@ -69,11 +64,12 @@ def _run(terminal: Terminal, deployment_file: str | None, asked: o.Options) -> R
 
 
 def _deliver(terminal: Terminal, result: Result, asked: o.Options) -> None:
-    terminal.write_json(result.to_json) 
     if not terminal.quiet:
         from headway.report import result_text
 
         terminal.show(result_text(result))
+    if asked["json_to"]:
+        terminal.write(asked["json_to"], result.to_json() + "\n")
     if asked["records_to"] and result.records is not None:
         result.records.write(asked["records_to"])
         terminal.note(f"wrote {asked['records_to']}")

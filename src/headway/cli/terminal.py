@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import headway
 from headway.errors import BadInput
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ BAR_AFTER_S = 1.0
 
 
 class Terminal:
-    """Prints for one run of a verb: nothing but JSON goes to stdout where `--json -` has it."""
+    """Prints for one run of a verb: where data goes to stdout (a file named ``-``), nothing else does."""
 
-    def __init__(self, json_to: str | None = None, quiet: bool = False) -> None:
-        self.json_to = json_to
+    def __init__(self, *data_to: str | None, quiet: bool = False) -> None:
+        self.stdout_taken = "-" in data_to
         self.quiet = quiet
 
     def note(self, text: str) -> None:
@@ -35,23 +36,19 @@ class Terminal:
         """Print the answer for a reader."""
         if self.quiet:
             return
-        console = _console(stderr=self.json_to == "-")
+        console = _console(stderr=self.stdout_taken)
         for part in parts:
             console.print(part)
 
-    def write_json(self, text: str) -> None:
-        """Write the answer for a program, where it was asked for."""
-        if self.json_to == "-":
-            click.echo(text)
-        elif self.json_to is not None:
-            self.write(self.json_to, text + "\n")
-
     def write(self, path: str, text: str) -> None:
-        """Write a file and say so.
+        """Write a file and say so; ``-`` is stdout.
 
         Raises:
             BadInput: it cannot be written.
         """
+        if path == "-":
+            click.echo(text, nl=False)
+            return
         try:
             Path(path).write_text(text, encoding="utf-8")
         except OSError as error:
@@ -97,17 +94,30 @@ class Bar:
         self.progress.update(self.task, completed=done, total=total)
 
 
-def check_folders(*paths: str | None) -> None:
-    """Refuse, before the work, files in folders that do not exist.
+def check_files(html_to: str | None, *others: str | None) -> None:
+    """Refuse, before the work, a file that could not be written after it.
 
     Raises:
-        BadInput: naming the file and its folder.
+        BadInput: its folder does not exist, or it is a folder.
+        MissingExtra: a report is asked for, and a library it needs is not installed.
     """
-    for path in paths:
-        if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
-            raise BadInput(f"{path}: there is no folder {Path(path).parent}; make it or name another file")
-        if path not in (None, "-") and Path(path).is_dir():
-            raise BadInput(f"{path}: is a folder; name a file")
+    for path in (html_to, *others):
+        if path is None or path == "-":
+            continue
+        if Path(path).is_dir():
+            raise BadInput(f"{path} is a folder: name a file in it")
+        if not Path(path).absolute().parent.is_dir():
+            raise BadInput(f"{path}: there is no folder {Path(path).parent}; make it, or name another file")
+    if html_to is not None:
+        from headway.report import check_html
+
+        check_html()
+
+
+def note_interpreted(terminal: Terminal) -> None:
+    """Say in one line when the core runs uncompiled."""
+    if headway.interpreted_modules():
+        terminal.note("the core runs interpreted: same results, slower; install with a C compiler to compile it")
 
 
 def _console(stderr: bool) -> Console:

@@ -9,6 +9,7 @@ from headway.engine.core import Engine
 from headway.engine.gaps import Gaps, LogCounts
 from headway.engine.law import StepLaw
 from headway.engine.sequence import FAILED, FINISHED, REJECTED, UNFINISHED, HashChains, Sequence
+from headway.engine.work import WorkDone
 
 __all__ = [
     "FAILED",
@@ -21,4 +22,5 @@ __all__ = [
     "LogCounts",
     "Sequence",
     "StepLaw",
+    "WorkDone",
 ]

@@ -1,27 +1,26 @@
+cimport cython
+
 from headway.engine.gaps cimport Gaps
+from headway.engine.kv cimport KvPages
 from headway.engine.lane cimport Lane
 from headway.engine.law cimport StepLaw
-from headway.engine.prefix cimport PrefixCache
 from headway.engine.queue cimport WaitingQueue
 from headway.engine.sequence cimport Line, Sequence
 from headway.engine.work cimport WorkDone
 from headway.state.views cimport ReplicaState, Request
 
 
+@cython.final
 cdef class Engine(ReplicaState):
     cdef readonly StepLaw law
     cdef readonly str role
     cdef long long max_tokens
     cdef long long max_seqs
-    cdef long long block_tokens
     cdef long long window
-    cdef long long window_group
-    cdef long long unit_tokens
-    cdef long long unit_pages
     cdef long long max_context
     cdef bint leaps
     cdef WaitingQueue queue
-    cdef PrefixCache cache
+    cdef readonly KvPages kv
     cdef list lanes
     cdef readonly Gaps gaps
     cdef Sequence partial
@@ -30,20 +29,17 @@ cdef class Engine(ReplicaState):
     cdef double[::1] stage_s
     cdef Line incoming
     cdef list landed
-    cdef long long used
     cdef bint short_hit
     cdef long long serial
     cdef double next_s
-    cdef list out
-    cdef list starts
+    cdef Line out
+    cdef Line starts
     cdef double busy_since_s
     cdef readonly double busy_s
-    cdef readonly long long kv_peak_blocks
     cdef readonly long long preemptions
     cdef readonly long long queried_tokens
     cdef readonly long long hit_tokens
     cdef readonly WorkDone work
-    cdef long long pages(self, long long tokens) noexcept
     cdef bint fits(self, Sequence seq)
     cdef int enqueue(self, Sequence seq, double now) except -1
     cdef int expect(self, Sequence seq, double now) except -1
@@ -67,10 +63,6 @@ cdef class Engine(ReplicaState):
     cdef int admit_waiting(self, Lane lane, double now) except -1
     cdef int admit_incoming(self, double now) except -1
     cdef int chunk(self, Lane lane, Sequence seq, long long prefix, long long tokens) except -1
-    cdef long long price(self, Sequence seq, long long tokens) except? -1
-    cdef int allocate(self, Sequence seq, long long tokens) except -1
-    cdef int take(self, long long pages) except -1
-    cdef int free(self, Sequence seq, long long tokens) except -1
     cpdef int refresh(self, double now) except -1
     cpdef double busy_until(self, double now) except? -1
     cpdef bint check_integrity(self) except -1

@@ -14,9 +14,9 @@ import cython
 import numpy as np
 
 from headway.engine.gaps import Gaps
+from headway.engine.kv import KvPages
 from headway.engine.lane import Lane
 from headway.engine.law import StepLaw
-from headway.engine.prefix import PrefixCache
 from headway.engine.queue import WaitingQueue
 from headway.engine.sequence import FINISHED, Line, Sequence
 from headway.engine.work import WorkDone
@@ -24,61 +24,57 @@ from headway.policies.base import Policy
 from headway.state.views import ReplicaState, Request
 
 if TYPE_CHECKING:
-    from headway.cost import EngineSettings, StepTable
+    from headway.cost import EngineSettings
 
-NEVER = float("inf")
+NEVER = cython.declare(cython.double, float("inf"))
+ENDED = cython.declare(cython.int, FINISHED)
 
 
 class Engine(ReplicaState):
     """A replica in the role "mixed", "prefill" or "decode"; `next_s` is when it wants `step` to be called.
 
-    `out` collects sequences that ended (or, in a prefill replica, are ready to be handed over), `starts` those
-    whose KV transfer may begin; the host empties both after each call.
+    `work` and `gaps` may be shared with other engines: they only count. `out` collects sequences that ended (or, in a
+    prefill replica, are ready to be handed over), `starts` those whose KV transfer may begin; the host empties both.
     """
 
     def __init__(
-        self, index: cython.Py_ssize_t, table: StepTable, settings: EngineSettings, role: str,
-        order: Policy | None, unit_tokens: cython.longlong, gaps: Gaps,
+        self, index: cython.Py_ssize_t, law: StepLaw, settings: EngineSettings, role: str,
+        order: Policy | None, unit_tokens: cython.longlong, work: WorkDone, gaps: Gaps,
     ) -> None:
-        ReplicaState.__init__(self, index, table.kv_blocks)
-        self.law = StepLaw(table)
+        ReplicaState.__init__(self, index, law.kv_blocks)
+        self.law = law
+        self.work = work
         self.role = role
         self.max_tokens = settings.max_batched_tokens
         self.max_seqs = settings.max_seqs
-        self.block_tokens = table.block_tokens
-        self.window = table.window
-        self.window_group = table.window_group
-        self.max_context = table.max_context
+        self.window = law.window
+        self.max_context = law.max_context
         self.leaps = True
-        self.unit_tokens = unit_tokens if settings.prefix_cache else 0
-        self.unit_pages = self.unit_tokens // self.block_tokens
         self.queue = WaitingQueue(order)
-        self.cache = PrefixCache()
-        self.lanes = [Lane(self.block_tokens, self.window, self.window_group) for _ in range(table.stages)]
+        self.kv = KvPages(law, unit_tokens if settings.prefix_cache else 0)
+        self.lanes = [Lane(law.block_tokens, law.window, law.window_group) for _ in range(law.stages)]
         self.gaps = gaps
         self.partial = None
         self.flight = []
         self.stage_free_s = 0.0
-        self.stage_s = np.zeros(table.stages)
+        self.stage_s = np.zeros(law.stages)
         self.incoming = Line()
         self.landed = []
-        self.used = 0
         self.short_hit = False
         self.serial = 0
         self.next_s = NEVER
-        self.out = []
-        self.starts = []
+        self.out = Line()
+        self.starts = Line()
         self.busy_since_s = -1.0
         self.busy_s = 0.0
-        self.kv_peak_blocks = self.preemptions = self.queried_tokens = self.hit_tokens = 0
-        self.work = WorkDone(self.max_tokens, self.max_seqs)
+        self.preemptions = self.queried_tokens = self.hit_tokens = 0
 
     # --- what the host tells the engine -------------------------------------------------------------------------
 
     def fits(self, seq: Sequence) -> cython.bint:
         """Whether the sequence could ever run here, alone."""
         tokens: cython.longlong = seq.prompt_tokens + (1 if seq.handoff else seq.output_tokens)
-        return self.pages(tokens) <= self.kv_total_blocks and tokens <= self.max_context
+        return self.kv.pages(tokens) <= self.kv_total_blocks and tokens <= self.max_context
 
     def enqueue(self, seq: Sequence, now: cython.double) -> cython.int:
         """A request arrives; its prompt is to be computed here."""
@@ -105,7 +101,7 @@ class Engine(ReplicaState):
 
     def let_go(self, seq: Sequence, now: cython.double) -> cython.int:
         """The KV of a request computed here has been fetched: its pages are free."""
-        self.free(seq, seq.target)
+        self.kv.free(seq, seq.target)
         if self.waiting > 0:
             self.notice(now, False)
         return 0
@@ -116,7 +112,7 @@ class Engine(ReplicaState):
         if self.law.stages == 1:
             if not lane.busy:
                 self.next_s = now
-            elif not lane.chunks and lane.planned > lane.done + 1:
+            elif lane.chunk_count == 0 and lane.planned > lane.done + 1:
                 lane.planned = lane.steps_by(now, lane.planned)
                 self.next_s = lane.end_s = lane.after(lane.planned)
         elif len(self.flight) < len(self.lanes):
@@ -132,23 +128,26 @@ class Engine(ReplicaState):
 
     def step(self, now: cython.double) -> cython.int:
         """Close what ends now and open what can start."""
-        lane: Lane
-        while self.flight:
-            lane = self.flight[0]
-            if lane.end_s > now:
-                break
-            self.flight.pop(0)
-            self.close(lane, now)
+        lane: Lane = self.lanes[0]
+        busy: cython.bint
         if self.law.stages == 1:
-            lane = self.lanes[0]
+            if lane.busy and lane.end_s <= now:
+                self.close(lane, now)
             self.open(lane, now)
-            self.next_s = lane.end_s if lane.busy else NEVER
+            busy = lane.busy
+            self.next_s = lane.end_s if busy else NEVER
         else:
+            while self.flight:
+                lane = self.flight[0]
+                if lane.end_s > now:
+                    break
+                self.flight.pop(0)
+                self.close(lane, now)
             self.open_pipeline(now)
-        if self.flight:
-            if self.busy_since_s < 0.0:
-                self.busy_since_s = now
-        elif self.busy_since_s >= 0.0:
+            busy = len(self.flight) > 0
+        if busy and self.busy_since_s < 0.0:
+            self.busy_since_s = now
+        elif not busy and self.busy_since_s >= 0.0:
             self.busy_s += now - self.busy_since_s
             self.busy_since_s = -1.0
         return 0
@@ -164,8 +163,8 @@ class Engine(ReplicaState):
             lane.leave(seq)
             self.end(seq, now)
         if lane.chunk_count > 0:
-            for seq in lane.chunks:
-                self.token(lane, seq, now)
+            while lane.chunks.size > 0:
+                self.token(lane, lane.chunks.take(), now)
             lane.clear_chunks()
             lane.dirty = True
         return 0
@@ -176,7 +175,7 @@ class Engine(ReplicaState):
         single: cython.bint = lane.chunk_count > 0 or self.law.stages > 1 or len(lane.fresh) > 0
         steps: cython.longlong = 1 if single else lane.planned - lane.done
         if steps > 1:
-            self.take(lane.demand(lane.step + 1, steps - 1))
+            self.kv.take(lane.demand(lane.step + 1, steps - 1))
         if lane.n > 0:
             if not single:
                 lane.count_gaps(self.gaps)
@@ -209,12 +208,12 @@ class Engine(ReplicaState):
 
     def end(self, seq: Sequence, now: cython.double) -> cython.int:
         """The last token is out; the KV of that token was never needed."""
-        seq.status = FINISHED
+        seq.status = ENDED
         seq.generated = seq.output_tokens
         seq.last_s = now
         seq.handoff = False
         self.running -= 1
-        self.free(seq, seq.prompt_tokens + seq.output_tokens - 1)
+        self.kv.free(seq, seq.prompt_tokens + seq.output_tokens - 1)
         self.out.append(seq)
         return 0
 
@@ -286,11 +285,10 @@ class Engine(ReplicaState):
         if not self.leaps or lane.fresh or (self.queue.size > 0 and (preempted or self.short_hit or self.queue.rekeys)):
             steps = 1
         if steps > 1:
-            steps = 1 + lane.affordable(steps - 1, self.kv_total_blocks - self.used)
+            steps = 1 + lane.affordable(steps - 1, self.kv.total - self.kv.used)
         lane.planned = lane.done + steps
         lane.end_s = lane.after(lane.planned)
         lane.busy = True
-        self.flight.append(lane)
         return 0
 
     def start(self, lane: Lane, now: cython.double) -> cython.int:
@@ -305,8 +303,8 @@ class Engine(ReplicaState):
             lane.end_s = now + seconds
         else:
             lane.end_s = self.through_stages(now, seconds, tokens)
+            self.flight.append(lane)
         lane.busy = True
-        self.flight.append(lane)
         return 0
 
     def through_stages(
@@ -330,7 +328,7 @@ class Engine(ReplicaState):
         preempted: cython.bint = False
         seq: Sequence
         need: cython.longlong = lane.demand(lane.step, 1)
-        while need > self.kv_total_blocks - self.used:
+        while need > self.kv.total - self.kv.used:
             preempted = True
             if self.partial is not None:
                 seq = self.partial
@@ -344,12 +342,12 @@ class Engine(ReplicaState):
                 self.preempt(lane, seq, seq.prompt_tokens + seq.generated - 1)
             need = lane.demand(lane.step, 1)
         if need > 0:
-            self.take(need)
+            self.kv.take(need)
         return preempted
 
     def preempt(self, lane: Lane, seq: Sequence, tokens: cython.longlong) -> cython.int:
         """Take back all pages of a sequence; it waits at the head of the queue to compute its KV anew."""
-        self.free(seq, tokens)
+        self.kv.free(seq, tokens)
         if lane.fresh:
             lane.fresh = [other for other in lane.fresh if other is not seq]
         seq.target = seq.prompt_tokens + seq.generated
@@ -369,11 +367,11 @@ class Engine(ReplicaState):
         tokens: cython.longlong = min(seq.target - seq.computed, self.max_tokens - lane.n)
         if tokens <= 0:
             return False
-        if self.price(seq, seq.computed + tokens) > self.kv_total_blocks - self.used:
+        if self.kv.price(seq, seq.computed + tokens) > self.kv.total - self.kv.used:
             self.partial = None
             self.preempt(lane, seq, seq.computed)
             return True
-        self.allocate(seq, seq.computed + tokens)
+        self.kv.allocate(seq, seq.computed + tokens)
         self.chunk(lane, seq, seq.computed, tokens)
         return False
 
@@ -386,9 +384,9 @@ class Engine(ReplicaState):
         self.short_hit = False
         while self.queue.size > 0 and budget > 0 and self.running < self.max_seqs:
             seq = self.queue.peek(now)
-            hit = self.cached_tokens(seq)
+            hit = self.kv.hit(seq)
             tokens = min(seq.target - hit, budget)
-            if self.price(seq, hit + tokens) > self.kv_total_blocks - self.used:
+            if self.kv.price(seq, hit + tokens) > self.kv.total - self.kv.used:
                 self.short_hit = hit > 0
                 return 0
             self.queue.drop_head()
@@ -403,7 +401,7 @@ class Engine(ReplicaState):
             if seq.preemptions == 0:
                 seq.admitted_s = now
                 seq.cached = hit
-            self.allocate(seq, hit + tokens)
+            self.kv.allocate(seq, hit + tokens)
             self.chunk(lane, seq, hit, tokens)
             budget -= tokens
         return 0
@@ -413,14 +411,14 @@ class Engine(ReplicaState):
         seq: Sequence
         while self.incoming.size > 0 and self.queue.size == 0 and self.running < self.max_seqs:
             seq = self.incoming.first()
-            if self.pages(seq.target) > self.kv_total_blocks - self.used:
+            if self.kv.pages(seq.target) > self.kv.total - self.kv.used:
                 return 0
-            self.incoming.drop_first()
+            self.incoming.take()
             self.waiting -= 1
             self.running += 1
             self.serial += 1
             seq.serial = self.serial
-            self.take(self.pages(seq.target))
+            self.kv.take(self.kv.pages(seq.target))
             self.starts.append(seq)
         return 0
 
@@ -440,78 +438,17 @@ class Engine(ReplicaState):
             self.partial = seq
         return 0
 
-    # --- KV pages -----------------------------------------------------------------------------------------------
-
-    def pages(self, tokens: cython.longlong) -> cython.longlong:
-        """Pages that hold the KV of `tokens` tokens of one sequence, sharing nothing."""
-        blocks: cython.longlong = (tokens + self.block_tokens - 1) // self.block_tokens
-        if self.window == 0:
-            return blocks
-        return blocks + self.window_group * min(blocks, (self.window + self.block_tokens - 2) // self.block_tokens)
-
-    def price(self, seq: Sequence, tokens: cython.longlong) -> cython.longlong:
-        """Free pages it takes to let the sequence hold `tokens` tokens instead of the `computed` it holds."""
-        need: cython.longlong = self.pages(tokens) - self.pages(seq.computed)
-        if self.unit_tokens == 0 or need <= self.kv_total_blocks - self.used:
-            return need
-        covered: cython.longlong = min(tokens // self.unit_tokens, seq.hash_count)
-        shared: cython.longlong = self.cache.pinned(seq.chains, seq.hash_start + seq.held, covered - seq.held)
-        return need - shared * self.unit_pages
-
-    def allocate(self, seq: Sequence, tokens: cython.longlong) -> cython.int:
-        """Take the pages that `price` named; prompt units covered now can be shared from now on."""
-        need: cython.longlong = self.pages(tokens) - self.pages(seq.computed)
-        if self.unit_tokens > 0:
-            covered: cython.longlong = min(tokens // self.unit_tokens, seq.hash_count)
-            while seq.held < covered:
-                if self.cache.acquire(seq.chains.ids[seq.hash_start + seq.held]) == 2:
-                    need -= self.unit_pages
-                seq.held += 1
-        self.take(need)
-        return 0
-
-    def take(self, pages: cython.longlong) -> cython.int:
-        """Use pages, evicting idle cached units where no page is free otherwise."""
-        self.used += pages
-        while self.used + self.cache.idle * self.unit_pages > self.kv_total_blocks:
-            self.cache.evict()
-        if self.used > self.kv_peak_blocks:
-            self.kv_peak_blocks = self.used
-        return 0
-
-    def free(self, seq: Sequence, tokens: cython.longlong) -> cython.int:
-        """Give back the pages of a sequence that holds `tokens` tokens; its full units stay cached, idle."""
-        unit: cython.longlong
-        self.used -= self.pages(tokens)
-        if self.unit_tokens == 0 or seq.hash_count == 0:
-            return 0
-        covered: cython.longlong = min(tokens // self.unit_tokens, seq.hash_count)
-        self.used += seq.held * self.unit_pages
-        while seq.held < covered:
-            if self.cache.acquire(seq.chains.ids[seq.hash_start + seq.held]) != 2:
-                self.used += self.unit_pages
-            seq.held += 1
-        while seq.held > 0:
-            seq.held -= 1
-            if self.cache.release(seq.chains.ids[seq.hash_start + seq.held]):
-                self.used -= self.unit_pages
-        return 0
-
     # --- what policies see --------------------------------------------------------------------------------------
 
     def cached_tokens(self, request: Request) -> cython.longlong:
         """Tokens of the prompt cached here; the last token is always computed, to have something to sample from."""
-        seq: Sequence = request
-        if self.unit_tokens == 0 or seq.hash_count == 0:
-            return 0
-        limit: cython.longlong = min(seq.hash_count, (seq.target - 1) // self.unit_tokens)
-        return self.cache.match(seq.chains, seq.hash_start, limit) * self.unit_tokens
+        return self.kv.hit(request)
 
     def refresh(self, now: cython.double) -> cython.int:
         """Bring the public counts up to `now`, in the midst of a leap too."""
         lane: Lane
         steps: cython.longlong
-        self.kv_used_blocks = self.used
+        self.kv_used_blocks = self.kv.used
         self.context_tokens = 0 if self.partial is None else self.partial.computed
         for lane in self.lanes:
             self.context_tokens += lane.ctx - lane.n
@@ -519,8 +456,7 @@ class Engine(ReplicaState):
                 steps = lane.steps_by(now, lane.planned) - 1 - lane.done
                 self.context_tokens += steps * lane.n
                 self.kv_used_blocks += lane.demand(lane.step + 1, steps)
-        while self.kv_used_blocks + self.cache.idle * self.unit_pages > self.kv_total_blocks:
-            self.cache.evict()
+        self.kv.evict_down_to(self.kv_used_blocks)
         return 0
 
     def busy_until(self, now: cython.double) -> cython.double:
@@ -534,6 +470,4 @@ class Engine(ReplicaState):
             assert lane.n == lane.finish.size, f"{lane.n} decode, {lane.finish.size} have an end"
             assert lane.n == np.asarray(lane.due).sum(), "block demand lost a sequence"
             assert lane.n_window == np.asarray(lane.due_window).sum(), "window demand lost a sequence"
-        assert 0 <= self.used <= self.kv_total_blocks, f"{self.used} of {self.kv_total_blocks} pages used"
-        assert self.used + self.cache.idle * self.unit_pages <= self.kv_total_blocks, "more pages than there are"
-        return self.cache.check_integrity()
+        return self.kv.check_integrity()

@@ -1,3 +1,5 @@
+cimport cython
+
 from headway.engine.law cimport StepLaw
 
 
@@ -10,6 +12,7 @@ cdef class LogCounts:
     cpdef int add(self, double seconds, long long times) except -1
 
 
+@cython.final
 cdef class Gaps(LogCounts):
     cdef readonly double since_s
     cdef long long[::1] steps

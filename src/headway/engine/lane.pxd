@@ -1,8 +1,11 @@
+cimport cython
+
 from headway.engine.gaps cimport Gaps
 from headway.engine.law cimport StepLaw
-from headway.engine.sequence cimport Sequence, StepHeap
+from headway.engine.sequence cimport Line, Sequence, StepHeap
 
 
+@cython.final
 cdef class Lane:
     cdef long long n
     cdef long long n_window
@@ -16,7 +19,7 @@ cdef class Lane:
     cdef long long[::1] due_window
     cdef StepHeap finish
     cdef StepHeap cross
-    cdef list chunks
+    cdef Line chunks
     cdef double chunk_s
     cdef long long chunk_tokens
     cdef long long chunk_count

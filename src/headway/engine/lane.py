@@ -17,7 +17,7 @@ from cython.cimports.libc.math import sqrt
 
 from headway.engine.gaps import Gaps
 from headway.engine.law import StepLaw
-from headway.engine.sequence import Sequence, StepHeap
+from headway.engine.sequence import Line, Sequence, StepHeap
 
 
 class Lane:
@@ -42,6 +42,7 @@ class Lane:
         self.finish = StepHeap()
         self.cross = StepHeap()
         self.fresh = []
+        self.chunks = Line()
         self.clear_chunks()
         self.busy = False
         self.end_s = 0.0
@@ -55,8 +56,7 @@ class Lane:
         self.planned = 0
 
     def clear_chunks(self) -> cython.int:
-        """Forget the prefill chunks of the last step; `chunks` holds the sequences whose prefill ends with it."""
-        self.chunks = []
+        """Forget the prefill chunks of the last step; `chunks` are the sequences whose prefill ends with it."""
         self.chunk_s = 0.0
         self.chunk_tokens = 0
         self.chunk_count = 0

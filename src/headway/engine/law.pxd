@@ -1,3 +1,7 @@
+cimport cython
+
+
+@cython.final
 cdef class StepLaw:
     cdef double[::1] linear_s
     cdef double[::1] seq_s
@@ -9,6 +13,11 @@ cdef class StepLaw:
     cdef double prefill_area_s
     cdef double prefill_window_area_s
     cdef readonly int stages
+    cdef readonly long long kv_blocks
+    cdef readonly long long block_tokens
+    cdef readonly long long window
+    cdef readonly long long window_group
+    cdef readonly long long max_context
     cdef double decode_base(self, long long n) noexcept
     cdef double chunk_s(self, long long prefix, long long tokens, long long window) noexcept
     cdef double mixed_s(self, long long n, long long ctx, long long ctx_window, long long tokens, long long seqs) noexcept

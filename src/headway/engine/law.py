@@ -26,7 +26,7 @@ def window_area(prefix: cython.longlong, tokens: cython.longlong, window: cython
 
 
 class StepLaw:
-    """The arrays of a `cost.StepTable`, typed; times in seconds."""
+    """A `cost.StepTable`, typed, shared by the engines of a pool: 64 KiB a table, so that it stays in the cache."""
 
     def __init__(self, table: StepTable) -> None:
         def typed(values: object) -> np.ndarray:
@@ -42,6 +42,11 @@ class StepLaw:
         self.prefill_area_s = table.prefill_area_s
         self.prefill_window_area_s = table.prefill_window_area_s
         self.stages = table.stages
+        self.kv_blocks = table.kv_blocks
+        self.block_tokens = table.block_tokens
+        self.window = table.window
+        self.window_group = table.window_group
+        self.max_context = table.max_context
 
     def decode_base(self, n: cython.longlong) -> cython.double:
         """Seconds of a step with n decoding sequences and nothing else, but for what its context costs."""

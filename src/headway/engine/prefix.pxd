@@ -1,6 +1,9 @@
+cimport cython
+
 from headway.engine.sequence cimport HashChains
 
 
+@cython.final
 cdef class PrefixCache:
     cdef dict slots
     cdef long long[::1] key

@@ -1,7 +1,10 @@
+cimport cython
+
 from headway.engine.sequence cimport Line, Sequence
 from headway.policies.base cimport Policy
 
 
+@cython.final
 cdef class WaitingQueue:
     cdef Line fifo
     cdef list keyed

@@ -61,7 +61,7 @@ class WaitingQueue:
         if self.ordered:
             heapq.heappop(self.keyed)
         else:
-            self.fifo.drop_first()
+            self.fifo.take()
         return 0
 
     def key_fresh(self, now: cython.double) -> cython.int:

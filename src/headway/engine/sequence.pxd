@@ -3,11 +3,13 @@ cimport cython
 from headway.state.views cimport Request
 
 
+@cython.final
 cdef class HashChains:
     cdef long long[::1] ids
 
 
 @cython.no_gc
+@cython.final
 cdef class Sequence(Request):
     cdef long long output_tokens
     cdef long long generated
@@ -36,6 +38,7 @@ cdef class Sequence(Request):
     cdef int fill(self, long long id, double arrival_s, long long prompt_tokens, long long output_tokens) except -1
 
 
+@cython.final
 cdef class StepHeap:
     cdef long long[::1] keys
     cdef long long[::1] serials
@@ -47,6 +50,7 @@ cdef class StepHeap:
     cdef int put(self, Py_ssize_t at, long long key, long long serial, object seq) except -1
 
 
+@cython.final
 cdef class Line:
     cdef list items
     cdef Py_ssize_t head
@@ -54,4 +58,4 @@ cdef class Line:
     cdef int append(self, Sequence seq) except -1
     cdef int append_first(self, Sequence seq) except -1
     cdef Sequence first(self)
-    cdef int drop_first(self) except -1
+    cdef Sequence take(self)

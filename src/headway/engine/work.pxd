@@ -1,6 +1,9 @@
+cimport cython
+
 from headway.engine.lane cimport Lane
 
 
+@cython.final
 cdef class WorkDone:
     cdef readonly long long steps
     cdef readonly long long chunks

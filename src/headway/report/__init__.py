@@ -1,11 +1,13 @@
 """Reports: a `Result` or a `Plan` as a terminal table or as one self-contained HTML page. Computes no number.
 
-Lives here: the answer in one sentence (`words.py`), rich renderables (`text.py`), charts and the page (`html.py`).
+Lives here: the answer in one sentence (`words.py`), rich renderables (`text.py`), charts and the page (`page.py`).
 May import metrics, plan, sim; altair, jinja2, vl-convert and rich only inside the functions that need them.
 Start reading in `text.py`; nothing here prints: the command line does.
 """
 
-from headway.report.html import check_html, result_html
-from headway.report.text import result_text
+from headway.report.page import check_html
+from headway.report.plan_page import plan_html
+from headway.report.result_page import result_html
+from headway.report.text import plan_text, result_text
 
-__all__ = ["check_html", "result_html", "result_text"]
+__all__ = ["check_html", "plan_html", "plan_text", "result_html", "result_text"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from headway.metrics import Latency, Result
 from headway.report import words as w
 from headway.units import format_seconds
 
+if TYPE_CHECKING:
+    from headway.plan import Candidate, Plan
+
 Spec = dict[str, Any]
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness.
@@ -19,6 +22,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8
 HEIGHT = 220
 CURVE_POINTS = 200  # of a distribution: more than a screen shows
 SECONDS = "datum.value >= 1 ? format(datum.value, '~g') + ' s' : format(datum.value * 1000, '~g') + ' ms'"
+JOULES = "datum.value ? format(datum.value, '~s') + 'J' : '0'"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
@@ -49,7 +53,7 @@ def _distribution(name: str, points: list[dict[str, Any]], limit_s: float | None
     import altair as alt
 
     x = alt.X(
-        "seconds:Q", title=name, scale=alt.Scale(type="log", nice=False), axis=alt.Axis(labelExpr=SECONDS, tickCount=4)
+        "seconds:Q", title=name, scale=alt.Scale(type="log", nice=False), axis=_time_axis()
     )
     y = alt.Y("share:Q", title="share of requests", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5))
     base = alt.Chart(alt.Data(values=points)).encode(x=x, y=y, tooltip=alt.Tooltip("label:N", title=name))
@@ -67,20 +71,21 @@ def replicas(result: Result) -> Spec:
     """Return how busy each replica was, and how full its KV cache at the fullest."""
     import altair as alt
 
+    names = ["time busy", "KV cache, fullest moment"]
     rows = [
-        {"replica": index, "what": what, "share": value, "label": f"replica {index}: {w.share(value)}"}
+        {"replica": index, "what": what, "share": value, "label": f"replica {index}, {what}: {w.share(value)}"}
         for index, load in enumerate(result.replicas)
-        for what, value in (("time busy", load.utilization), ("KV cache, fullest moment", load.kv_peak_utilization))
+        for what, value in zip(names, (load.utilization, load.kv_peak_utilization), strict=True)
         if value is not None
     ]
     chart = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("replica:O", title="replica", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-        xOffset=alt.XOffset("what:N"),
         y=alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
-        color=_legend("what:N", ["time busy", "KV cache, fullest moment"], [BLUE, ORANGE]),
+        color=_legend("what:N", names, [BLUE, ORANGE]),
+        shape=alt.Shape("what:N", scale=alt.Scale(domain=names, range=["circle", "diamond"])),
         tooltip=alt.Tooltip("label:N", title=" "),
     )
-    return finished(chart.mark_bar())
+    return finished(chart.mark_point(filled=True, size=90, opacity=0.9))
 
 
 def energy(result: Result) -> Spec:
@@ -94,12 +99,119 @@ def energy(result: Result) -> Spec:
     }
     rows = [{"part": part, "joules": value, "label": w.joules(value)} for part, value in parts.items()]
     chart = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("joules:Q", title=f"energy, {result.energy.kind} (J)", axis=alt.Axis(format="~s", tickCount=5)),
+        x=alt.X("joules:Q", title=f"energy, {result.energy.kind}", axis=alt.Axis(labelExpr=JOULES, tickCount=5)),
         y=alt.Y("part:N", title=None, sort=list(parts)),
         color=alt.Color("part:N", scale=alt.Scale(domain=list(parts), range=[GREY, ORANGE, BLUE]), legend=None),
         tooltip=alt.Tooltip("label:N", title=" "),
     )
     return finished(chart.mark_bar(), height=130)
+
+
+CANDIDATES = "candidates"  # the data set that all charts of a plan share
+STATES = {"best": ORANGE, "on the front": GREEN, "meets the SLO": BLUE, "misses the SLO": GREY}
+
+
+def candidate_rows(plan: Plan, shown: Iterable[Candidate]) -> list[dict[str, Any]]:
+    """Return the candidates as rows for the charts, the best one last so that nothing hides it."""
+    front, best = set(plan.front), plan.best.name if plan.best else None
+    rows = []
+    for candidate in shown:
+        state = "best" if candidate.name == best else "meets the SLO" if candidate.meets else "misses the SLO"
+        if state == "meets the SLO" and candidate.name in front:
+            state = "on the front"
+        rows.append({
+            "name": candidate.name, "state": state, "gpus": candidate.gpus, "usd": candidate.usd_per_hour,
+            "goodput": candidate.goodput_req_s, "per_gpu": candidate.goodput_req_s_per_gpu,
+            "attainment": candidate.attainment, "ttft": candidate.ttft_p90_s, "tpot": candidate.tpot_p90_s,
+            "joules": candidate.joules_per_output_token, "reason": candidate.reason,
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: list(STATES).index(row["state"]), reverse=True)
+
+
+def cost_and_goodput(plan: Plan) -> Spec:
+    """Return each candidate's price against its goodput per GPU: the front leaves nothing to the upper left."""
+    import altair as alt
+
+    y = alt.Y("per_gpu:Q", title="goodput per GPU (req/s)", axis=alt.Axis(tickCount=5))
+    return finished(_points(_price(plan), y), height=320)
+
+
+def cost_and_rate(plan: Plan) -> Spec:
+    """Return each candidate's price against the highest rate it serves; a line is the rate asked for."""
+    import altair as alt
+
+    y = alt.Y("goodput:Q", title="goodput (req/s)", axis=alt.Axis(tickCount=5))
+    return finished(alt.layer(_points(_price(plan), y), _rule("y", plan.rate_req_s, "asked for")), height=280)
+
+
+def cost_and_attainment(plan: Plan) -> Spec:
+    """Return each candidate's price against its attainment at the rate asked for."""
+    import altair as alt
+
+    y = alt.Y("attainment:Q", title="attainment", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5))
+    target = _rule("y", plan.question.slo.attainment, "target")
+    return finished(alt.layer(_points(_price(plan), y), target), height=280)
+
+
+def latencies(plan: Plan) -> Spec:
+    """Return TTFT against TPOT at the rate asked for, with their limits."""
+    import altair as alt
+
+    slo = plan.question.slo
+    log = alt.Scale(type="log", nice=False)
+    x = alt.X("ttft:Q", title="TTFT, p90", scale=log, axis=_time_axis())
+    y = alt.Y("tpot:Q", title="TPOT, p90", scale=log, axis=_time_axis())
+    layers = [_points(x, y)]
+    if slo.ttft_s is not None:
+        layers.append(_rule("x", slo.ttft_s, f"limit {format_seconds(slo.ttft_s)}"))
+    if slo.tpot_s is not None:
+        layers.append(_rule("y", slo.tpot_s, f"limit {format_seconds(slo.tpot_s)}"))
+    return finished(alt.layer(*layers), height=280)
+
+
+def _price(plan: Plan) -> Any:
+    """The horizontal axis: dollars per hour, or GPUs where there is no price."""
+    import altair as alt
+
+    if any(candidate.usd_per_hour is not None for candidate in plan.ranked):
+        return alt.X("usd:Q", title="dollars per hour", axis=alt.Axis(format="$~f", tickCount=6))
+    return alt.X("gpus:Q", title="GPUs", axis=alt.Axis(tickCount=6))
+
+
+def _points(x: Any, y: Any) -> Any:
+    import altair as alt
+
+    shapes = alt.Scale(domain=list(STATES), range=["diamond", "square", "circle", "cross"])
+    sizes = alt.Scale(domain=list(STATES), range=[260, 80, 40, 30])
+    return (
+        alt.Chart(alt.NamedData(name=CANDIDATES))
+        .mark_point(filled=True, opacity=0.8)
+        .encode(
+            x=x, y=y, color=_legend("state:N", list(STATES), list(STATES.values())),
+            shape=alt.Shape("state:N", scale=shapes), size=alt.Size("state:N", scale=sizes, legend=None),
+            tooltip=[
+                alt.Tooltip("name:N", title="deployment"), alt.Tooltip("gpus:Q", title="GPUs"),
+                alt.Tooltip("usd:Q", title="$ per hour", format=".2f"),
+                alt.Tooltip("goodput:Q", title="goodput, req/s", format=".3~g"),
+                alt.Tooltip("attainment:Q", title="attainment", format=".1%"),
+                alt.Tooltip("joules:Q", title="J per token", format=".3~g"), alt.Tooltip("reason:N", title="why"),
+            ],
+        )
+    )  # fmt: skip
+
+
+def _rule(axis: str, value: float, label: str) -> Any:
+    import altair as alt
+
+    rule = alt.Chart(alt.Data(values=[{"value": value, "label": label}]))
+    rule = rule.mark_rule(color=RED, strokeWidth=2, strokeDash=[5, 3])
+    return rule.encode(**{axis: "value:Q"}, tooltip=alt.Tooltip("label:N", title=" "))
+
+
+def _time_axis() -> Any:
+    import altair as alt
+
+    return alt.Axis(labelExpr=SECONDS, labelOverlap="greedy", labelSeparation=8, grid=False)
 
 
 def _legend(field: str, names: Sequence[str], colors: Sequence[str]) -> Any:

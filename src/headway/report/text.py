@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from headway.plan import Candidate, Plan
+
+LABEL_COLUMNS = 17
 GOOD, BAD = "bold green", "bold red"
 
 
@@ -27,23 +30,77 @@ def result_text(result: Result) -> RenderableType:
     if "stopped" in result.provenance:
         stopped = f"Stopped early ({result.provenance['stopped']}): what follows covers the run so far."
         parts = [Text(stopped, style="bold yellow"), *parts]
-    parts += [_facts(_asked(result)), _latencies(result), _facts(_happened(result))]
+    parts += [_facts(asked_rows(result)), _latencies(result), _facts(_happened(result))]
     return Group(*parts)
 
 
-def _facts(rows: Iterable[tuple[str, str]]) -> Table:
+def plan_text(plan: Plan, top: int) -> RenderableType:
+    """Return a plan as the answer, the question, its `top` candidates and why they are not the best."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(plan.message, style=GOOD if plan.feasible else BAD), Text("")]
+    parts.append(_facts(w.question_rows(plan)))
+    if plan.ranked:
+        shown = plan.ranked[:top]
+        reasons = [(f"{rank}", candidate.reason) for rank, candidate in enumerate(shown, start=1)]
+        parts += [_candidates(plan, top), Text("Why", style="bold"), _facts(reasons, columns=2)]
+    if len(plan.ranked) > top:
+        parts.append(Text(f"and {len(plan.ranked) - top:,} more: --top N, --html FILE or --json FILE show them", style="dim"))
+    return Group(*parts)
+
+
+def _candidates(plan: Plan, top: int) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1))
+    table.add_column("#", justify="right")
+    table.add_column("deployment", overflow="fold")
+    for heading in CANDIDATE_HEADINGS:
+        table.add_column(heading, justify="right")
+    for rank, candidate in enumerate(plan.ranked[:top], start=1):
+        style = GOOD if candidate is plan.best or rank == 1 and plan.feasible else "" if candidate.meets else "dim"
+        cells = [f"{rank}", candidate.name, *candidate_cells(candidate)]
+        table.add_row(*(Text(cell) for cell in cells), style=style)
+    return table
+
+
+CANDIDATE_HEADINGS = (
+    "GPUs", "attained", "TTFT p90", "TPOT p90", "goodput", "per GPU", "$/h", "$ per 1M tokens", "MJ per 1M tokens"
+)  # fmt: skip
+
+
+def candidate_cells(candidate: Candidate) -> list[str]:
+    """Return a candidate's figures under `CANDIDATE_HEADINGS`; joules per token are megajoules per million tokens."""
+    return [
+        f"{candidate.gpus}",
+        w.share(candidate.attainment),
+        format_seconds(candidate.ttft_p90_s),
+        format_seconds(candidate.tpot_p90_s),
+        format_rate(candidate.goodput_req_s),
+        format_rate(candidate.goodput_req_s_per_gpu),
+        w.usd(candidate.usd_per_hour),
+        w.usd(candidate.usd_per_million_output_tokens),
+        w.amount(candidate.joules_per_output_token),
+    ]
+
+
+def _facts(rows: Iterable[tuple[str, str]], columns: int = LABEL_COLUMNS) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, min_width=10)
+    table.add_column(no_wrap=True, min_width=columns)
     table.add_column()
     for name, value in rows:
         table.add_row(Text(name, style="dim"), Text(value))
     return table
 
 
-def _asked(result: Result) -> list[tuple[str, str]]:
+def asked_rows(result: Result) -> list[tuple[str, str]]:
+    """Return what was simulated, and how many requests that were."""
     deployment = w.deployment_of(result)
     requests = result.requests
     lost = ", ".join(
@@ -66,7 +123,7 @@ def _latencies(result: Result) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("latency", min_width=10)
+    table.add_column("latency", min_width=LABEL_COLUMNS - 1)
     for heading in ("mean", "p50", "p90", "p95", "p99", "limit"):
         table.add_column(heading, justify="right", min_width=8)
     for name, latency, limit_s in latency_rows(result):
@@ -89,18 +146,15 @@ def latency_rows(result: Result) -> list[tuple[str, Latency, float | None]]:
 
 def _happened(result: Result) -> list[tuple[str, str]]:
     throughput, kv, energy = result.throughput, result.kv, result.energy
-    rows = [
+    hits = "" if kv.prefix_hit_rate is None else f", {w.share(kv.prefix_hit_rate)} prefix hits"
+    return [
         (
             "Throughput",
             f"{format_rate(throughput.requests_per_s)}, {w.amount(throughput.output_tokens_per_s)} output tokens/s, "
             f"{w.amount(throughput.output_tokens_per_s_per_gpu)} per GPU",
         ),
         *attainment_rows(result),
-        (
-            "KV cache",
-            f"{w.share(kv.peak_utilization)} at the fullest, {w.share(kv.prefix_hit_rate)} prefix hits, "
-            f"{w.counted(kv.preemptions, 'preemption')}",
-        ),
+        ("KV cache", f"{w.share(kv.peak_utilization)} at the fullest{hits}, {w.counted(kv.preemptions, 'preemption')}"),
         ("Replicas", busy_words(result)),
         (
             f"Energy, {energy.kind}",
@@ -111,7 +165,6 @@ def _happened(result: Result) -> list[tuple[str, str]]:
         ("Carbon", f"{w.grams(result.carbon.grams_per_million_output_tokens)} CO2 per million output tokens"),
         ("Cost", cost_words(result)),
     ]
-    return rows
 
 
 def attainment_rows(result: Result) -> list[tuple[str, str]]:

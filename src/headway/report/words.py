@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headway.metrics import Result, Slo
 from headway.sim import Deployment, Pool
 from headway.specs import from_mapping
-from headway.units import format_rate, format_seconds
+from headway.units import format_bytes, format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from headway.plan import Plan
 
 NONE = "-"
+BREAKS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "memory": "memory", "rate": "the rate"}
+OBJECTIVES = {"cost": "dollars per hour", "energy": "joules per output token", "goodput": "goodput per GPU"}
+DISCARDED = {"memory": "do not fit into memory"}
 
 
 def share(value: float | None) -> str:
@@ -54,6 +62,26 @@ def amount(value: float | None) -> str:
     if value is None or math.isnan(value):
         return NONE
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return a number of a fact sheet in a unit that reads well: ``990 TFLOP/s``, ``80.9% of peak``."""
+    if unit == "byte":
+        return format_bytes(value)
+    if unit == "s":
+        return format_seconds(value)
+    if unit == "byte/s":
+        return f"{value / 1e9:,.0f} GB/s"
+    if unit == "FLOP/s":
+        return f"{value / 1e12:,.0f} TFLOP/s"
+    if unit.startswith("share "):
+        return f"{share(value)} {unit.removeprefix('share ')}"
+    return f"{value:,.3g}" if unit in ("ratio", "exponent") else f"{value:,.4g} {unit}"
+
+
+def unbroken(text: str) -> str:
+    """Return the text with a number held together with its unit where lines wrap."""
+    return re.sub(r"(?<=\d) (?=(?:ms|µs|s|min|h|req/s|req/min|GPUs?|J|MJ)\b)", "\u00a0", text)
 
 
 def counted(count: int, noun: str) -> str:
@@ -121,3 +149,33 @@ def result_sentence(result: Result) -> str:
     if slo.itl_met is False and slo.attainment >= (slo.target or 0):
         target = "but gaps between tokens are longer than the ITL limit: the SLO is missed"
     return f"{share(slo.attainment)} of requests were served{within}: {target}."
+
+
+def question_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Return what a plan was asked for, and what was tried."""
+    question = plan.question
+    named = question.workload if isinstance(question.workload, str) else question.workload.name
+    slo = f"{limits(question.slo)} for {share(question.slo.attainment)} of requests"
+    tried = f"{counted(plan.evaluated, 'deployment')} in {format_seconds(plan.seconds)}"
+    if plan.interrupted:
+        tried += f" of {plan.enumerated:,}, then interrupted"
+    left = [f"{count:,} {DISCARDED.get(reason, reason)}" for reason, count in plan.discarded.items() if count]
+    return [
+        ("Model", question.model),
+        ("GPUs", f"up to {question.gpus} {question.gpu}"),
+        ("Workload", f"{named} at {format_rate(plan.rate_req_s)}; seed {question.seed}"),
+        ("SLO", slo),
+        ("Ranked by", OBJECTIVES[question.objective]),
+        ("Tried", "; ".join([f"{tried}, {plan.requests:,} requests a run", *left])),
+        ("Outcome", outcome_words(plan)),
+    ]
+
+
+def outcome_words(plan: Plan) -> str:
+    """Return how many candidates meet the SLO, and what breaks first in the others."""
+    breaks = Counter(candidate.binding for candidate in plan.ranked if not candidate.meets)
+    missed = breaks.total()
+    meet = f"{len(plan.ranked) - missed:,} meet the SLO at {format_rate(plan.rate_req_s)}"
+    if not missed:
+        return meet
+    return f"{meet}, {missed:,} miss it ({', '.join(f'{BREAKS[name]} in {count:,}' for name, count in breaks.most_common())})"

@@ -1,6 +1,9 @@
+cimport cython
+
 from headway.engine.sequence cimport HashChains, Sequence
 
 
+@cython.final
 cdef class Arrivals:
     cdef object batches
     cdef object limit

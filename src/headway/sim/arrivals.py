@@ -10,7 +10,7 @@ import numpy as np
 
 from headway.engine.sequence import HashChains, Sequence
 
-NEVER = float("inf")
+NEVER = cython.declare(cython.double, float("inf"))
 
 
 class Arrivals:

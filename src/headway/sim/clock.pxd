@@ -1,7 +1,11 @@
+cimport cython
+
+
+@cython.final
 cdef class EngineClock:
     cdef double[::1] time_s
     cdef int[::1] heap
     cdef int[::1] place
     cdef Py_ssize_t size
-    cdef int set(self, Py_ssize_t engine, double time_s) except -1
+    cdef int set(self, Py_ssize_t engine, double time_s) noexcept
     cdef bint before(self, int a, int b) noexcept

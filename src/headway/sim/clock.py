@@ -12,7 +12,6 @@ import numpy as np
 
 TRANSFER = 0
 ARRIVAL = 1
-STEP = 2
 
 NEVER = float("inf")
 

@@ -1,3 +1,5 @@
+cimport cython
+
 from headway.engine.core cimport Engine
 from headway.engine.sequence cimport Sequence
 from headway.policies.base cimport Policy
@@ -7,6 +9,7 @@ from headway.sim.recorder cimport Recorder
 from headway.state.views cimport ClusterState, PoolState
 
 
+@cython.final
 cdef class Handoff:
     cdef readonly double bytes_per_token
     cdef readonly double window_bytes_per_token
@@ -19,6 +22,7 @@ cdef class Handoff:
     cdef double send(self, Py_ssize_t source, Py_ssize_t target, long long tokens, double now) except? -1
 
 
+@cython.final
 cdef class Cluster:
     cdef list engines
     cdef tuple first

@@ -18,7 +18,8 @@ from headway.sim.recorder import Recorder
 from headway.state.decisions import Accept, Reject, Route
 from headway.state.views import ClusterState, PoolState
 
-NEVER = float("inf")
+NEVER = cython.declare(cython.double, float("inf"))
+ENDED = cython.declare(cython.int, FINISHED)
 
 
 class Handoff:
@@ -213,28 +214,23 @@ class Cluster:
         engine: Engine = self.engines[index]
         seq: Sequence
         target: Engine
-        out: list
         engine.step(now)
         self.clock.set(index, engine.next_s)
-        if engine.out:
-            out = engine.out
-            engine.out = []
-            for seq in out:
-                if seq.status == FINISHED:
-                    self.settle(seq, now)
-                    continue
-                target = self.engines[self.first[1]]
-                seq.handoff = False
-                if target.fits(seq):
-                    self.place(seq, 1, now)
-                else:
-                    seq.status = FAILED
-                    engine.let_go(seq, now)
-                    self.clock.set(index, engine.next_s)
-                    self.settle(seq, now)
-        if engine.starts:
-            out = engine.starts
-            engine.starts = []
-            for seq in out:
-                self.timer(self.handoff.send(seq.source, seq.replica, seq.target, now), TRANSFER, seq)
+        while engine.out.size > 0:
+            seq = engine.out.take()
+            if seq.status == ENDED:
+                self.settle(seq, now)
+                continue
+            target = self.engines[self.first[1]]
+            seq.handoff = False
+            if target.fits(seq):
+                self.place(seq, 1, now)
+            else:
+                seq.status = FAILED
+                engine.let_go(seq, now)
+                self.clock.set(index, engine.next_s)
+                self.settle(seq, now)
+        while engine.starts.size > 0:
+            seq = engine.starts.take()
+            self.timer(self.handoff.send(seq.source, seq.replica, seq.target, now), TRANSFER, seq)
         return 0

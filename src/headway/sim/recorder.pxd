@@ -1,7 +1,10 @@
+cimport cython
+
 from headway.engine.gaps cimport LogCounts
 from headway.engine.sequence cimport Sequence
 
 
+@cython.final
 cdef class Recorder:
     cdef readonly bint keep
     cdef readonly long long warmup

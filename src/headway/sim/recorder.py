@@ -11,6 +11,9 @@ from headway.engine.gaps import LogCounts
 from headway.engine.sequence import FAILED, FINISHED, REJECTED, Sequence
 
 TIMES = ("arrival_s", "admitted_s", "first_token_s", "last_token_s")
+ENDED = cython.declare(cython.int, FINISHED)
+REFUSED = cython.declare(cython.int, REJECTED)
+LOST = cython.declare(cython.int, FAILED)
 COUNTS = ("prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "pool", "replica", "status", "slo_class",
           "tenant")
 
@@ -73,11 +76,11 @@ class Recorder:
 
     def end(self, seq: Sequence) -> cython.int:
         """Note how a request ended."""
-        if seq.status == REJECTED:
+        if seq.status == REFUSED:
             self.rejected += 1
-        elif seq.status == FAILED:
+        elif seq.status == LOST:
             self.failed += 1
-        elif seq.status == FINISHED:
+        elif seq.status == ENDED:
             self.finished += 1
             self.last_end_s = max(self.last_end_s, seq.last_s)
             if not self.keep and seq.row >= self.warmup:

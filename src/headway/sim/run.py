@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from headway.cost import Replica, StepTable, compile_replica, kv_link, kv_transfer_bytes
-from headway.engine import Engine, Gaps
+from headway.engine import Engine, Gaps, StepLaw, WorkDone
 from headway.errors import BadInput
 from headway.metrics import Counters, Histogram, Result, Slo, Tally, summarize, warmup_requests
 from headway.metrics.records import Records
@@ -112,10 +112,10 @@ def build(
                 f"{table.block_tokens}: the one must be a multiple of the other; set engine.block_tokens or "
                 "engine.prefix_cache=false"
             )
-        pools.append([
-            Engine(i, table, settings, pool.role, order, workload.block_tokens, Gaps(*BINS, settings.max_seqs))
-            for i in range(pool.count)
-        ])
+        law, work = StepLaw(table), WorkDone(settings.max_batched_tokens, settings.max_seqs)
+        gaps = Gaps(*BINS, settings.max_seqs)
+        unit = workload.block_tokens
+        pools.append([Engine(i, law, settings, pool.role, order, unit, work, gaps) for i in range(pool.count)])
     state = ClusterState(
         tuple(PoolState(pool.role, engines, Random(f"{seed}/route/{i}"))
               for i, (pool, engines) in enumerate(zip(deployment.pools, pools, strict=True))),
@@ -155,19 +155,19 @@ def count(
     )
     for pool, table, engines in zip(deployment.pools, tables, pools, strict=True):
         counters.idle_watts += table.idle_watts * pool.count / deployment.gpus
+        work, gaps = engines[0].work.as_dict(), engines[0].gaps
+        prefill_j, decode_j = dynamic_joules(table, work)
+        counters.prefill_joules += prefill_j
+        counters.decode_joules += decode_j
+        counters.steps += work["steps"]
+        itl.merge(Histogram(gaps.as_array(), gaps.sum_s(engines[0].law)))
         for engine in engines:
-            work = engine.work.as_dict()
-            prefill_j, decode_j = dynamic_joules(table, work)
-            counters.prefill_joules += prefill_j
-            counters.decode_joules += decode_j
-            counters.steps += work["steps"]
             counters.preemptions += engine.preemptions
             counters.prefix_queried_tokens += engine.queried_tokens
             counters.prefix_hit_tokens += engine.hit_tokens
             counters.busy_s.append(engine.busy_until(duration_s))
-            counters.kv_peak_blocks.append(engine.kv_peak_blocks)
+            counters.kv_peak_blocks.append(engine.kv.peak)
             counters.kv_total_blocks.append(engine.kv_total_blocks)
-            itl.merge(Histogram(engine.gaps.as_array(), engine.gaps.sum_s(engine.law)))
     counters.itl = itl
     if not seen.keep:
         counters.tally = _tally(seen)

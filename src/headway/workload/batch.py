@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from headway.errors import BadInput
+
 Ints = NDArray[np.int64]
 SmallInts = NDArray[np.int32]
 Floats = NDArray[np.float64]
@@ -17,7 +19,7 @@ _COLUMNS = (
     "id", "arrival_s", "prompt_tokens", "output_tokens", "priority", "slo_class", "tenant", "deadline_s",
     "predicted_output_tokens", "session",
 )  # fmt: skip
-_BLOCKS_PER_OWNER = 20  # bits: an owner (a session, a request, a shared prompt) names up to 2**20 blocks
+_BLOCK_BITS = 20  # an owner (a session, a request, a shared prompt) names up to 2**20 blocks
 
 
 class Batch(msgspec.Struct, frozen=True, eq=False):
@@ -104,10 +106,17 @@ def chains(owner: Ints, blocks: Ints, shared_owner: Ints, shared_blocks: Ints) -
 
     All four arrays have one entry per request. An id is the owner and the block's place, so equal ids at one
     place have equal ids at all places before it as long as an owner always comes with the same shared part.
+
+    Raises:
+        BadInput: a chain has more than 2**20 blocks.
     """
+    if len(blocks) and blocks.max() >> _BLOCK_BITS:
+        raise BadInput(
+            f"a chain of {blocks.max()} blocks: at most {2**_BLOCK_BITS} have names; use larger blocks"
+        )
     offsets = offsets_of(blocks)
     place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], blocks)
     named = np.where(
         place < np.repeat(shared_blocks, blocks), np.repeat(shared_owner, blocks), np.repeat(owner, blocks)
     )
-    return offsets, (named << _BLOCKS_PER_OWNER) + place
+    return offsets, (named << _BLOCK_BITS) + place

@@ -22,10 +22,10 @@ import numpy as np
 
 from headway.errors import BadInput, MissingExtra
 from headway.workload.batch import Batch, Ints, make_batch, offsets_of
+from headway.workload.lengths import TOKENS_MAX
 from headway.workload.trace import Broken, Lines, Trace, said, take
 
 _FORMAT = "workload/1"
-TOKENS_MAX = 10**9
 _INT32_MAX = 2**31 - 1
 
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=TOKENS_MAX)]

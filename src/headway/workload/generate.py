@@ -16,15 +16,15 @@ from headway.workload.trace import Trace
 
 
 def independent(
-    spec: WorkloadSpec, seed: int, chunk: int, arrivals: Callable[[int], Floats]
+    spec: WorkloadSpec, requests: int, seed: int, chunk: int, arrivals: Callable[[int], Floats]
 ) -> Iterator[Batch]:
-    """Yield the requests of a spec without sessions, `chunk` at a time."""
+    """Yield the first requests of a spec without sessions, `chunk` at a time."""
     if spec.prompt is None or spec.output is None:
         raise BadInput("expected prompt and output lengths")
     prompts, outputs, labels = stream(seed, "prompt"), stream(seed, "output"), Labels(spec, seed)
     prefixes = Prefixes(spec.shared_prefix, seed) if spec.shared_prefix else None
-    for first in range(0, spec.requests, chunk):
-        n = min(chunk, spec.requests - first)
+    for first in range(0, requests, chunk):
+        n = min(chunk, requests - first)
         prompt_tokens = spec.prompt.draw(prompts, n)
         output_tokens = draw_lengths(spec.output, outputs, prompt_tokens)
         batch = make_batch(arrivals(n), prompt_tokens, output_tokens, first)
@@ -33,15 +33,15 @@ def independent(
 
 
 def traced(
-    spec: WorkloadSpec, seed: int, chunk: int, arrivals: Callable[[int], Floats], trace: Trace
+    spec: WorkloadSpec, trace: Batch, seed: int, chunk: int, arrivals: Callable[[int], Floats]
 ) -> Iterator[Batch]:
-    """Yield the first requests of a trace in its order, `chunk` at a time."""
+    """Yield the requests of a trace in its order, `chunk` at a time."""
     labels = Labels(spec, seed)
-    for first in range(0, spec.requests, chunk):
-        rows = trace.requests.rows(first, min(first + chunk, spec.requests))
+    for first in range(0, len(trace), chunk):
+        rows = trace.rows(first, min(first + chunk, len(trace)))
         arrival_s = arrivals(len(rows))
-        late_s = rows.deadline_s - rows.arrival_s
-        rows = msgspec.structs.replace(rows, arrival_s=arrival_s, deadline_s=arrival_s + late_s)
+        deadline_s = rows.deadline_s + (arrival_s - rows.arrival_s)  # exact where nothing moved
+        rows = msgspec.structs.replace(rows, arrival_s=arrival_s, deadline_s=deadline_s)
         yield labels.put(rows, labels.draw(len(rows)))
 
 
@@ -73,19 +73,17 @@ def arrival_times(arrival: Arrival, seed: int, recorded: Trace | None) -> Callab
 class Labels:
     """Gives requests their class, with its priority, tenant and deadline, and a predicted output length."""
 
-    def __init__(self, spec: WorkloadSpec, seed: int) -> None:
+    def __init__(self, spec: WorkloadSpec, seed: int, prefix: str = "") -> None:
         self._classes, self._sigma = spec.classes, spec.prediction_sigma
-        self._class_rng, self._predictor_rng = stream(seed, "classes"), stream(seed, "predictor")
+        self._class_rng, self._predictor_rng = stream(seed, f"{prefix}classes"), stream(seed, "predictor")
         shares = np.cumsum([c.share for c in spec.classes])
         self._below = shares / shares[-1] if len(shares) else shares
 
     def draw(self, n: int) -> Ints:
         """Return n class numbers."""
-        return (
-            np.searchsorted(self._below, self._class_rng.random(n), side="right")
-            if self._classes
-            else _none(n)
-        )
+        if not self._classes:
+            return np.zeros(n, np.int64)
+        return np.searchsorted(self._below, self._class_rng.random(n), side="right")
 
     def put(self, batch: Batch, classes: Ints) -> Batch:
         """Return the batch with what the spec says about classes and prediction."""
@@ -120,7 +118,3 @@ class Prefixes:
         common = self._common_tokens[group] // self._block_tokens
         offsets, ids = chains(2 * batch.id + 1, blocks, 2 * group, common)
         return msgspec.structs.replace(batch, hash_offsets=offsets, hashes=ids)
-
-
-def _none(n: int) -> Ints:
-    return np.zeros(n, np.int64)

@@ -1,4 +1,4 @@
-"""Length models: how many tokens a prompt or an answer has. All give whole numbers of at least 1."""
+"""Length models: how many tokens a prompt or an answer has. All give whole numbers from 1 to 10**9."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _FORMS = (
     "512, const:512, uniform:100:200, exp:512, lognormal:mean=512,sigma=1.2[,max=8192], "
     "lognormal:median=300,sigma=1.2 or empirical:FILE[:COLUMN]"
 )
+TOKENS_MAX = 10**9  # of a prompt or an answer, drawn or read: far beyond any model, and safe to add up
 _POINTS_MAX = 1024  # of a quantile table made from a file: 0.1 % steps, beyond the accuracy of any trace
 
 
@@ -310,7 +311,7 @@ def _is_number(text: str) -> bool:
 
 
 def _whole(values: Floats) -> Ints:
-    return np.maximum(np.rint(values), 1).astype(np.int64)
+    return np.clip(np.rint(values), 1, TOKENS_MAX).astype(np.int64)
 
 
 def _require(ok: bool, field: str, came: float) -> None:

@@ -22,16 +22,13 @@ import numpy as np
 
 from headway.errors import BadInput
 from headway.workload.batch import make_batch, offsets_of
-from headway.workload.files import TOKENS_MAX, Tokens, is_own, read_own_lines, read_parquet
+from headway.workload.files import Tokens, is_own, read_own_lines, read_parquet
+from headway.workload.lengths import TOKENS_MAX
 from headway.workload.trace import Broken, Lines, Trace, open_bytes, reading_errors, said, take
 
-_CHARS_PER_TOKEN = (
-    4  # of English text under today's vocabularies, roughly; the trace's notes say when it was used
-)
+_CHARS_PER_TOKEN = 4  # of English text, roughly; the trace's notes say when it was used
 _ID_MAX = 2**63
-_NOTE_CHARS = (
-    f"token counts are estimated as characters / {_CHARS_PER_TOKEN}; first question and answer of each"
-)
+_NOTE_CHARS = f"first question and answer of each; tokens estimated as characters / {_CHARS_PER_TOKEN}"
 
 
 class Form(NamedTuple):
@@ -69,8 +66,7 @@ def read_trace(path: str | Path, *, skip_bad: bool = False, spread_steps: bool =
 
     Raises:
         BadInput: no such file, an unknown form, an empty file, or a broken line (``file:line: came ...;
-        expected
-            ...``) unless `skip_bad`, which counts them in `Trace.skipped`.
+            expected ...``, of a JSON list the entry's number) unless `skip_bad`, which counts them.
     """
     path = Path(path)
     lines = Lines(path, skip_bad)
@@ -112,9 +108,8 @@ def _read(file: io.BufferedReader | gzip.GzipFile, lines: Lines) -> Trace:
     if "conversations" in fields:
         return _collect(lines.parse(records, _conversation), lines, _CONVERSATIONS)
     form = _form_of(fields, f"{lines.path}:{first[0]}")
-    return _collect(
-        lines.parse(records, _json_parser(form, form.block_tokens > 0 and "hash_ids" in fields)), lines, form
-    )
+    has_ids = form.block_tokens > 0 and "hash_ids" in fields
+    return _collect(lines.parse(records, _json_parser(form, has_ids)), lines, form)
 
 
 def _form_of(fields: Iterable[str], place: str) -> Form:
@@ -217,7 +212,7 @@ class _Turn(msgspec.Struct):
     role: str = ""
     value: str = ""
     content: str = ""
-    tokens: int | None = None
+    tokens: Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)] | None = None
 
     def count(self) -> int:
         text = self.value or self.content

@@ -12,9 +12,7 @@ from headway.workload.arrivals import Arrival, Closed, Poisson, Replay
 from headway.workload.batch import Floats
 from headway.workload.lengths import Binned, Length, check_quantiles, probabilities
 
-_ENGINE_BLOCK_TOKENS = (
-    16  # the block of the engines: prefix identity finer than it, or cut across it, means nothing
-)
+_ENGINE_BLOCK_TOKENS = 16  # of the engines: identity finer than it, or cut across it, means nothing
 
 
 class SharedPrefix(Spec, kw_only=True):
@@ -98,16 +96,18 @@ class WorkloadSpec(Spec, kw_only=True):
     """Requests over time: when they come, how long they are, what they share.
 
     Either `prompt` and `output` are given, or `trace`: a file whose requests are taken in their order.
+    Without an `arrival` they come when the trace says, or as Poisson at 1 request/s; without `requests` all
+    of the trace come, or 10,000.
     `classes` number the SLO classes of the requests in their order here. `prediction_sigma` is the spread (of
     logarithms) of the predicted output length around the true one: 0 is a perfect predictor.
     """
 
     name: str = "custom"
-    arrival: Arrival = Poisson()
+    arrival: Arrival | None = None
     prompt: Length | None = None
     output: Length | Binned | None = None
     trace: str | None = None
-    requests: int = 10_000
+    requests: int | None = None
     shared_prefix: SharedPrefix | None = None
     sessions: Sessions | None = None
     classes: tuple[RequestClass, ...] = ()
@@ -115,7 +115,7 @@ class WorkloadSpec(Spec, kw_only=True):
     about: str = ""
 
     def __post_init__(self) -> None:
-        if self.requests < 1:
+        if self.requests is not None and self.requests < 1:
             raise BadInput(f"requests {self.requests}: expected at least 1")
         if not 0 <= self.prediction_sigma < math.inf:
             raise BadInput(f"prediction_sigma {self.prediction_sigma}: expected a finite number, 0 or more")
@@ -130,6 +130,13 @@ class WorkloadSpec(Spec, kw_only=True):
             raise BadInput("sessions need modelled arrivals or a closed loop")
         if isinstance(self.arrival, Closed) and any(c.deadline_s is not None for c in self.classes):
             raise BadInput("deadline_s counts from the arrival, which a closed loop does not know beforehand")
+
+    @property
+    def process(self) -> Arrival:
+        """The arrival model, given or not."""
+        if self.arrival is not None:
+            return self.arrival
+        return Poisson() if self.trace is None else Replay(path=self.trace)
 
 
 def check_block(block_tokens: int) -> None:

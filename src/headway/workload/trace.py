@@ -79,7 +79,7 @@ class Lines:
             except Broken as broken:
                 if not self.skip_bad:
                     came = f"{self.path}:{line}: came {broken.came}; expected {broken.expected}"
-                    raise BadInput(f"{came} (to leave broken lines out: skip_bad)") from None
+                    raise BadInput(f"{came} (skip_bad leaves such lines out)") from None
                 self.skipped += 1
 
     def none_left(self) -> BadInput:

@@ -22,6 +22,7 @@ from headway.workload.spec import WorkloadSpec
 from headway.workload.trace import Trace
 
 _PRESETS = Path(__file__).parent / "data"
+_REQUESTS = 10_000  # where neither spec nor trace says how many
 _CHUNK = 65_536  # requests per batch: 5 MB of columns
 
 
@@ -29,22 +30,22 @@ class Workload:
     """Requests over time, in batches: the same bytes for the same spec and seed, however they are cut.
 
     A synthetic workload streams, its memory independent of the number of requests; a trace is held in
-    columns.
+    columns. `spec` says what it is made of, its arrival included.
     """
 
     def __init__(self, spec: WorkloadSpec, trace: Trace | None = None, recorded: Trace | None = None) -> None:
         """Take the requests of `spec.trace`, and the file whose arrival times are replayed, if any."""
-        self.spec = spec
-        self.name, self.requests = spec.name, spec.requests
         self._trace, self._recorded = trace, recorded
-        for needed, came in ((spec.trace, trace), (isinstance(spec.arrival, Replay), recorded)):
-            if needed and came is None:
-                raise BadInput(f"workload {spec.name} needs its trace: make it with workload(spec)")
-            if came is not None and spec.requests > len(came.requests):
-                have = len(came.requests)
-                raise BadInput(
-                    f"requests {spec.requests}: the trace of {spec.name} holds {have}; ask for at most that"
-                )
+        if (spec.trace and trace is None) or (isinstance(spec.process, Replay) and recorded is None):
+            raise BadInput(f"workload {spec.name} needs its trace: make it with workload(spec)")
+        have = min((len(file.requests) for file in self._files()), default=None)
+        self.requests: int = spec.requests or have or _REQUESTS
+        if have is not None and self.requests > have:
+            raise BadInput(
+                f"requests {self.requests}: the trace of {spec.name} holds {have}; ask for no more"
+            )
+        self.spec = msgspec.structs.replace(spec, arrival=spec.process)
+        self.name = spec.name
 
     def batches(self, seed: int, rate_req_s: float | None = None, chunk: int = _CHUNK) -> Iterator[Batch]:
         """Return the requests in order of arrival, at most `chunk` at a time; `rate_req_s` as in `at_rate`.
@@ -58,28 +59,29 @@ class Workload:
             )
         spec = self.spec if rate_req_s is None else self.at_rate(rate_req_s).spec
         if spec.sessions is not None:
-            return session_batches(spec, seed, chunk)
-        arrivals = arrival_times(spec.arrival, seed, self._recorded)
+            return session_batches(spec, self.requests, seed, chunk)
+        arrivals = arrival_times(spec.process, seed, self._recorded)
         if self._trace is not None:
-            return traced(spec, seed, chunk, arrivals, self._trace)
-        return independent(spec, seed, chunk, arrivals)
+            return traced(spec, self._trace.requests.rows(0, self.requests), seed, chunk, arrivals)
+        return independent(spec, self.requests, seed, chunk, arrivals)
 
     def at_rate(self, rate_req_s: float) -> Workload:
         """Return the same requests at another mean rate, with common random numbers.
 
         Lengths, chains and classes stay; gaps keep their random numbers and are scaled; recorded times are
-        stretched. Of sessions the starts are scaled, not the gaps inside, so other calls come first.
+        stretched by the mean rate of the whole trace. Of sessions the starts are scaled, not the gaps inside,
+        so other calls come first.
 
         Raises:
             BadInput: the rate is not positive and finite, or the workload is a closed loop.
         """
-        spec = msgspec.structs.replace(self.spec, arrival=at_rate(self.spec.arrival, rate_req_s))
+        spec = msgspec.structs.replace(self.spec, arrival=at_rate(self.spec.process, rate_req_s))
         return Workload(spec, self._trace, self._recorded)
 
     @property
     def rate_req_s(self) -> float | None:
         """The mean arrival rate; None in a closed loop and where a trace's requests all come at once."""
-        arrival = self.spec.arrival
+        arrival = self.spec.process
         if isinstance(arrival, Closed):
             return None
         if isinstance(arrival, Replay) and arrival.rate_req_s is None:
@@ -89,12 +91,14 @@ class Workload:
     @property
     def concurrency(self) -> int | None:
         """The users of a closed loop; None in an open one."""
-        return self.spec.arrival.concurrency if isinstance(self.spec.arrival, Closed) else None
+        arrival = self.spec.process
+        return arrival.concurrency if isinstance(arrival, Closed) else None
 
     @property
     def think_s(self) -> float:
         """How long a user of a closed loop waits between an answer and the next request."""
-        return self.spec.arrival.think_s if isinstance(self.spec.arrival, Closed) else 0.0
+        arrival = self.spec.process
+        return arrival.think_s if isinstance(arrival, Closed) else 0.0
 
     @property
     def block_tokens(self) -> int:
@@ -169,11 +173,11 @@ def workload(
     spec = _spec(source, load)
     if arrival is not None:
         spec = _with_arrival(spec, arrival, load)
-    recorded = load(spec.arrival.path) if isinstance(spec.arrival, Replay) else None
+    recorded = load(spec.process.path) if isinstance(spec.process, Replay) else None
+    if recorded is not None and not recorded.timed:
+        raise BadInput(f"{spec.name}: the trace has no arrival times; choose an arrival such as poisson")
     if requests is not None:
         spec = msgspec.structs.replace(spec, requests=parse_count(requests))
-    elif recorded is not None:
-        spec = msgspec.structs.replace(spec, requests=min(spec.requests, len(recorded.requests)))
     made = Workload(spec, load(spec.trace) if spec.trace else None, recorded)
     return made if rate is None else made.at_rate(parse_rate(rate))
 
@@ -212,7 +216,7 @@ def _spec(source: str | Path | WorkloadSpec, load: Callable[[str], Trace]) -> Wo
         arrival = Closed(concurrency=trace.concurrency, think_s=trace.think_s)
     elif trace.timed:
         arrival = Replay(path=str(path))
-    return WorkloadSpec(name=path.name, trace=str(path), arrival=arrival, requests=len(trace.requests))
+    return WorkloadSpec(name=path.name, trace=str(path), arrival=arrival)
 
 
 @cache
@@ -223,7 +227,7 @@ def _preset(name: str) -> WorkloadSpec:
 def _with_arrival(spec: WorkloadSpec, arrival: str | Arrival, load: Callable[[str], Trace]) -> WorkloadSpec:
     """The spec with another arrival model, at the rate it had where the model's text names none."""
     new = parse_arrival(arrival) if isinstance(arrival, str) else arrival
-    old = spec.arrival
+    old = spec.process
     if isinstance(arrival, str) and "rate" not in arrival and not isinstance(new, Closed | Replay):
         kept = None if isinstance(old, Closed) else old.rate_req_s
         if kept is None and isinstance(old, Replay):

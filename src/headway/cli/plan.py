@@ -1,0 +1,101 @@
+"""`headway plan`: a question gives a `Plan`, deployments ranked with their predicted results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headway.cli import options as o
+from headway.cli.asked import DEFAULT_WORKLOAD, slo_of, split_assignments, workload_of
+from headway.cli.terminal import Terminal, check_files, note_interpreted
+from headway.errors import BadInput
+
+if TYPE_CHECKING:
+    from headway.plan import Plan, Question
+
+NO_ANSWER, INTERRUPTED = 1, 130
+MISSING = {
+    "model": "`headway list models` shows the names",
+    "gpu": "`headway list gpus` shows the names",
+    "gpus": "how many GPUs are there? Plans that use fewer are tried as well",
+}
+
+
+@click.command(cls=o.Verb, short_help="Which deployment to run, ranked, and why the others lost.")
+@o.options(
+    o.MODEL, o.GPUS, o.WORKLOAD, o.LIMITS, o.END_TO_END, o.ATTAINMENT, o.SEARCH, o.SEED, o.OUTPUT, o.PLAN_OUTPUT, o.QUIET
+)
+@click.pass_context
+def plan(ctx: click.Context, **asked: Any) -> None:
+    """Find the deployments that serve a workload within its SLO, the best first.
+
+    Tries every way to use up to --gpus GPUs: replicas, tensor and pipeline parallelism, prefill and decode apart,
+    token budgets, precisions. Each is simulated at the rate, and its goodput is found by search.
+
+    \b
+    headway plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --workload chat --rate 20 \\
+        --ttft 500ms --tpot 50ms --html plan.html --yaml best.yaml
+    headway simulate best.yaml --workload chat --rate 20 --ttft 500ms --tpot 50ms
+    """
+    from headway.plan import plan as run
+
+    terminal = Terminal(asked["json_to"], asked["yaml_to"], quiet=asked["quiet"])
+    if asked["yaml_to"] == asked["json_to"] == "-":
+        raise BadInput("--json - and --yaml - both want stdout: write one of them to a file")
+    check_files(asked["html_to"], asked["json_to"], asked["yaml_to"])
+    question = question_of(asked, terminal)
+    note_interpreted(terminal)
+    with terminal.bar("planning") as bar:
+        found = run(question, workers=asked["workers"], progress=bar.tell)
+    _deliver(terminal, found, asked)
+    if found.interrupted:
+        ctx.exit(INTERRUPTED)
+    if not found.feasible:
+        ctx.exit(NO_ANSWER)
+
+
+def question_of(asked: o.Options, terminal: Terminal) -> Question:
+    """Return the question that the options ask.
+
+    Raises:
+        BadInput: a field that is missing or wrong.
+    """
+    from headway.metrics import Slo
+    from headway.plan import Question
+    from headway.specs import override
+
+    for name in ("model", "gpu", "gpus"):
+        if asked[name] is None:
+            raise BadInput(f"--{name} is missing: {MISSING[name]}")
+    sets = split_assignments(asked["assignments"])
+    workload = workload_of(asked, sets["workload"], terminal)
+    changed = sets["workload"] or asked["input"] or asked["output"]
+    question = Question(
+        model=asked["model"],
+        gpu=asked["gpu"],
+        gpus=asked["gpus"],
+        workload=workload.spec if changed else asked["workload"] or DEFAULT_WORKLOAD,
+        rate_req_s=asked["rate"],
+        slo=slo_of(asked, sets["slo"]) or Slo(),
+        objective=asked["objective"],
+        seed=asked["seed"],
+    )
+    return override(question, sets["deployment"])
+
+
+def _deliver(terminal: Terminal, found: Plan, asked: o.Options) -> None:
+    if not terminal.quiet:
+        from headway.report import plan_text
+
+        terminal.show(plan_text(found, asked["top"]))
+    if asked["json_to"]:
+        terminal.write(asked["json_to"], found.to_json() + "\n")
+    if asked["yaml_to"] and found.best is not None:
+        from headway.specs import write_yaml
+
+        terminal.write(asked["yaml_to"], write_yaml(found.best.deployment))
+    if asked["html_to"]:
+        from headway.report import plan_html
+
+        terminal.write(asked["html_to"], plan_html(found))

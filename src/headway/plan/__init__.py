@@ -1,0 +1,12 @@
+"""The planner: which deployments serve a workload within its SLO, ranked by cost, energy or goodput.
+
+What lives here: `Question` and `Plan` (what goes in and comes out), the search space, the search on the rate, ranks.
+May import: sim and every room below it; never report or cli, nor gateway or bench.
+Start reading in `run.py` (`plan`), then `space.py` (what is tried) and `search.py` (how goodput is found).
+"""
+
+
+from headway.plan.question import Question
+
+
+__all__ = ["Candidate", "Plan", "Question", "plan"]

@@ -1,0 +1,122 @@
+"""`Plan`: the candidates with their predicted results, ranked; as JSON the schema headway.plan/1.
+
+None (null in JSON, never NaN) is a value that is unknown. `docs/plan-schema.md` describes every field.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from headway.errors import BadInput
+from headway.plan.question import Question
+from headway.specs import Spec, from_mapping, to_mapping
+
+__all__ = ["SCHEMA", "Binding", "Candidate", "Plan"]
+
+SCHEMA = "headway.plan/1"
+Binding = Literal["memory", "ttft", "tpot", "itl", "e2e", "rate"]
+
+
+class Candidate(Spec, frozen=True, kw_only=True):
+    """One deployment, what it can serve at most, and what happens at the rate asked for.
+
+    Attributes:
+        name: unique in the plan.
+        deployment: as a YAML file has it, defaults left out.
+        goodput_req_s: highest rate at which attainment reaches its target, interpolated between
+            `goodput_low_req_s`, the highest rate simulated that met the SLO, and `goodput_high_req_s`, 3 % above
+            it, which did not; 0 when the SLO is missed at any rate.
+        attainment, ...: at the asked rate; None where a bound proves that no rate meets the SLO.
+        usd_per_hour, usd_per_million_output_tokens: of the GPUs, idle ones too; None without a price.
+        usd_per_million_output_tokens_at_goodput: the same when it serves as much as it can.
+        meets: whether it meets the SLO at the asked rate.
+        binding: what stops it from serving more: the limit that breaks first above its goodput, "memory" where
+            requests are larger than the KV cache, "rate" where only the queue grows.
+        reason: why it won or lost, in a sentence.
+        simulations: runs behind these numbers.
+    """
+
+    name: str
+    deployment: dict[str, Any]
+    gpus: int
+    goodput_req_s: float
+    goodput_low_req_s: float
+    goodput_high_req_s: float | None
+    goodput_req_s_per_gpu: float
+    attainment: float | None
+    attainment_low: float | None
+    attainment_high: float | None
+    ttft_p90_s: float | None
+    tpot_p90_s: float | None
+    usd_per_hour: float | None
+    usd_per_million_output_tokens: float | None
+    usd_per_million_output_tokens_at_goodput: float | None
+    joules_per_output_token: float | None
+    meets: bool
+    binding: Binding
+    reason: str
+    simulations: int
+
+
+class Plan(Spec, frozen=True, kw_only=True):
+    """The answer to a `Question`.
+
+    Attributes:
+        rate_req_s, requests: the rate planned for and the requests of a simulation, where the question left them
+            open.
+        feasible: whether any candidate meets the SLO at the asked rate.
+        binding: what stands in the way when none does: "memory" (the model fits no GPUs), a latency limit (missed
+            at any rate), or "rate" (too high for these GPUs).
+        message: the answer in a sentence or two.
+        interrupted: whether the search was cut short; the plan then holds the candidates known by then.
+        enumerated: candidates in the space: `evaluated` + all `discarded` (+ those an interruption left).
+        discarded: candidates by the reason they were not evaluated for.
+        tolerance: relative width of the bracket around each goodput.
+        best: the first of `ranked` when the plan is feasible.
+        front: names of the candidates no other beats in dollars (or GPUs where there is no price), joules per token
+            and goodput per GPU at once; of those that meet the SLO if any does.
+        ranked: all evaluated candidates, the best first.
+    """
+
+    schema: str = SCHEMA
+    question: Question
+    rate_req_s: float
+    requests: int
+    feasible: bool
+    binding: Binding | None
+    message: str
+    interrupted: bool
+    enumerated: int
+    evaluated: int
+    discarded: dict[str, int]
+    tolerance: float
+    seconds: float
+    best: Candidate | None
+    front: list[str]
+    ranked: list[Candidate]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return every field as builtins in the order of the schema, nulls included."""
+        return to_mapping(self, defaults=True)
+
+    def to_json(self, indent: int = 2) -> str:
+        """Return the schema headway.plan/1 as JSON text."""
+        return msgspec.json.format(msgspec.json.encode(self.to_mapping()), indent=indent).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "plan") -> Plan:
+        """Return the plan that `to_json` wrote; `where` (a file name) is for error messages.
+
+        Raises:
+            BadInput: not JSON, another schema, or a field that is missing, unknown or of a wrong type.
+        """
+        try:
+            data = msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise BadInput(f"{where}: not JSON: {error}") from None
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise BadInput(f"{where}: expected a JSON object of the schema {SCHEMA!r}, came {schema!r}")
+        return from_mapping(cls, data, where)

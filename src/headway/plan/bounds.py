@@ -1,0 +1,150 @@
+"""What is known of a deployment before simulating it: limits it misses for certain, and a guess of its goodput.
+
+The bounds are proofs: a step takes at least as long as its tokens' share of `linear_s` (which never decreases), a
+prompt is computed once, and a token comes out of a step that went through all stages. The guess is none: the search
+only starts there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.cost import StepTable
+from headway.metrics import Slo
+from headway.sim import Deployment
+
+__all__ = ["Lengths", "Reach", "guess_rate", "reach"]
+
+_EPSILON = 1e-9
+_TPOT_USED = 0.85  # mean TPOT over its 90th percentile, near the limit
+_BISECTIONS = 24
+_SAMPLE = 64  # requests that stand for all in the guess
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Lengths(NamedTuple):
+    """Tokens of the measured requests; with `cached`, prompts may be found in a prefix cache."""
+
+    prompt: Ints
+    output: Ints
+    cached: bool
+
+    def sample(self) -> Lengths:
+        """A few requests whose prompts are spread like those of all, each with the mean output."""
+        prompt = np.quantile(self.prompt, (np.arange(_SAMPLE) + 0.5) / _SAMPLE)
+        return Lengths(prompt.astype(np.int64), np.full(_SAMPLE, int(self.output.mean())), self.cached)
+
+
+class Reach(NamedTuple):
+    """The best that can be hoped for: seconds no request can beat, and the share of requests that may meet the SLO."""
+
+    attainment: float
+    ttft_s: Floats
+    tpot_s: float
+    e2e_s: Floats
+
+
+def reach(tables: tuple[StepTable, ...], lengths: Lengths, slo: Slo) -> Reach:
+    """Return lower bounds on each request's latency in an empty system, and who may meet the SLO at best."""
+    tpot_s = _step_s(tables[-1])
+    ttft_s = np.maximum(_prompt_s(tables[0], lengths), _step_s(tables[0]))
+    e2e_s = ttft_s + tpot_s * (lengths.output - 1)
+    ttft_max, tpot_max, e2e_max = (limit * (1 + _EPSILON) for limit in slo.limits())
+    may = (ttft_s <= ttft_max) & ((tpot_s <= tpot_max) | (lengths.output < 2)) & (e2e_s <= e2e_max)
+    return Reach(float(may.mean()), ttft_s, tpot_s, e2e_s)
+
+
+def _step_s(table: StepTable) -> float:
+    """The shortest step through all stages."""
+    stage_s = float(table.linear_s[1]) + float(table.seq_s[1:].min())
+    return table.stages * stage_s + (table.stages - 1) * float(table.p2p_s[1:].min())
+
+
+def _prompt_s(table: StepTable, lengths: Lengths) -> Floats:
+    """Seconds one stage computes at each prompt, in however many chunks and whatever runs beside it."""
+    if lengths.cached:
+        return np.zeros(len(lengths.prompt))
+    tokens = lengths.prompt.astype(np.float64)
+    per_token_s = float((table.linear_s[1:] / np.arange(1, len(table.linear_s))).min())
+    return np.asarray(per_token_s * tokens + table.prefill_area_s * tokens * (tokens + 1) / 2)
+
+
+# --- the guess ----------------------------------------------------------------------------------------------
+
+
+def guess_rate(deployment: Deployment, tables: tuple[StepTable, ...], sample: Lengths, slo: Slo) -> float:
+    """Return about the rate at which the SLO begins to be missed, in requests/s.
+
+    The lower of two rates: prompts queue until TTFT is missed (exponential tail of a queue with several servers); the
+    batch grows until TPOT is missed (Little's law), prompts beside it prolonging its steps in a mixed pool.
+    """
+    prefill, decode = tables[0], tables[-1]
+    prompt_s = np.maximum(_prompt_s(prefill, sample), _step_s(prefill) / prefill.stages)
+    ttft_max, tpot_max, e2e_max = slo.limits()
+    wait_max = min(ttft_max, e2e_max)
+    spare_s = wait_max - prefill.stages * prompt_s if wait_max < math.inf else np.full(_SAMPLE, math.inf)
+    counts = [pool.count for pool in deployment.pools]
+    queued = _queued_rate(prompt_s, counts[0], spare_s, 1 - slo.attainment)
+    beside_s = float(prompt_s.mean()) if len(tables) == 1 else 0.0
+    return min(queued, counts[-1] * _decode_rate(decode, sample, _TPOT_USED * tpot_max, beside_s))
+
+
+def _queued_rate(service_s: Floats, servers: int, spare_s: Floats, missing: float) -> float:
+    """Rate at which a share `missing` of requests waits longer than it can spare.
+
+    Sakasegawa's approximation of the queue M/G/c (Annals of the Institute of Statistical Mathematics 29, 1977), its
+    conditional wait taken as exponential.
+    """
+    mean_s = float(service_s.mean())
+    bursts = 1 + float(service_s.var()) / mean_s**2
+
+    def missed(load: float) -> float:
+        waits = load ** (math.sqrt(2 * (servers + 1)) - 1)
+        wait_s = mean_s * bursts / (2 * servers * (1 - load))
+        late = np.where(spare_s > 0, waits * np.exp(-np.maximum(spare_s, 0.0) / wait_s), 1.0)
+        return float(late.mean())
+
+    return servers / mean_s * _highest(lambda load: missed(load) <= missing, 1 - 1e-6)
+
+
+def _decode_rate(table: StepTable, sample: Lengths, tpot_max: float, beside_s: float) -> float:
+    """Rate of one replica at which a token takes `tpot_max`, each prompt holding up its steps for `beside_s`."""
+    prompt, output = float(sample.prompt.mean()), float(sample.output[0])
+    most = min(table.max_seqs, table.kv_blocks * table.block_tokens / (prompt + output)) * table.stages
+
+    def token_s(rate: float) -> float:
+        spare = 1 - rate * beside_s
+        seconds = 0.0
+        for _ in range(_BISECTIONS):  # a fixed point: the batch sets the step, the step sets the batch
+            n = rate * output * seconds
+            if spare <= 0 or n > most:
+                return math.inf
+            seconds = _token_s(table, max(1.0, n / table.stages), prompt + output / 2) / spare
+        return seconds
+
+    return _highest(lambda rate: token_s(rate) <= tpot_max, most / (output * _step_s(table)))
+
+
+def _token_s(table: StepTable, n: float, context: float) -> float:
+    """Seconds of one token through all stages, in a batch of n per stage."""
+    i = min(int(n), table.max_seqs, table.max_batched_tokens)
+    attended = min(context, table.window) if table.window else 0.0
+    stage_s = float(table.linear_s[i] + table.seq_s[i] + table.decode_s[i])
+    stage_s += n * float(table.decode_ctx_s[i] * context + table.decode_window_s[i] * attended)
+    return table.stages * stage_s + (table.stages - 1) * float(table.p2p_s[i])
+
+
+def _highest(holds: Callable[[float], bool], most: float) -> float:
+    """The highest value up to `most` that holds, found by bisection; above 0 in any case."""
+    low, high = 0.0, most
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return max(low, most * 1e-6)

@@ -1,0 +1,91 @@
+"""`Question`: what a plan is asked for, and the checks that need no simulation."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from headway.cost import EngineSettings
+from headway.errors import BadInput
+from headway.metrics import Prices, Slo
+from headway.sim import Policies
+from headway.specs import Spec
+from headway.workload import WorkloadSpec
+
+__all__ = ["Layout", "Objective", "Question", "default_requests"]
+
+Objective = Literal["cost", "energy", "goodput"]
+Layout = Literal["mixed", "split"]
+
+_REQUESTS = 4_000  # runs of 4,000 find the goodput of runs of 32,000 to about 4 % (70B chat on H100, 4 seeds)
+_REQUESTS_MAX = 40_000
+_QUEUE_TTFTS = 40  # a run must last this many TTFT limits, or 3 % too much load hardly shows in its queue
+
+
+class Question(Spec, frozen=True, kw_only=True):
+    """Which deployment of `model` on up to `gpus` GPUs serves `workload` at `rate_req_s` within `slo`?
+
+    Attributes:
+        model: catalogue key, or path to a config.json.
+        gpu: catalogue key of the only kind of GPU used.
+        gpus: how many there are; plans that use fewer are tried as well.
+        workload: a preset's name, a trace file, a YAML file or the spec itself. Not a closed loop.
+        rate_req_s: mean arrival rate to serve; None takes the workload's own.
+        objective: what the plans that meet the SLO are ranked by: dollars per hour, joules per output token, or
+            goodput per GPU.
+        seed: of every random stream; all candidates and rates see the same requests.
+        requests: in each simulation; None chooses them by the rate and the TTFT limit. A trace ends where it ends.
+        tp, pp: degrees to try; tp None tries every power of two that cuts the model.
+        weights, kv: precisions to try; None tries what the GPU computes in, bf16 and fp8.
+        budget_tokens: token budgets of a step to try on replicas that prefill.
+        layouts: "mixed" replicas, or prefill and decode "split" over two pools.
+        engine: every other engine setting.
+        policies, prices: given to every candidate.
+
+    Raises:
+        BadInput: a number out of range, nothing to try, or an SLO that limits nothing.
+    """
+
+    model: str
+    gpu: str
+    gpus: int
+    workload: str | WorkloadSpec = "chat"
+    rate_req_s: float | None = None
+    slo: Slo
+    objective: Objective = "cost"
+    seed: int = 0
+    requests: int | None = None
+    tp: tuple[int, ...] | None = None
+    pp: tuple[int, ...] = (1, 2, 4)
+    weights: tuple[str, ...] | None = None
+    kv: tuple[str, ...] | None = None
+    budget_tokens: tuple[int, ...] = (2048, 8192)
+    layouts: tuple[Layout, ...] = ("mixed", "split")
+    engine: EngineSettings = EngineSettings()
+    policies: Policies = Policies()
+    prices: Prices = Prices()
+
+    def __post_init__(self) -> None:
+        """Refuse what no search can answer."""
+        if self.gpus < 1:
+            raise BadInput(f"gpus {self.gpus}: a plan needs at least 1 GPU")
+        if self.rate_req_s is not None and not 0 < self.rate_req_s < math.inf:
+            raise BadInput(f"rate {self.rate_req_s:g} req/s: give a finite rate above zero, as in 20")
+        if self.requests is not None and self.requests < 1:
+            raise BadInput(f"requests {self.requests}: a simulation needs at least 1")
+        if self.seed < 0:
+            raise BadInput(f"seed {self.seed}: give 0 or more")
+        if all(limit is None for limit in (self.slo.ttft_s, self.slo.tpot_s, self.slo.itl_s, self.slo.e2e_s)):
+            raise BadInput("the SLO limits nothing, so any deployment meets it: give a TTFT, TPOT, ITL or E2E limit")
+        for name in ("tp", "pp", "weights", "kv", "budget_tokens", "layouts"):
+            tried = getattr(self, name)
+            if tried is None:
+                continue
+            if not tried or (name in ("tp", "pp") and min(tried) < 1):
+                raise BadInput(f"{name} {list(tried)}: give at least one value to try, degrees from 1")
+
+
+def default_requests(slo: Slo, rate_req_s: float) -> int:
+    """Requests of a simulation when the question leaves it open: 4,000, or more where the TTFT limit is long."""
+    queue = _QUEUE_TTFTS * rate_req_s * max(slo.ttft_s or 0.0, slo.e2e_s or 0.0)
+    return int(min(max(_REQUESTS, queue), _REQUESTS_MAX))

@@ -1,0 +1,78 @@
+"""Goodput by search on the rate: places of a grid of rates are tried until a met one has a missed neighbour."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from headway.plan.trial import Trial
+
+__all__ = ["Bracket", "search"]
+
+_SLOPE = 0.25  # by how much a trial's score usually falls per place of the grid, near the target
+_STRIDE_MAX = 8  # at first: it doubles with each step that finds no end
+_CLOSE = 8  # places between met and missed that a line through both bridges well
+
+
+class Bracket(NamedTuple):
+    """Where goodput lies on the grid: place `low` was met, `high` was not, `at` is interpolated between them.
+
+    `low` and `at` are None where the SLO is missed even at the lowest rate. `missed` is the trial at `high`.
+    """
+
+    low: int | None
+    high: int
+    at: float | None
+    missed: Trial
+
+
+def search(trial: Callable[[int], Trial], start: float, floor: int, target: float) -> Bracket:
+    """Return neighbours on the grid between which the SLO begins to be missed.
+
+    Attainment falls with the rate up to noise; where noise makes it cross the target more than once, one of the
+    crossings is found.
+
+    Args:
+        trial: simulates a place of the grid.
+        start: a guess of the place, the better the fewer trials.
+        floor: place of a rate so low that requests do not meet; what misses the SLO there always does.
+        target: score of a trial that just reaches its attainment.
+    """
+    known: dict[int, Trial] = {}
+    low: int | None = None
+    high: int | None = None
+    at, stride = start, _STRIDE_MAX
+    while True:
+        k = _next(low, high, at, floor)
+        known[k] = trial(k)
+        low, high = (k, high) if known[k].met else (low, k)
+        if high is not None and high <= floor:
+            return Bracket(None, high, None, known[high])
+        if low is None or high is None:
+            away = (known[k].score - target) / _SLOPE
+            at = k + (min(max(away, 1.0), stride) if known[k].met else max(min(away, -0.1), -stride))
+            stride *= 2
+            continue
+        at = _between(known[low], known[high], low, high, target)
+        if high - low == 1:
+            return Bracket(low, high, at, known[high])
+        if high - low > _CLOSE:
+            at = min(max(at, low + (high - low) / 4), high - (high - low) / 4)
+
+
+def _next(low: int | None, high: int | None, at: float, floor: int) -> int:
+    """The place to try: the one below the estimate, or, where that is known to be met, the one above."""
+    k = math.floor(at)
+    if low is not None:
+        k = max(k, low + 1)
+    if high is not None:
+        k = min(k, high - 1)
+    return max(k, floor)
+
+
+def _between(low: Trial, high: Trial, k_low: int, k_high: int, target: float) -> float:
+    """Where a line through two scores crosses the target; the middle if something else than attainment decided."""
+    if not low.score >= target > high.score:
+        return (k_low + k_high) / 2
+    return k_low + (k_high - k_low) * (low.score - target) / (low.score - high.score)

@@ -1,0 +1,185 @@
+"""The search space: every deployment of the model on the GPUs there are, less those whose memory is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import msgspec
+
+from headway.cost import EngineSettings, Replica, memory_fit
+from headway.cost.replica import tp_degrees
+from headway.errors import BadInput, DoesNotFit
+from headway.hardware import Gpu, gpu
+from headway.model import Model, model
+from headway.plan.question import Question
+from headway.sim import Deployment, Pool
+
+__all__ = ["Option", "Space", "enumerate_space"]
+
+_EVERY_COUNT = 16  # replicas of a pool are counted one by one up to here, then in steps of an eighth
+
+
+class Option(NamedTuple):
+    """A deployment to evaluate."""
+
+    name: str
+    deployment: Deployment
+
+
+class Space(NamedTuple):
+    """What there is to evaluate, how many were discarded for which reason, and the refusal nearest to fitting."""
+
+    options: list[Option]
+    discarded: dict[str, int]
+    nearest: DoesNotFit | None
+
+
+class Shape(NamedTuple):
+    """How a replica spreads over GPUs."""
+
+    tp: int
+    pp: int
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one replica."""
+        return self.tp * self.pp
+
+    def __str__(self) -> str:
+        return f"tp{self.tp}" + (f"pp{self.pp}" if self.pp > 1 else "")
+
+
+def enumerate_space(question: Question) -> Space:
+    """Return every candidate: GPUs used, tp, pp, replicas, mixed or split with its ratio, budget, precisions.
+
+    The pools of a split may differ in TP. A pipeline is tried on mixed replicas, and in split pools only where
+    nothing fits without. The decode pool of a split, which computes no prompts, takes the smallest token budget.
+
+    Raises:
+        UnknownName: model or GPU. BadInput: a degree or a precision that the model or the GPU does not have.
+    """
+    spec, card = model(question.model), gpu(question.gpu)
+    fits = _Fits()
+    options: list[Option] = []
+    discarded = 0
+    for weights, kv in product(_weights(question, spec, card), _kv(question, card)):
+        shapes = _shapes(question, spec, card)
+        known = _Known(question, weights, kv, shapes, fits)
+        for deployment in _deployments(known):
+            if all(fits.try_(pool.replica) for pool in deployment.pools):
+                options.append(Option(deployment.name, deployment))
+            else:
+                discarded += 1
+    return Space(options, {"memory": discarded} if discarded else {}, fits.nearest)
+
+
+class _Fits:
+    """Which replicas fit, each asked once; `nearest` is the refusal that lacks the least memory."""
+
+    def __init__(self) -> None:
+        self.known: dict[Replica, bool] = {}
+        self.nearest: DoesNotFit | None = None
+
+    def try_(self, replica: Replica) -> bool:
+        if replica not in self.known:
+            try:
+                memory_fit(replica)
+            except DoesNotFit as refusal:
+                self.known[replica] = False
+                if self.nearest is None or _lack(refusal) < _lack(self.nearest):
+                    self.nearest = refusal
+            else:
+                self.known[replica] = True
+        return self.known[replica]
+
+
+def _lack(refusal: DoesNotFit) -> float:
+    return refusal.needed_bytes / refusal.available_bytes
+
+
+class _Known(NamedTuple):
+    question: Question
+    weights: str
+    kv: str
+    shapes: list[Shape]
+    fits: _Fits
+
+    def replica(self, shape: Shape, budget_tokens: int) -> Replica:
+        engine = msgspec.structs.replace(self.question.engine, max_batched_tokens=budget_tokens)
+        return Replica(
+            model=self.question.model, gpu=self.question.gpu, tp=shape.tp, pp=shape.pp, weights=self.weights,
+            kv=self.kv, engine=engine,
+        )  # fmt: skip
+
+    def name(self, pools: str, budget_tokens: int) -> str:
+        return f"{pools} {self.weights}/{self.kv} b{budget_tokens}"
+
+
+def _deployments(known: _Known) -> Iterator[Deployment]:
+    if "mixed" in known.question.layouts:
+        yield from _mixed(known)
+    if "split" in known.question.layouts:
+        yield from _split(known)
+
+
+def _mixed(known: _Known) -> Iterator[Deployment]:
+    for budget, shape in product(known.question.budget_tokens, known.shapes):
+        replica = known.replica(shape, budget)
+        for count in _counts(known.question.gpus // shape.gpus):
+            name = known.name(f"{count}x {shape}", budget)
+            yield _deployment(known, name, Pool(count=count, replica=replica))
+
+
+def _split(known: _Known) -> Iterator[Deployment]:
+    small = min(known.question.budget_tokens)
+    plain = [shape for shape in known.shapes if shape.pp == 1]
+    if not any(known.fits.try_(known.replica(shape, small)) for shape in plain):
+        plain = known.shapes
+    for budget, before, after in product(known.question.budget_tokens, plain, plain):
+        prefill, decode = known.replica(before, budget), known.replica(after, small)
+        for first in _counts((known.question.gpus - after.gpus) // before.gpus):
+            for second in _counts((known.question.gpus - first * before.gpus) // after.gpus):
+                name = known.name(f"{first}P {before} + {second}D {after}", budget)
+                pools = (Pool(role="prefill", count=first, replica=prefill),
+                         Pool(role="decode", count=second, replica=decode))  # fmt: skip
+                yield _deployment(known, name, *pools)
+
+
+def _deployment(known: _Known, name: str, *pools: Pool) -> Deployment:
+    return Deployment(name=name, pools=pools, policies=known.question.policies, prices=known.question.prices)
+
+
+def _counts(most: int) -> list[int]:
+    """How many replicas a pool may have: all numbers to 16, then to an eighth, and the most there can be."""
+    counts = list(range(1, min(most, _EVERY_COUNT) + 1))
+    while counts and counts[-1] < most:
+        counts.append(min(most, counts[-1] + max(1, counts[-1] // 8)))
+    return counts
+
+
+def _shapes(question: Question, spec: Model, card: Gpu) -> list[Shape]:
+    """Powers of two for TP within one node, unless the question names its degrees; as many stages as there are layers."""
+    degrees = question.tp or [tp for tp in tp_degrees(spec, card) if tp & (tp - 1) == 0]
+    shapes = [Shape(tp, pp) for tp, pp in product(degrees, question.pp) if pp <= spec.layers]
+    fitting = [shape for shape in shapes if shape.gpus <= question.gpus]
+    if not fitting:
+        asked = ", ".join(map(str, shapes)) or f"pp {list(question.pp)} of {spec.layers} layers"
+        raise BadInput(f"{question.gpus} GPUs hold none of the replicas asked for ({asked}): raise gpus, or lower tp or pp")
+    return fitting
+
+
+def _weights(question: Question, spec: Model, card: Gpu) -> tuple[str, ...]:
+    """A model published in bf16 may be narrowed to fp8; one published narrower is served as it is."""
+    if question.weights is not None:
+        return question.weights
+    if spec.native_dtype != "bf16":
+        return (spec.native_dtype,)
+    return ("bf16", "fp8") if "fp8" in card.peak_flops else ("bf16",)
+
+
+def _kv(question: Question, card: Gpu) -> tuple[str, ...]:
+    if question.kv is not None:
+        return question.kv
+    return ("bf16", "fp8") if "fp8" in card.peak_flops else ("bf16",)

@@ -1,0 +1,159 @@
+"""One simulation at one rate: does a deployment meet the SLO? `simulate` without what the search need not know."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from statistics import NormalDist
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from headway.cost import StepTable
+from headway.metrics import Histogram, Result, Slo, warmup_requests
+from headway.plan.bounds import Lengths
+from headway.sim import Deployment, simulate
+from headway.sim.recorder import Recorder
+from headway.sim.run import BINS, build
+from headway.workload import Batch, Workload
+
+__all__ = ["STEP", "Load", "Trial", "ask", "probit", "try_rate"]
+
+STEP = 1.03  # from one rate of the grid to the next: the tolerance of a goodput
+
+_EVENTS_AT_ONCE = 50_000  # some 20 ms between looks at signals
+_WARMUP = 0.05
+_KEPT, _KEPT_CHAINS = 48, 4  # rates whose requests are kept: 1 MB each, with prefix chains 10 MB
+_QUEUE_SHARE = 0.10
+
+
+class Trial(NamedTuple):
+    """What a simulation says of one rate; latencies in seconds, quantiles at the attainment target."""
+
+    met: bool
+    attainment: float
+    measured: int
+    failed: int
+    ttft_s: float
+    tpot_s: float
+    e2e_s: float
+    itl_s: float
+    keeps_up: bool
+
+    @property
+    def score(self) -> float:
+        """Attainment on a scale on which it falls about evenly with the logarithm of the rate."""
+        return probit(self.attainment, self.measured)
+
+
+def probit(share: float, measured: int) -> float:
+    """Normal quantile of a share of `measured` requests, finite at its ends."""
+    edge = 0.5 / max(1, measured)
+    return NormalDist().inv_cdf(min(max(share, edge), 1 - edge))
+
+
+class _Kept(Workload):
+    """The first requests of a workload at one rate and seed: made once, given out again and again."""
+
+    def __init__(self, made: Workload, requests: int, rate_req_s: float, seed: int) -> None:
+        at_rate = made.at_rate(rate_req_s)
+        spec = msgspec.structs.replace(at_rate.spec, requests=requests)
+        super().__init__(spec, at_rate._trace, at_rate._recorded)
+        self._made = list(super().batches(seed))
+
+    def batches(self, seed: int, rate_req_s: float | None = None, chunk: int = 0) -> Iterator[Batch]:
+        """Return what was made."""
+        return iter(self._made)
+
+    def lengths(self, skipped: int) -> Lengths:
+        """Tokens of all requests but the first `skipped`."""
+        prompt, output = (
+            np.concatenate([getattr(batch, name) for batch in self._made])[skipped:]
+            for name in ("prompt_tokens", "output_tokens")
+        )
+        return Lengths(prompt, output, self.block_tokens > 0)
+
+
+class Load:
+    """The question's requests at any rate of the grid ``asked * STEP**k``: always the same ones, their gaps scaled."""
+
+    def __init__(self, workload: Workload, requests: int, rate_req_s: float, seed: int) -> None:
+        self.rate_req_s, self.seed, self.requests = rate_req_s, seed, requests
+        self.warmup = 0.0 if workload.spec.trace is not None else _WARMUP
+        self.skipped = warmup_requests(requests, self.warmup)
+        kept = _KEPT_CHAINS if workload.block_tokens else _KEPT
+        self.at = functools.lru_cache(maxsize=kept)(lambda k: _Kept(workload, requests, self.rate(k), seed))
+
+    def rate(self, k: float) -> float:
+        """Requests per second at place k of the grid."""
+        return float(self.rate_req_s * STEP**k)
+
+    def lengths(self) -> Lengths:
+        """Tokens of the requests that are measured."""
+        return self.at(0).lengths(self.skipped)
+
+
+def ask(deployment: Deployment, load: Load, slo: Slo) -> tuple[Trial, Result]:
+    """Simulate at the rate asked for, and return everything there is to say of it.
+
+    Raises:
+        KeyboardInterrupt: meanwhile.
+    """
+    result = _simulate(deployment, load, slo, 0)
+    return _of_result(result, slo), result
+
+
+def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, slo: Slo, k: int) -> Trial:
+    """Simulate at place k of the grid; attainment is that of `simulate` to the bit.
+
+    Where the SLO limits neither TTFT nor E2E, requests could wait for ever: then a rate is met only if the deployment
+    keeps up, that is, if the quantile of TTFT stays within a tenth of the time in which the requests arrive.
+    """
+    if slo.itl_s is not None:
+        return _of_result(_simulate(deployment, load, slo, k), slo)
+    recorder = Recorder(False, load.requests, load.skipped, [slo.limits()], BINS)
+    cluster, _ = build(deployment, load.at(k), tables, recorder, load.seed)
+    while cluster.advance(_EVENTS_AT_ONCE):
+        pass
+    measured, attained = (sum(counts.values()) for counts in recorder.by_class())
+    tallies = (recorder.ttft, recorder.tpot, recorder.e2e)
+    ttft_s, tpot_s, e2e_s = (_quantile(Histogram(tally.as_array()), slo) for tally in tallies)
+    keeps_up = _keeps_up(slo, ttft_s, recorder.last_arrival_s)
+    met = attained / measured >= slo.attainment and keeps_up
+    return Trial(met, attained / measured, measured, recorder.failed, ttft_s, tpot_s, e2e_s, 0.0, keeps_up)
+
+
+def _simulate(deployment: Deployment, load: Load, slo: Slo, k: int) -> Result:
+    result = simulate(deployment, load.at(k), slo=slo, seed=load.seed, records=False, warmup=load.warmup)
+    if "stopped" in result.provenance:
+        raise KeyboardInterrupt
+    return result
+
+
+def _of_result(result: Result, slo: Slo) -> Trial:
+    """Its latencies are 90th percentiles, whatever the target: a result has no others near it."""
+    ttft_s, tpot_s, e2e_s = (getattr(result, name).p90 or 0.0 for name in ("ttft_s", "tpot_s", "e2e_s"))
+    keeps_up = _keeps_up(slo, ttft_s, result.window.end_s)
+    outcome = result.slo
+    return Trial(
+        bool(outcome.met) and keeps_up,
+        outcome.attainment or 0.0,
+        outcome.measured,
+        result.requests.failed,
+        ttft_s,
+        tpot_s,
+        e2e_s,
+        result.itl_s.p99 or 0.0,
+        keeps_up,
+    )
+
+
+def _quantile(histogram: Histogram, slo: Slo) -> float:
+    return histogram.percentiles((100 * slo.attainment,))[0] or 0.0
+
+
+def _keeps_up(slo: Slo, ttft_s: float, last_arrival_s: float) -> bool:
+    if slo.ttft_s is not None or slo.e2e_s is not None:
+        return True
+    return ttft_s <= _QUEUE_SHARE * last_arrival_s

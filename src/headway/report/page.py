@@ -1,0 +1,134 @@
+"""The page that every report is poured into: a sentence, facts, cards, sections; one file that fetches nothing."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headway.errors import MissingExtra
+
+PAGE = Path(__file__).with_name("page")
+Facts = list[tuple[str, str]]
+
+
+class Card(msgspec.Struct, frozen=True):
+    """One of the main figures."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """A chart (a Vega-Lite spec) under its title, with a line on how to read it; `key` is its own on the page."""
+
+    key: str
+    title: str
+    note: str
+    spec: dict[str, Any]
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A table's column; `numeric` ones stand right."""
+
+    name: str
+    numeric: bool = False
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """A table's cell; a sortable column with numbers is ordered by `order`, an unknown number comes last."""
+
+    text: str
+    order: float | None = None
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A table's row; `tone` is "best", "lost" or nothing."""
+
+    cells: list[Cell]
+    tone: str = ""
+
+
+class Table(msgspec.Struct, frozen=True):
+    """Rows under headings; a sortable one is sorted by a click on a heading."""
+
+    columns: list[Column]
+    rows: list[Row]
+    sortable: bool = False
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the page under a heading."""
+
+    key: str
+    title: str
+    note: str = ""
+    figures: list[Figure] = []
+    facts: Facts = []
+    tables: list[Table] = []
+    code: str = ""
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """All of a report: `sentence` is the answer, `verdict` its few words, good or bad as `tone` says.
+
+    `datasets` are rows that several charts name, so that the page holds them once.
+    """
+
+    kind: str
+    title: str
+    sentence: str
+    verdict: str = ""
+    tone: str = ""
+    question: Facts
+    cards: list[Card]
+    sections: list[Section]
+    datasets: dict[str, list[dict[str, Any]]] = {}
+
+
+def table(headings: list[str], rows: list[list[str]], numeric: int = 0) -> Table:
+    """Return a table of plain text whose last `numeric` columns are numbers."""
+    first = len(headings) - numeric
+    columns = [Column(name, index >= first) for index, name in enumerate(headings)]
+    return Table(columns, [Row([Cell(text) for text in row]) for row in rows])
+
+
+def check_html() -> None:
+    """Find the libraries a page is made with, before long work whose answer would go into one.
+
+    Raises:
+        MissingExtra: one of them is not installed.
+    """
+    try:
+        import altair  # noqa: F401
+        import jinja2  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(f"an HTML report needs {error.name}", "report") from None
+
+
+def rendered(page: Page) -> str:
+    """Return the page as HTML text; every text of the report is escaped.
+
+    Raises:
+        MissingExtra: a library of the extra `report` is not installed.
+    """
+    check_html()
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    loader = FileSystemLoader(PAGE)
+    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    specs = {figure.key: figure.spec for section in page.sections for figure in section.figures}
+    return jinja.get_template("page.html.j2").render(page=page, specs=specs, bundle=Markup(_bundle()))
+
+
+@functools.cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed in one script, 0.9 MB, without a network: vl-convert carries them."""
+    import vl_convert
+
+    return str(vl_convert.javascript_bundle("window.headwayEmbed = vegaEmbed;"))

@@ -1,0 +1,121 @@
+"""A plan as a report page: the answer, what it costs, every candidate and why it lost, what it rests on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headway.report import charts
+from headway.report import words as w
+from headway.report.page import Card, Cell, Column, Figure, Page, Row, Section, Table, rendered
+from headway.report.result_page import sources
+from headway.report.text import CANDIDATE_HEADINGS, candidate_cells
+from headway.sim import Deployment
+from headway.sim.run import compiled, to_mapping_all
+from headway.specs import from_mapping, write_yaml
+from headway.units import format_rate, format_seconds
+
+if TYPE_CHECKING:
+    from headway.plan import Candidate, Plan
+
+TABLE_BEST, TABLE_REST = 250, 100  # rows: the page stays below 2 MB whatever the number of candidates
+CHART_BEST, CHART_REST = 1000, 1000  # points
+
+
+def plan_html(plan: Plan) -> str:
+    """Return the report of a plan as one HTML page.
+
+    Raises:
+        MissingExtra: a library of the extra `report` is not installed.
+    """
+    points = charts.candidate_rows(plan, selected(plan, CHART_BEST, CHART_REST)) if plan.ranked else []
+    verdict = "" if plan.feasible else "no deployment meets the SLO"
+    if plan.interrupted:
+        verdict = f"interrupted: {plan.evaluated:,} of {plan.enumerated:,} deployments evaluated"
+    page = Page(
+        kind="plan",
+        title=f"Headway plan: {plan.question.model} on {plan.question.gpu}",
+        sentence=w.unbroken(plan.message),
+        verdict=verdict,
+        tone="bad",
+        question=w.question_rows(plan),
+        cards=_cards(plan.best) if plan.best else [],
+        sections=[*_tradeoffs(plan), *_candidates(plan), *_best(plan)],
+        datasets={charts.CANDIDATES: points},
+    )
+    return rendered(page)
+
+
+def selected(plan: Plan, best: int, rest: int) -> list[Candidate]:
+    """Return the first `best` candidates, those on the front, and up to `rest` of the others at even distances."""
+    front = set(plan.front)
+    tail = plan.ranked[best:]
+    every = max(1, -(-len(tail) // rest))
+    kept = [candidate for place, candidate in enumerate(tail) if place % every == 0 or candidate.name in front]
+    return plan.ranked[:best] + kept
+
+
+def _cards(best: Candidate) -> list[Card]:
+    return [
+        Card("GPUs", f"{best.gpus}", best.name),
+        Card("Attainment", w.share(best.attainment), f"95% interval {w.share(best.attainment_low)} to {w.share(best.attainment_high)}"),
+        Card("TTFT and TPOT, p90", format_seconds(best.ttft_p90_s), f"then {format_seconds(best.tpot_p90_s)} a token"),
+        Card("Goodput", format_rate(best.goodput_req_s), f"{format_rate(best.goodput_req_s_per_gpu)} per GPU"),
+        Card("Cost", f"{w.usd(best.usd_per_hour)}/h", f"{w.usd(best.usd_per_million_output_tokens)} per million output tokens"),
+        Card("Energy per token", w.joules(best.joules_per_output_token), "estimated"),
+    ]
+
+
+def _tradeoffs(plan: Plan) -> list[Section]:
+    if not plan.ranked:
+        return []
+    rate = format_rate(plan.rate_req_s)
+    figures = [
+        Figure("pareto", "Cost and goodput per GPU", "further left and higher is better", charts.cost_and_goodput(plan)),
+        Figure("rate", "What the money serves", f"a dashed line is the rate asked for, {rate}", charts.cost_and_rate(plan)),
+        Figure("attainment", f"Attainment at {rate}", "a dashed line is the target", charts.cost_and_attainment(plan)),
+        Figure("latency", f"Latency at {rate}", "dashed lines are the limits", charts.latencies(plan)),
+    ]
+    note = (
+        "Each point is a deployment; hover for its figures. Goodput is the highest rate at which the share of requests "
+        "within the SLO reaches its target. On the front is what no other beats in cost, energy and goodput at once."
+    )
+    return [Section(key="tradeoffs", title="Trade-offs", note=note, figures=figures)]
+
+
+def _candidates(plan: Plan) -> list[Section]:
+    if not plan.ranked:
+        return []
+    shown = selected(plan, TABLE_BEST, TABLE_REST)
+    rank = {candidate.name: place for place, candidate in enumerate(plan.ranked, start=1)}
+    columns = [Column("#", True), Column("deployment"), *(Column(name, True) for name in CANDIDATE_HEADINGS), Column("why")]
+    rows = [_row(plan, candidate, rank[candidate.name]) for candidate in shown]
+    note = "A click on a heading sorts. Names: replicas x layout, P prefill and D decode, weights/KV precision, b token budget."
+    if len(shown) < len(plan.ranked):
+        note += (
+            f" {len(shown):,} of {len(plan.ranked):,} are shown: the first {TABLE_BEST}, the front, and a sample of the rest;"
+            " the JSON has all."
+        )
+    tables = [Table(columns, rows, sortable=True)]
+    return [Section(key="candidates", title="Candidates", note=note, tables=tables)]
+
+
+def _row(plan: Plan, candidate: Candidate, rank: int) -> Row:
+    numbers = (
+        candidate.gpus, candidate.attainment, candidate.ttft_p90_s, candidate.tpot_p90_s, candidate.goodput_req_s,
+        candidate.goodput_req_s_per_gpu, candidate.usd_per_hour, candidate.usd_per_million_output_tokens,
+        candidate.joules_per_output_token,
+    )  # fmt: skip
+    cells = [Cell(text, order) for text, order in zip(candidate_cells(candidate), numbers, strict=True)]
+    best = plan.best is not None and candidate.name == plan.best.name
+    tone = "best" if best else "" if candidate.meets else "lost"
+    return Row([Cell(f"{rank}", rank), Cell(candidate.name), *cells, Cell(candidate.reason)], tone)
+
+
+def _best(plan: Plan) -> list[Section]:
+    if plan.best is None:
+        return []
+    data = plan.best.deployment
+    note = "The best deployment as a file for headway simulate; what is not named has its default."
+    pools = from_mapping(Deployment, data, "deployment").pools
+    provenance = {pool.role: to_mapping_all(compiled(pool.replica)) for pool in pools}
+    return [Section(key="deployment", title="Deployment", note=note, code=write_yaml(data)), *sources(provenance)]
