@@ -326,9 +326,7 @@ def test_a_spec_names_a_trace(tmp_path: Path) -> None:
     path = save(tmp_path, SECONDS + "0,5,1\n3,6,1\n5,7,1\n")
     yaml = save(tmp_path, f"trace: {path}\nrequests: 2\n", "spec.yaml")
     assert all_of(workload(yaml)).arrival_s.tolist() == [0, 3]
-    assert workload(path).requests == 3 and workload(path).spec.arrival == parse_arrival(
-        f"replay:{path}"
-    )
+    assert workload(path).requests == 3 and workload(path).spec.arrival == parse_arrival(f"replay:{path}")
     assert workload(WorkloadSpec(trace=str(path), arrival=parse_arrival("constant:rate=4"))).rate_req_s == 4
     with pytest.raises(BadInput, match="make it with workload"):
         Workload(WorkloadSpec(trace=str(path)))

@@ -4,19 +4,34 @@ from headway.engine.sequence cimport HashChains
 
 
 @cython.final
+cdef class UnitTable:
+    cdef int shift
+    cdef Py_ssize_t mask
+    cdef long long[::1] unit
+    cdef int[::1] slot
+    cdef int resize(self, int bits) except -1
+    cdef Py_ssize_t home(self, long long unit) noexcept
+    cdef Py_ssize_t find(self, long long unit) noexcept
+    cdef int add(self, long long unit, Py_ssize_t slot) noexcept
+    cdef int remove(self, long long unit) noexcept
+
+
+@cython.final
 cdef class PrefixCache:
-    cdef dict slots
+    cdef UnitTable table
+    cdef int bits
     cdef long long[::1] key
     cdef int[::1] refs
     cdef int[::1] newer
     cdef int[::1] older
-    cdef list spare
+    cdef Py_ssize_t spare
     cdef readonly long long idle
-    cdef long long match(self, HashChains chains, Py_ssize_t start, Py_ssize_t count)
-    cdef long long pinned(self, HashChains chains, Py_ssize_t start, Py_ssize_t count)
+    cdef Py_ssize_t match(self, HashChains chains, Py_ssize_t start, Py_ssize_t count)
+    cdef Py_ssize_t pinned(self, HashChains chains, Py_ssize_t start, Py_ssize_t count)
     cdef int acquire(self, long long unit) except -1
     cdef bint release(self, long long unit) except -1
-    cdef void evict(self)
-    cdef void unlink(self, Py_ssize_t slot)
+    cdef int evict(self) except -1
+    cdef int unlink(self, Py_ssize_t slot) noexcept
+    cdef int grow(self) except -1
     cdef Py_ssize_t new_slot(self, long long unit) except -1
     cpdef bint check_integrity(self) except -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def replicas(result: Result) -> Spec:
     chart = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("replica:O", title="replica", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         y=alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
-        color=_legend("what:N", names, [BLUE, ORANGE]),
+        color=alt.Color("what:N", scale=alt.Scale(domain=names, range=[BLUE, ORANGE]), legend=_top_legend()),
         shape=alt.Shape("what:N", scale=alt.Scale(domain=names, range=["circle", "diamond"])),
         tooltip=alt.Tooltip("label:N", title=" "),
     )
@@ -119,21 +119,23 @@ def candidate_rows(plan: Plan, shown: Iterable[Candidate]) -> list[dict[str, Any
         state = "best" if candidate.name == best else "meets the SLO" if candidate.meets else "misses the SLO"
         if state == "meets the SLO" and candidate.name in front:
             state = "on the front"
-        rows.append({
-            "name": candidate.name, "state": state, "gpus": candidate.gpus, "usd": candidate.usd_per_hour,
-            "goodput": candidate.goodput_req_s, "per_gpu": candidate.goodput_req_s_per_gpu,
+        numbers = {
+            "usd": candidate.usd_per_hour, "goodput": candidate.goodput_req_s, "per_gpu": candidate.goodput_req_s_per_gpu,
             "attainment": candidate.attainment, "ttft": candidate.ttft_p90_s, "tpot": candidate.tpot_p90_s,
-            "joules": candidate.joules_per_output_token, "reason": candidate.reason,
-        })  # fmt: skip
+            "joules": candidate.joules_per_output_token,
+        }  # fmt: skip
+        row = {"name": candidate.name, "state": state, "gpus": candidate.gpus, "reason": candidate.reason}
+        # Four digits are finer than a pixel and keep the page small.
+        rows.append(row | {key: None if value is None else float(f"{value:.4g}") for key, value in numbers.items()})
     return sorted(rows, key=lambda row: list(STATES).index(row["state"]), reverse=True)
 
 
 def cost_and_goodput(plan: Plan) -> Spec:
-    """Return each candidate's price against its goodput per GPU: the front leaves nothing to the upper left."""
+    """Return each candidate's price against its goodput per GPU, with the legend that holds for all of them."""
     import altair as alt
 
     y = alt.Y("per_gpu:Q", title="goodput per GPU (req/s)", axis=alt.Axis(tickCount=5))
-    return finished(_points(_price(plan), y), height=320)
+    return finished(_points(_price(plan), y, legend=True), height=320)
 
 
 def cost_and_rate(plan: Plan) -> Spec:
@@ -178,17 +180,21 @@ def _price(plan: Plan) -> Any:
     return alt.X("gpus:Q", title="GPUs", axis=alt.Axis(tickCount=6))
 
 
-def _points(x: Any, y: Any) -> Any:
+def _points(x: Any, y: Any, legend: bool = False) -> Any:
     import altair as alt
 
-    shapes = alt.Scale(domain=list(STATES), range=["diamond", "square", "circle", "cross"])
-    sizes = alt.Scale(domain=list(STATES), range=[260, 80, 40, 30])
+    def by_state(values: Iterable[Any]) -> Any:
+        return alt.Scale(domain=list(STATES), range=list(values))
+
+    colors = alt.Color("state:N", scale=by_state(STATES.values()), legend=_top_legend() if legend else None)
     return (
         alt.Chart(alt.NamedData(name=CANDIDATES))
-        .mark_point(filled=True, opacity=0.8)
+        .mark_point(filled=True)
         .encode(
-            x=x, y=y, color=_legend("state:N", list(STATES), list(STATES.values())),
-            shape=alt.Shape("state:N", scale=shapes), size=alt.Size("state:N", scale=sizes, legend=None),
+            x=x, y=y, color=colors,
+            shape=alt.Shape("state:N", scale=by_state(["diamond", "square", "circle", "cross"])),
+            size=alt.Size("state:N", scale=by_state([260, 70, 26, 26]), legend=None),
+            opacity=alt.Opacity("state:N", scale=by_state([1, 1, 0.55, 0.4]), legend=None),
             tooltip=[
                 alt.Tooltip("name:N", title="deployment"), alt.Tooltip("gpus:Q", title="GPUs"),
                 alt.Tooltip("usd:Q", title="$ per hour", format=".2f"),
@@ -214,11 +220,10 @@ def _time_axis() -> Any:
     return alt.Axis(labelExpr=SECONDS, labelOverlap="greedy", labelSeparation=8, grid=False)
 
 
-def _legend(field: str, names: Sequence[str], colors: Sequence[str]) -> Any:
+def _top_legend() -> Any:
     import altair as alt
 
-    scale = alt.Scale(domain=list(names), range=list(colors))
-    return alt.Color(field, scale=scale, legend=alt.Legend(title=None, orient="top", columns=2, labelLimit=260))
+    return alt.Legend(title=None, orient="top", columns=2, labelLimit=260)
 
 
 def finished(chart: Any, height: int = HEIGHT) -> Spec:

@@ -11,6 +11,7 @@ import msgspec
 from headway.errors import MissingExtra
 
 PAGE = Path(__file__).with_name("page")
+NUMBER = "number"
 Facts = list[tuple[str, str]]
 
 
@@ -23,19 +24,23 @@ class Card(msgspec.Struct, frozen=True):
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """A chart (a Vega-Lite spec) under its title, with a line on how to read it; `key` is its own on the page."""
+    """A chart (a Vega-Lite spec) under its title, with a line on how to read it; `key` is its own on the page.
+
+    A `wide` one has a row for itself.
+    """
 
     key: str
     title: str
     note: str
     spec: dict[str, Any]
+    wide: bool = False
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A table's column; `numeric` ones stand right."""
+    """A table's column; its cells are "number", "name" (kept on one line where there is room), "prose" or plain."""
 
     name: str
-    numeric: bool = False
+    cells: str = ""
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -92,7 +97,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 def table(headings: list[str], rows: list[list[str]], numeric: int = 0) -> Table:
     """Return a table of plain text whose last `numeric` columns are numbers."""
     first = len(headings) - numeric
-    columns = [Column(name, index >= first) for index, name in enumerate(headings)]
+    columns = [Column(name, NUMBER if index >= first else "") for index, name in enumerate(headings)]
     return Table(columns, [Row([Cell(text) for text in row]) for row in rows])
 
 

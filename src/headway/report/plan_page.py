@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from headway.report import charts
 from headway.report import words as w
-from headway.report.page import Card, Cell, Column, Figure, Page, Row, Section, Table, rendered
+from headway.report.page import NUMBER, Card, Cell, Column, Figure, Page, Row, Section, Table, rendered
 from headway.report.result_page import sources
 from headway.report.text import CANDIDATE_HEADINGS, candidate_cells
 from headway.sim import Deployment
@@ -70,7 +70,7 @@ def _tradeoffs(plan: Plan) -> list[Section]:
         return []
     rate = format_rate(plan.rate_req_s)
     figures = [
-        Figure("pareto", "Cost and goodput per GPU", "further left and higher is better", charts.cost_and_goodput(plan)),
+        Figure("pareto", "Cost and goodput per GPU", "further left and higher is better", charts.cost_and_goodput(plan), wide=True),
         Figure("rate", "What the money serves", f"a dashed line is the rate asked for, {rate}", charts.cost_and_rate(plan)),
         Figure("attainment", f"Attainment at {rate}", "a dashed line is the target", charts.cost_and_attainment(plan)),
         Figure("latency", f"Latency at {rate}", "dashed lines are the limits", charts.latencies(plan)),
@@ -87,7 +87,8 @@ def _candidates(plan: Plan) -> list[Section]:
         return []
     shown = selected(plan, TABLE_BEST, TABLE_REST)
     rank = {candidate.name: place for place, candidate in enumerate(plan.ranked, start=1)}
-    columns = [Column("#", True), Column("deployment"), *(Column(name, True) for name in CANDIDATE_HEADINGS), Column("why")]
+    numbers = [Column(name.replace("\n", " "), NUMBER) for name in CANDIDATE_HEADINGS]
+    columns = [Column("#", NUMBER), Column("deployment", "name"), *numbers, Column("why", "prose")]
     rows = [_row(plan, candidate, rank[candidate.name]) for candidate in shown]
     note = "A click on a heading sorts. Names: replicas x layout, P prefill and D decode, weights/KV precision, b token budget."
     if len(shown) < len(plan.ranked):

@@ -7,7 +7,7 @@ from typing import Any
 from headway.metrics import Result
 from headway.report import charts
 from headway.report import words as w
-from headway.report.page import Card, Cell, Column, Facts, Figure, Page, Row, Section, Table, rendered, table
+from headway.report.page import NUMBER, Card, Cell, Column, Facts, Figure, Page, Row, Section, Table, rendered, table
 from headway.report.text import asked_rows, attainment_rows, busy_words, cost_words, latency_rows
 from headway.specs import write_yaml
 from headway.units import format_rate, format_seconds
@@ -102,7 +102,7 @@ def _load(result: Result) -> Section:
         ("Preemptions", f"{kv.preemptions:,}, {w.counted(tokens.recomputed, 'token')} computed again"),
         ("Tokens", f"{tokens.prompt:,} of prompts, {tokens.output:,} of output"),
     ]
-    figures = [Figure("replicas", "Each replica", "over the whole run", charts.replicas(result))]
+    figures = [Figure("replicas", "Each replica", "over the whole run", charts.replicas(result), wide=True)]
     return Section(key="load", title="Load", figures=figures if len(result.replicas) > 1 else [], facts=facts)
 
 
@@ -118,7 +118,7 @@ def _spent(result: Result) -> Section:
         ),
     ]
     figures = [
-        Figure("energy", "Energy by phase", "idle is what all GPUs draw without work", charts.energy(result))
+        Figure("energy", "Energy by phase", "idle: what all GPUs draw without work", charts.energy(result), wide=True)
     ]
     return Section(key="spent", title="Energy and cost", figures=figures, facts=facts)
 
@@ -137,7 +137,7 @@ def sources(provenance: dict[str, Any]) -> list[Section]:
         if role in ("stopped", "trace"):
             continue
         rows = [_source_row(name, estimate) for name, estimate in estimates.items()]
-        columns = [Column("assumption"), Column("value", True), Column("interval"), Column("from"), Column("source")]
+        columns = [Column("assumption"), Column("value", NUMBER), *map(Column, ("interval", "from")), Column("source", "prose")]
         note = (
             "What a step's time and energy were computed from. Fitted: on measurements by others, with the interval of "
             "the fit. Vendor: a data sheet. Measured: read off the hardware. Modelled: our estimate."

@@ -55,11 +55,11 @@ def _candidates(plan: Plan, top: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", collapse_padding=True)
     table.add_column("#", justify="right")
-    table.add_column("deployment", overflow="fold")
+    table.add_column("deployment", overflow="fold", ratio=1)
     for heading in CANDIDATE_HEADINGS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for rank, candidate in enumerate(plan.ranked[:top], start=1):
         style = GOOD if candidate is plan.best or rank == 1 and plan.feasible else "" if candidate.meets else "dim"
         cells = [f"{rank}", candidate.name, *candidate_cells(candidate)]
@@ -68,7 +68,8 @@ def _candidates(plan: Plan, top: int) -> Table:
 
 
 CANDIDATE_HEADINGS = (
-    "GPUs", "attained", "TTFT p90", "TPOT p90", "goodput", "per GPU", "$/h", "$ per 1M tokens", "MJ per 1M tokens"
+    "GPUs", "attained", "TTFT\np90", "TPOT\np90", "goodput\nreq/s", "req/s\nper GPU", "$/h", "$ per\n1M tokens",
+    "MJ per\n1M tokens",
 )  # fmt: skip
 
 
@@ -79,8 +80,8 @@ def candidate_cells(candidate: Candidate) -> list[str]:
         w.share(candidate.attainment),
         format_seconds(candidate.ttft_p90_s),
         format_seconds(candidate.tpot_p90_s),
-        format_rate(candidate.goodput_req_s),
-        format_rate(candidate.goodput_req_s_per_gpu),
+        w.amount(candidate.goodput_req_s),
+        w.amount(candidate.goodput_req_s_per_gpu),
         w.usd(candidate.usd_per_hour),
         w.usd(candidate.usd_per_million_output_tokens),
         w.amount(candidate.joules_per_output_token),

@@ -1,0 +1,109 @@
+"""Why: the reason each candidate won or lost, and the plan's answer in words, with the numbers they rest on."""
+
+from __future__ import annotations
+
+import math
+
+from headway.errors import DoesNotFit
+from headway.plan.answer import Binding
+from headway.plan.question import Question
+from headway.plan.ranking import Entry
+from headway.units import format_rate, format_seconds
+
+__all__ = ["nothing_fits", "reason", "too_much", "too_tight", "verdict"]
+
+_NAMES: dict[Binding, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+
+
+def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> str:
+    """Return why a candidate won, or lost to `best`."""
+    outcome = entry.outcome
+    if outcome.asked is None:
+        return f"{_limit(entry)} at best, which its step times prove: no rate meets the SLO, none was simulated"
+    if outcome.goodput.req_s == 0:
+        return f"{_limit(entry)} even when requests hardly meet: no rate meets the SLO"
+    share = outcome.goodput.req_s / rate_req_s
+    serves = f"serves up to {format_rate(outcome.goodput.req_s)}, then {_breaks(entry)}"
+    if not entry.meets:
+        return f"{serves}: {share:.0%} of the rate asked for"
+    serves = f"{serves}: {share - 1:+.0%} headroom"
+    mine, its = _value(entry, question), _value(best, question)
+    if entry is best:
+        return f"best of those that meet the SLO: {mine}; {serves}"
+    if mine == its:
+        return f"meets the SLO at {mine} too, but {serves}"
+    return f"meets the SLO, but takes {mine} against {its}; {serves}"
+
+
+def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
+    """Return the answer of a feasible plan."""
+    asked, goodput = best.outcome.asked, best.outcome.goodput.req_s
+    assert asked is not None
+    cost = "" if asked.usd_per_hour is None else f", ${asked.usd_per_hour:.2f} per hour"
+    interval = f"95 % interval {asked.attainment_low:.1%} to {asked.attainment_high:.1%}"
+    text = (
+        f"{best.deployment.name}: {best.deployment.gpus} {question.gpu}{cost}. At {format_rate(rate_req_s)} "
+        f"{asked.attainment:.1%} of requests meet the SLO ({interval}; target {question.slo.attainment:.0%}); "
+        f"it serves up to {format_rate(goodput)}."
+    )
+    if asked.attainment_low < question.slo.attainment:
+        text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."
+    return text
+
+
+def too_much(entry: Entry, question: Question, rate_req_s: float, frugal: Entry) -> str:
+    """Return the answer when the SLO can be met, but not at this rate; `frugal` serves the most per GPU."""
+    goodput, gpus = entry.outcome.goodput.req_s, frugal.deployment.gpus
+    copies = math.ceil(rate_req_s / frugal.outcome.goodput.req_s)
+    return (
+        f"No plan on {question.gpus} {question.gpu} serves {format_rate(rate_req_s)}: the nearest, {entry.deployment.name}, "
+        f"serves {format_rate(goodput)}, then {_breaks(entry)}. About {copies * gpus} GPUs would do "
+        f"({copies} times {frugal.deployment.name})."
+    )
+
+
+def too_tight(entry: Entry, question: Question) -> str:
+    """Return the answer when no rate meets the SLO; `entry` comes nearest, at a rate at which requests hardly meet."""
+    outcome, target = entry.outcome, question.slo.attainment
+    who = f"the nearest, {entry.deployment.name},"
+    if outcome.binding not in _NAMES:
+        return f"No plan on {question.gpus} {question.gpu} works: in {who} {_breaks(entry)}."
+    name, limit, takes = _NAMES[outcome.binding], format_seconds(outcome.limit_s), format_seconds(outcome.worst_s)
+    start = f"No plan on {question.gpus} {question.gpu} meets the SLO at any rate:"
+    if outcome.worst_s <= outcome.limit_s:
+        return f"{start} {who} meets each limit for {target:.0%} of requests, but not all at once; {name} is the tightest."
+    return (
+        f"{start} {who} needs {takes} of {name} for {target:.0%} of requests even when they hardly meet, and the limit is "
+        f"{limit}. Ask for at least {takes}, or try a faster GPU, more of them, or a narrower precision."
+    )
+
+
+def nothing_fits(refusal: DoesNotFit | None, question: Question) -> str:
+    """Return the answer when no replica fits its GPUs; `refusal` lacks the least."""
+    start = f"No plan on {question.gpus} {question.gpu} fits the model"
+    return f"{start}: {refusal}." if refusal else f"{start}."
+
+
+def _limit(entry: Entry) -> str:
+    outcome = entry.outcome
+    if outcome.binding not in _NAMES:
+        return _breaks(entry)
+    return f"{_NAMES[outcome.binding]} takes {format_seconds(outcome.worst_s)} of {format_seconds(outcome.limit_s)}"
+
+
+def _breaks(entry: Entry) -> str:
+    binding = entry.outcome.binding
+    if binding == "memory":
+        return "requests are larger than the KV cache"
+    return "its queue grows without end" if binding == "rate" else f"{_NAMES[binding]} breaks"
+
+
+def _value(entry: Entry, question: Question) -> str:
+    asked = entry.outcome.asked
+    if question.objective == "energy":
+        return f"{entry.joules:.3g} J per output token"
+    if question.objective == "goodput":
+        return f"{entry.goodput_per_gpu:.3g} req/s per GPU"
+    if asked is None or asked.usd_per_hour is None:
+        return f"{entry.deployment.gpus} GPUs"
+    return f"${asked.usd_per_hour:.2f} per hour"
