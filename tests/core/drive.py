@@ -19,7 +19,15 @@ from headway.state import ClusterState, PoolState
 from headway.workload.batch import Batch
 
 BINS = (Histogram.BINS, Histogram.MIN_S, Histogram.INV_LOG_GROWTH)
-COLUMNS = ("arrival_s", "admitted_s", "first_token_s", "last_token_s", "cached_tokens", "preemptions", "status")
+COLUMNS = (
+    "arrival_s",
+    "admitted_s",
+    "first_token_s",
+    "last_token_s",
+    "cached_tokens",
+    "preemptions",
+    "status",
+)
 
 
 @dataclass
@@ -51,10 +59,18 @@ def make_table(rng: Random, *, budget: int, seqs: int, stages: int, block: int, 
         **{f"{name}_s": value for name, value in seconds.items()},
         **{f"{name}_j": value for name, value in seconds.items()},
         p2p_s=rng.uniform(0, 1e-3) + 1e-6 * tokens,
-        idle_watts=100.0, gpus=stages, stages=stages, max_batched_tokens=budget, max_seqs=seqs,
-        kv_blocks=rng.randint(8, 120), block_tokens=block, window=window,
-        window_group=rng.randint(0, 3) if window else 0, window_blocks=-(-window // block),
-        max_context=rng.choice([200, 10_000]), provenance={},
+        idle_watts=100.0,
+        gpus=stages,
+        stages=stages,
+        max_batched_tokens=budget,
+        max_seqs=seqs,
+        kv_blocks=rng.randint(8, 120),
+        block_tokens=block,
+        window=window,
+        window_group=rng.randint(0, 3) if window else 0,
+        window_blocks=-(-window // block),
+        max_context=rng.choice([200, 10_000]),
+        provenance={},
     )
 
 
@@ -69,8 +85,16 @@ def make_rows(rng: Random, unit: int) -> list[Row]:
             family, common = rng.randint(0, 2), rng.randint(0, 8)
             length = prompt // unit + rng.choice([0, 0, 2])
             hashes = tuple(1000 * family + k if k < common else 10_000 + 1000 * i + k for k in range(length))
-        rows.append(Row(now, prompt, rng.choice([1, rng.randint(1, 60)]), hashes, rng.randint(0, 2),
-                        now + rng.choice([0.1, 1.0, float("inf")])))
+        rows.append(
+            Row(
+                now,
+                prompt,
+                rng.choice([1, rng.randint(1, 60)]),
+                hashes,
+                rng.randint(0, 2),
+                now + rng.choice([0.1, 1.0, float("inf")]),
+            )
+        )
     return rows
 
 
@@ -81,11 +105,11 @@ def make_case(seed: int) -> Case:
     budget = rng.choice([4, 16, 64, 300])
     seqs = rng.randint(1, min(budget, 12))
     window = rng.choice([0, 0, 1, rng.randint(2, 60)])
-    table = make_table(rng, budget=budget, seqs=seqs, stages=rng.choice([1, 1, 1, 2, 3]), block=block,
-                       window=window)
+    table = make_table(rng, budget=budget, seqs=seqs, stages=rng.choice([1, 1, 1, 2, 3]), block=block, window=window)
     unit = rng.choice([0, block, 2 * block])
-    settings = EngineSettings(max_batched_tokens=budget, max_seqs=seqs, block_tokens=block,
-                              prefix_cache=rng.random() < 0.9)
+    settings = EngineSettings(
+        max_batched_tokens=budget, max_seqs=seqs, block_tokens=block, prefix_cache=rng.random() < 0.9
+    )
     return Case(table, settings, unit, rng.choice(["fcfs", "fcfs", "priority", "sjf", "edf"]), make_rows(rng, unit))
 
 
@@ -94,11 +118,16 @@ def batch_of(rows: list[Row]) -> Batch:
     n = len(rows)
     lengths = [len(row.hashes) for row in rows]
     return Batch(
-        id=np.arange(n), arrival_s=np.array([row.arrival_s for row in rows]),
-        prompt_tokens=np.array([row.prompt for row in rows]), output_tokens=np.array([row.output for row in rows]),
-        priority=np.array([row.priority for row in rows], np.int32), slo_class=np.zeros(n, np.int32),
-        tenant=np.zeros(n, np.int32), deadline_s=np.array([row.deadline_s for row in rows]),
-        predicted_output_tokens=np.array([row.output for row in rows], np.float64), session=np.full(n, -1),
+        id=np.arange(n),
+        arrival_s=np.array([row.arrival_s for row in rows]),
+        prompt_tokens=np.array([row.prompt for row in rows]),
+        output_tokens=np.array([row.output for row in rows]),
+        priority=np.array([row.priority for row in rows], np.int32),
+        slo_class=np.zeros(n, np.int32),
+        tenant=np.zeros(n, np.int32),
+        deadline_s=np.array([row.deadline_s for row in rows]),
+        predicted_output_tokens=np.array([row.output for row in rows], np.float64),
+        session=np.full(n, -1),
         hash_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         hashes=np.array([h for row in rows for h in row.hashes], np.int64),
     )
@@ -108,13 +137,28 @@ def run_core(case: Case, *, leaps: bool = True) -> tuple[dict[str, np.ndarray], 
     """The case through the fast core."""
     order = None if case.order == "fcfs" else policy("order", case.order)
     sizes = case.settings.max_batched_tokens, case.settings.max_seqs
-    engine = Engine(0, StepLaw(case.table), case.settings, "mixed", order, case.unit_tokens, WorkDone(*sizes),
-                    Gaps(*BINS, sizes[1]))
+    engine = Engine(
+        0,
+        StepLaw(case.table),
+        case.settings,
+        "mixed",
+        order,
+        case.unit_tokens,
+        WorkDone(*sizes),
+        Gaps(*BINS, sizes[1]),
+    )
     engine.set_leaps(leaps)
     recorder = Recorder(True, len(case.rows), 0, [(1.0, 1.0, 1.0)], BINS)
     state = ClusterState((PoolState("mixed", [engine], Random(0)),), Random(0))
-    cluster = Cluster([[engine]], state, {"route": policy("route", "least-requests")},
-                      Arrivals(iter([batch_of(case.rows)])), recorder, None, None)
+    cluster = Cluster(
+        [[engine]],
+        state,
+        {"route": policy("route", "least-requests")},
+        Arrivals(iter([batch_of(case.rows)])),
+        recorder,
+        None,
+        None,
+    )
     while cluster.advance(1000):
         engine.check_integrity()
     engine.check_integrity()

@@ -21,8 +21,13 @@ def test_core_equals_reference(seed: int) -> None:
     columns, engine = run_core(case)
     words = {0: "finished", 2: "failed"}
     assert [words[int(s)] for s in columns["status"]] == [row.status for row in case.rows]
-    for name, mine in (("admitted_s", "admitted_s"), ("first_token_s", "first_s"), ("last_token_s", "last_s"),
-                       ("cached_tokens", "cached"), ("preemptions", "preemptions")):
+    for name, mine in (
+        ("admitted_s", "admitted_s"),
+        ("first_token_s", "first_s"),
+        ("last_token_s", "last_s"),
+        ("cached_tokens", "cached"),
+        ("preemptions", "preemptions"),
+    ):
         theirs = np.array([getattr(row, mine) for row in case.rows], dtype=np.float64)
         np.testing.assert_array_equal(columns[name].astype(np.float64), theirs, err_msg=name)
     assert engine.kv.peak == reference.peak

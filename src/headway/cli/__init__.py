@@ -1,6 +1,6 @@
 """The command line: `headway plan`, `headway simulate`, `headway list`.
 
-Lives here: options, messages, progress, exit codes. The only room that prints, exits or reads the environment.
+Lives here: options, messages, progress, exit codes. Only this room prints, exits, reads the environment.
 May import every room, and does so inside the commands: `headway --help` loads neither numpy nor rich.
 Start reading in `app.py`, then `simulate.py`; `options.py` names every option once.
 """

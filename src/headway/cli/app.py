@@ -36,17 +36,11 @@ class Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except HeadwayError as error:
-            raise Failure(str(error), error.exit_code) from error
-        except (KeyboardInterrupt, click.Abort) as error:
-            raise Failure("interrupted before anything was known", INTERRUPTED) from error
-
-
-class Failure(click.ClickException):
-    """A message for stderr and the exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("interrupted before anything was known", err=True)
+            ctx.exit(INTERRUPTED)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

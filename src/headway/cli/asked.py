@@ -1,4 +1,4 @@
-"""From what was typed to specs: deployment, workload and SLO of `simulate`, and the checks before long work."""
+"""From what was typed to specs: deployment, workload and SLO, and the checks before long work."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def deployment_of(file: str | None, asked: Options, assignments: list[str]) -> D
     else:
         short = [name for name in REPLICA_PATHS if asked[name] is not None]
         if short:
-            path = f"{REPLICA_PATHS[short[0]]}={asked[short[0]]}"
-            raise BadInput(f"--{short[0]} beside the file {file}: change the file's deployment with --set {path}")
+            change = f"--set {REPLICA_PATHS[short[0]]}={asked[short[0]]}"
+            raise BadInput(f"--{short[0]} beside the file {file}: change what is in the file with {change}")
         deployment = from_mapping(Deployment, read_yaml(file), file)
     return override(_with_policies(deployment, asked["policies"]), assignments)
 
@@ -65,7 +65,8 @@ def _one_pool(asked: Options) -> Deployment:
 
     for name in ("model", "gpu"):
         if asked[name] is None:
-            raise BadInput(f"--{name} is missing: `headway list {name}s` shows the names; or give a DEPLOYMENT.yaml")
+            names = f"`headway list {name}s` shows the names"
+            raise BadInput(f"--{name} is missing: {names}; or give a DEPLOYMENT.yaml")
     replica = Replica(model=asked["model"], gpu=asked["gpu"], tp=asked["tp"] or 1, pp=asked["pp"] or 1)
     return Deployment(pools=(Pool(count=asked["replicas"] or 1, replica=replica),))
 
@@ -78,11 +79,12 @@ def _with_policies(deployment: Deployment, named: Iterable[str]) -> Deployment:
     for text in named:
         kind, equals, name = text.partition("=")
         if not equals or not name:
-            raise BadInput(f"--policy {text!r}: write KIND=NAME, as in route=prefix-affinity or route=module:Class")
+            raise BadInput(f"--policy {text!r}: write KIND=NAME, as in route=prefix-affinity, route=module:Class")
         if kind not in kinds:
             raise UnknownName("kind of policy", kind, kinds)
         chosen[kind] = name
-    return msgspec.structs.replace(deployment, policies=msgspec.structs.replace(deployment.policies, **chosen))
+    policies = msgspec.structs.replace(deployment.policies, **chosen)
+    return msgspec.structs.replace(deployment, policies=policies)
 
 
 def workload_of(asked: Options, assignments: list[str], terminal: Terminal) -> Workload:
@@ -99,16 +101,16 @@ def workload_of(asked: Options, assignments: list[str], terminal: Terminal) -> W
     lengths = {"prompt": asked["input"], "output": asked["output"]}
     given = {name: length for name, length in lengths.items() if length is not None}
     source = asked["workload"]
-    skip_bad = asked.get("skip_bad", False)
+    skip_bad = asked["skip_bad"]
     if source is None and len(given) == 1:
         raise BadInput("--input and --output belong together; with a --workload one alone replaces its own")
     base: str | WorkloadSpec = source or (WorkloadSpec(**lengths) if given else DEFAULT_WORKLOAD)
     if source is not None and given:
         spec = workload(source, skip_bad=skip_bad).spec
         if spec.trace is not None:
-            raise BadInput(f"--input and --output: the lengths of {source} are recorded in it; leave them out")
+            raise BadInput(f"--input and --output: {source} holds the lengths of its requests; leave them out")
         base = msgspec.structs.replace(spec, **given)
-    change = {name: asked.get(name) for name in ("rate", "requests", "arrival")}
+    change: Options = {name: asked.get(name) for name in ("rate", "requests", "arrival")}
     made = workload(base, skip_bad=skip_bad, **change)
     if assignments:
         made = workload(override(made.spec, assignments, "--set workload"), skip_bad=skip_bad)

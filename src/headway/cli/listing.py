@@ -135,7 +135,15 @@ def _table(rows: list[Row], key: str, columns: Columns) -> Any:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column(key, style="bold", no_wrap=True)
     for heading, _ in columns:
-        words = heading in ("what it does", "fitted on", "arrivals", "link", "published in", "name", "price of")
+        words = heading in (
+            "what it does",
+            "fitted on",
+            "arrivals",
+            "link",
+            "published in",
+            "name",
+            "price of",
+        )
         table.add_column(heading, justify="left" if words else "right", overflow="fold")
     for row in rows:
         table.add_row(str(row[key]), *(show(row) for _, show in columns))

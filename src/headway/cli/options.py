@@ -53,7 +53,7 @@ def options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
 
 
 def read_with(parse: Callable[[str], Any]) -> Reader:
-    """Return a click callback that parses the text of an option, where it was given, and names it in errors."""
+    """Return a click callback that parses the text of an option, where it was given, to name it in errors."""
 
     def read(ctx: click.Context, parameter: click.Parameter, text: str | None) -> Any:
         try:
@@ -91,73 +91,68 @@ _RATE = read_with(above_zero(parse_rate))
 _SECONDS = read_with(above_zero(parse_seconds))
 _LENGTH = read_with(_length)
 
+# fmt: off
 MODEL = (
-    _option("Deployment", "--model", metavar="NAME|PATH", help="A model of the catalogue, or a path to a config.json."),
-    _option("Deployment", "--gpu", metavar="NAME", help="A GPU of the catalogue."),
+    _option("Deployment", "--model", metavar="NAME|PATH", help="From the catalogue, or the path of a config.json."),
+    _option("Deployment", "--gpu", metavar="NAME", help="From the catalogue."),
 )
-GPUS = (_option("Deployment", "--gpus", callback=_COUNT, metavar="N", help="How many there are, at most."),)
+GPUS = (
+    _option("Deployment", "--gpus", callback=_COUNT, metavar="N", help="How many there are; fewer are tried too."),
+)
 REPLICAS = (
     _option("Deployment", "--replicas", callback=_COUNT, metavar="N", help="Copies of the model.  [default: 1]"),
-    _option("Deployment", "--tp", callback=_COUNT, metavar="N", help="GPUs that share every layer.  [default: 1]"),
-    _option("Deployment", "--pp", callback=_COUNT, metavar="N", help="Stages the layers are cut into.  [default: 1]"),
-    _option(
-        "Deployment", "--policy", "policies", multiple=True, metavar="KIND=NAME",
-        help="route=, order= or admit= and a policy's name or module:Class. Repeatable.",
-    ),
-    _option(
-        "Deployment", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
-        help="Any field, as in pools.0.replica.kv=fp8, workload.arrival.cv=3, slo.itl_s=80ms. Repeatable.",
-    ),
-)  # fmt: skip
+    _option("Deployment", "--tp", callback=_COUNT, metavar="N", help="GPUs that share each layer.  [default: 1]"),
+    _option("Deployment", "--pp", callback=_COUNT, metavar="N", help="Stages of the layers.  [default: 1]"),
+    _option("Deployment", "--policy", "policies", multiple=True, metavar="KIND=NAME",
+            help="route=, order= or admit= and a name or module:Class. Repeatable."),
+    _option("Deployment", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
+            help="Any field: pools.0.replica.kv=fp8, workload.arrival.cv=3, slo.itl_s=80ms. Repeatable."),
+)
 WORKLOAD = (
-    _option("Workload", "--workload", metavar="NAME|FILE", help="A preset, a trace, or a YAML file.  [default: chat]"),
-    _option("Workload", "--input", callback=_LENGTH, metavar="DIST", help="Prompt tokens: 512, exp:512, uniform:1:99, ..."),
+    _option("Workload", "--workload", metavar="NAME|FILE", help="A preset, a trace or a YAML file.  [default: chat]"),
+    _option("Workload", "--input", callback=_LENGTH, metavar="DIST", help="Prompt tokens: 512, exp:512, ..."),
     _option("Workload", "--output", callback=_LENGTH, metavar="DIST", help="Output tokens, in the same forms."),
-    _option("Workload", "--rate", callback=_RATE, metavar="RATE", help="Requests per second.  [default: the workload's]"),
+    _option("Workload", "--rate", callback=_RATE, metavar="RATE", help="Requests/s.  [default: the workload's]"),
 )
 ARRIVALS = (
-    _option("Workload", "--arrival", metavar="PROCESS", help="poisson, constant, gamma:cv=3, closed:64, replay:FILE, ..."),
+    _option("Workload", "--arrival", metavar="PROCESS", help="poisson, constant, gamma:cv=3, closed:64, ..."),
     _option("Workload", "--requests", callback=_COUNT, metavar="N", help="How many.  [default: the workload's]"),
+)
+TRACES = (
     _option("Workload", "--skip-bad", is_flag=True, help="Leave broken lines of a trace out, and count them."),
 )
-LIMITS = (
-    _option("SLO", "--ttft", callback=_SECONDS, metavar="TIME", help="Limit on the time to first token, as in 500ms."),
-    _option("SLO", "--tpot", callback=_SECONDS, metavar="TIME", help="Limit on the time per output token after it."),
+SLO = (
+    _option("SLO", "--ttft", callback=_SECONDS, metavar="TIME", help="Limit on the time to first token: 500ms."),
+    _option("SLO", "--tpot", callback=_SECONDS, metavar="TIME", help="Limit on the time per token after it."),
+    _option("SLO", "--e2e", callback=_SECONDS, metavar="TIME", help="Limit on the time to the last token."),
+    _option("SLO", "--attainment", default="0.9", show_default=True, metavar="SHARE",
+            help="Share of all requests that must meet every limit."),
 )
-END_TO_END = (
-    _option("SLO", "--e2e", callback=_SECONDS, metavar="TIME", help="Limit on the time from arrival to last token."),
-)
-ATTAINMENT = (
-    _option(
-        "SLO", "--attainment", default="0.9", show_default=True, metavar="SHARE",
-        help="Share of all requests that must meet every limit.",
-    ),
-)  # fmt: skip
 SEARCH = (
-    _option(
-        "Search", "--objective", type=click.Choice(["cost", "energy", "goodput"]), default="cost", show_default=True,
-        help="What those that meet the SLO are ranked by.",
-    ),
-    _option(
-        "Search", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
-        help="Any field of the question, as in tp=[2,4], layouts=[mixed], workload.arrival.cv=3. Repeatable.",
-    ),
+    _option("Search", "--objective", type=click.Choice(["cost", "energy", "goodput"]), default="cost",
+            show_default=True, help="What those that meet the SLO are ranked by."),
+    _option("Search", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
+            help="Any field: tp=[2,4], layouts=[mixed], requests=8000, workload.arrival.cv=3. Repeatable."),
     _option("Search", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),
-)  # fmt: skip
+)
 SEED = (
     _option("Run", "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
             help="Of every random stream."),
-)  # fmt: skip
-RECORDS = (
-    _option("Output", "--records", "records_to", metavar="FILE", help="A row per request: .parquet, .csv, .json, .jsonl."),
-    _option("Output", "--no-records", is_flag=True, help="Keep none: memory does not grow with the requests."),
 )
 OUTPUT = (
-    _option("Output", "--json", "json_to", metavar="FILE|-", help="The answer as JSON; - is stdout, and nothing else there."),
+    _option("Output", "--json", "json_to", metavar="FILE|-", help="The answer as JSON; - is stdout, alone there."),
     _option("Output", "--html", "html_to", metavar="FILE", help="A report: one page that needs no network."),
 )
-PLAN_OUTPUT = (
-    _option("Output", "--yaml", "yaml_to", metavar="FILE|-", help="The best deployment, as headway simulate takes it."),
-    _option("Output", "--top", callback=_COUNT, default="10", show_default=True, metavar="N", help="Rows of the table."),
+RECORDS = (
+    _option("Output", "--records", "records_to", metavar="FILE",
+            help="A row per request: .parquet, .csv, .json or .jsonl."),
+    _option("Output", "--no-records", is_flag=True, help="Keep none: memory does not grow with the requests."),
 )
-QUIET = (_option("Output", "--quiet", "-q", is_flag=True, help="No table, no progress, no notes."),)
+BEST = (
+    _option("Output", "--yaml", "yaml_to", metavar="FILE|-", help="The best, as headway simulate takes it."),
+    _option("Output", "--top", callback=_COUNT, default="10", show_default=True, metavar="N", help="Rows shown."),
+)
+QUIET = (
+    _option("Output", "--quiet", "-q", is_flag=True, help="No table, no progress, no notes."),
+)
+# fmt: on

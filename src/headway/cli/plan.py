@@ -8,11 +8,13 @@ import click
 
 from headway.cli import options as o
 from headway.cli.asked import DEFAULT_WORKLOAD, slo_of, split_assignments, workload_of
+from headway.cli.blame import users_fault
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput
 
 if TYPE_CHECKING:
     from headway.plan import Plan, Question
+    from headway.workload import Workload
 
 NO_ANSWER, INTERRUPTED = 1, 130
 MISSING = {
@@ -23,15 +25,13 @@ MISSING = {
 
 
 @click.command(cls=o.Verb, short_help="Which deployment to run, ranked, and why the others lost.")
-@o.options(
-    o.MODEL, o.GPUS, o.WORKLOAD, o.LIMITS, o.END_TO_END, o.ATTAINMENT, o.SEARCH, o.SEED, o.OUTPUT, o.PLAN_OUTPUT, o.QUIET
-)
+@o.options(o.MODEL, o.GPUS, o.WORKLOAD, o.TRACES, o.SLO, o.SEARCH, o.SEED, o.OUTPUT, o.BEST, o.QUIET)
 @click.pass_context
-def plan(ctx: click.Context, **asked: Any) -> None:
+def plan(ctx: click.Context, /, **asked: Any) -> None:
     """Find the deployments that serve a workload within its SLO, the best first.
 
-    Tries every way to use up to --gpus GPUs: replicas, tensor and pipeline parallelism, prefill and decode apart,
-    token budgets, precisions. Each is simulated at the rate, and its goodput is found by search.
+    Tries the ways to use up to --gpus GPUs: replicas, tensor and pipeline parallelism, prefill and decode
+    apart, token budgets, precisions. Each is simulated, and its goodput found by search on the rate.
 
     \b
     headway plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --workload chat --rate 20 \\
@@ -44,10 +44,10 @@ def plan(ctx: click.Context, **asked: Any) -> None:
     if asked["yaml_to"] == asked["json_to"] == "-":
         raise BadInput("--json - and --yaml - both want stdout: write one of them to a file")
     check_files(asked["html_to"], asked["json_to"], asked["yaml_to"])
-    question = question_of(asked, terminal)
+    question, made = question_of(asked, terminal)
     note_interpreted(terminal)
-    with terminal.bar("planning") as bar:
-        found = run(question, workers=asked["workers"], progress=bar.tell)
+    with users_fault(question.policies), terminal.bar("planning") as bar:
+        found = run(question, made=made, workers=asked["workers"], progress=bar.tell)
     _deliver(terminal, found, asked)
     if found.interrupted:
         ctx.exit(INTERRUPTED)
@@ -55,8 +55,8 @@ def plan(ctx: click.Context, **asked: Any) -> None:
         ctx.exit(NO_ANSWER)
 
 
-def question_of(asked: o.Options, terminal: Terminal) -> Question:
-    """Return the question that the options ask.
+def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workload | None]:
+    """Return the question that the options ask, and its workload where it was read from a trace.
 
     Raises:
         BadInput: a field that is missing or wrong.
@@ -81,7 +81,7 @@ def question_of(asked: o.Options, terminal: Terminal) -> Question:
         objective=asked["objective"],
         seed=asked["seed"],
     )
-    return override(question, sets["deployment"])
+    return override(question, sets["deployment"]), workload if workload.spec.trace else None
 
 
 def _deliver(terminal: Terminal, found: Plan, asked: o.Options) -> None:

@@ -19,16 +19,13 @@ INTERRUPTED = 130
 
 @click.command(cls=o.Verb, short_help="What one deployment does under one workload.")
 @click.argument("deployment_file", required=False, metavar="[DEPLOYMENT.yaml]")
-@o.options(
-    o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS, o.LIMITS, o.END_TO_END, o.ATTAINMENT, o.SEED, o.OUTPUT, o.RECORDS,
-    o.QUIET,
-)
+@o.options(o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS, o.TRACES, o.SLO, o.SEED, o.OUTPUT, o.RECORDS, o.QUIET)
 @click.pass_context
-def simulate(ctx: click.Context, deployment_file: str | None, **asked: Any) -> None:
+def simulate(ctx: click.Context, /, deployment_file: str | None, **asked: Any) -> None:
     """Simulate a deployment under a workload and print what happened.
 
-    The deployment is a YAML file, as `headway plan --yaml` writes it, or --model and --gpu. Only these two are
-    needed: the rest has defaults, which a note names.
+    The deployment is a YAML file, as `headway plan --yaml` writes it, or --model and --gpu. Only these two
+    are needed: the rest has defaults, which a note names.
 
     \b
     headway simulate --model llama-3.1-8b --gpu h100-sxm --rate 20 --ttft 500ms --tpot 50ms
@@ -56,9 +53,14 @@ def _run(terminal: Terminal, deployment_file: str | None, asked: o.Options) -> R
     note_interpreted(terminal)
     with users_fault(deployment.policies), terminal.bar("simulating") as bar:
         result = run(
-            deployment, workload, slo=slo, seed=asked["seed"], records=not asked["no_records"], progress=bar.tell
+            deployment,
+            workload,
+            slo=slo,
+            seed=asked["seed"],
+            records=not asked["no_records"],
+            progress=bar.tell,
         )
-    told = {"notes": list(workload.notes)} if workload.notes else {}
+    told: dict[str, Any] = {"notes": list(workload.notes)} if workload.notes else {}
     told |= {"skipped_lines": workload.skipped} if workload.skipped else {}
     return msgspec.structs.replace(result, provenance=result.provenance | ({"trace": told} if told else {}))
 

@@ -8,7 +8,7 @@ its KV anew later. `Engine.step` is the whole life of a replica: close the step 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cython
 import numpy as np
@@ -38,8 +38,15 @@ class Engine(ReplicaState):
     """
 
     def __init__(
-        self, index: cython.Py_ssize_t, law: StepLaw, settings: EngineSettings, role: str,
-        order: Policy | None, unit_tokens: cython.longlong, work: WorkDone, gaps: Gaps,
+        self,
+        index: cython.Py_ssize_t,
+        law: StepLaw,
+        settings: EngineSettings,
+        role: str,
+        order: Policy | None,
+        unit_tokens: cython.longlong,
+        work: WorkDone,
+        gaps: Gaps,
     ) -> None:
         ReplicaState.__init__(self, index, law.kv_blocks)
         self.law = law
@@ -54,12 +61,12 @@ class Engine(ReplicaState):
         self.kv = KvPages(law, unit_tokens if settings.prefix_cache else 0)
         self.lanes = [Lane(law.block_tokens, law.window, law.window_group) for _ in range(law.stages)]
         self.gaps = gaps
-        self.partial = None
-        self.flight = []
+        self.partial: Any = None
+        self.flight: list[Lane] = []
         self.stage_free_s = 0.0
         self.stage_s = np.zeros(law.stages)
         self.incoming = Line()
-        self.landed = []
+        self.landed: list[Sequence] = []
         self.short_hit = False
         self.serial = 0
         self.next_s = NEVER
@@ -251,7 +258,7 @@ class Engine(ReplicaState):
         again: cython.bint = True
         while again:
             again = False
-            idle: list = []
+            idle: list[Any] = []
             for lane in self.lanes:
                 if not lane.busy:
                     idle.append((lane.n == 0, lane.last_end_s, len(idle), lane))
@@ -307,9 +314,7 @@ class Engine(ReplicaState):
         lane.busy = True
         return 0
 
-    def through_stages(
-        self, now: cython.double, stage_s: cython.double, tokens: cython.longlong
-    ) -> cython.double:
+    def through_stages(self, now: cython.double, stage_s: cython.double, tokens: cython.longlong) -> cython.double:
         """When the last stage ends: each starts when the batch has come over and the batch before it has left."""
         at: cython.double = now
         i: cython.Py_ssize_t
@@ -422,9 +427,7 @@ class Engine(ReplicaState):
             self.starts.append(seq)
         return 0
 
-    def chunk(
-        self, lane: Lane, seq: Sequence, prefix: cython.longlong, tokens: cython.longlong
-    ) -> cython.int:
+    def chunk(self, lane: Lane, seq: Sequence, prefix: cython.longlong, tokens: cython.longlong) -> cython.int:
         """Put `tokens` prompt tokens behind `prefix` into this lane's step."""
         lane.chunk_s += self.law.chunk_s(prefix, tokens, self.window)
         lane.chunk_tokens += tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cython
 
 from headway.engine.law import StepLaw
@@ -27,7 +29,7 @@ class KvPages:
         self.unit_pages = unit_tokens // law.block_tokens
         self.cache = PrefixCache()
 
-    def hit(self, seq: Sequence) -> cython.Py_ssize_t:
+    def hit(self, seq: Any) -> cython.Py_ssize_t:
         """Tokens of the prompt cached here; the last token is always computed, to have something to sample from."""
         if self.unit_tokens == 0 or seq.hash_count == 0:
             return 0
@@ -72,7 +74,6 @@ class KvPages:
 
     def free(self, seq: Sequence, tokens: cython.longlong) -> cython.int:
         """Give back the pages of a sequence that holds `tokens` tokens; its full units stay cached, idle."""
-        unit: cython.longlong
         self.used -= self.pages(tokens)
         if self.unit_tokens == 0 or seq.hash_count == 0:
             return 0

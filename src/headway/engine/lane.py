@@ -11,6 +11,8 @@ once end at the same bit as k steps taken singly.
 
 from __future__ import annotations
 
+from typing import Any
+
 import cython
 import numpy as np
 from cython.cimports.libc.math import sqrt
@@ -26,9 +28,7 @@ class Lane:
     `ctx` is the sum of the tokens that the next step's attention reads (each sequence's own new token included).
     """
 
-    def __init__(
-        self, block_tokens: cython.longlong, window: cython.longlong, window_group: cython.longlong
-    ) -> None:
+    def __init__(self, block_tokens: cython.longlong, window: cython.longlong, window_group: cython.longlong) -> None:
         self.n = 0
         self.n_window = 0
         self.ctx = 0
@@ -41,7 +41,7 @@ class Lane:
         self.due_window = np.zeros(block_tokens, dtype=np.int64)
         self.finish = StepHeap()
         self.cross = StepHeap()
-        self.fresh = []
+        self.fresh: list[Sequence] = []
         self.chunks = Line()
         self.clear_chunks()
         self.busy = False
@@ -112,13 +112,11 @@ class Lane:
             self.cross.remove(seq)
         return self.leave(seq)
 
-    def latest(self) -> Sequence:
+    def latest(self) -> Any:
         """The sequence admitted last, None when there is none."""
-        best: Sequence = None
+        best: Any = None
         seq: Sequence
-        i: cython.Py_ssize_t
-        for i in range(self.finish.size):
-            seq = self.finish.items[i]
+        for seq in self.finish.items[: self.finish.size]:
             if best is None or seq.serial > best.serial:
                 best = seq
         return best

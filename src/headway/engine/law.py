@@ -30,7 +30,7 @@ class StepLaw:
 
     def __init__(self, table: StepTable) -> None:
         def typed(values: object) -> np.ndarray:
-            return np.ascontiguousarray(values, dtype=np.float64).copy()
+            return np.array(values, dtype=np.float64, order="C")
 
         self.linear_s = typed(table.linear_s)
         self.seq_s = typed(table.seq_s)
@@ -50,11 +50,10 @@ class StepLaw:
 
     def decode_base(self, n: cython.longlong) -> cython.double:
         """Seconds of a step with n decoding sequences and nothing else, but for what its context costs."""
-        return self.linear_s[n] + self.seq_s[n] + self.decode_s[n]
+        seconds: cython.double = self.linear_s[n] + self.seq_s[n] + self.decode_s[n]
+        return seconds
 
-    def chunk_s(
-        self, prefix: cython.longlong, tokens: cython.longlong, window: cython.longlong
-    ) -> cython.double:
+    def chunk_s(self, prefix: cython.longlong, tokens: cython.longlong, window: cython.longlong) -> cython.double:
         """Attention seconds of a prefill chunk of `tokens` behind `prefix` tokens."""
         area: cython.longlong = tokens * prefix + tokens * (tokens + 1) // 2
         seconds: cython.double = self.prefill_base_s + self.prefill_area_s * area
@@ -63,8 +62,12 @@ class StepLaw:
         return seconds
 
     def mixed_s(
-        self, n: cython.longlong, ctx: cython.longlong, ctx_window: cython.longlong,
-        tokens: cython.longlong, seqs: cython.longlong,
+        self,
+        n: cython.longlong,
+        ctx: cython.longlong,
+        ctx_window: cython.longlong,
+        tokens: cython.longlong,
+        seqs: cython.longlong,
     ) -> cython.double:
         """Seconds of a step with prefill chunks in it, without the chunks' own attention."""
         seconds: cython.double = self.linear_s[tokens] + self.seq_s[seqs]

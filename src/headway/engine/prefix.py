@@ -46,11 +46,11 @@ class UnitTable:
     def find(self, unit: cython.longlong) -> cython.Py_ssize_t:
         """The unit's slot, 0 when it has none."""
         at: cython.Py_ssize_t = self.home(unit)
-        while self.slot[at] != 0:
-            if self.unit[at] == unit:
-                return self.slot[at]
+        slot: cython.Py_ssize_t = self.slot[at]
+        while slot != 0 and self.unit[at] != unit:
             at = (at + 1) & self.mask
-        return 0
+            slot = self.slot[at]
+        return slot
 
     def add(self, unit: cython.longlong, slot: cython.Py_ssize_t) -> cython.int:
         """Enter a unit that is not there."""

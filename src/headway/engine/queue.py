@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from typing import Any
 
 import cython
 import numpy as np
@@ -20,9 +21,9 @@ class WaitingQueue:
 
     def __init__(self, policy: Policy | None) -> None:
         self.fifo = Line()
-        self.keyed = []
-        self.fresh = []
-        self.policy = policy
+        self.keyed: list[tuple[float, int, Sequence]] = []
+        self.fresh: list[tuple[int, Sequence]] = []
+        self.policy: Any = policy
         self.ordered = policy is not None
         self.rekeys = policy is not None and "step" in policy.rekey_on
         self.serial = 0
@@ -53,7 +54,8 @@ class WaitingQueue:
             return self.fifo.first()
         if self.fresh or self.rekeys:
             self.key_fresh(now)
-        return self.keyed[0][2]
+        seq: Sequence = self.keyed[0][2]
+        return seq
 
     def drop_head(self) -> cython.int:
         """Remove the request that `peek` showed."""

@@ -209,7 +209,11 @@ class ReferenceEngine:
         steps, total, total_window = steps + 1, total + ctx, total_window + ctx_window
         self.anchor = (batch, anchor_s, steps, total, total_window)
         t = self.table
-        base_s, ctx_s, window_s = float(t.linear_s[n] + t.seq_s[n] + t.decode_s[n]), t.decode_ctx_s[n], t.decode_window_s[n]
+        base_s, ctx_s, window_s = (
+            float(t.linear_s[n] + t.seq_s[n] + t.decode_s[n]),
+            t.decode_ctx_s[n],
+            t.decode_window_s[n],
+        )
         self.step_s = base_s + float(ctx_s) * ctx + float(window_s) * ctx_window
         lane.end_s = anchor_s + (base_s * steps + float(ctx_s) * total + float(window_s) * total_window)
 
@@ -313,7 +317,7 @@ class ReferenceEngine:
     def price(self, row: Row, tokens: int) -> int:
         """Available pages it takes to hold `tokens` tokens."""
         covered = min(tokens // self.unit, len(row.hashes)) if self.unit else 0
-        shared = sum(1 for h in row.hashes[len(row.units):covered] if h in self.cached and self.cached[h].users)
+        shared = sum(1 for h in row.hashes[len(row.units) : covered] if h in self.cached and self.cached[h].users)
         return self.pages(tokens) - self.held(row) - shared * self.unit_pages
 
     def hold(self, row: Row, tokens: int) -> None:
@@ -321,7 +325,7 @@ class ReferenceEngine:
         covered = min(tokens // self.unit, len(row.hashes)) if self.unit else 0
         self.free_pages += row.own
         row.own = []
-        for name in row.hashes[len(row.units):covered]:
+        for name in row.hashes[len(row.units) : covered]:
             self.use(name)
             row.units.append(name)
         for name in row.units:
@@ -352,7 +356,7 @@ class ReferenceEngine:
     def release(self, row: Row, tokens: int) -> None:
         """Give all pages back; full units stay cached, the tail of the chain to be forgotten first."""
         covered = min(tokens // self.unit, len(row.hashes)) if self.unit else 0
-        for name in row.hashes[len(row.units):covered]:
+        for name in row.hashes[len(row.units) : covered]:
             if name not in self.cached:
                 self.cached[name] = Unit([row.own.pop() for _ in range(self.unit_pages)])
             self.use(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cython
 import numpy as np
 
@@ -16,8 +18,8 @@ UNFINISHED = 3
 class HashChains:
     """Block ids of one batch of requests, back to back; a sequence holds its slice of them."""
 
-    def __init__(self, ids: cython.longlong[::1]) -> None:
-        self.ids = ids
+    def __init__(self, ids: Any) -> None:
+        self.ids: Any = ids
 
 
 class Sequence(Request):
@@ -28,13 +30,19 @@ class Sequence(Request):
     """
 
     def __init__(
-        self, id: cython.longlong, arrival_s: cython.double, prompt_tokens: cython.longlong,
+        self,
+        id: cython.longlong,
+        arrival_s: cython.double,
+        prompt_tokens: cython.longlong,
         output_tokens: cython.longlong,
     ) -> None:
         self.fill(id, arrival_s, prompt_tokens, output_tokens)
 
     def fill(
-        self, id: cython.longlong, arrival_s: cython.double, prompt_tokens: cython.longlong,
+        self,
+        id: cython.longlong,
+        arrival_s: cython.double,
+        prompt_tokens: cython.longlong,
         output_tokens: cython.longlong,
     ) -> cython.int:
         """Set every field; after `Sequence.__new__` this makes a sequence at a third of a constructor's price."""
@@ -69,7 +77,7 @@ class Sequence(Request):
         self.replica = -1
         self.source = -1
         self.row = 0
-        self.chains = None
+        self.chains: Any = None
         self.hash_start = 0
         self.hash_count = 0
         return 0
@@ -81,7 +89,7 @@ class StepHeap:
     def __init__(self) -> None:
         self.keys = np.zeros(64, dtype=np.int64)
         self.serials = np.zeros(64, dtype=np.int64)
-        self.items = []
+        self.items: list[Any] = []
         self.size = 0
 
     def push(self, key: cython.longlong, seq: Sequence) -> cython.int:
@@ -115,9 +123,7 @@ class StepHeap:
                 return True
         return False
 
-    def put(
-        self, at: cython.Py_ssize_t, key: cython.longlong, serial: cython.longlong, seq: object
-    ) -> cython.int:
+    def put(self, at: cython.Py_ssize_t, key: cython.longlong, serial: cython.longlong, seq: object) -> cython.int:
         """Fill the hole at `at` with an entry, moving the hole up or down to where the entry belongs."""
         to: cython.Py_ssize_t
         while at > 0:
@@ -156,7 +162,7 @@ class Line:
     """
 
     def __init__(self) -> None:
-        self.items = []
+        self.items: list[Any] = []
         self.head = 0
         self.size = 0
 
@@ -182,7 +188,8 @@ class Line:
 
     def first(self) -> Sequence:
         """Who is served next; the line must not be empty."""
-        return self.items[self.head]
+        seq: Sequence = self.items[self.head]
+        return seq
 
     def take(self) -> Sequence:
         """Serve the first; the served are forgotten when they are the greater part of the list."""

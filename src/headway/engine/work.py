@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cython
 import numpy as np
 
@@ -39,9 +41,7 @@ class WorkDone:
         self.window_by_decodes[n] += steps * lane.ctx_window + lane.n_window * pairs
         return 0
 
-    def count_chunk(
-        self, prefix: cython.longlong, tokens: cython.longlong, window: cython.longlong
-    ) -> cython.int:
+    def count_chunk(self, prefix: cython.longlong, tokens: cython.longlong, window: cython.longlong) -> cython.int:
         """Count a prefill chunk of `tokens` behind `prefix`."""
         self.chunks += 1
         self.area += tokens * prefix + tokens * (tokens + 1) // 2
@@ -49,7 +49,7 @@ class WorkDone:
             self.window_area += window_area(prefix, tokens, window)
         return 0
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """The counts as numbers and int64 arrays."""
         return {
             "steps": self.steps,

@@ -30,12 +30,12 @@ class Candidate(Spec, frozen=True, kw_only=True):
             it, which did not; 0 when the SLO is missed at any rate.
         attainment, ...: at the asked rate; None where a bound proves that no rate meets the SLO.
         usd_per_hour, usd_per_million_output_tokens: of the GPUs, idle ones too; None without a price.
-        usd_per_million_output_tokens_at_goodput: the same when it serves as much as it can.
         meets: whether it meets the SLO at the asked rate.
         binding: what stops it from serving more: the limit that breaks first above its goodput, "memory" where
             requests are larger than the KV cache, "rate" where only the queue grows.
         reason: why it won or lost, in a sentence.
-        simulations: runs behind these numbers.
+        requests, simulations: how many requests each run behind these numbers had, and how many runs there were;
+            only candidates in front get long runs.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Candidate(Spec, frozen=True, kw_only=True):
     tpot_p90_s: float | None
     usd_per_hour: float | None
     usd_per_million_output_tokens: float | None
-    usd_per_million_output_tokens_at_goodput: float | None
     joules_per_output_token: float | None
     meets: bool
     binding: Binding
     reason: str
+    requests: int
     simulations: int
 
 
@@ -64,7 +64,7 @@ class Plan(Spec, frozen=True, kw_only=True):
     """The answer to a `Question`.
 
     Attributes:
-        rate_req_s, requests: the rate planned for and the requests of a simulation, where the question left them
+        rate_req_s, requests: the rate planned for and the requests of a long run, chosen where the question left them
             open.
         feasible: whether any candidate meets the SLO at the asked rate.
         binding: what stands in the way when none does: "memory" (the model fits no GPUs), a latency limit (missed

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headway.cost import StepTable
 from headway.metrics import Result, Slo
 from headway.plan.answer import Binding
 from headway.plan.bounds import Floats, Reach, guess_rate, reach
@@ -24,23 +23,26 @@ _ALONE = 0.05  # mean requests in flight at the lowest rate tried
 
 
 class Job(NamedTuple):
-    """A deployment to evaluate by runs of `requests`, and where to start (None: nothing is known)."""
+    """A deployment to evaluate by runs of `requests`, near a goodput (None: unknown) or only `alone`.
 
-    index: int
+    `alone` asks what latencies it reaches when requests hardly meet.
+    """
+
+    place: int
     deployment: Deployment
     requests: int
-    near_req_s: float | None
+    near_req_s: float | None = None
+    alone: bool = False
 
 
 class Asked(NamedTuple):
     """At the rate asked for."""
 
-    attainment: float
-    attainment_low: float
-    attainment_high: float
+    attainment: float | None
+    attainment_low: float | None
+    attainment_high: float | None
     ttft_p90_s: float | None
     tpot_p90_s: float | None
-    usd_per_hour: float | None
     usd_per_million_output_tokens: float | None
     joules_per_output_token: float | None
     meets: bool
@@ -58,7 +60,7 @@ class Outcome(NamedTuple):
     """What was found out about a deployment, by runs of `requests`.
 
     `binding` breaks first: it comes to `worst_s` against the SLO's `limit_s` (both 0 where it is no latency). Without
-    `asked` nothing was simulated: a bound proves that no rate meets the SLO.
+    `asked` a bound proves that no rate meets the SLO; `worst_s` is that bound while there are no simulations.
     """
 
     goodput: Goodput
@@ -93,6 +95,9 @@ class Evaluator:
         tables = tuple(compiled(pool.replica) for pool in deployment.pools)
         lengths = load.lengths()
         hope = reach(tables, lengths, slo)
+        if job.alone:
+            missed = try_rate(deployment, tables, load, slo, _idle_place(hope, load))
+            return Outcome(Goodput(), None, *_binding(missed, slo), job.requests, 1)
         if hope.attainment < slo.attainment:
             return _hopeless(hope, slo, job.requests)
         asked, result = ask(deployment, load, slo)
@@ -128,15 +133,14 @@ def _goodput(found: Bracket, load: Load) -> Goodput:
 
 
 def _fields(result: Result, meets: bool) -> Asked:
-    slo, cost = result.slo, result.cost
+    slo = result.slo
     return Asked(
-        attainment=slo.attainment or 0.0,
-        attainment_low=slo.attainment_low or 0.0,
-        attainment_high=slo.attainment_high or 0.0,
+        attainment=slo.attainment,
+        attainment_low=slo.attainment_low,
+        attainment_high=slo.attainment_high,
         ttft_p90_s=result.ttft_s.p90,
         tpot_p90_s=result.tpot_s.p90,
-        usd_per_hour=cost.usd_per_hour,
-        usd_per_million_output_tokens=cost.usd_per_million_output_tokens,
+        usd_per_million_output_tokens=result.cost.usd_per_million_output_tokens,
         joules_per_output_token=result.energy.joules_per_output_token,
         meets=meets,
     )

@@ -18,7 +18,7 @@ _NAMES: dict[Binding, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e
 def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> str:
     """Return why a candidate won, or lost to `best`."""
     outcome = entry.outcome
-    if outcome.asked is None:
+    if not outcome.simulations:
         return f"{_limit(entry)} at best, which its step times prove: no rate meets the SLO, none was simulated"
     if outcome.goodput.req_s == 0:
         return f"{_limit(entry)} even when requests hardly meet: no rate meets the SLO"
@@ -39,7 +39,8 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     """Return the answer of a feasible plan."""
     asked, goodput = best.outcome.asked, best.outcome.goodput.req_s
     assert asked is not None
-    cost = "" if asked.usd_per_hour is None else f", ${asked.usd_per_hour:.2f} per hour"
+    assert asked.attainment is not None and asked.attainment_low is not None and asked.attainment_high is not None
+    cost = "" if best.usd_per_hour is None else f", ${best.usd_per_hour:.2f} per hour"
     interval = f"95 % interval {asked.attainment_low:.1%} to {asked.attainment_high:.1%}"
     text = (
         f"{best.deployment.name}: {best.deployment.gpus} {question.gpu}{cost}. At {format_rate(rate_req_s)} "
@@ -56,9 +57,9 @@ def too_much(entry: Entry, question: Question, rate_req_s: float, frugal: Entry)
     goodput, gpus = entry.outcome.goodput.req_s, frugal.deployment.gpus
     copies = math.ceil(rate_req_s / frugal.outcome.goodput.req_s)
     return (
-        f"No plan on {question.gpus} {question.gpu} serves {format_rate(rate_req_s)}: the nearest, {entry.deployment.name}, "
-        f"serves {format_rate(goodput)}, then {_breaks(entry)}. About {copies * gpus} GPUs would do "
-        f"({copies} times {frugal.deployment.name})."
+        f"No plan on {question.gpus} {question.gpu} serves {format_rate(rate_req_s)}: the nearest, "
+        f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. About {copies * gpus} GPUs "
+        f"would do ({copies} times {frugal.deployment.name})."
     )
 
 
@@ -71,10 +72,10 @@ def too_tight(entry: Entry, question: Question) -> str:
     name, limit, takes = _NAMES[outcome.binding], format_seconds(outcome.limit_s), format_seconds(outcome.worst_s)
     start = f"No plan on {question.gpus} {question.gpu} meets the SLO at any rate:"
     if outcome.worst_s <= outcome.limit_s:
-        return f"{start} {who} meets each limit for {target:.0%} of requests, but not all at once; {name} is the tightest."
+        return f"{start} {who} keeps each limit for {target:.0%} of requests, but not all at once; {name} is tightest."
     return (
-        f"{start} {who} needs {takes} of {name} for {target:.0%} of requests even when they hardly meet, and the limit is "
-        f"{limit}. Ask for at least {takes}, or try a faster GPU, more of them, or a narrower precision."
+        f"{start} {who} needs {takes} of {name} for {target:.0%} of requests even when they hardly meet, and the "
+        f"limit is {limit}. Ask for at least {takes}, or try a faster GPU, more of them, or a narrower precision."
     )
 
 
@@ -99,11 +100,8 @@ def _breaks(entry: Entry) -> str:
 
 
 def _value(entry: Entry, question: Question) -> str:
-    asked = entry.outcome.asked
     if question.objective == "energy":
         return f"{entry.joules:.3g} J per output token"
     if question.objective == "goodput":
         return f"{entry.goodput_per_gpu:.3g} req/s per GPU"
-    if asked is None or asked.usd_per_hour is None:
-        return f"{entry.deployment.gpus} GPUs"
-    return f"${asked.usd_per_hour:.2f} per hour"
+    return f"{entry.deployment.gpus} GPUs" if entry.usd_per_hour is None else f"${entry.usd_per_hour:.2f} per hour"

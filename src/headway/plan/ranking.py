@@ -25,10 +25,16 @@ class Entry(NamedTuple):
         return self.outcome.goodput.req_s / self.deployment.gpus
 
     @property
+    def usd_per_hour(self) -> float | None:
+        """Dollars per hour for all its GPUs; None without a price."""
+        each = self.deployment.priced().usd_per_gpu_hour
+        return None if each is None else each * self.deployment.gpus
+
+    @property
     def price(self) -> float:
         """Dollars per hour, or the number of GPUs where there is no price."""
-        asked = self.outcome.asked
-        return self.deployment.gpus if asked is None or asked.usd_per_hour is None else asked.usd_per_hour
+        usd = self.usd_per_hour
+        return self.deployment.gpus if usd is None else usd
 
     @property
     def joules(self) -> float:

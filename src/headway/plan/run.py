@@ -1,21 +1,19 @@
-"""`plan`: every candidate by short runs, the contenders by long ones, then the answer."""
+"""`plan`: enumerate, let workers evaluate, and put what they found into an answer."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import msgspec
-
-from headway.errors import BadInput, DoesNotFit
+from headway.errors import BadInput
 from headway.plan import explain
 from headway.plan.answer import Binding, Candidate, Plan
-from headway.plan.evaluate import Evaluator, Job, Outcome
+from headway.plan.contest import Contest
+from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.question import Question, default_requests
-from headway.plan.ranking import Entry, front, rank
-from headway.plan.space import Option, Space, enumerate_space
+from headway.plan.ranking import Entry, front
+from headway.plan.space import Space, enumerate_space
 from headway.plan.trial import STEP
 from headway.plan.workers import Workers
 from headway.specs import to_mapping
@@ -23,19 +21,13 @@ from headway.workload import Workload, workload
 
 __all__ = ["plan"]
 
-Progress = Callable[[int, int], None]
-
-_SHORT_SHARE, _SHORT_MIN = 8, 500  # short runs have an eighth of the requests, but enough to see a tenth missing
-_CONTENDERS = 32  # that many at the top of the ranking, and the front, rest on long runs
-_HOPE = 1.15  # by which factor short runs may be wrong about a goodput (two standard deviations of 1,000 requests)
-
 
 def plan(
     question: Question,
     *,
     made: Workload | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Return the deployments that serve a workload within its SLO, the best first, and why the others do not.
 
@@ -56,52 +48,102 @@ def plan(
     started_s = time.perf_counter()
     source = made or workload(question.workload)
     rate_req_s = _rate(question, source)
-    requests = min(question.requests or default_requests(question.slo, rate_req_s), _available(source, made))
+    requests = _requests(question, source, rate_req_s, made is not None)
     space = enumerate_space(question)
-    evaluator = Evaluator(question, source, rate_req_s)
-    contest = _Contest(question, rate_req_s, requests, space.options)
+    contest = Contest(question, rate_req_s, requests, space.options)
     crew: Workers[Job, Outcome] = Workers(Evaluator, (question, source, rate_req_s), workers)
     interrupted = False
     try:
         while jobs := contest.jobs():
             for position, outcome in crew.answers(jobs):
-                contest.outcomes[jobs[position].index] = outcome
-                if progress is not None:
-                    contest.tell(progress)
+                contest.note(jobs[position], outcome, progress)
     except KeyboardInterrupt:
         interrupted = True
     finally:
         crew.close()
-    answer = _answer(contest, space, evaluator, interrupted)
-    ranked = [_candidate(entry, answer.ranked[0], question, rate_req_s) for entry in answer.ranked]
+    ranked = contest.ranked()
+    verdict = _verdict(ranked, space, question, rate_req_s)
+    message = f"Interrupted; so far: {verdict.message}" if interrupted else verdict.message
+    candidates = [_candidate(entry, ranked[0], question, rate_req_s) for entry in ranked]
     return Plan(
         question=question,
         rate_req_s=rate_req_s,
         requests=requests,
-        feasible=answer.feasible,
-        binding=answer.binding,
-        message=answer.message,
+        feasible=verdict.feasible,
+        binding=verdict.binding,
+        message=message,
         interrupted=interrupted,
         enumerated=len(space.options) + sum(space.discarded.values()),
-        evaluated=len(ranked),
+        evaluated=len(candidates),
         discarded=space.discarded,
         tolerance=STEP - 1,
         seconds=time.perf_counter() - started_s,
-        best=ranked[0] if answer.feasible else None,
-        front=[entry.deployment.name for entry in front(answer.ranked)],
-        ranked=ranked,
+        best=candidates[0] if verdict.feasible else None,
+        front=[entry.deployment.name for entry in front(ranked)],
+        ranked=candidates,
     )
 
 
 def _rate(question: Question, source: Workload) -> float:
     if source.concurrency is not None:
-        raise BadInput(f"workload {source.name} is a closed loop, which has no rate to plan for: give it an open arrival")
+        raise BadInput(f"workload {source.name} is a closed loop, which has no rate to plan for: give open arrivals")
     rate = question.rate_req_s or source.rate_req_s
     if rate is None:
         raise BadInput(f"workload {source.name} has no rate of its own: give rate_req_s")
     return rate
 
 
-def _available(source: Workload, made: Workload | None) -> float:
-    """How many requests there are: a trace ends, and a workload that was made says how many it is to have."""
-    return source.requests if made is not None or source.spec.trace is not None else math.inf
+def _requests(question: Question, source: Workload, rate_req_s: float, made: bool) -> int:
+    """Requests of a long run; a trace ends, and a workload that the caller made has as many as it has."""
+    wanted = question.requests or default_requests(question.slo, rate_req_s)
+    return min(wanted, source.requests) if made or source.spec.trace is not None else wanted
+
+
+class _Verdict(NamedTuple):
+    feasible: bool
+    binding: Binding | None
+    message: str
+
+
+def _verdict(ranked: list[Entry], space: Space, question: Question, rate_req_s: float) -> _Verdict:
+    if not space.options:
+        return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question))
+    if not ranked:
+        return _Verdict(False, None, "nothing is known yet.")
+    best = ranked[0]
+    if best.meets:
+        return _Verdict(True, None, explain.verdict(best, question, rate_req_s))
+    if best.outcome.goodput.req_s > 0:
+        frugal = max(ranked, key=lambda entry: entry.goodput_per_gpu)
+        return _Verdict(False, "rate", explain.too_much(best, question, rate_req_s, frugal))
+    return _Verdict(False, best.outcome.binding, explain.too_tight(best, question))
+
+
+_UNKNOWN = Asked(None, None, None, None, None, None, None, False)
+
+
+def _candidate(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> Candidate:
+    outcome, deployment = entry.outcome, entry.deployment
+    asked, goodput = outcome.asked or _UNKNOWN, outcome.goodput
+    return Candidate(
+        name=deployment.name,
+        deployment=to_mapping(deployment),
+        gpus=deployment.gpus,
+        goodput_req_s=goodput.req_s,
+        goodput_low_req_s=goodput.low_req_s,
+        goodput_high_req_s=goodput.high_req_s,
+        goodput_req_s_per_gpu=entry.goodput_per_gpu,
+        attainment=asked.attainment,
+        attainment_low=asked.attainment_low,
+        attainment_high=asked.attainment_high,
+        ttft_p90_s=asked.ttft_p90_s,
+        tpot_p90_s=asked.tpot_p90_s,
+        usd_per_hour=entry.usd_per_hour,
+        usd_per_million_output_tokens=asked.usd_per_million_output_tokens,
+        joules_per_output_token=asked.joules_per_output_token,
+        meets=asked.meets,
+        binding=outcome.binding,
+        reason=explain.reason(entry, best, question, rate_req_s),
+        requests=outcome.requests,
+        simulations=outcome.simulations,
+    )

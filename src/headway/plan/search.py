@@ -11,7 +11,7 @@ from headway.plan.trial import Trial
 __all__ = ["Bracket", "search"]
 
 _SLOPE = 0.25  # by how much a trial's score usually falls per place of the grid, near the target
-_STRIDE_MAX = 8  # at first: it doubles with each step that finds no end
+_STRIDE_MAX = 8.0  # at first: it doubles with each step that finds no end
 _CLOSE = 8  # places between met and missed that a line through both bridges well
 
 
@@ -31,34 +31,33 @@ def search(trial: Callable[[int], Trial], start: float, floor: int, target: floa
     """Return neighbours on the grid between which the SLO begins to be missed.
 
     Attainment falls with the rate up to noise; where noise makes it cross the target more than once, one of the
-    crossings is found.
+    crossings is found, on the side of place 0 that the trial there tells.
 
     Args:
-        trial: simulates a place of the grid.
+        trial: simulates a place of the grid, or recalls it.
         start: a guess of the place, the better the fewer trials.
-        floor: place of a rate so low that requests do not meet; what misses the SLO there always does.
+        floor: place below 0 of a rate so low that requests do not meet; what misses the SLO there always does.
         target: score of a trial that just reaches its attainment.
     """
-    known: dict[int, Trial] = {}
-    low: int | None = None
-    high: int | None = None
+    known = {0: trial(0)}
+    low, high = (0, None) if known[0].met else (None, 0)
     at, stride = start, _STRIDE_MAX
-    while True:
+    if (start > 0) != known[0].met:
+        at = _beyond(known[0], 0, target, stride)
+    while low is None or high is None or high - low > 1:
+        if high is not None and high <= floor:
+            return Bracket(None, high, None, known[high])
         k = _next(low, high, at, floor)
         known[k] = trial(k)
         low, high = (k, high) if known[k].met else (low, k)
-        if high is not None and high <= floor:
-            return Bracket(None, high, None, known[high])
         if low is None or high is None:
-            away = (known[k].score - target) / _SLOPE
-            at = k + (min(max(away, 1.0), stride) if known[k].met else max(min(away, -0.1), -stride))
+            at = _beyond(known[k], k, target, stride)
             stride *= 2
-            continue
-        at = _between(known[low], known[high], low, high, target)
-        if high - low == 1:
-            return Bracket(low, high, at, known[high])
-        if high - low > _CLOSE:
-            at = min(max(at, low + (high - low) / 4), high - (high - low) / 4)
+        else:
+            at = _between(known[low], known[high], low, high, target)
+            if high - low > _CLOSE:
+                at = min(max(at, low + (high - low) / 4), high - (high - low) / 4)
+    return Bracket(low, high, _between(known[low], known[high], low, high, target), known[high])
 
 
 def _next(low: int | None, high: int | None, at: float, floor: int) -> int:
@@ -69,6 +68,12 @@ def _next(low: int | None, high: int | None, at: float, floor: int) -> int:
     if high is not None:
         k = min(k, high - 1)
     return max(k, floor)
+
+
+def _beyond(last: Trial, k: int, target: float, stride: float) -> float:
+    """Where the target is crossed, going on from the last trial by the usual slope, but no further than `stride`."""
+    away = (last.score - target) / _SLOPE
+    return k + (min(max(away, 1.0), stride) if last.met else max(min(away, -0.1), -stride))
 
 
 def _between(low: Trial, high: Trial, k_low: int, k_high: int, target: float) -> float:

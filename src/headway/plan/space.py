@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from headway.cost import EngineSettings, Replica, memory_fit
+from headway.cost import Replica, memory_fit
 from headway.cost.replica import tp_degrees
 from headway.errors import BadInput, DoesNotFit
 from headway.hardware import Gpu, gpu
@@ -55,7 +55,7 @@ def enumerate_space(question: Question) -> Space:
     """Return every candidate: GPUs used, tp, pp, replicas, mixed or split with its ratio, budget, precisions.
 
     The pools of a split may differ in TP. A pipeline is tried on mixed replicas, and in split pools only where
-    nothing fits without. The decode pool of a split, which computes no prompts, takes the smallest token budget.
+    nothing fits without.
 
     Raises:
         UnknownName: model or GPU. BadInput: a degree or a precision that the model or the GPU does not have.
@@ -113,8 +113,8 @@ class _Known(NamedTuple):
             kv=self.kv, engine=engine,
         )  # fmt: skip
 
-    def name(self, pools: str, budget_tokens: int) -> str:
-        return f"{pools} {self.weights}/{self.kv} b{budget_tokens}"
+    def name(self, pools: str) -> str:
+        return f"{pools} {self.weights}/{self.kv}"
 
 
 def _deployments(known: _Known) -> Iterator[Deployment]:
@@ -128,22 +128,24 @@ def _mixed(known: _Known) -> Iterator[Deployment]:
     for budget, shape in product(known.question.budget_tokens, known.shapes):
         replica = known.replica(shape, budget)
         for count in _counts(known.question.gpus // shape.gpus):
-            name = known.name(f"{count}x {shape}", budget)
+            name = f"{known.name(f'{count}x {shape}')} b{budget}"
             yield _deployment(known, name, Pool(count=count, replica=replica))
 
 
 def _split(known: _Known) -> Iterator[Deployment]:
-    small = min(known.question.budget_tokens)
+    large, small = max(known.question.budget_tokens), min(known.question.budget_tokens)
     plain = [shape for shape in known.shapes if shape.pp == 1]
     if not any(known.fits.try_(known.replica(shape, small)) for shape in plain):
         plain = known.shapes
-    for budget, before, after in product(known.question.budget_tokens, plain, plain):
-        prefill, decode = known.replica(before, budget), known.replica(after, small)
+    for before, after in product(plain, plain):
+        prefill, decode = known.replica(before, large), known.replica(after, small)
         for first in _counts((known.question.gpus - after.gpus) // before.gpus):
             for second in _counts((known.question.gpus - first * before.gpus) // after.gpus):
-                name = known.name(f"{first}P {before} + {second}D {after}", budget)
-                pools = (Pool(role="prefill", count=first, replica=prefill),
-                         Pool(role="decode", count=second, replica=decode))  # fmt: skip
+                name = known.name(f"{first}P {before} + {second}D {after}")
+                pools = (
+                    Pool(role="prefill", count=first, replica=prefill),
+                    Pool(role="decode", count=second, replica=decode),
+                )
                 yield _deployment(known, name, *pools)
 
 
@@ -160,13 +162,13 @@ def _counts(most: int) -> list[int]:
 
 
 def _shapes(question: Question, spec: Model, card: Gpu) -> list[Shape]:
-    """Powers of two for TP within one node, unless the question names its degrees; as many stages as there are layers."""
+    """TP: powers of two within one node, unless the question names degrees; no more stages than layers."""
     degrees = question.tp or [tp for tp in tp_degrees(spec, card) if tp & (tp - 1) == 0]
     shapes = [Shape(tp, pp) for tp, pp in product(degrees, question.pp) if pp <= spec.layers]
     fitting = [shape for shape in shapes if shape.gpus <= question.gpus]
     if not fitting:
         asked = ", ".join(map(str, shapes)) or f"pp {list(question.pp)} of {spec.layers} layers"
-        raise BadInput(f"{question.gpus} GPUs hold none of the replicas asked for ({asked}): raise gpus, or lower tp or pp")
+        raise BadInput(f"{question.gpus} GPUs hold none of the replicas asked for ({asked}): raise gpus or lower tp or pp")
     return fitting
 
 

@@ -1,4 +1,4 @@
-"""Worker processes: they start from nothing but an import path, so neither threads nor an unguarded script disturb them.
+"""Worker processes. They start from an import path alone, so neither threads nor an unguarded script disturb them.
 
 A worker is given a function and its context once, then one job after another, as pickles through its standard input;
 it answers through its standard output. Standard `multiprocessing` would import the caller's script again, which runs
@@ -50,7 +50,9 @@ class Workers(Generic[J, R]):
     Each answer depends on its job alone, so results do not depend on `count`.
     """
 
-    def __init__(self, make: Callable[..., Callable[[J], R]], context: tuple[Any, ...], count: int | None = None) -> None:
+    def __init__(
+        self, make: Callable[..., Callable[[J], R]], context: tuple[Any, ...], count: int | None = None
+    ) -> None:
         self.make, self.context = make, context
         self.count = len(os.sched_getaffinity(0)) if count is None else count
         self.few = count is None

@@ -63,8 +63,10 @@ def _user_class(name: str) -> type[Policy]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise BadInput(f"cannot import {module_name!r} of policy {name!r}: {error}; give module:Class with the "
-                       "module on the import path") from None
+        raise BadInput(
+            f"cannot import {module_name!r} of policy {name!r}: {error}; give module:Class with the "
+            "module on the import path"
+        ) from None
     found = getattr(module, class_name, None)
     if found is None:
         classes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Policy)]

@@ -36,7 +36,7 @@ class LeastRequests(Policy):
         load: cython.longlong
         least: cython.longlong = -1
         replica: ReplicaState
-        replicas: list = pool.replicas
+        replicas: list[ReplicaState] = pool.replicas
         for i in range(len(replicas)):
             replica = cython.cast(ReplicaState, replicas[i])
             load = replica.waiting + replica.running
@@ -56,7 +56,7 @@ class LeastTokens(Policy):
         load: cython.longlong
         least: cython.longlong = -1
         replica: ReplicaState
-        replicas: list = pool.replicas
+        replicas: list[ReplicaState] = pool.replicas
         for i in range(len(replicas)):
             replica = cython.cast(ReplicaState, replicas[i])
             load = replica.waiting_tokens + replica.context_tokens
@@ -107,7 +107,7 @@ class PrefixAffinity(Policy):
         cached: cython.longlong
         hit: cython.longlong = 0
         replica: ReplicaState
-        replicas: list = pool.replicas
+        replicas: list[ReplicaState] = pool.replicas
         for i in range(len(replicas)):
             replica = cython.cast(ReplicaState, replicas[i])
             cached = replica.cached_tokens(request)

@@ -1,6 +1,6 @@
-"""Reports: a `Result` or a `Plan` as a terminal table or as one self-contained HTML page. Computes no number.
+"""Reports: a `Result` or a `Plan` as a terminal table or one self-contained HTML page. Computes no number.
 
-Lives here: the answer in one sentence (`words.py`), rich renderables (`text.py`), charts and the page (`page.py`).
+Lives here: sentences (`words.py`), rich renderables (`text.py`), charts and pages (`page.py` and others).
 May import metrics, plan, sim; altair, jinja2, vl-convert and rich only inside the functions that need them.
 Start reading in `text.py`; nothing here prints: the command line does.
 """

@@ -1,4 +1,4 @@
-"""Charts as Vega-Lite specs, by Altair. They place given figures on axes; labels for hovering are made here."""
+"""Charts as Vega-Lite specs, by Altair: given figures on axes, with labels for hovering."""
 
 from __future__ import annotations
 
@@ -30,38 +30,37 @@ def distribution(name: str, values_s: NDArray[np.float64], limit_s: float | None
     """Return the share of requests served within a time; values_s: seconds of each request, float64[n]."""
     ordered = np.sort(values_s[values_s > 0])  # a logarithmic axis has no zero
     ranks = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), CURVE_POINTS)).astype(int))
-    points = [
-        {"seconds": float(ordered[rank]), "share": (int(rank) + 1) / len(ordered)} for rank in ranks
-    ]
-    for point in points:
-        point["label"] = f"{w.share(point['share'])} within {format_seconds(point['seconds'])}"
+    points = [_point(float(ordered[rank]), (int(rank) + 1) / len(ordered)) for rank in ranks]
     return _distribution(name, points, limit_s, line=True)
 
 
 def percentiles(name: str, latency: Latency, limit_s: float | None) -> Spec:
     """Return the percentiles of a latency, where no per-request records are at hand."""
     known = ((0.5, latency.p50), (0.9, latency.p90), (0.95, latency.p95), (0.99, latency.p99))
-    points = [
-        {"seconds": seconds, "share": part, "label": f"{w.share(part)} within {format_seconds(seconds)}"}
-        for part, seconds in known
-        if seconds
-    ]
+    points = [_point(seconds, part) for part, seconds in known if seconds]
     return _distribution(name, points, limit_s, line=False)
+
+
+def _point(seconds: float, part: float) -> dict[str, Any]:
+    return {"seconds": seconds, "share": part, "label": f"{w.share(part)} within {format_seconds(seconds)}"}
 
 
 def _distribution(name: str, points: list[dict[str, Any]], limit_s: float | None, line: bool) -> Spec:
     import altair as alt
 
-    x = alt.X(
-        "seconds:Q", title=name, scale=alt.Scale(type="log", nice=False), axis=_time_axis()
+    x = alt.X("seconds:Q", title=name, scale=alt.Scale(type="log", nice=False), axis=_time_axis())
+    y = alt.Y(
+        "share:Q",
+        title="share of requests",
+        scale=alt.Scale(domain=[0, 1]),
+        axis=alt.Axis(format="%", tickCount=5),
     )
-    y = alt.Y("share:Q", title="share of requests", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5))
-    base = alt.Chart(alt.Data(values=points)).encode(x=x, y=y, tooltip=alt.Tooltip("label:N", title=name))
+    base = alt.Chart(alt.InlineData(values=points)).encode(x=x, y=y, tooltip=alt.Tooltip("label:N", title=name))
     mark = base.mark_line(color=BLUE, strokeWidth=2, interpolate="step-after")
     dots = base.mark_point(color=BLUE, filled=True, size=30 if line else 80, opacity=0 if line else 1)
     layers = [mark, dots] if line else [dots]
     if limit_s is not None:
-        rule = alt.Chart(alt.Data(values=[{"seconds": limit_s, "label": f"limit {format_seconds(limit_s)}"}]))
+        rule = alt.Chart(alt.InlineData(values=[{"seconds": limit_s, "label": f"limit {format_seconds(limit_s)}"}]))
         rule = rule.encode(x="seconds:Q", tooltip=alt.Tooltip("label:N", title=name))
         layers.append(rule.mark_rule(color=RED, strokeWidth=2, strokeDash=[5, 3]))
     return finished(alt.layer(*layers))
@@ -73,12 +72,17 @@ def replicas(result: Result) -> Spec:
 
     names = ["time busy", "KV cache, fullest moment"]
     rows = [
-        {"replica": index, "what": what, "share": value, "label": f"replica {index}, {what}: {w.share(value)}"}
+        {
+            "replica": index,
+            "what": what,
+            "share": value,
+            "label": f"replica {index}, {what}: {w.share(value)}",
+        }
         for index, load in enumerate(result.replicas)
         for what, value in zip(names, (load.utilization, load.kv_peak_utilization), strict=True)
         if value is not None
     ]
-    chart = alt.Chart(alt.Data(values=rows)).encode(
+    chart = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("replica:O", title="replica", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         y=alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
         color=alt.Color("what:N", scale=alt.Scale(domain=names, range=[BLUE, ORANGE]), legend=_top_legend()),
@@ -98,7 +102,7 @@ def energy(result: Result) -> Spec:
         "decode": result.energy.decode_joules,
     }
     rows = [{"part": part, "joules": value, "label": w.joules(value)} for part, value in parts.items()]
-    chart = alt.Chart(alt.Data(values=rows)).encode(
+    chart = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("joules:Q", title=f"energy, {result.energy.kind}", axis=alt.Axis(labelExpr=JOULES, tickCount=5)),
         y=alt.Y("part:N", title=None, sort=list(parts)),
         color=alt.Color("part:N", scale=alt.Scale(domain=list(parts), range=[GREY, ORANGE, BLUE]), legend=None),
@@ -120,10 +124,14 @@ def candidate_rows(plan: Plan, shown: Iterable[Candidate]) -> list[dict[str, Any
         if state == "meets the SLO" and candidate.name in front:
             state = "on the front"
         numbers = {
-            "usd": candidate.usd_per_hour, "goodput": candidate.goodput_req_s, "per_gpu": candidate.goodput_req_s_per_gpu,
-            "attainment": candidate.attainment, "ttft": candidate.ttft_p90_s, "tpot": candidate.tpot_p90_s,
+            "usd": candidate.usd_per_hour,
+            "goodput": candidate.goodput_req_s,
+            "per_gpu": candidate.goodput_req_s_per_gpu,
+            "attainment": candidate.attainment,
+            "ttft": candidate.ttft_p90_s,
+            "tpot": candidate.tpot_p90_s,
             "joules": candidate.joules_per_output_token,
-        }  # fmt: skip
+        }
         row = {"name": candidate.name, "state": state, "gpus": candidate.gpus, "reason": candidate.reason}
         # Four digits are finer than a pixel and keep the page small.
         rows.append(row | {key: None if value is None else float(f"{value:.4g}") for key, value in numbers.items()})
@@ -131,7 +139,7 @@ def candidate_rows(plan: Plan, shown: Iterable[Candidate]) -> list[dict[str, Any
 
 
 def cost_and_goodput(plan: Plan) -> Spec:
-    """Return each candidate's price against its goodput per GPU, with the legend that holds for all of them."""
+    """Return each candidate's price against its goodput per GPU, with the legend for all charts."""
     import altair as alt
 
     y = alt.Y("per_gpu:Q", title="goodput per GPU (req/s)", axis=alt.Axis(tickCount=5))
@@ -150,7 +158,12 @@ def cost_and_attainment(plan: Plan) -> Spec:
     """Return each candidate's price against its attainment at the rate asked for."""
     import altair as alt
 
-    y = alt.Y("attainment:Q", title="attainment", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5))
+    y = alt.Y(
+        "attainment:Q",
+        title="attainment",
+        scale=alt.Scale(domain=[0, 1]),
+        axis=alt.Axis(format="%", tickCount=5),
+    )
     target = _rule("y", plan.question.slo.attainment, "target")
     return finished(alt.layer(_points(_price(plan), y), target), height=280)
 
@@ -200,7 +213,8 @@ def _points(x: Any, y: Any, legend: bool = False) -> Any:
                 alt.Tooltip("usd:Q", title="$ per hour", format=".2f"),
                 alt.Tooltip("goodput:Q", title="goodput, req/s", format=".3~g"),
                 alt.Tooltip("attainment:Q", title="attainment", format=".1%"),
-                alt.Tooltip("joules:Q", title="J per token", format=".3~g"), alt.Tooltip("reason:N", title="why"),
+                alt.Tooltip("joules:Q", title="J per token", format=".3~g"),
+                alt.Tooltip("reason:N", title="why"),
             ],
         )
     )  # fmt: skip
@@ -209,7 +223,7 @@ def _points(x: Any, y: Any, legend: bool = False) -> Any:
 def _rule(axis: str, value: float, label: str) -> Any:
     import altair as alt
 
-    rule = alt.Chart(alt.Data(values=[{"value": value, "label": label}]))
+    rule = alt.Chart(alt.InlineData(values=[{"value": value, "label": label}]))
     rule = rule.mark_rule(color=RED, strokeWidth=2, strokeDash=[5, 3])
     return rule.encode(**{axis: "value:Q"}, tooltip=alt.Tooltip("label:N", title=" "))
 
@@ -228,13 +242,14 @@ def _top_legend() -> Any:
 
 def finished(chart: Any, height: int = HEIGHT) -> Spec:
     """Return the chart's spec at the width of its place, in the page's type."""
+    soft, line = "#4A4F57", "#B9BEC6"
+    axis = {"labelColor": soft, "titleColor": soft, "domainColor": line, "tickColor": line, "gridColor": "#E7E9ED"}
     styled = (
         chart.properties(width="container", height=height, background="transparent")
         .configure(font=FONT)
-        .configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", gridColor="#E7E9ED", labelColor="#4A4F57",
-                        titleColor="#4A4F57", domainColor="#B9BEC6", tickColor="#B9BEC6")
+        .configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", **axis)
         .configure_legend(labelFontSize=12, symbolSize=90)
         .configure_view(stroke=None)
-    )  # fmt: skip
+    )
     spec: Spec = styled.to_dict()
     return spec

@@ -78,7 +78,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """All of a report: `sentence` is the answer, `verdict` its few words, good or bad as `tone` says.
+    """All of a report: `sentence` is the answer, `lead` what else it says; `verdict` in few words, good or bad by `tone`.
 
     `datasets` are rows that several charts name, so that the page holds them once.
     """
@@ -86,6 +86,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     title: str
     sentence: str
+    lead: str = ""
     verdict: str = ""
     tone: str = ""
     question: Facts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headway.report import charts
 from headway.report import words as w
@@ -31,10 +31,12 @@ def plan_html(plan: Plan) -> str:
     verdict = "" if plan.feasible else "no deployment meets the SLO"
     if plan.interrupted:
         verdict = f"interrupted: {plan.evaluated:,} of {plan.enumerated:,} deployments evaluated"
+    sentence, _, lead = w.unbroken(plan.message).partition(". ")
     page = Page(
         kind="plan",
         title=f"Headway plan: {plan.question.model} on {plan.question.gpu}",
-        sentence=w.unbroken(plan.message),
+        sentence=f"{sentence.removesuffix('.')}.",
+        lead=lead,
         verdict=verdict,
         tone="bad",
         question=w.question_rows(plan),
@@ -51,16 +53,28 @@ def selected(plan: Plan, best: int, rest: int) -> list[Candidate]:
     tail = plan.ranked[best:]
     every = max(1, -(-len(tail) // rest))
     kept = [candidate for place, candidate in enumerate(tail) if place % every == 0 or candidate.name in front]
-    return plan.ranked[:best] + kept
+    return [*plan.ranked[:best], *kept]
 
 
 def _cards(best: Candidate) -> list[Card]:
     return [
         Card("GPUs", f"{best.gpus}", best.name),
-        Card("Attainment", w.share(best.attainment), f"95% interval {w.share(best.attainment_low)} to {w.share(best.attainment_high)}"),
-        Card("TTFT and TPOT, p90", format_seconds(best.ttft_p90_s), f"then {format_seconds(best.tpot_p90_s)} a token"),
+        Card(
+            "Attainment",
+            w.share(best.attainment),
+            f"95% interval {w.share(best.attainment_low)} to {w.share(best.attainment_high)}",
+        ),
+        Card(
+            "TTFT and TPOT, p90",
+            format_seconds(best.ttft_p90_s),
+            f"then {format_seconds(best.tpot_p90_s)} a token",
+        ),
         Card("Goodput", format_rate(best.goodput_req_s), f"{format_rate(best.goodput_req_s_per_gpu)} per GPU"),
-        Card("Cost", f"{w.usd(best.usd_per_hour)}/h", f"{w.usd(best.usd_per_million_output_tokens)} per million output tokens"),
+        Card(
+            "Cost",
+            f"{w.usd(best.usd_per_hour)}/h",
+            f"{w.usd(best.usd_per_million_output_tokens)} per million output tokens",
+        ),
         Card("Energy per token", w.joules(best.joules_per_output_token), "estimated"),
     ]
 
@@ -70,9 +84,25 @@ def _tradeoffs(plan: Plan) -> list[Section]:
         return []
     rate = format_rate(plan.rate_req_s)
     figures = [
-        Figure("pareto", "Cost and goodput per GPU", "further left and higher is better", charts.cost_and_goodput(plan), wide=True),
-        Figure("rate", "What the money serves", f"a dashed line is the rate asked for, {rate}", charts.cost_and_rate(plan)),
-        Figure("attainment", f"Attainment at {rate}", "a dashed line is the target", charts.cost_and_attainment(plan)),
+        Figure(
+            "pareto",
+            "Cost and goodput per GPU",
+            "further left and higher is better",
+            charts.cost_and_goodput(plan),
+            wide=True,
+        ),
+        Figure(
+            "rate",
+            "What the money serves",
+            f"a dashed line is the rate asked for, {rate}",
+            charts.cost_and_rate(plan),
+        ),
+        Figure(
+            "attainment",
+            f"Attainment at {rate}",
+            "a dashed line is the target",
+            charts.cost_and_attainment(plan),
+        ),
         Figure("latency", f"Latency at {rate}", "dashed lines are the limits", charts.latencies(plan)),
     ]
     note = (
@@ -90,11 +120,14 @@ def _candidates(plan: Plan) -> list[Section]:
     numbers = [Column(name.replace("\n", " "), NUMBER) for name in CANDIDATE_HEADINGS]
     columns = [Column("#", NUMBER), Column("deployment", "name"), *numbers, Column("why", "prose")]
     rows = [_row(plan, candidate, rank[candidate.name]) for candidate in shown]
-    note = "A click on a heading sorts. Names: replicas x layout, P prefill and D decode, weights/KV precision, b token budget."
+    note = (
+        "A click on a heading sorts. Names: replicas x layout (P prefill, D decode), precision of weights/KV, "
+        "b token budget of a step."
+    )
     if len(shown) < len(plan.ranked):
         note += (
-            f" {len(shown):,} of {len(plan.ranked):,} are shown: the first {TABLE_BEST}, the front, and a sample of the rest;"
-            " the JSON has all."
+            f" {len(shown):,} of {len(plan.ranked):,} are shown: the first {TABLE_BEST}, the front, a sample of the "
+            "rest; the JSON has all."
         )
     tables = [Table(columns, rows, sortable=True)]
     return [Section(key="candidates", title="Candidates", note=note, tables=tables)]
@@ -118,5 +151,8 @@ def _best(plan: Plan) -> list[Section]:
     data = plan.best.deployment
     note = "The best deployment as a file for headway simulate; what is not named has its default."
     pools = from_mapping(Deployment, data, "deployment").pools
-    provenance = {pool.role: to_mapping_all(compiled(pool.replica)) for pool in pools}
-    return [Section(key="deployment", title="Deployment", note=note, code=write_yaml(data)), *sources(provenance)]
+    provenance: dict[str, Any] = {pool.role: to_mapping_all(compiled(pool.replica)) for pool in pools}
+    return [
+        Section(key="deployment", title="Deployment", note=note, code=write_yaml(data)),
+        *sources(provenance),
+    ]

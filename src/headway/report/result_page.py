@@ -7,7 +7,20 @@ from typing import Any
 from headway.metrics import Result
 from headway.report import charts
 from headway.report import words as w
-from headway.report.page import NUMBER, Card, Cell, Column, Facts, Figure, Page, Row, Section, Table, rendered, table
+from headway.report.page import (
+    NUMBER,
+    Card,
+    Cell,
+    Column,
+    Facts,
+    Figure,
+    Page,
+    Row,
+    Section,
+    Table,
+    rendered,
+    table,
+)
 from headway.report.text import asked_rows, attainment_rows, busy_words, cost_words, latency_rows
 from headway.specs import write_yaml
 from headway.units import format_rate, format_seconds
@@ -39,7 +52,13 @@ def result_html(result: Result) -> str:
         tone=tone,
         question=asked_rows(result),
         cards=_cards(result),
-        sections=[_latency(result), _load(result), _spent(result), *_deployment(result), *sources(result.provenance)],
+        sections=[
+            _latency(result),
+            _load(result),
+            _spent(result),
+            *_deployment(result),
+            *sources(result.provenance),
+        ],
     )
     return rendered(page)
 
@@ -83,7 +102,7 @@ def _latency(result: Result) -> Section:
         [name, *map(format_seconds, (each.mean, each.p50, each.p90, each.p95, each.p99, limit_s))]
         for name, each, limit_s in latency_rows(result)
     ]
-    note = "The share of requests served within a time; a dashed line is a limit. Of requests that finished after warm-up."
+    note = "The share of requests served within a time, of those that finished after warm-up. Dashed lines are limits."
     headings = ["latency", "mean", "p50", "p90", "p95", "p99", "limit"]
     tables = [table(headings, rows, numeric=6)]
     return Section(key="latency", title="Latency", note=note, figures=figures, tables=tables)
@@ -113,12 +132,18 @@ def _spent(result: Result) -> Section:
         ("Energy", f"{w.joules(energy.joules)}, {w.amount(energy.mean_watts)} W on average ({energy.kind})"),
         (
             "Carbon",
-            f"{w.grams(carbon.grams)} CO2, {w.grams(carbon.grams_per_million_output_tokens)} per million output tokens, "
-            f"at {w.amount(carbon.g_per_kwh)} g/kWh and PUE {carbon.pue:g}",
+            f"{w.grams(carbon.grams)} CO2, {w.grams(carbon.grams_per_million_output_tokens)} per million output "
+            f"tokens, at {w.amount(carbon.g_per_kwh)} g/kWh and PUE {carbon.pue:g}",
         ),
     ]
     figures = [
-        Figure("energy", "Energy by phase", "idle: what all GPUs draw without work", charts.energy(result), wide=True)
+        Figure(
+            "energy",
+            "Energy by phase",
+            "idle: what all GPUs draw without work",
+            charts.energy(result),
+            wide=True,
+        )
     ]
     return Section(key="spent", title="Energy and cost", figures=figures, facts=facts)
 
@@ -137,7 +162,12 @@ def sources(provenance: dict[str, Any]) -> list[Section]:
         if role in ("stopped", "trace"):
             continue
         rows = [_source_row(name, estimate) for name, estimate in estimates.items()]
-        columns = [Column("assumption"), Column("value", NUMBER), *map(Column, ("interval", "from")), Column("source", "prose")]
+        columns = [
+            Column("assumption"),
+            Column("value", NUMBER),
+            *map(Column, ("interval", "from")),
+            Column("source", "prose"),
+        ]
         note = (
             "What a step's time and energy were computed from. Fitted: on measurements by others, with the interval of "
             "the fit. Vendor: a data sheet. Measured: read off the hardware. Modelled: our estimate."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from headway.metrics import Latency, Result
+from headway.metrics import Latency, Result, Slo
 from headway.report import words as w
 from headway.units import format_count, format_rate, format_seconds
 
@@ -46,7 +46,12 @@ def plan_text(plan: Plan, top: int) -> RenderableType:
         reasons = [(f"{rank}", candidate.reason) for rank, candidate in enumerate(shown, start=1)]
         parts += [_candidates(plan, top), Text("Why", style="bold"), _facts(reasons, columns=2)]
     if len(plan.ranked) > top:
-        parts.append(Text(f"and {len(plan.ranked) - top:,} more: --top N, --html FILE or --json FILE show them", style="dim"))
+        parts.append(
+            Text(
+                f"and {len(plan.ranked) - top:,} more: --top N, --html FILE or --json FILE show them",
+                style="dim",
+            )
+        )
     return Group(*parts)
 
 
@@ -61,7 +66,7 @@ def _candidates(plan: Plan, top: int) -> Table:
     for heading in CANDIDATE_HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for rank, candidate in enumerate(plan.ranked[:top], start=1):
-        style = GOOD if candidate is plan.best or rank == 1 and plan.feasible else "" if candidate.meets else "dim"
+        style = GOOD if rank == 1 and plan.feasible else "" if candidate.meets else "dim"
         cells = [f"{rank}", candidate.name, *candidate_cells(candidate)]
         table.add_row(*(Text(cell) for cell in cells), style=style)
     return table
@@ -113,8 +118,14 @@ def asked_rows(result: Result) -> list[tuple[str, str]]:
     )  # fmt: skip
     served = f"{requests.arrived:,} arrived, {requests.finished:,} finished{', ' + lost if lost else ''}"
     return [
-        ("Deployment", f"{w.deployment_words(deployment)}; {w.counted(result.gpus, 'GPU')}" if deployment else w.NONE),
-        ("Workload", w.workload_words(result.workload) + (f"; seed {result.seed}" if result.seed is not None else "")),
+        (
+            "Deployment",
+            f"{w.deployment_words(deployment)}; {w.counted(result.gpus, 'GPU')}" if deployment else w.NONE,
+        ),
+        (
+            "Workload",
+            w.workload_words(result.workload) + (f"; seed {result.seed}" if result.seed is not None else ""),
+        ),
         ("Requests", f"{served}; {result.slo.measured:,} measured after warm-up"),
     ]
 
@@ -136,12 +147,12 @@ def _latencies(result: Result) -> Table:
 
 def latency_rows(result: Result) -> list[tuple[str, Latency, float | None]]:
     """Return name, distribution and limit of each latency, in the order they are shown."""
-    limits = result.slo.limits
+    limits = result.slo.limits or Slo()
     return [
-        ("TTFT", result.ttft_s, limits and limits.ttft_s),
-        ("TPOT", result.tpot_s, limits and limits.tpot_s),
-        ("ITL", result.itl_s, limits and limits.itl_s),
-        ("E2E", result.e2e_s, limits and limits.e2e_s),
+        ("TTFT", result.ttft_s, limits.ttft_s),
+        ("TPOT", result.tpot_s, limits.tpot_s),
+        ("ITL", result.itl_s, limits.itl_s),
+        ("E2E", result.e2e_s, limits.e2e_s),
     ]
 
 
@@ -155,7 +166,10 @@ def _happened(result: Result) -> list[tuple[str, str]]:
             f"{w.amount(throughput.output_tokens_per_s_per_gpu)} per GPU",
         ),
         *attainment_rows(result),
-        ("KV cache", f"{w.share(kv.peak_utilization)} at the fullest{hits}, {w.counted(kv.preemptions, 'preemption')}"),
+        (
+            "KV cache",
+            f"{w.share(kv.peak_utilization)} at the fullest{hits}, {w.counted(kv.preemptions, 'preemption')}",
+        ),
         ("Replicas", busy_words(result)),
         (
             f"Energy, {energy.kind}",
@@ -174,8 +188,8 @@ def attainment_rows(result: Result) -> list[tuple[str, str]]:
     return [
         (
             name,
-            f"{w.share(slo.attainment)} (95% interval {w.share(slo.attainment_low)} to {w.share(slo.attainment_high)}), "
-            f"target {w.share(slo.target)}",
+            f"{w.share(slo.attainment)} (95% interval {w.share(slo.attainment_low)} to {w.share(slo.attainment_high)})"
+            f", target {w.share(slo.target)}",
         )
         for name, slo in [*whole, *((f"Class {key}", each) for key, each in result.slo.by_class.items())]
     ]

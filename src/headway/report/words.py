@@ -107,7 +107,7 @@ def pool_words(pool: Pool) -> str:
     layout = f"tp {replica.tp}" + (f" pp {replica.pp}" if replica.pp > 1 else "")
     precision = replica.weights if replica.kv == replica.weights else f"{replica.weights}, KV {replica.kv}"
     role = "" if pool.role == "mixed" else f" {pool.role}"
-    return f"{pool.count} × {layout}{role} on {replica.gpu} ({precision})"
+    return f"{pool.count} x {layout}{role} on {replica.gpu} ({precision})"
 
 
 def deployment_words(deployment: Deployment) -> str:
@@ -145,7 +145,7 @@ def result_sentence(result: Result) -> str:
         return f"{done}; nine in ten had their first token within {first} and each further one within {rest}."
     within = f" within {limits(slo.limits)}" if slo.limits is not None else " within the limits of its class"
     verdict = "met" if slo.met else "missed"
-    target = f"the target of {share(slo.target)} is {verdict}" if slo.target is not None else f"the SLO is {verdict}"
+    target = f"the SLO is {verdict}" if slo.target is None else f"the target of {share(slo.target)} is {verdict}"
     if slo.itl_met is False and slo.attainment >= (slo.target or 0):
         target = "but gaps between tokens are longer than the ITL limit: the SLO is missed"
     return f"{share(slo.attainment)} of requests were served{within}: {target}."
@@ -173,9 +173,10 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def outcome_words(plan: Plan) -> str:
     """Return how many candidates meet the SLO, and what breaks first in the others."""
-    breaks = Counter(candidate.binding for candidate in plan.ranked if not candidate.meets)
+    breaks = Counter(BREAKS[candidate.binding] for candidate in plan.ranked if not candidate.meets)
     missed = breaks.total()
     meet = f"{len(plan.ranked) - missed:,} meet the SLO at {format_rate(plan.rate_req_s)}"
     if not missed:
         return meet
-    return f"{meet}, {missed:,} miss it ({', '.join(f'{BREAKS[name]} in {count:,}' for name, count in breaks.most_common())})"
+    first = ", ".join(f"{name} in {count:,}" for name, count in breaks.most_common())
+    return f"{meet}, {missed:,} miss it (first breaks {first})"

@@ -24,7 +24,7 @@ class Arrivals:
         self.exhausted = False
         self.next_s = NEVER
         self.with_chains = False
-        self.chains = None
+        self.chains: HashChains | None = None
         self.refill()
 
     def refill(self) -> cython.int:

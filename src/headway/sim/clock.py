@@ -27,9 +27,8 @@ class EngineClock:
 
     def before(self, a: cython.int, b: cython.int) -> cython.bint:
         """Whether engine a steps before engine b."""
-        if self.time_s[a] != self.time_s[b]:
-            return self.time_s[a] < self.time_s[b]
-        return a < b
+        earlier: cython.bint = self.time_s[a] < self.time_s[b]
+        return earlier or (self.time_s[a] == self.time_s[b] and a < b)
 
     def set(self, engine: cython.Py_ssize_t, time_s: cython.double) -> cython.int:
         """Give an engine its next step time."""

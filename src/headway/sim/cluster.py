@@ -31,8 +31,12 @@ class Handoff:
     """
 
     def __init__(
-        self, replicas: int, bytes_per_token: tuple[float, float], window: cython.longlong,
-        bytes_per_s: cython.double, latency_s: cython.double,
+        self,
+        replicas: int,
+        bytes_per_token: tuple[float, float],
+        window: cython.longlong,
+        bytes_per_s: cython.double,
+        latency_s: cython.double,
     ) -> None:
         self.bytes_per_token, self.window_bytes_per_token = bytes_per_token
         self.window = window
@@ -43,7 +47,11 @@ class Handoff:
         self.wait_s = 0.0
 
     def send(
-        self, source: cython.Py_ssize_t, target: cython.Py_ssize_t, tokens: cython.longlong, now: cython.double
+        self,
+        source: cython.Py_ssize_t,
+        target: cython.Py_ssize_t,
+        tokens: cython.longlong,
+        now: cython.double,
     ) -> cython.double:
         """Start a transfer as soon as both ends are free; when it has arrived."""
         start_s: cython.double = max(now, max(self.free_s[source], self.free_s[target]))
@@ -64,8 +72,14 @@ class Cluster:
     """
 
     def __init__(
-        self, pools: list[list[Engine]], state: ClusterState, policies: dict[str, Policy], arrivals: Arrivals,
-        recorder: Recorder, handoff: Handoff | None, closed: tuple[int, float] | None,
+        self,
+        pools: list[list[Engine]],
+        state: ClusterState,
+        policies: dict[str, Policy],
+        arrivals: Arrivals,
+        recorder: Recorder,
+        handoff: Handoff | None,
+        closed: tuple[int, float] | None,
     ) -> None:
         self.engines = [engine for pool in pools for engine in pool]
         self.first = (0, len(pools[0]))
@@ -76,8 +90,8 @@ class Cluster:
         self.arrivals = arrivals
         self.recorder = recorder
         self.clock = EngineClock(len(self.engines))
-        self.handoff = handoff
-        self.timers = []
+        self.handoff: Any = handoff
+        self.timers: list[Any] = []
         self.serial = 0
         self.closed = closed is not None
         self.think_s = 0.0
@@ -90,9 +104,8 @@ class Cluster:
 
     def advance(self, events: cython.longlong) -> cython.bint:
         """Let up to `events` events happen; False when none is left."""
-        i: cython.longlong
         now: cython.double
-        for i in range(events):
+        for _ in range(events):
             now = self.next_event()
             if now == NEVER:
                 return False
@@ -157,6 +170,9 @@ class Cluster:
         seq.handoff = self.handoff is not None and seq.output_tokens > 1
         if self.admit is not None:
             self.state.now = now
+            if self.admit.reads_progress:
+                for engine in self.engines:
+                    engine.refresh(now)
             decision = self.admit.admit(seq, self.state)
             if isinstance(decision, Reject):
                 seq.status = REJECTED
@@ -178,17 +194,19 @@ class Cluster:
             raise BadInput(f"route policy answered {decision!r} for request {seq.id}: a Route is expected")
         choice: cython.Py_ssize_t = decision.index
         if choice < 0 or choice >= len(view.replicas):
-            raise BadInput(f"route policy sent request {seq.id} to replica {choice}: the {view.role} pool has "
-                           f"{len(view.replicas)}, numbered from 0")
-        return view.replicas[choice]
+            raise BadInput(
+                f"route policy sent request {seq.id} to replica {choice}: the {view.role} pool has "
+                f"{len(view.replicas)}, numbered from 0"
+            )
+        engine = view.replicas[choice]
+        return engine
 
     def place(self, seq: Sequence, pool: cython.Py_ssize_t, now: cython.double) -> cython.int:
         """Send a request to a replica of the pool: its prompt to the first, its KV to the second."""
         engine: Engine = self.choose(seq, pool, now)
-        if pool == 0:
-            if not engine.fits(seq):
-                seq.status = FAILED
-                return self.settle(seq, now)
+        if pool == 0 and not engine.fits(seq):
+            seq.status = FAILED
+            return self.settle(seq, now)
         seq.pool = pool
         seq.source = seq.replica
         seq.replica = engine.index + (self.first[1] if pool > 0 else 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
+
 from headway.cost import Replica
 from headway.errors import BadInput
 from headway.hardware import Link, gpu
@@ -34,7 +36,7 @@ class Policies(Spec, frozen=True, kw_only=True):
     route: str = "least-requests"
     order: str = "fcfs"
     admit: str = "accept-all"
-    params: dict[str, dict[str, Any]] = {}
+    params: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
 
 class Deployment(Spec, frozen=True, kw_only=True):
@@ -85,5 +87,7 @@ class Deployment(Spec, frozen=True, kw_only=True):
                 return self.prices
             usd += price * pool.count * pool.replica.gpus
         return Prices(
-            usd_per_gpu_hour=usd / self.gpus, carbon_g_per_kwh=self.prices.carbon_g_per_kwh, pue=self.prices.pue
+            usd_per_gpu_hour=usd / self.gpus,
+            carbon_g_per_kwh=self.prices.carbon_g_per_kwh,
+            pue=self.prices.pue,
         )

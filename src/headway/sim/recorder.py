@@ -14,8 +14,17 @@ TIMES = ("arrival_s", "admitted_s", "first_token_s", "last_token_s")
 ENDED = cython.declare(cython.int, FINISHED)
 REFUSED = cython.declare(cython.int, REJECTED)
 LOST = cython.declare(cython.int, FAILED)
-COUNTS = ("prompt_tokens", "output_tokens", "cached_tokens", "preemptions", "pool", "replica", "status", "slo_class",
-          "tenant")
+COUNTS = (
+    "prompt_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "preemptions",
+    "pool",
+    "replica",
+    "status",
+    "slo_class",
+    "tenant",
+)
 
 
 class Recorder:
@@ -141,7 +150,7 @@ class Recorder:
         n = self.arrived
         times = np.asarray(self.times).reshape(-1, len(TIMES))[:n]
         counts = np.asarray(self.counts).reshape(-1, len(COUNTS))[:n]
-        columns = {"id": np.asarray(self.id)[:n]}
+        columns: dict[str, Any] = {"id": np.asarray(self.id)[:n]}
         columns |= {name: times[:, i].copy() for i, name in enumerate(TIMES)}
         return columns | {name: counts[:, i].copy() for i, name in enumerate(COUNTS)}
 

@@ -74,7 +74,9 @@ def simulate(
     counters = count(deployment, tables, pools, cluster, slo)
     if counters.unfinished and not stopped:
         raise RuntimeError(f"{counters.unfinished} of {counters.arrived} requests never ended: a bug, please report it")
-    provenance: dict[str, Any] = {pool.role: to_mapping_all(t) for pool, t in zip(deployment.pools, tables, strict=True)}
+    provenance: dict[str, Any] = {
+        pool.role: to_mapping_all(t) for pool, t in zip(deployment.pools, tables, strict=True)
+    }
     return summarize(
         Records(recorder.columns()) if records else None,
         counters,
@@ -117,8 +119,10 @@ def build(
         unit = workload.block_tokens
         pools.append([Engine(i, law, settings, pool.role, order, unit, work, gaps) for i in range(pool.count)])
     state = ClusterState(
-        tuple(PoolState(pool.role, engines, Random(f"{seed}/route/{i}"))
-              for i, (pool, engines) in enumerate(zip(deployment.pools, pools, strict=True))),
+        tuple(
+            PoolState(pool.role, engines, Random(f"{seed}/route/{i}"))
+            for i, (pool, engines) in enumerate(zip(deployment.pools, pools, strict=True))
+        ),
         Random(f"{seed}/admit"),
     )
     handoff = _handoff(deployment) if len(pools) > 1 else None
@@ -140,7 +144,10 @@ def _handoff(deployment: Deployment) -> Handoff:
 
 
 def count(
-    deployment: Deployment, tables: tuple[StepTable, ...], pools: list[list[Engine]], cluster: Cluster,
+    deployment: Deployment,
+    tables: tuple[StepTable, ...],
+    pools: list[list[Engine]],
+    cluster: Cluster,
     slo: Slo | dict[int, Slo] | None,
 ) -> Counters:
     """Collect what the engines and the recorder counted."""
@@ -148,10 +155,17 @@ def count(
     duration_s = cluster.now
     itl = Histogram()
     counters = Counters(
-        arrived=seen.arrived, finished=seen.finished, rejected=seen.rejected, failed=seen.failed,
+        arrived=seen.arrived,
+        finished=seen.finished,
+        rejected=seen.rejected,
+        failed=seen.failed,
         unfinished=seen.arrived - seen.finished - seen.rejected - seen.failed,
-        prompt_tokens=seen.prompt_tokens, cached_tokens=seen.cached_tokens, output_tokens=seen.output_tokens,
-        recomputed_tokens=seen.recomputed_tokens, gpus=deployment.gpus, duration_s=duration_s,
+        prompt_tokens=seen.prompt_tokens,
+        cached_tokens=seen.cached_tokens,
+        output_tokens=seen.output_tokens,
+        recomputed_tokens=seen.recomputed_tokens,
+        gpus=deployment.gpus,
+        duration_s=duration_s,
     )
     for pool, table, engines in zip(deployment.pools, tables, pools, strict=True):
         counters.idle_watts += table.idle_watts * pool.count / deployment.gpus
@@ -179,11 +193,15 @@ def _tally(seen: Recorder) -> Tally:
     start_s, *at_start = seen.window_start()
     end_s, *at_end = seen.window_end()
     return Tally(
-        start_s=start_s, end_s=end_s,
-        finished_at_start=at_start[0], finished_tokens_at_start=at_start[1],
-        finished_at_end=at_end[0], finished_tokens_at_end=at_end[1],
+        start_s=start_s,
+        end_s=end_s,
+        finished_at_start=at_start[0],
+        finished_tokens_at_start=at_start[1],
+        finished_at_end=at_end[0],
+        finished_tokens_at_end=at_end[1],
         finished_tokens=seen.output_tokens,
-        measured_by_class=measured, attained_by_class=attained,
+        measured_by_class=measured,
+        attained_by_class=attained,
         ttft=Histogram(seen.ttft.as_array(), seen.ttft.total_s),
         tpot=Histogram(seen.tpot.as_array(), seen.tpot.total_s),
         e2e=Histogram(seen.e2e.as_array(), seen.e2e.total_s),

@@ -58,7 +58,7 @@ class ReplicaState:
 class PoolState:
     """Identical replicas in one role: "mixed", "prefill" or "decode"."""
 
-    def __init__(self, role: str, replicas: list[ReplicaState], rng: Random) -> None:
+    def __init__(self, role: str, replicas: list[Any], rng: Random) -> None:
         self.role = role
         self.replicas = replicas
         self.rng = rng
