@@ -127,8 +127,7 @@ class Lane:
         need: cython.longlong = (steps // self.block_tokens) * cycle
         rest: cython.longlong = steps % self.block_tokens
         at: cython.longlong = first % self.block_tokens
-        i: cython.longlong
-        for i in range(rest):
+        for _ in range(rest):
             need += self.due[at] + self.window_group * self.due_window[at]
             at += 1
             if at == self.block_tokens:

@@ -71,9 +71,9 @@ def _next(low: int | None, high: int | None, at: float, floor: int) -> int:
 
 
 def _beyond(last: Trial, k: int, target: float, stride: float) -> float:
-    """Where the target is crossed, going on from the last trial by the usual slope, but no further than `stride`."""
-    away = (last.score - target) / _SLOPE
-    return k + (min(max(away, 1.0), stride) if last.met else max(min(away, -0.1), -stride))
+    """Where the target is crossed, going on from the last trial by the usual slope: an eighth of `stride` to all of it."""
+    away = min(max(abs(last.score - target) / _SLOPE, stride / _STRIDE_MAX), stride)
+    return k + away if last.met else k - away
 
 
 def _between(low: Trial, high: Trial, k_low: int, k_high: int, target: float) -> float:
