@@ -22,6 +22,7 @@ __all__ = ["Lengths", "Reach", "guess_rate", "reach"]
 
 _EPSILON = 1e-9
 _TPOT_USED = 0.85  # mean TPOT over its 90th percentile, near the limit
+_QUEUE_USED = 0.87  # of what the queue's formula allows: prompts that share a step end together
 _BISECTIONS = 24
 _SAMPLE = 64  # requests that stand for all in the guess
 
@@ -82,8 +83,8 @@ def _prompt_s(table: StepTable, lengths: Lengths) -> Floats:
 def guess_rate(deployment: Deployment, tables: tuple[StepTable, ...], sample: Lengths, slo: Slo) -> float:
     """Return about the rate at which the SLO begins to be missed, in requests/s.
 
-    The lower of two rates: prompts queue until TTFT is missed (exponential tail of a queue with several servers); the
-    batch grows until TPOT is missed (Little's law), prompts beside it prolonging its steps in a mixed pool.
+    The lower of two rates: prompts queue until TTFT is missed; the batch grows until TPOT is missed, prompts beside it
+    prolonging its steps in a mixed pool, or until requests wait for KV pages or for a place in the batch.
     """
     prefill, decode = tables[0], tables[-1]
     prompt_s = np.maximum(_prompt_s(prefill, sample), _step_s(prefill) / prefill.stages)
@@ -91,9 +92,23 @@ def guess_rate(deployment: Deployment, tables: tuple[StepTable, ...], sample: Le
     wait_max = min(ttft_max, e2e_max)
     spare_s = wait_max - prefill.stages * prompt_s if wait_max < math.inf else np.full(_SAMPLE, math.inf)
     counts = [pool.count for pool in deployment.pools]
-    queued = _queued_rate(prompt_s, counts[0], spare_s, 1 - slo.attainment)
+    missing = 1 - slo.attainment
+    queued = _QUEUE_USED * _queued_rate(prompt_s, counts[0], spare_s, missing)
     beside_s = float(prompt_s.mean()) if len(tables) == 1 else 0.0
-    return min(queued, counts[-1] * _decode_rate(decode, sample, _TPOT_USED * tpot_max, beside_s))
+    places = _places(decode, sample)
+    most = places * _no_wait(places * counts[-1], missing)
+    return min(queued, counts[-1] * _decode_rate(decode, sample, _TPOT_USED * tpot_max, beside_s, most))
+
+
+def _places(table: StepTable, sample: Lengths) -> float:
+    """Requests that a replica can hold at once."""
+    each = float((sample.prompt + sample.output).mean())
+    return min(table.max_seqs * table.stages, table.kv_blocks * table.block_tokens / each)
+
+
+def _no_wait(servers: float, missing: float) -> float:
+    """The load at which a share `missing` of requests finds all servers taken (Sakasegawa, as below)."""
+    return float(max(missing, 1e-3) ** (1 / (math.sqrt(2 * (servers + 1)) - 1)))
 
 
 def _queued_rate(service_s: Floats, servers: int, spare_s: Floats, missing: float) -> float:
@@ -114,15 +129,17 @@ def _queued_rate(service_s: Floats, servers: int, spare_s: Floats, missing: floa
     return servers / mean_s * _highest(lambda load: missed(load) <= missing, 1 - 1e-6)
 
 
-def _decode_rate(table: StepTable, sample: Lengths, tpot_max: float, beside_s: float) -> float:
-    """Rate of one replica at which a token takes `tpot_max`, each prompt holding up its steps for `beside_s`."""
+def _decode_rate(table: StepTable, sample: Lengths, tpot_max: float, beside_s: float, most: float) -> float:
+    """Rate of a replica at which a token takes `tpot_max` or `most` requests are in it.
+
+    Each prompt holds up its steps for `beside_s`.
+    """
     prompt, output = float(sample.prompt.mean()), float(sample.output[0])
-    most = min(table.max_seqs, table.kv_blocks * table.block_tokens / (prompt + output)) * table.stages
 
     def token_s(rate: float) -> float:
         spare = 1 - rate * beside_s
         seconds = 0.0
-        for _ in range(_BISECTIONS):  # a fixed point: the batch sets the step, the step sets the batch
+        for _ in range(_BISECTIONS):  # a fixed point, by Little's law: the batch sets the step, the step the batch
             n = rate * output * seconds
             if spare <= 0 or n > most:
                 return math.inf

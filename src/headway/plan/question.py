@@ -36,7 +36,8 @@ class Question(Spec, frozen=True, kw_only=True):
         seed: of every random stream; all candidates and rates see the same requests.
         requests: in a simulation of those in front; None chooses it by the rate and the limits. A trace ends where it
             ends.
-        tp, pp: degrees to try; tp None tries every power of two that cuts the model.
+        tp, pp: degrees to try. None tries every power of two that cuts the model for tp; for pp 2 and 4 as well where a
+            replica spans nodes, where links in the node are slow, or where nothing fits without.
         weights, kv: precisions to try; None tries what the GPU computes in, bf16 and fp8.
         budget_tokens: token budgets of a step to try on mixed replicas. A prefill pool takes the largest (it hardly
             matters there: 3 % of goodput), a decode pool, which computes no prompts, the smallest.
@@ -58,7 +59,7 @@ class Question(Spec, frozen=True, kw_only=True):
     seed: int = 0
     requests: int | None = None
     tp: tuple[int, ...] | None = None
-    pp: tuple[int, ...] = (1, 2, 4)
+    pp: tuple[int, ...] | None = None
     weights: tuple[str, ...] | None = None
     kv: tuple[str, ...] | None = None
     budget_tokens: tuple[int, ...] = (2048, 8192)

@@ -18,6 +18,8 @@ from headway.sim import Deployment, Pool
 
 __all__ = ["Option", "Space", "enumerate_space"]
 
+_STAGES = (1, 2, 4)
+_FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
 _EVERY_COUNT = 16  # replicas of a pool are counted one by one up to here, then in steps of an eighth
 
 
@@ -54,8 +56,8 @@ class Shape(NamedTuple):
 def enumerate_space(question: Question) -> Space:
     """Return every candidate: GPUs used, tp, pp, replicas, mixed or split with its ratio, budget, precisions.
 
-    The pools of a split may differ in TP. A pipeline is tried on mixed replicas, and in split pools only where
-    nothing fits without.
+    The pools of a split may differ in TP; they are pipelines only where nothing fits otherwise. `Question.pp` tells
+    when mixed replicas are.
 
     Raises:
         UnknownName: model or GPU. BadInput: a degree or a precision that the model or the GPU does not have.
@@ -113,6 +115,19 @@ class _Known(NamedTuple):
             kv=self.kv, engine=engine,
         )  # fmt: skip
 
+    def mixed(self) -> list[Shape]:
+        """Shapes of mixed replicas: pipelines where they may be of use."""
+        card = gpu(self.question.gpu)
+        if self.question.pp is not None or card.link_kind not in _FAST_LINKS or self.split() == self.shapes:
+            return self.shapes
+        return [shape for shape in self.shapes if shape.pp == 1 or shape.gpus > card.gpus_per_node]
+
+    def split(self) -> list[Shape]:
+        """Shapes of replicas in split pools: pipelines where nothing fits otherwise."""
+        plain = [shape for shape in self.shapes if shape.pp == 1]
+        smallest = min(self.question.budget_tokens)
+        return plain if any(self.fits.try_(self.replica(shape, smallest)) for shape in plain) else self.shapes
+
     def name(self, pools: str) -> str:
         return f"{pools} {self.weights}/{self.kv}"
 
@@ -125,7 +140,7 @@ def _deployments(known: _Known) -> Iterator[Deployment]:
 
 
 def _mixed(known: _Known) -> Iterator[Deployment]:
-    for budget, shape in product(known.question.budget_tokens, known.shapes):
+    for budget, shape in product(known.question.budget_tokens, known.mixed()):
         replica = known.replica(shape, budget)
         for count in _counts(known.question.gpus // shape.gpus):
             name = f"{known.name(f'{count}x {shape}')} b{budget}"
@@ -134,10 +149,7 @@ def _mixed(known: _Known) -> Iterator[Deployment]:
 
 def _split(known: _Known) -> Iterator[Deployment]:
     large, small = max(known.question.budget_tokens), min(known.question.budget_tokens)
-    plain = [shape for shape in known.shapes if shape.pp == 1]
-    if not any(known.fits.try_(known.replica(shape, small)) for shape in plain):
-        plain = known.shapes
-    for before, after in product(plain, plain):
+    for before, after in product(known.split(), repeat=2):
         prefill, decode = known.replica(before, large), known.replica(after, small)
         for first in _counts((known.question.gpus - after.gpus) // before.gpus):
             for second in _counts((known.question.gpus - first * before.gpus) // after.gpus):
@@ -164,10 +176,10 @@ def _counts(most: int) -> list[int]:
 def _shapes(question: Question, spec: Model, card: Gpu) -> list[Shape]:
     """TP: powers of two within one node, unless the question names degrees; no more stages than layers."""
     degrees = question.tp or [tp for tp in tp_degrees(spec, card) if tp & (tp - 1) == 0]
-    shapes = [Shape(tp, pp) for tp, pp in product(degrees, question.pp) if pp <= spec.layers]
+    shapes = [Shape(tp, pp) for tp, pp in product(degrees, question.pp or _STAGES) if pp <= spec.layers]
     fitting = [shape for shape in shapes if shape.gpus <= question.gpus]
     if not fitting:
-        asked = ", ".join(map(str, shapes)) or f"pp {list(question.pp)} of {spec.layers} layers"
+        asked = ", ".join(map(str, shapes)) or f"pp {list(question.pp or _STAGES)} of {spec.layers} layers"
         raise BadInput(f"{question.gpus} GPUs hold none of the replicas asked for ({asked}): raise gpus or lower tp or pp")
     return fitting
 

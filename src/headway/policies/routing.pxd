@@ -3,6 +3,9 @@ from headway.state.decisions cimport route_to
 from headway.state.views cimport PoolState, ReplicaState, Request
 
 
+cdef Py_ssize_t least_loaded(PoolState pool, bint by_tokens) except -1
+
+
 cdef class RoundRobin(Policy):
     cdef dict turn
     cpdef object route(self, Request request, PoolState pool)

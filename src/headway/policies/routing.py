@@ -24,6 +24,26 @@ class RoundRobin(Policy):
         return route_to(index, "next in turn")
 
 
+def least_loaded(pool: PoolState, by_tokens: cython.bint) -> cython.Py_ssize_t:
+    """The first replica with the smallest load: tokens to hold, or requests."""
+    best: cython.Py_ssize_t = 0
+    i: cython.Py_ssize_t
+    load: cython.longlong
+    least: cython.longlong = -1
+    replica: ReplicaState
+    replicas: list[ReplicaState] = pool.replicas
+    for i in range(len(replicas)):
+        replica = cython.cast(ReplicaState, replicas[i])
+        if by_tokens:
+            load = replica.waiting_tokens + replica.context_tokens
+        else:
+            load = replica.waiting + replica.running
+        if least < 0 or load < least:
+            best = i
+            least = load
+    return best
+
+
 class LeastRequests(Policy):
     """The replica with the fewest requests, waiting and running."""
 
@@ -31,19 +51,7 @@ class LeastRequests(Policy):
 
     def route(self, request: Request, pool: PoolState) -> object:
         """Take the first of the least loaded."""
-        best: cython.Py_ssize_t = 0
-        i: cython.Py_ssize_t
-        load: cython.longlong
-        least: cython.longlong = -1
-        replica: ReplicaState
-        replicas: list[ReplicaState] = pool.replicas
-        for i in range(len(replicas)):
-            replica = cython.cast(ReplicaState, replicas[i])
-            load = replica.waiting + replica.running
-            if least < 0 or load < least:
-                best = i
-                least = load
-        return route_to(best, "fewest requests")
+        return route_to(least_loaded(pool, False), "fewest requests")
 
 
 class LeastTokens(Policy):
@@ -51,19 +59,7 @@ class LeastTokens(Policy):
 
     def route(self, request: Request, pool: PoolState) -> object:
         """Take the first of the least loaded."""
-        best: cython.Py_ssize_t = 0
-        i: cython.Py_ssize_t
-        load: cython.longlong
-        least: cython.longlong = -1
-        replica: ReplicaState
-        replicas: list[ReplicaState] = pool.replicas
-        for i in range(len(replicas)):
-            replica = cython.cast(ReplicaState, replicas[i])
-            load = replica.waiting_tokens + replica.context_tokens
-            if least < 0 or load < least:
-                best = i
-                least = load
-        return route_to(best, "fewest tokens")
+        return route_to(least_loaded(pool, True), "fewest tokens")
 
 
 class PowerOfTwo(Policy):
