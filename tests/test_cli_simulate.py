@@ -11,8 +11,8 @@ import time
 
 import pytest
 
+from cli_cases import refused, run
 from headway.metrics import Records, Result
-from test_cli import refused, run
 
 SMALL = ("simulate", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", "--requests", "60")
 CUSTOM = (*SMALL, "--input", "exp:200", "--output", "exp:20", "--rate", "20")
@@ -77,7 +77,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others():
 
 
 def test_options_reach_the_deployment_and_the_workload():
-    data = simulated(*CUSTOM, "--replicas", "2", "--tp", "2", "--policy", "route=round-robin", "--arrival", "gamma:cv=2")
+    changes = ("--replicas", "2", "--tp", "2", "--policy", "route=round-robin", "--arrival", "gamma:cv=2")
+    data = simulated(*CUSTOM, *changes)
     (pool,) = data["deployment"]["pools"]
     assert (pool["count"], pool["replica"]["tp"], data["gpus"]) == (2, 2, 4)
     assert data["deployment"]["policies"]["route"] == "round-robin"
@@ -136,6 +137,7 @@ def test_a_report_is_written(tmp_path):
     page = tmp_path / "r.html"
     assert run(*CUSTOM, "--html", page).exit_code == 0
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert run(*CUSTOM, "--html", "-").stdout.startswith("<!doctype html>")
 
 
 # --- policies of the user ---
@@ -178,13 +180,20 @@ def module(tmp_path, monkeypatch, request):
 
 def test_a_policy_from_the_current_folder_routes(module):
     path = list(sys.path)
-    data = simulated(*CUSTOM, "--replicas", "3", "--policy", f"route={module}:Last", "--set", "policies.params.route.by=2")
+    choice = ("--policy", f"route={module}:Last", "--set", "policies.params.route.by=2")
+    data = simulated(*CUSTOM, "--replicas", "3", *choice)
     assert [load["busy_s"] > 0 for load in data["replicas"]] == [False, True, False]
     assert sys.path == path
 
 
 def test_an_exception_in_a_policy_is_told_by_its_line(module):
     result = run(*CUSTOM, "--policy", f"route={module}:Broken")
+    refused(result, f"policy {module}:Broken failed at {module}.py:13 in route: ZeroDivisionError")
+
+
+def test_an_exception_in_a_worker_process_is_told_by_its_line_too(module):
+    words = ("plan", "--model", "llama-3.2-1b", "--gpu", "l4", "--gpus", "4", "--ttft", "200ms", "--rate", "5")
+    result = run(*words, "--workers", "2", "--set", f"policies.route={module}:Broken", "--quiet")
     refused(result, f"policy {module}:Broken failed at {module}.py:13 in route: ZeroDivisionError")
 
 
@@ -219,18 +228,21 @@ def test_ctrl_c_prints_what_is_known(module):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_a_signal_ends_a_long_run_with_what_is_known():
-    words = [*SMALL[:-1], "1M", "--rate", "30", "--no-records", "--json", "-"]
+    words = [*SMALL[:-1], "100M", "--rate", "30", "--no-records", "--json", "-"]
     command = [sys.executable, "-m", "headway.cli", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(2.0)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("a million requests were done before the signal came")
+        try:
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "Traceback" not in stderr
     if stdout:  # nothing is known when the signal came before the run began
-        assert json.loads(stdout)["requests"]["unfinished"] > 0
+        data = json.loads(stdout)
+        assert data["requests"]["finished"] > 0
+        assert "interrupted" in data["provenance"]["stopped"]
 
 
 # --- bad input ---

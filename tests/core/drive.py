@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 
+import headway
 from headway.cost import EngineSettings, StepTable
 from headway.engine import Engine, Gaps, StepLaw, WorkDone
 from headway.engine.reference import ReferenceEngine, Row
 from headway.metrics import Histogram
-from headway.policies import policy
+from headway.policies import Policy, policy
 from headway.sim.arrivals import Arrivals
-from headway.sim.cluster import Cluster
+from headway.sim.cluster import Cluster, Handoff
 from headway.sim.recorder import Recorder
-from headway.state import ClusterState, PoolState
+from headway.state import ClusterState, PoolState, Request, Route
 from headway.workload.batch import Batch
 
+CASES = 40 if headway.interpreted_modules() else 250  # random cases a law is tried on
 BINS = (Histogram.BINS, Histogram.MIN_S, Histogram.INV_LOG_GROWTH)
 COLUMNS = (
     "arrival_s",
@@ -53,7 +56,7 @@ def make_table(rng: Random, *, budget: int, seqs: int, stages: int, block: int, 
         "decode_window": np.full(seqs + 1, scale * rng.uniform(0, 1e-5)),
         "prefill_base": rng.uniform(0, 1e-4),
         "prefill_area": rng.uniform(0, 1e-7),
-        "prefill_window_area": rng.uniform(0, 1e-7),
+        "prefill_window_area": rng.uniform(0, 1e-7) * bool(window),
     }
     return StepTable(
         **{f"{name}_s": value for name, value in seconds.items()},
@@ -172,3 +175,136 @@ def run_reference(case: Case) -> ReferenceEngine:
     reference = ReferenceEngine(case.table, case.settings, case.unit_tokens, order)
     reference.run(case.rows)
     return reference
+
+
+# --- several replicas, two pools, closed loops ------------------------------------------------------------------
+
+
+class Nosy(Policy):
+    """Sends a request by everything it can see, so that a view that is off by one token changes the run.
+
+    `log` keeps what it saw. A cluster's views must be the same however the engines got there.
+    """
+
+    def __init__(self) -> None:
+        self.log: list[tuple[object, ...]] = []
+
+    def route(self, request: Request, pool: PoolState) -> Route:
+        seen: list[object] = [pool.now, pool.role, request.id]
+        for replica in pool.replicas:
+            seen += [replica.running, replica.waiting, replica.waiting_tokens, replica.context_tokens]
+            seen += [replica.kv_used_blocks, replica.cached_tokens(request)]
+        self.log.append(tuple(seen))
+        return Route(hash(tuple(seen[2:])) % len(pool.replicas), "what it saw")
+
+
+@dataclass
+class PoolCase:
+    """Identical replicas of a random step law."""
+
+    role: str
+    count: int
+    table: StepTable
+    settings: EngineSettings
+
+
+@dataclass
+class ClusterCase:
+    """One mixed pool, or prefill and decode pools with a link; open loop, or closed (users, seconds of thought)."""
+
+    pools: list[PoolCase]
+    unit_tokens: int
+    order: str
+    route: str
+    admit: str | None
+    link: tuple[float, float]
+    closed: tuple[int, float] | None
+    rows: list[Row]
+
+
+@dataclass
+class Served:
+    """What became of a cluster case: the rows as columns, and the objects that know the rest."""
+
+    columns: dict[str, np.ndarray]
+    cluster: Cluster
+    pools: list[list[Engine]]
+    handoff: Handoff | None
+    router: Policy
+
+    @property
+    def engines(self) -> list[Engine]:
+        return [engine for pool in self.pools for engine in pool]
+
+
+ROUTERS = ("round-robin", "least-requests", "least-tokens", "power-of-two", "prefix-affinity", "drive:Nosy")
+
+
+def make_cluster_case(seed: int) -> ClusterCase:
+    """A random cluster; small, with equal lengths here and there, so that things happen at the same instant."""
+    rng = Random(seed)
+    window = rng.choice([0, 0, 0, 1, rng.randint(2, 60)])
+    roles = rng.choice([("mixed",), ("prefill", "decode")])
+    pools, largest = [], 1
+    for role in roles:
+        block, budget = rng.choice([1, 2, 4, 16]), rng.choice([4, 16, 64, 300])
+        seqs = rng.randint(1, min(budget, 12))
+        table = make_table(rng, budget=budget, seqs=seqs, stages=rng.choice([1, 1, 1, 2]), block=block, window=window)
+        settings = EngineSettings(
+            max_batched_tokens=budget, max_seqs=seqs, block_tokens=block, prefix_cache=rng.random() < 0.8
+        )
+        pools.append(PoolCase(role, rng.randint(1, 3), table, settings))
+        largest = max(largest, block)
+    unit = rng.choice([0, largest, 2 * largest])
+    rows = make_rows(rng, unit)
+    if rng.random() < 0.3:
+        for row in rows:
+            row.prompt, row.output = rng.choice([20, 20, 40]), rng.choice([1, 5, 10, 30])
+            row.hashes = row.hashes[: row.prompt // unit] if unit else ()
+    return ClusterCase(
+        pools,
+        unit,
+        order=rng.choice(["fcfs", "fcfs", "priority", "sjf", "edf"]),
+        route=rng.choice(ROUTERS),
+        admit=rng.choice([None, None, "queue-limit"]),
+        link=(rng.choice([1e3, 1e5, 1e12]), rng.choice([0.0, 1e-3, 0.5])),
+        closed=rng.choice([None, (rng.randint(1, 12), rng.choice([0.0, 0.0, 0.1]))]),
+        rows=rows,
+    )
+
+
+def run_cluster(
+    case: ClusterCase, *, leaps: bool = True, watch: Callable[[Served], None] | None = None, events: int = 1000
+) -> Served:
+    """The case through the cluster; `watch` looks at it after every `events` events."""
+    order = None if case.order == "fcfs" else policy("order", case.order)
+    pools = []
+    for pool in case.pools:
+        sizes = pool.settings.max_batched_tokens, pool.settings.max_seqs
+        law, work, gaps = StepLaw(pool.table), WorkDone(*sizes), Gaps(*BINS, sizes[1])
+        shared = (law, pool.settings, pool.role, order, case.unit_tokens, work, gaps)
+        pools.append([Engine(i, *shared) for i in range(pool.count)])
+    for engine in (engine for pool in pools for engine in pool):
+        engine.set_leaps(leaps)
+    views = [
+        PoolState(each.role, pool, Random(i)) for i, (each, pool) in enumerate(zip(case.pools, pools, strict=True))
+    ]
+    policies = {"route": policy("route", case.route)}
+    if case.admit is not None:
+        policies["admit"] = policy("admit", case.admit, {"limit": 2})
+    handoff = None
+    if len(pools) > 1:
+        window = case.pools[0].table.window
+        handoff = Handoff(sum(map(len, pools)), (3.0, 2.0 if window else 0.0), window, *case.link)
+    recorder = Recorder(True, len(case.rows), len(case.rows) // 4, [(1.0, 1.0, 1.0)], BINS)
+    arrivals = Arrivals(iter([batch_of(case.rows)]))
+    cluster = Cluster(pools, ClusterState(tuple(views), Random(99)), policies, arrivals, recorder, handoff, case.closed)
+    served = Served({}, cluster, pools, handoff, policies["route"])
+    while cluster.advance(events):
+        if watch is not None:
+            watch(served)
+    for engine in served.engines:
+        engine.refresh(cluster.now)
+        engine.check_integrity()
+    served.columns = recorder.columns()
+    return served

@@ -39,7 +39,7 @@ class Verbs(click.Group):
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):
-            click.echo("interrupted before anything was known", err=True)
+            click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -50,11 +51,15 @@ def _place(error: Exception, module: str) -> str | None:
         return None
     if spec is None or spec.origin is None:
         return None
-    path = Path(spec.origin)
+    path, frames = Path(spec.origin), []
     if isinstance(error, SyntaxError) and error.filename == spec.origin:
         return f"{_short(path)}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
-    return f"{_short(path)}:{frames[-1].lineno} in {frames[-1].name}" if frames else None
+    for note in getattr(error, "__notes__", ()):  # a worker process hands over its traceback as text
+        frames += re.findall(rf'File "{re.escape(spec.origin)}", line (\d+), in (\w+)', note)
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == spec.origin:
+            frames.append((str(frame.lineno), frame.name))
+    return f"{_short(path)}:{frames[-1][0]} in {frames[-1][1]}" if frames else None
 
 
 def _short(path: Path) -> str:

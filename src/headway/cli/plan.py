@@ -40,9 +40,7 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
     """
     from headway.plan import plan as run
 
-    terminal = Terminal(asked["json_to"], asked["yaml_to"], quiet=asked["quiet"])
-    if asked["yaml_to"] == asked["json_to"] == "-":
-        raise BadInput("--json - and --yaml - both want stdout: write one of them to a file")
+    terminal = Terminal(asked["json_to"], asked["yaml_to"], asked["html_to"], quiet=asked["quiet"])
     check_files(asked["html_to"], asked["json_to"], asked["yaml_to"])
     question, made = question_of(asked, terminal)
     note_interpreted(terminal)

@@ -32,7 +32,7 @@ def simulate(ctx: click.Context, /, deployment_file: str | None, **asked: Any) -
     headway simulate best.yaml --workload trace.csv.gz --set pools.0.count=4
     headway simulate --model qwen3-32b --gpu h100-sxm --replicas 4 --policy route=mine:Router
     """
-    terminal = Terminal(asked["json_to"], quiet=asked["quiet"])
+    terminal = Terminal(asked["json_to"], asked["html_to"], quiet=asked["quiet"])
     check_files(asked["html_to"], asked["json_to"], asked["records_to"])
     check_records(asked["records_to"], asked["no_records"])
     result = _run(terminal, deployment_file, asked)

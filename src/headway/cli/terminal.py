@@ -24,6 +24,8 @@ class Terminal:
     """Prints for one run of a verb: where data goes to stdout (a file named ``-``), nothing else does."""
 
     def __init__(self, *data_to: str | None, quiet: bool = False) -> None:
+        if data_to.count("-") > 1:
+            raise BadInput("only one answer can go to stdout (-): give the others a file")
         self.stdout_taken = "-" in data_to
         self.quiet = quiet
 

@@ -41,12 +41,12 @@ cdef class Engine(ReplicaState):
     cdef readonly long long hit_tokens
     cdef readonly WorkDone work
     cdef bint fits(self, Sequence seq)
-    cdef int enqueue(self, Sequence seq, double now) except -1
-    cdef int expect(self, Sequence seq, double now) except -1
-    cdef int land(self, Sequence seq, double now) except -1
+    cdef int enqueue(self, Sequence seq, double now, bint late) except -1
+    cdef int expect(self, Sequence seq, double now, bint late) except -1
+    cdef int land(self, Sequence seq, double now, bint late) except -1
     cdef int let_go(self, Sequence seq, double now) except -1
     cpdef int set_leaps(self, bint leaps) except -1
-    cdef int notice(self, double now, bint urgent) except -1
+    cdef int notice(self, double now, bint late) except -1
     cdef int step(self, double now) except -1
     cdef int close(self, Lane lane, double now) except -1
     cdef int close_decodes(self, Lane lane, double now) except -1
@@ -63,6 +63,7 @@ cdef class Engine(ReplicaState):
     cdef int admit_waiting(self, Lane lane, double now) except -1
     cdef int admit_incoming(self, double now) except -1
     cdef int chunk(self, Lane lane, Sequence seq, long long prefix, long long tokens) except -1
-    cpdef int refresh(self, double now) except -1
+    cpdef int refresh(self, double now, bint late=*) except -1
     cpdef double busy_until(self, double now) except? -1
     cpdef bint check_integrity(self) except -1
+    cpdef bint check_awake(self, double now) except -1

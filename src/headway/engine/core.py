@@ -83,27 +83,27 @@ class Engine(ReplicaState):
         tokens: cython.longlong = seq.prompt_tokens + (1 if seq.handoff else seq.output_tokens)
         return self.kv.pages(tokens) <= self.kv_total_blocks and tokens <= self.max_context
 
-    def enqueue(self, seq: Sequence, now: cython.double) -> cython.int:
+    def enqueue(self, seq: Sequence, now: cython.double, late: cython.bint) -> cython.int:
         """A request arrives; its prompt is to be computed here."""
         self.queue.push(seq)
         self.waiting += 1
         self.waiting_tokens += seq.target
         if self.running < self.max_seqs and (self.waiting == 1 or self.queue.ordered):
-            self.notice(now, False)
+            self.notice(now, late)
         return 0
 
-    def expect(self, seq: Sequence, now: cython.double) -> cython.int:
+    def expect(self, seq: Sequence, now: cython.double, late: cython.bint) -> cython.int:
         """A request computed elsewhere waits for room here to fetch its KV."""
         self.incoming.append(seq)
         self.waiting += 1
         if self.running < self.max_seqs:
-            self.notice(now, False)
+            self.notice(now, late)
         return 0
 
-    def land(self, seq: Sequence, now: cython.double) -> cython.int:
+    def land(self, seq: Sequence, now: cython.double, late: cython.bint) -> cython.int:
         """The KV of a request has arrived."""
         self.landed.append(seq)
-        self.notice(now, True)
+        self.notice(now, late)
         return 0
 
     def let_go(self, seq: Sequence, now: cython.double) -> cython.int:
@@ -113,14 +113,14 @@ class Engine(ReplicaState):
             self.notice(now, False)
         return 0
 
-    def notice(self, now: cython.double, urgent: cython.bint) -> cython.int:
-        """Look at the news at the next step boundary: now if idle; a leap is cut at the step under way."""
+    def notice(self, now: cython.double, late: cython.bint) -> cython.int:
+        """Look at the news at the next step boundary: now if idle, if `late` (see `Cluster.late`) after `now`."""
         lane: Lane = self.lanes[0]
         if self.law.stages == 1:
             if not lane.busy:
                 self.next_s = now
             elif lane.chunk_count == 0 and lane.planned > lane.done + 1:
-                lane.planned = lane.steps_by(now, lane.planned)
+                lane.planned = lane.steps_by(now, late, lane.planned)
                 self.next_s = lane.end_s = lane.after(lane.planned)
         elif len(self.flight) < len(self.lanes):
             self.next_s = min(self.next_s, max(now, self.stage_free_s))
@@ -140,7 +140,8 @@ class Engine(ReplicaState):
         if self.law.stages == 1:
             if lane.busy and lane.end_s <= now:
                 self.close(lane, now)
-            self.open(lane, now)
+            if self.open(lane, now) and not lane.busy:
+                self.open(lane, now)  # all its own work was preempted for pages that others hold: now they are free
             busy = lane.busy
             self.next_s = lane.end_s if busy else NEVER
         else:
@@ -271,7 +272,7 @@ class Engine(ReplicaState):
         if self.flight:
             lane = self.flight[0]
             self.next_s = lane.end_s
-            work = self.partial is not None or self.queue.size > 0 or len(self.landed) > 0
+            work = self.partial is not None or self.queue.size + self.incoming.size + len(self.landed) > 0
             for lane in self.lanes:
                 if not lane.busy and (lane.n > 0 or work) and self.stage_free_s > now:
                     self.next_s = min(self.next_s, self.stage_free_s)
@@ -447,8 +448,8 @@ class Engine(ReplicaState):
         """Tokens of the prompt cached here; the last token is always computed, to have something to sample from."""
         return self.kv.hit(request)
 
-    def refresh(self, now: cython.double) -> cython.int:
-        """Bring the public counts up to `now`, in the midst of a leap too."""
+    def refresh(self, now: cython.double, late: cython.bint = False) -> cython.int:
+        """Bring the public counts up to `now`, in the midst of a leap too; `late` as in `notice`."""
         lane: Lane
         steps: cython.longlong
         self.kv_used_blocks = self.kv.used
@@ -456,7 +457,7 @@ class Engine(ReplicaState):
         for lane in self.lanes:
             self.context_tokens += lane.ctx - lane.n
             if lane.busy and lane.chunk_count == 0 and self.law.stages == 1 and lane.planned > lane.done + 1:
-                steps = lane.steps_by(now, lane.planned) - 1 - lane.done
+                steps = lane.steps_by(now, late, lane.planned) - 1 - lane.done
                 self.context_tokens += steps * lane.n
                 self.kv_used_blocks += lane.demand(lane.step + 1, steps)
         self.kv.evict_down_to(self.kv_used_blocks)
@@ -474,3 +475,22 @@ class Engine(ReplicaState):
             assert lane.n == np.asarray(lane.due).sum(), "block demand lost a sequence"
             assert lane.n_window == np.asarray(lane.due_window).sum(), "window demand lost a sequence"
         return self.kv.check_integrity()
+
+    def check_awake(self, now: cython.double) -> cython.bint:
+        """Check, when all that happens at `now` has happened, that no lane idles over what it could start."""
+        lane: Lane
+        seq: Sequence
+        free: cython.longlong = self.kv.total - self.kv.used
+        idle: list[Lane] = [lane for lane in self.lanes if not lane.busy]
+        if not idle or self.stage_free_s > now or self.next_s <= now:
+            return True
+        for lane in idle:
+            assert lane.n == 0 and self.partial is None and not self.landed, "a lane idles over its own requests"
+        if self.queue.size > 0 and self.running < self.max_seqs:
+            seq = self.queue.peek(now)
+            hit: cython.longlong = self.kv.hit(seq)
+            need: cython.longlong = self.kv.price(seq, hit + min(seq.target - hit, self.max_tokens))
+            assert need > free, f"a lane idles, and request {seq.id} could start"
+        elif self.incoming.size > 0 and self.running < self.max_seqs:
+            assert self.kv.pages(self.incoming.first().target) > free, "a lane idles, and KV could be fetched"
+        return True

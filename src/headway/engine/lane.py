@@ -15,11 +15,13 @@ from typing import Any
 
 import cython
 import numpy as np
-from cython.cimports.libc.math import sqrt
+from cython.cimports.libc.math import nextafter, sqrt
 
 from headway.engine.gaps import Gaps
 from headway.engine.law import StepLaw
 from headway.engine.sequence import Line, Sequence, StepHeap
+
+FOREVER = cython.declare(cython.double, float("inf"))
 
 
 class Lane:
@@ -192,11 +194,13 @@ class Lane:
         ctx_window: cython.longlong = self.anchor_ctx_window + self.n_window * (step - 1)
         return self.base_s + self.slope_s * ctx + self.slope_window_s * ctx_window
 
-    def steps_by(self, now: cython.double, limit: cython.longlong) -> cython.longlong:
-        """The smallest number of steps since the anchor, above `done`, that ends at `now` or later.
+    def steps_by(self, now: cython.double, late: cython.bint, limit: cython.longlong) -> cython.longlong:
+        """The smallest number of steps since the anchor, above `done`, that ends at `now` or later; `late`: only later.
 
         The root of the closed form is a guess; the exact comparison decides, so rounding cannot.
         """
+        if late:
+            now = nextafter(now, FOREVER)
         square: cython.double = 0.5 * (self.slope_s * self.n + self.slope_window_s * self.n_window)
         linear: cython.double = self.base_s + self.slope_s * self.anchor_ctx
         linear += self.slope_window_s * self.anchor_ctx_window - square

@@ -1,4 +1,4 @@
-"""Which candidate is simulated next, and how long: all of them shortly, those in front until they rest on long runs."""
+"""Which candidate is simulated next, and how long: all of them shortly, those that matter at length."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ __all__ = ["Contest"]
 
 _SHORT_SHARE, _SHORT_MIN = 8, 500  # short runs have an eighth of the requests, but enough to see a tenth missing
 _CONTENDERS = 32  # so many at the top of the ranking rest on long runs, and all of the front
+_DOUBT = 0.1  # nearer than this to the asked rate, short runs do not tell whether it is met
 _NEAREST = 8  # where nothing works, so many at a time are simulated to find what comes nearest
 _HOPE = 1.15  # by which factor short runs may underrate a goodput: two standard deviations of 1,000 requests
 
@@ -37,10 +38,11 @@ class Contest:
         return jobs
 
     def _refined(self) -> list[Job]:
-        """Long runs for those in front that have none."""
+        """Long runs for those in front and in doubt that have none."""
         entries = [self._entry(i, hopeful=True) for i in self.outcomes]
-        ahead = [*rank(entries, self.question.objective)[:_CONTENDERS], *front(entries)]
-        names = {entry.deployment.name for entry in ahead if not self._final(entry.outcome)}
+        doubtful = [e for e in entries if abs(e.outcome.goodput.req_s / self.rate_req_s - 1) < _DOUBT]
+        matter = [*rank(entries, self.question.objective)[:_CONTENDERS], *front(entries), *doubtful]
+        names = {entry.deployment.name for entry in matter if not self._final(entry.outcome)}
         return [
             Job(i, self.options[i].deployment, self.long, self.outcomes[i].goodput.req_s)
             for i in sorted(self.outcomes)

@@ -93,7 +93,7 @@ class Evaluator:
         """
         deployment, slo, load = job.deployment, self.question.slo, self.load(job.requests)
         tables = tuple(compiled(pool.replica) for pool in deployment.pools)
-        lengths = load.lengths()
+        lengths = load.lengths
         hope = reach(tables, lengths, slo)
         if job.alone:
             missed = try_rate(deployment, tables, load, slo, _idle_place(hope, load))

@@ -41,7 +41,8 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     assert asked is not None
     assert asked.attainment is not None and asked.attainment_low is not None and asked.attainment_high is not None
     cost = "" if best.usd_per_hour is None else f", ${best.usd_per_hour:.2f} per hour"
-    interval = f"95 % interval {asked.attainment_low:.1%} to {asked.attainment_high:.1%}"
+    cost += f", {best.joules:.3g} J per output token"
+    interval = f"95% interval {asked.attainment_low:.1%} to {asked.attainment_high:.1%}"
     text = (
         f"{best.deployment.name}: {best.deployment.gpus} {question.gpu}{cost}. At {format_rate(rate_req_s)} "
         f"{asked.attainment:.1%} of requests meet the SLO ({interval}; target {question.slo.attainment:.0%}); "
@@ -75,7 +76,8 @@ def too_tight(entry: Entry, question: Question) -> str:
         return f"{start} {who} keeps each limit for {target:.0%} of requests, but not all at once; {name} is tightest."
     return (
         f"{start} {who} needs {takes} of {name} for {target:.0%} of requests even when they hardly meet, and the "
-        f"limit is {limit}. Ask for at least {takes}, or try a faster GPU, more of them, or a narrower precision."
+        f"limit is {limit}. Ask for {format_seconds(1.01 * outcome.worst_s)} or more, or try a faster GPU, "
+        "more of them, or a narrower precision."
     )
 
 
@@ -95,7 +97,7 @@ def _limit(entry: Entry) -> str:
 def _breaks(entry: Entry) -> str:
     binding = entry.outcome.binding
     if binding == "memory":
-        return "requests are larger than the KV cache"
+        return "requests exceed its KV cache or the context"
     return "its queue grows without end" if binding == "rate" else f"{_NAMES[binding]} breaks"
 
 

@@ -19,7 +19,8 @@ Layout = Literal["mixed", "split"]
 
 _REQUESTS = 8_000  # goodput of one seed against 64,000 requests, 70B chat on H100: -1 % and 2 to 4 % noise
 _REQUESTS_MAX = 40_000
-_QUEUE_TTFTS = 40  # a run must last this many TTFT limits, or 3 % too much load hardly shows in its queue
+_QUEUE_TTFTS = 40  # a run must last this many TTFT limits, or 3 % too much load hardly shows in its queue ...
+_BATCH_TURNS = 30  # ... and this many outputs at the TPOT limit, or the batch hardly grows to what it comes to
 
 
 class Question(Spec, frozen=True, kw_only=True):
@@ -88,7 +89,8 @@ class Question(Spec, frozen=True, kw_only=True):
                 raise BadInput(f"{name} {list(tried)}: give at least one value to try, degrees from 1")
 
 
-def default_requests(slo: Slo, rate_req_s: float) -> int:
-    """Requests of a long run when the question leaves it open: 8,000, or more where the TTFT limit is long."""
-    queue = _QUEUE_TTFTS * rate_req_s * max(slo.ttft_s or 0.0, slo.e2e_s or 0.0)
-    return int(min(max(_REQUESTS, queue), _REQUESTS_MAX))
+def default_requests(slo: Slo, rate_req_s: float, output_tokens: float) -> int:
+    """Requests of a long run when the question leaves it open: 8,000, or more where limits are long at a high rate."""
+    queue_s = _QUEUE_TTFTS * max(slo.ttft_s or 0.0, slo.e2e_s or 0.0)
+    batch_s = _BATCH_TURNS * output_tokens * (slo.tpot_s or 0.0)
+    return int(min(max(_REQUESTS, rate_req_s * max(queue_s, batch_s)), _REQUESTS_MAX))

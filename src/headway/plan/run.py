@@ -95,7 +95,7 @@ def _rate(question: Question, source: Workload) -> float:
 
 def _requests(question: Question, source: Workload, rate_req_s: float, made: bool) -> int:
     """Requests of a long run; a trace ends, and a workload that the caller made has as many as it has."""
-    wanted = question.requests or default_requests(question.slo, rate_req_s)
+    wanted = question.requests or default_requests(question.slo, rate_req_s, source.mean_output_tokens)
     return min(wanted, source.requests) if made or source.spec.trace is not None else wanted
 
 

@@ -71,7 +71,7 @@ def _next(low: int | None, high: int | None, at: float, floor: int) -> int:
 
 
 def _beyond(last: Trial, k: int, target: float, stride: float) -> float:
-    """Where the target is crossed, going on from the last trial by the usual slope: an eighth of `stride` to all of it."""
+    """Where the target is crossed, by the usual slope from the last trial: an eighth of `stride` to all of it away."""
     away = min(max(abs(last.score - target) / _SLOPE, stride / _STRIDE_MAX), stride)
     return k + away if last.met else k - away
 

@@ -180,7 +180,7 @@ def _shapes(question: Question, spec: Model, card: Gpu) -> list[Shape]:
     fitting = [shape for shape in shapes if shape.gpus <= question.gpus]
     if not fitting:
         asked = ", ".join(map(str, shapes)) or f"pp {list(question.pp or _STAGES)} of {spec.layers} layers"
-        raise BadInput(f"{question.gpus} GPUs hold none of the replicas asked for ({asked}): raise gpus or lower tp or pp")
+        raise BadInput(f"{question.gpus} GPUs hold none of the replicas asked for ({asked}): raise gpus, lower tp, pp")
     return fitting
 
 

@@ -24,7 +24,8 @@ STEP = 1.03  # from one rate of the grid to the next: the tolerance of a goodput
 
 _EVENTS_AT_ONCE = 50_000  # some 20 ms between looks at signals
 _WARMUP = 0.05
-_KEPT, _KEPT_CHAINS = 48, 4  # rates whose requests are kept: 1 MB each, with prefix chains 10 MB
+_KEPT_BYTES = 64 << 20  # of requests at different rates, kept because candidates come back to the same rates
+_REQUEST_BYTES, _BLOCK_BYTES = 80, 8
 _QUEUE_SHARE = 0.10
 
 
@@ -82,16 +83,19 @@ class Load:
         self.rate_req_s, self.seed, self.requests = rate_req_s, seed, requests
         self.warmup = 0.0 if workload.spec.trace is not None else _WARMUP
         self.skipped = warmup_requests(requests, self.warmup)
-        kept = _KEPT_CHAINS if workload.block_tokens else _KEPT
-        self.at = functools.lru_cache(maxsize=kept)(lambda k: _Kept(workload, requests, self.rate(k), seed))
+        blocks = workload.mean_prompt_tokens / workload.block_tokens if workload.block_tokens else 0.0
+        kept = int(_KEPT_BYTES / (requests * (_REQUEST_BYTES + _BLOCK_BYTES * blocks)))
+        self._make = functools.lru_cache(max(1, kept))(lambda k: _Kept(workload, requests, self.rate(k), seed))
+        self._asked = _Kept(workload, requests, rate_req_s, seed)
+        self.lengths = self._asked.lengths(self.skipped)
 
     def rate(self, k: float) -> float:
         """Requests per second at place k of the grid."""
         return float(self.rate_req_s * STEP**k)
 
-    def lengths(self) -> Lengths:
-        """Tokens of the requests that are measured."""
-        return self.at(0).lengths(self.skipped)
+    def at(self, k: int) -> Workload:
+        """The requests at place k of the grid."""
+        return self._make(k) if k else self._asked
 
 
 def ask(deployment: Deployment, load: Load, slo: Slo) -> tuple[Trial, Result]:

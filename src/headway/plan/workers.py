@@ -11,9 +11,12 @@ import os
 import pickle
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, BinaryIO, Generic, TypeVar
+
+from headway.errors import HeadwayError
 
 __all__ = ["Workers", "serve"]
 
@@ -39,9 +42,16 @@ def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
         try:
             said = (True, answer(job))
         except Exception as error:
+            if not isinstance(error, HeadwayError):
+                error.add_note(traceback.format_exc())
             said = (False, error)
         pickle.dump(said, answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()
+
+
+def _cores() -> int:
+    """Cores this process may use; not every system can tell them from those it has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers(Generic[J, R]):
@@ -54,7 +64,7 @@ class Workers(Generic[J, R]):
         self, make: Callable[..., Callable[[J], R]], context: tuple[Any, ...], count: int | None = None
     ) -> None:
         self.make, self.context = make, context
-        self.count = len(os.sched_getaffinity(0)) if count is None else count
+        self.count = _cores() if count is None else count
         self.few = count is None
         self.here: Callable[[J], R] | None = None
         self.idle: list[subprocess.Popen[bytes]] = []
@@ -62,7 +72,7 @@ class Workers(Generic[J, R]):
 
     def answers(self, jobs: Sequence[J]) -> Iterator[tuple[int, R]]:
         """Yield (position, answer) in order of completion."""
-        count = min(self.count, len(jobs) // (_JOBS_PER_WORKER if self.few else 1))
+        count = min(self.count, len(jobs) if self.started or not self.few else len(jobs) // _JOBS_PER_WORKER)
         if count < 2:
             self.here = self.here or self.make(*self.context)
             yield from ((i, self.here(job)) for i, job in enumerate(jobs))

@@ -19,8 +19,8 @@ class RoundRobin(Policy):
 
     def route(self, request: Request, pool: PoolState) -> object:
         """Take the next replica of this pool's own turn."""
-        index: cython.Py_ssize_t = self.turn.get(pool.role, 0)
-        self.turn[pool.role] = (index + 1) % len(pool.replicas)
+        index: cython.Py_ssize_t = self.turn.get(pool.role, 0) % len(pool.replicas)
+        self.turn[pool.role] = index + 1
         return route_to(index, "next in turn")
 
 

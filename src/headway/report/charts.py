@@ -55,12 +55,12 @@ def _distribution(name: str, points: list[dict[str, Any]], limit_s: float | None
         scale=alt.Scale(domain=[0, 1]),
         axis=alt.Axis(format="%", tickCount=5),
     )
-    base = alt.Chart(alt.InlineData(values=points)).encode(x=x, y=y, tooltip=alt.Tooltip("label:N", title=name))
+    base = _inline(points).encode(x=x, y=y, tooltip=alt.Tooltip("label:N", title=name))
     mark = base.mark_line(color=BLUE, strokeWidth=2, interpolate="step-after")
     dots = base.mark_point(color=BLUE, filled=True, size=30 if line else 80, opacity=0 if line else 1)
     layers = [mark, dots] if line else [dots]
     if limit_s is not None:
-        rule = alt.Chart(alt.InlineData(values=[{"seconds": limit_s, "label": f"limit {format_seconds(limit_s)}"}]))
+        rule = _inline([{"seconds": limit_s, "label": f"limit {format_seconds(limit_s)}"}])
         rule = rule.encode(x="seconds:Q", tooltip=alt.Tooltip("label:N", title=name))
         layers.append(rule.mark_rule(color=RED, strokeWidth=2, strokeDash=[5, 3]))
     return finished(alt.layer(*layers))
@@ -82,7 +82,7 @@ def replicas(result: Result) -> Spec:
         for what, value in zip(names, (load.utilization, load.kv_peak_utilization), strict=True)
         if value is not None
     ]
-    chart = alt.Chart(alt.InlineData(values=rows)).encode(
+    chart = _inline(rows).encode(
         x=alt.X("replica:O", title="replica", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         y=alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
         color=alt.Color("what:N", scale=alt.Scale(domain=names, range=[BLUE, ORANGE]), legend=_top_legend()),
@@ -102,7 +102,7 @@ def energy(result: Result) -> Spec:
         "decode": result.energy.decode_joules,
     }
     rows = [{"part": part, "joules": value, "label": w.joules(value)} for part, value in parts.items()]
-    chart = alt.Chart(alt.InlineData(values=rows)).encode(
+    chart = _inline(rows).encode(
         x=alt.X("joules:Q", title=f"energy, {result.energy.kind}", axis=alt.Axis(labelExpr=JOULES, tickCount=5)),
         y=alt.Y("part:N", title=None, sort=list(parts)),
         color=alt.Color("part:N", scale=alt.Scale(domain=list(parts), range=[GREY, ORANGE, BLUE]), legend=None),
@@ -199,15 +199,15 @@ def _points(x: Any, y: Any, legend: bool = False) -> Any:
     def by_state(values: Iterable[Any]) -> Any:
         return alt.Scale(domain=list(STATES), range=list(values))
 
-    colors = alt.Color("state:N", scale=by_state(STATES.values()), legend=_top_legend() if legend else None)
+    key = _top_legend() if legend else None
     return (
         alt.Chart(alt.NamedData(name=CANDIDATES))
-        .mark_point(filled=True)
+        .transform_calculate(size="{'best': 260, 'on the front': 70}[datum.state] || 26")
+        .mark_point(filled=True, opacity=0.75)
         .encode(
-            x=x, y=y, color=colors,
-            shape=alt.Shape("state:N", scale=by_state(["diamond", "square", "circle", "cross"])),
-            size=alt.Size("state:N", scale=by_state([260, 70, 26, 26]), legend=None),
-            opacity=alt.Opacity("state:N", scale=by_state([1, 1, 0.55, 0.4]), legend=None),
+            x=x, y=y, color=alt.Color("state:N", scale=by_state(STATES.values()), legend=key),
+            shape=alt.Shape("state:N", scale=by_state(["diamond", "square", "circle", "cross"]), legend=key),
+            size=alt.Size("size:Q", scale=None, legend=None),
             tooltip=[
                 alt.Tooltip("name:N", title="deployment"), alt.Tooltip("gpus:Q", title="GPUs"),
                 alt.Tooltip("usd:Q", title="$ per hour", format=".2f"),
@@ -223,9 +223,15 @@ def _points(x: Any, y: Any, legend: bool = False) -> Any:
 def _rule(axis: str, value: float, label: str) -> Any:
     import altair as alt
 
-    rule = alt.Chart(alt.InlineData(values=[{"value": value, "label": label}]))
+    rule = _inline([{"value": value, "label": label}])
     rule = rule.mark_rule(color=RED, strokeWidth=2, strokeDash=[5, 3])
     return rule.encode(**{axis: "value:Q"}, tooltip=alt.Tooltip("label:N", title=" "))
+
+
+def _inline(rows: list[dict[str, Any]]) -> Any:
+    import altair as alt
+
+    return alt.Chart(alt.InlineData(values=rows))
 
 
 def _time_axis() -> Any:
@@ -242,6 +248,8 @@ def _top_legend() -> Any:
 
 def finished(chart: Any, height: int = HEIGHT) -> Spec:
     """Return the chart's spec at the width of its place, in the page's type."""
+    import altair as alt
+
     soft, line = "#4A4F57", "#B9BEC6"
     axis = {"labelColor": soft, "titleColor": soft, "domainColor": line, "tickColor": line, "gridColor": "#E7E9ED"}
     styled = (
@@ -251,5 +259,6 @@ def finished(chart: Any, height: int = HEIGHT) -> Spec:
         .configure_legend(labelFontSize=12, symbolSize=90)
         .configure_view(stroke=None)
     )
-    spec: Spec = styled.to_dict()
+    with alt.data_transformers.enable(consolidate_datasets=False):  # rows stay in the spec that draws them
+        spec: Spec = styled.to_dict()
     return spec

@@ -10,7 +10,7 @@ import msgspec
 
 from headway.errors import MissingExtra
 
-PAGE = Path(__file__).with_name("page")
+TEMPLATE = Path(__file__).with_name("template")
 NUMBER = "number"
 Facts = list[tuple[str, str]]
 
@@ -78,7 +78,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """All of a report: `sentence` is the answer, `lead` what else it says; `verdict` in few words, good or bad by `tone`.
+    """All of a report: `sentence` is the answer, `lead` says more, `verdict` is a few words in a good or bad `tone`.
 
     `datasets` are rows that several charts name, so that the page holds them once.
     """
@@ -126,7 +126,7 @@ def rendered(page: Page) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    loader = FileSystemLoader(PAGE)
+    loader = FileSystemLoader(TEMPLATE)
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     specs = {figure.key: figure.spec for section in page.sections for figure in section.figures}
     return jinja.get_template("page.html.j2").render(page=page, specs=specs, bundle=Markup(_bundle()))

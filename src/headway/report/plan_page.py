@@ -30,13 +30,12 @@ def plan_html(plan: Plan) -> str:
     points = charts.candidate_rows(plan, selected(plan, CHART_BEST, CHART_REST)) if plan.ranked else []
     verdict = "" if plan.feasible else "no deployment meets the SLO"
     if plan.interrupted:
-        verdict = f"interrupted: {plan.evaluated:,} of {plan.enumerated:,} deployments evaluated"
-    sentence, _, lead = w.unbroken(plan.message).partition(". ")
+        verdict = f"interrupted after {w.counted(plan.evaluated, 'deployment')}: what is known so far"
     page = Page(
         kind="plan",
         title=f"Headway plan: {plan.question.model} on {plan.question.gpu}",
-        sentence=f"{sentence.removesuffix('.')}.",
-        lead=lead,
+        sentence=w.unbroken(w.plan_sentence(plan)),
+        lead=w.unbroken(plan.message) if plan.best else "",
         verdict=verdict,
         tone="bad",
         question=w.question_rows(plan),
@@ -83,28 +82,16 @@ def _tradeoffs(plan: Plan) -> list[Section]:
     if not plan.ranked:
         return []
     rate = format_rate(plan.rate_req_s)
+    line = f"a dashed line is the rate asked for, {rate}"
     figures = [
-        Figure(
-            "pareto",
-            "Cost and goodput per GPU",
-            "further left and higher is better",
-            charts.cost_and_goodput(plan),
-            wide=True,
-        ),
-        Figure(
-            "rate",
-            "What the money serves",
-            f"a dashed line is the rate asked for, {rate}",
-            charts.cost_and_rate(plan),
-        ),
-        Figure(
-            "attainment",
-            f"Attainment at {rate}",
-            "a dashed line is the target",
-            charts.cost_and_attainment(plan),
-        ),
-        Figure("latency", f"Latency at {rate}", "dashed lines are the limits", charts.latencies(plan)),
+        Figure("pareto", "Cost and goodput per GPU", "left and up is better", charts.cost_and_goodput(plan), wide=True),
+        Figure("rate", "What the money serves", line, charts.cost_and_rate(plan)),
     ]
+    if any(candidate.attainment is not None for candidate in plan.ranked):
+        figures += [
+            Figure("share", f"Attainment at {rate}", "a dashed line is the target", charts.cost_and_attainment(plan)),
+            Figure("latency", f"Latency at {rate}", "dashed lines are the limits", charts.latencies(plan)),
+        ]
     note = (
         "Each point is a deployment; hover for its figures. Goodput is the highest rate at which the share of requests "
         "within the SLO reaches its target. On the front is what no other beats in cost, energy and goodput at once."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from headway.plan import Candidate, Plan
 
 LABEL_COLUMNS = 17
-GOOD, BAD = "bold green", "bold red"
+GOOD, BAD, WARNING = "bold green", "bold red", "bold yellow"
 
 
 def result_text(result: Result) -> RenderableType:
@@ -29,7 +30,7 @@ def result_text(result: Result) -> RenderableType:
     parts: list[RenderableType] = [Text(w.result_sentence(result), style=style), Text("")]
     if "stopped" in result.provenance:
         stopped = f"Stopped early ({result.provenance['stopped']}): what follows covers the run so far."
-        parts = [Text(stopped, style="bold yellow"), *parts]
+        parts = [Text(stopped, style=WARNING), *parts]
     parts += [_facts(asked_rows(result)), _latencies(result), _facts(_happened(result))]
     return Group(*parts)
 
@@ -39,12 +40,14 @@ def plan_text(plan: Plan, top: int) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(plan.message, style=GOOD if plan.feasible else BAD), Text("")]
+    parts: list[RenderableType] = [Text(w.plan_sentence(plan), style=GOOD if plan.feasible else BAD)]
+    parts += [Text(plan.message), Text("")] if plan.best else [Text("")]
+    if plan.interrupted:
+        stopped = f"Interrupted after {w.counted(plan.evaluated, 'deployment')}: what follows is known so far."
+        parts.insert(0, Text(stopped, style=WARNING))
     parts.append(_facts(w.question_rows(plan)))
     if plan.ranked:
-        shown = plan.ranked[:top]
-        reasons = [(f"{rank}", candidate.reason) for rank, candidate in enumerate(shown, start=1)]
-        parts += [_candidates(plan, top), Text("Why", style="bold"), _facts(reasons, columns=2)]
+        parts += [_candidates(plan, top), Text("Why", style="bold"), _facts(_reasons(plan, top), columns=2)]
     if len(plan.ranked) > top:
         parts.append(
             Text(
@@ -53,6 +56,16 @@ def plan_text(plan: Plan, top: int) -> RenderableType:
             )
         )
     return Group(*parts)
+
+
+def _reasons(plan: Plan, top: int) -> list[tuple[str, str]]:
+    """Ranks with their reason; neighbours that share one are told together."""
+    told: list[tuple[str, str]] = []
+    ranks = enumerate(plan.ranked[:top], start=1)
+    for reason, group in itertools.groupby(ranks, key=lambda ranked: ranked[1].reason):
+        places = [rank for rank, _ in group]
+        told.append((f"{places[0]}-{places[-1]}" if len(places) > 1 else f"{places[0]}", reason))
+    return told
 
 
 def _candidates(plan: Plan, top: int) -> Table:
@@ -106,28 +119,20 @@ def _facts(rows: Iterable[tuple[str, str]], columns: int = LABEL_COLUMNS) -> Tab
 
 
 def asked_rows(result: Result) -> list[tuple[str, str]]:
-    """Return what was simulated, and how many requests that were."""
+    """Return what was simulated, how many requests that were, and what there is to know of their trace."""
     deployment = w.deployment_of(result)
-    requests = result.requests
-    lost = ", ".join(
-        f"{count:,} {name}"
-        for name, count in (
-            ("rejected", requests.rejected), ("failed", requests.failed), ("unfinished", requests.unfinished)
-        )
-        if count
-    )  # fmt: skip
-    served = f"{requests.arrived:,} arrived, {requests.finished:,} finished{', ' + lost if lost else ''}"
-    return [
-        (
-            "Deployment",
-            f"{w.deployment_words(deployment)}; {w.counted(result.gpus, 'GPU')}" if deployment else w.NONE,
-        ),
-        (
-            "Workload",
-            w.workload_words(result.workload) + (f"; seed {result.seed}" if result.seed is not None else ""),
-        ),
-        ("Requests", f"{served}; {result.slo.measured:,} measured after warm-up"),
+    seed = "" if result.seed is None else f"; seed {result.seed}"
+    rows = [
+        ("Workload", w.workload_words(result.workload) + seed),
+        ("Requests", f"{w.requests_words(result.requests)}; {result.slo.measured:,} measured after warm-up"),
     ]
+    if deployment is not None:
+        rows.insert(0, ("Deployment", f"{w.deployment_words(deployment)}; {w.counted(result.gpus, 'GPU')}"))
+    trace = result.provenance.get("trace", {})
+    told = list(trace.get("notes", []))
+    if "skipped_lines" in trace:
+        told.append(f"{w.counted(trace['skipped_lines'], 'broken line')} left out")
+    return [*rows, ("Trace", "; ".join(told))] if told else rows
 
 
 def _latencies(result: Result) -> Table:
@@ -213,5 +218,5 @@ def cost_words(result: Result) -> str:
     tokens = format_count(result.tokens.output)
     return (
         f"{w.usd(cost.usd_per_million_output_tokens)} per million output tokens, {w.usd(cost.usd_per_hour)} per hour; "
-        f"{w.usd(cost.usd)} for these {tokens}"
+        f"{w.usd(cost.usd)} for these {tokens} tokens"
     )

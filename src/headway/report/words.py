@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from headway.metrics import Result, Slo
+from headway.metrics.result import Requests
 from headway.sim import Deployment, Pool
 from headway.specs import from_mapping
 from headway.units import format_bytes, format_rate, format_seconds
@@ -121,6 +122,13 @@ def deployment_of(result: Result) -> Deployment | None:
     return None if result.deployment is None else from_mapping(Deployment, result.deployment, "deployment")
 
 
+def requests_words(requests: Requests) -> str:
+    """Return how many requests arrived and how they ended."""
+    ends = ("rejected", "failed", "unfinished")
+    lost = "".join(f", {count:,} {end}" for end in ends if (count := getattr(requests, end)))
+    return f"{requests.arrived:,} arrived, {requests.finished:,} finished{lost}"
+
+
 def workload_words(workload: dict[str, Any] | None) -> str:
     """Return the workload a result carries, in a line."""
     if workload is None:
@@ -151,6 +159,25 @@ def result_sentence(result: Result) -> str:
     return f"{share(slo.attainment)} of requests were served{within}: {target}."
 
 
+def plan_sentence(plan: Plan) -> str:
+    """Return what to run, in one sentence; where nothing will do, the plan's own words."""
+    if plan.best is None:
+        return plan.message
+    deployment = from_mapping(Deployment, plan.best.deployment, "deployment")
+    pools = listed(map(_replicas_words, deployment.pools))
+    replica = deployment.pools[0].replica
+    precision = f"{replica.weights} weights and {replica.kv} KV"
+    cost = "" if plan.best.usd_per_hour is None else f" for {usd(plan.best.usd_per_hour)} per hour"
+    return f"Run {replica.model} with {precision} as {pools}: {counted(plan.best.gpus, 'GPU')}{cost}."
+
+
+def _replicas_words(pool: Pool) -> str:
+    replica, role = pool.replica, "" if pool.role == "mixed" else f"{pool.role} "
+    layout = f"tp {replica.tp}" + (f", pp {replica.pp}" if replica.pp > 1 else "")
+    each = "each on" if pool.count > 1 else "on"
+    return f"{counted(pool.count, f'{role}replica')} {each} {replica.gpus} {replica.gpu} ({layout})"
+
+
 def question_rows(plan: Plan) -> list[tuple[str, str]]:
     """Return what a plan was asked for, and what was tried."""
     question = plan.question
@@ -158,17 +185,17 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
     slo = f"{limits(question.slo)} for {share(question.slo.attainment)} of requests"
     tried = f"{counted(plan.evaluated, 'deployment')} in {format_seconds(plan.seconds)}"
     if plan.interrupted:
-        tried += f" of {plan.enumerated:,}, then interrupted"
+        tried += ", then interrupted"
     left = [f"{count:,} {DISCARDED.get(reason, reason)}" for reason, count in plan.discarded.items() if count]
-    return [
+    rows = [
         ("Model", question.model),
         ("GPUs", f"up to {question.gpus} {question.gpu}"),
         ("Workload", f"{named} at {format_rate(plan.rate_req_s)}; seed {question.seed}"),
         ("SLO", slo),
         ("Ranked by", OBJECTIVES[question.objective]),
         ("Tried", "; ".join([f"{tried}, {plan.requests:,} requests a run", *left])),
-        ("Outcome", outcome_words(plan)),
     ]
+    return [*rows, ("Outcome", outcome_words(plan))] if plan.ranked else rows
 
 
 def outcome_words(plan: Plan) -> str:
@@ -179,4 +206,4 @@ def outcome_words(plan: Plan) -> str:
     if not missed:
         return meet
     first = ", ".join(f"{name} in {count:,}" for name, count in breaks.most_common())
-    return f"{meet}, {missed:,} miss it (first breaks {first})"
+    return f"{meet}, {missed:,} miss it (what breaks first: {first})"

@@ -2,7 +2,7 @@
 
 Events are ordered by (time, priority, serial). At one instant KV transfers end first, then requests arrive, then
 engines step, so that a step sees everything that is there when it starts. Engines that step at the same instant go
-by their index.
+by their index; what one of them causes at this instant finds those before it in their next step already.
 """
 
 from __future__ import annotations

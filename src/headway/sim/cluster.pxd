@@ -39,6 +39,8 @@ cdef class Cluster:
     cdef double think_s
     cdef bint closed
     cdef readonly double now
+    cdef double turn_s
+    cdef Py_ssize_t turn
     cdef readonly long long events
     cpdef bint advance(self, long long events) except -1
     cdef double next_event(self) noexcept
@@ -47,5 +49,6 @@ cdef class Cluster:
     cdef Engine choose(self, Sequence seq, Py_ssize_t pool, double now)
     cdef int place(self, Sequence seq, Py_ssize_t pool, double now) except -1
     cdef int step(self, double now) except -1
+    cdef bint late(self, Py_ssize_t engine, double now) noexcept
     cdef int settle(self, Sequence seq, double now) except -1
     cdef int timer(self, double time_s, int priority, object what) except -1

@@ -96,6 +96,8 @@ class Cluster:
         self.closed = closed is not None
         self.think_s = 0.0
         self.now = 0.0
+        self.turn_s = -1.0
+        self.turn = 0
         self.events = 0
         if closed is not None:
             self.think_s = closed[1]
@@ -152,7 +154,7 @@ class Cluster:
         target: Engine = self.engines[seq.replica]
         source.let_go(seq, now)
         self.clock.set(seq.source, source.next_s)
-        target.land(seq, now)
+        target.land(seq, now, self.late(seq.replica, now))
         self.clock.set(seq.replica, target.next_s)
         return 0
 
@@ -160,6 +162,8 @@ class Cluster:
 
     def arrive(self, now: cython.double) -> cython.int:
         """The next request arrives: admit it, and place it in the first pool."""
+        i: cython.Py_ssize_t
+        engine: Engine
         seq: Sequence = self.arrivals.take()
         if self.closed:
             seq.arrival_s = now
@@ -171,8 +175,9 @@ class Cluster:
         if self.admit is not None:
             self.state.now = now
             if self.admit.reads_progress:
-                for engine in self.engines:
-                    engine.refresh(now)
+                for i in range(len(self.engines)):
+                    engine = self.engines[i]
+                    engine.refresh(now, self.late(i, now))
             decision = self.admit.admit(seq, self.state)
             if isinstance(decision, Reject):
                 seq.status = REJECTED
@@ -188,7 +193,7 @@ class Cluster:
         view.now = now
         if self.refreshes:
             for engine in view.replicas:
-                engine.refresh(now)
+                engine.refresh(now, self.late(self.first[pool] + engine.index, now))
         decision = self.route.route(seq, view)
         if not isinstance(decision, Route):
             raise BadInput(f"route policy answered {decision!r} for request {seq.id}: a Route is expected")
@@ -209,11 +214,11 @@ class Cluster:
             return self.settle(seq, now)
         seq.pool = pool
         seq.source = seq.replica
-        seq.replica = engine.index + (self.first[1] if pool > 0 else 0)
+        seq.replica = self.first[pool] + engine.index
         if pool == 0:
-            engine.enqueue(seq, now)
+            engine.enqueue(seq, now, self.late(seq.replica, now))
         else:
-            engine.expect(seq, now)
+            engine.expect(seq, now, self.late(seq.replica, now))
         self.clock.set(seq.replica, engine.next_s)
         return 0
 
@@ -224,6 +229,10 @@ class Cluster:
             self.timer(now + self.think_s, ARRIVAL, None)
         return 0
 
+    def late(self, engine: cython.Py_ssize_t, now: cython.double) -> cython.bint:
+        """Whether an engine's turn at this instant is over: it, or one that steps after it, has stepped."""
+        return engine <= self.turn and self.turn_s == now
+
     # --- engines ------------------------------------------------------------------------------------------------
 
     def step(self, now: cython.double) -> cython.int:
@@ -232,6 +241,8 @@ class Cluster:
         engine: Engine = self.engines[index]
         seq: Sequence
         target: Engine
+        self.turn = max(self.turn, index) if self.turn_s == now else index
+        self.turn_s = now
         engine.step(now)
         self.clock.set(index, engine.next_s)
         while engine.out.size > 0:

@@ -1,7 +1,7 @@
 function draw(specs, datasets) {
   const options = { actions: false, renderer: "svg", tooltip: { theme: "light" } };
   for (const place of document.querySelectorAll("[data-chart]")) {
-    const spec = { ...specs[place.dataset.chart], datasets };
+    const spec = { datasets, ...specs[place.dataset.chart] };
     window.headwayEmbed(place, spec, options).catch((error) => {
       place.textContent = "This chart could not be drawn: " + error.message;
     });

@@ -1,0 +1,276 @@
+"""The laws of docs/laws.md on random clusters of tiny step tables; real replicas are in test_laws_real.py.
+
+Laws 7 and 8 for one replica are held by test_parity.py, 9 by test_modes.py, 10 by test_theory.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from drive import (
+    CASES,
+    Case,
+    ClusterCase,
+    Nosy,
+    Served,
+    make_case,
+    make_cluster_case,
+    run_cluster,
+    run_core,
+    run_reference,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.cost import StepTable
+from headway.engine import FAILED, FINISHED, REJECTED
+from headway.engine.reference import Batch, ReferenceEngine, Row
+from headway.sim.energy import dynamic_joules
+
+SEEDS = st.integers(0, 2**40)
+law = settings(max_examples=CASES, deadline=None)
+
+
+def pages(table: StepTable, tokens: int) -> int:
+    """KV pages of `tokens` tokens, counted block by block."""
+    blocks = -(-tokens // table.block_tokens)
+    inside = sum(block * table.block_tokens + 1 < table.window for block in range(blocks))
+    return blocks + table.window_group * inside
+
+
+def could_run(case: ClusterCase, row: Row) -> bool:
+    """Whether a request fits every pool it passes, alone."""
+    for pool in case.pools:
+        handed = pool.role == "prefill" and row.output > 1
+        tokens = row.prompt + (1 if handed else row.output)
+        if pool.role == "decode" and row.output == 1:
+            continue
+        if tokens > pool.table.max_context or pages(pool.table, tokens) > pool.table.kv_blocks:
+            return False
+    return True
+
+
+# --- 1 conservation ---------------------------------------------------------------------------------------------
+
+
+@law
+@given(SEEDS)
+def test_law_1_every_request_ends_once_and_as_it_must(seed: int) -> None:
+    case = make_cluster_case(seed)
+    served = run_cluster(case)
+    columns, recorder = served.columns, served.cluster.recorder
+    status = columns["status"].tolist()
+    assert recorder.arrived == len(case.rows) == len(status)
+    for code, count in ((FINISHED, recorder.finished), (REJECTED, recorder.rejected), (FAILED, recorder.failed)):
+        assert status.count(code) == count
+    assert recorder.finished + recorder.rejected + recorder.failed == recorder.arrived
+    assert recorder.rejected == 0 or case.admit is not None
+    for row, code in zip(case.rows, status, strict=True):
+        assert code == REJECTED or (code == FINISHED) == could_run(case, row)
+    for engine in served.engines:
+        assert (engine.running, engine.waiting, engine.waiting_tokens, engine.context_tokens) == (0, 0, 0, 0)
+
+
+@law
+@given(SEEDS)
+def test_law_1_every_token_is_made_once(seed: int) -> None:
+    """Computed in prefills and decodes + found in caches = held at the end + lost to preemptions."""
+    case = make_cluster_case(seed)
+    served = run_cluster(case)
+    prefilled = decoded = found = needed = 0
+    for pool in served.pools:
+        work = pool[0].work.as_dict()
+        prefilled += int(work["prefill_by_tokens"].sum())
+        decoded += int((np.arange(len(work["steps_by_decodes"])) * work["steps_by_decodes"]).sum())
+        found += sum(engine.hit_tokens for engine in pool)
+    for row, code, made in zip(case.rows, served.columns["status"], served.columns["output_tokens"], strict=True):
+        handed = code == FAILED and made == 1  # the prefill pool did its part, the decode pool is too small
+        assert made == (row.output if code == FINISHED else int(handed))
+        needed += row.prompt + made - 1 if made else 0
+    recorder = served.cluster.recorder
+    assert prefilled + decoded + found == needed + recorder.recomputed_tokens
+    assert recorder.output_tokens == served.columns["output_tokens"].sum()
+    assert recorder.prompt_tokens == sum(row.prompt for row in case.rows)
+
+
+@law
+@given(SEEDS)
+def test_law_1_what_leaves_a_prefill_pool_crosses_the_link_once(seed: int) -> None:
+    case = make_cluster_case(seed)
+    served = run_cluster(case)
+    if served.handoff is None:
+        return
+    bytes_moved, window = 0.0, case.pools[0].table.window
+    for row, pool in zip(case.rows, served.columns["pool"], strict=True):
+        if pool == 1:
+            bytes_moved += 3.0 * row.prompt + (2.0 * min(row.prompt, window) if window else 0.0)
+    assert served.handoff.bytes_moved == bytes_moved
+
+
+# --- 2 causality, 3 the clock -----------------------------------------------------------------------------------
+
+
+@law
+@given(SEEDS)
+def test_law_2_nothing_happens_before_its_cause(seed: int) -> None:
+    case = make_cluster_case(seed)
+    columns = run_cluster(case).columns
+    done = columns["status"] == FINISHED
+    times = [columns[name] for name in ("arrival_s", "admitted_s", "first_token_s", "last_token_s")]
+    for earlier, later in zip(times, times[1:], strict=False):
+        assert (earlier[done] <= later[done]).all()
+    assert (times[1][done] < times[2][done]).all(), "a first token takes a step"
+    for i, row in enumerate(case.rows):
+        if columns["status"][i] == REJECTED:
+            assert np.isnan([column[i] for column in times[1:]]).all()
+        if done[i] and columns["pool"][i] == 1:
+            sent_s = case.link[1] + 3.0 * row.prompt / case.link[0]
+            assert times[3][i] - times[2][i] >= 0.999 * sent_s, "a token was made before its KV had come"
+        if case.closed is None:
+            assert times[0][i] == row.arrival_s
+
+
+@law
+@given(SEEDS)
+def test_law_3_the_clock_never_goes_back(seed: int) -> None:
+    seen = [0.0]
+
+    def look(served: Served) -> None:
+        assert served.cluster.now >= seen[-1]
+        seen.append(served.cluster.now)
+
+    served = run_cluster(make_cluster_case(seed), watch=look, events=1)
+    assert served.cluster.now == max(seen)
+    last = served.columns["last_token_s"]
+    assert served.cluster.now >= np.max(last, where=~np.isnan(last), initial=0.0)
+
+
+# --- 4 KV pages, 6 idle replicas --------------------------------------------------------------------------------
+
+
+@law
+@given(SEEDS)
+def test_law_4_pages_are_neither_lost_nor_given_twice(seed: int) -> None:
+    def look(served: Served) -> None:
+        for engine in served.engines:
+            engine.check_integrity()
+
+    case = make_cluster_case(seed)
+    served = run_cluster(case, watch=look, events=1)
+    for pool, engines in zip(case.pools, served.pools, strict=True):
+        for engine in engines:
+            assert engine.kv_used_blocks == engine.kv.used == 0
+            assert 0 <= engine.kv.peak <= engine.kv.total == pool.table.kv_blocks
+    for row, status, replica in zip(case.rows, served.columns["status"], served.columns["replica"], strict=True):
+        if status == FINISHED and row.output > 1:
+            engine = served.engines[replica]
+            assert engine.kv.peak >= pages(case.pools[-1].table, row.prompt + row.output - 1) - bool(row.hashes) * 0
+
+
+@law
+@given(SEEDS)
+def test_law_6_no_replica_idles_over_work_it_could_start(seed: int) -> None:
+    def look(served: Served) -> None:
+        for engine in served.engines:
+            engine.check_awake(served.cluster.now)
+
+    run_cluster(make_cluster_case(seed), watch=look, events=1)
+
+
+# --- 5 determinism, 7 leap = step, 8 core = reference ------------------------------------------------------------
+
+
+def assert_same(one: Served, other: Served) -> None:
+    """Every time, count, sum and sight, to the bit."""
+    for name, column in one.columns.items():
+        np.testing.assert_array_equal(column, other.columns[name], err_msg=name)
+    if isinstance(one.router, Nosy):
+        assert one.router.log == other.router.log
+    assert one.cluster.now == other.cluster.now
+    if one.handoff is not None:
+        assert (one.handoff.bytes_moved, one.handoff.wait_s) == (other.handoff.bytes_moved, other.handoff.wait_s)
+    for mine, theirs in zip(one.engines, other.engines, strict=True):
+        for name in ("preemptions", "queried_tokens", "hit_tokens", "busy_s"):
+            assert getattr(mine, name) == getattr(theirs, name), name
+        assert mine.kv.peak == theirs.kv.peak
+        assert mine.gaps.sum_s(mine.law) == theirs.gaps.sum_s(theirs.law)
+        np.testing.assert_array_equal(mine.gaps.as_array(), theirs.gaps.as_array())
+        for name, value in mine.work.as_dict().items():
+            np.testing.assert_array_equal(value, theirs.work.as_dict()[name], err_msg=name)
+
+
+@law
+@given(SEEDS)
+def test_law_5_the_same_case_gives_the_same_run(seed: int) -> None:
+    assert_same(run_cluster(make_cluster_case(seed)), run_cluster(make_cluster_case(seed), events=7))
+
+
+@law
+@given(SEEDS)
+def test_law_7_leaping_equals_stepping_in_a_cluster(seed: int) -> None:
+    """With pools and links, closed loops, each router and order; what routers saw, too."""
+    assert_same(run_cluster(make_cluster_case(seed)), run_cluster(make_cluster_case(seed), leaps=False))
+
+
+@law
+@given(SEEDS)
+def test_law_7_holds_where_everything_happens_at_once(seed: int) -> None:
+    """Replicas in lock-step, fed by users who do not think: an answer here is a request there at the same instant."""
+    case = make_cluster_case(seed)
+    rows = [Row(0.0, 8, 3 + 5 * (i % 3)) for i in range(24)]
+    pool = dataclasses.replace(case.pools[-1], role="mixed", count=2 + seed % 2)
+
+    def run(leaps: bool) -> Served:
+        return run_cluster(
+            ClusterCase([pool], 0, "fcfs", case.route, None, (1.0, 0.0), (2 + seed % 5, 0.0), rows), leaps=leaps
+        )
+
+    assert_same(run(True), run(False))
+
+
+@law
+@given(SEEDS)
+def test_law_8_each_replica_of_a_cluster_is_the_reference_on_its_requests(seed: int) -> None:
+    case = make_cluster_case(seed)
+    case = dataclasses.replace(case, pools=[dataclasses.replace(case.pools[0], role="mixed")], closed=None, admit=None)
+    served = run_cluster(case)
+    pool, columns = case.pools[0], served.columns
+    for index, engine in enumerate(served.engines):
+        mine = np.flatnonzero((columns["replica"] == index) & (columns["status"] != FAILED))
+        rows = [case.rows[i] for i in mine]
+        reference = run_reference(Case(pool.table, pool.settings, case.unit_tokens, case.order, rows))
+        for column, name in (("admitted_s", "admitted_s"), ("first_token_s", "first_s"), ("last_token_s", "last_s")):
+            assert columns[column][mine].tolist() == [getattr(row, name) for row in rows]
+        assert columns["cached_tokens"][mine].tolist() == [row.cached for row in rows]
+        assert columns["preemptions"][mine].tolist() == [row.preemptions for row in rows]
+        assert engine.kv.peak == reference.peak
+        assert engine.hit_tokens == reference.hit_tokens
+
+
+# --- 13 energy --------------------------------------------------------------------------------------------------
+
+
+class Metered(ReferenceEngine):
+    """The reference, with a meter: joules of every step by the step table's own formula."""
+
+    joules = 0.0
+
+    def time(self, lane: Batch) -> None:
+        reads = [row.tokens + 1 for row in lane.decoding]
+        window = sum(min(read, self.window) for read in reads)
+        self.joules += self.table.step_joules(len(reads), sum(reads), window, lane.chunks)
+        super().time(lane)
+
+
+@law
+@given(SEEDS)
+def test_law_13_the_energy_of_all_steps_is_the_energy_of_the_run(seed: int) -> None:
+    case = make_case(seed)
+    meter = Metered(case.table, case.settings, case.unit_tokens, None)
+    case.order = "fcfs"
+    _, engine = run_core(case)
+    meter.run(case.rows)
+    prefill_j, decode_j = dynamic_joules(case.table, engine.work.as_dict())
+    assert np.isclose(prefill_j + decode_j, meter.joules, rtol=1e-9)
+    assert prefill_j >= 0.0 and decode_j >= 0.0

@@ -1,0 +1,163 @@
+"""`headway plan`: from the options to a question, and its answer to the terminal, files and exit codes."""
+
+import json
+import re
+
+import pytest
+
+from cli_cases import refused, run
+from headway.metrics import Slo
+from headway.specs import read_yaml
+from report_cases import plan as made_plan
+
+SPACE = ("layouts=[mixed]", "tp=[1]", "pp=[1]", "weights=[bf16]", "kv=[bf16]", "budget_tokens=[2048]", "requests=300")
+SETS = tuple(word for each in SPACE for word in ("--set", each))
+ASK = ("plan", "--model", "llama-3.2-1b", "--gpu", "l4", "--gpus", "2", "--ttft", "200ms", "--tpot", "100ms")
+LENGTHS = ("--input", "exp:200", "--output", "exp:20", "--rate", "5")
+SMALL = (*ASK, *LENGTHS, "--workers", "1", *SETS)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Let `plan` answer at once, and keep what it was asked."""
+    kept = {}
+
+    def answer(question, **settings):
+        kept.update(question=question, **settings)
+        return kept.get("answer") or made_plan()
+
+    monkeypatch.setattr("headway.plan.plan", answer)
+    return kept
+
+
+# --- answers ---
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    files = {name: folder / f"plan.{name}" for name in ("json", "yaml", "html")}
+    result = run(*SMALL, *(word for name, file in files.items() for word in (f"--{name}", file)))
+    return result, files
+
+
+def test_a_plan_is_printed_and_written(answered):
+    result, files = answered
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Run llama-3.2-1b with bf16 weights and bf16 KV as 1 replica on 1 l4 (tp 1)")
+    data = json.loads(files["json"].read_text())
+    assert data["schema"] == "headway.plan/1"
+    needed = {"feasible", "binding", "evaluated", "seconds", "best", "front", "ranked", "question", "discarded"}
+    assert needed <= set(data)
+    for candidate in data["ranked"]:
+        assert {"deployment", "gpus", "goodput_req_s_per_gpu"} <= set(candidate)
+    assert data["evaluated"] == len(data["ranked"]) > 0
+    assert files["html"].read_text().startswith("<!doctype html>")
+
+
+def test_the_best_deployment_is_simulated_unchanged(answered):
+    _, files = answered
+    result = run("simulate", files["yaml"], *LENGTHS, "--requests", "300", "--ttft", "200ms", "--json", "-", "-q")
+    best = json.loads(files["json"].read_text())["best"]["deployment"]
+    assert read_yaml(files["yaml"]) == best == json.loads(result.stdout)["deployment"]
+
+
+def test_no_answer_exits_with_one_and_says_what_stands_in_the_way():
+    result = run("plan", "--model", "llama-3.1-405b", "--gpu", "l4", "--gpus", "2", "--rate", "1", "--ttft", "1s")
+    assert result.exit_code == 1
+    assert "does not fit" in result.stdout
+    assert "GiB" in result.stdout
+
+
+# --- from options to a question ---
+
+
+def test_options_become_the_question(asked):
+    assert run(*SMALL, "--objective", "energy", "--seed", "3", "--e2e", "9s", "--attainment", "95%").exit_code == 0
+    question = asked["question"]
+    assert (question.model, question.gpu, question.gpus, question.rate_req_s) == ("llama-3.2-1b", "l4", 2, 5.0)
+    assert (question.objective, question.seed, question.tp, question.requests) == ("energy", 3, (1,), 300)
+    assert question.slo == Slo(ttft_s=0.2, tpot_s=0.1, e2e_s=9.0, attainment=0.95)
+    assert question.workload.prompt.mean_tokens == 200
+    assert asked["workers"] == 1
+
+
+def test_a_named_workload_stays_a_name_unless_it_is_changed(asked):
+    run(*ASK, "--workload", "code")
+    assert asked["question"].workload == "code"
+    run(*ASK, "--workload", "code", "--set", "workload.prediction_sigma=0.5", "--set", "slo.itl_s=80ms")
+    assert asked["question"].workload.prediction_sigma == 0.5
+    assert asked["question"].slo.itl_s == 0.08
+
+
+def test_a_trace_is_read_once_with_its_broken_lines_left_out(asked, tmp_path):
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,input_tokens,output_tokens\n0,100,10\nbroken\n1,100,10\n")
+    refused(run(*ASK, "--workload", trace), f"{trace}:3")
+    assert "skipped 1 broken lines" in run(*ASK, "--workload", trace, "--skip-bad").stderr
+    assert asked["made"].requests == 2
+
+
+# --- output ---
+
+
+def test_data_on_stdout_is_alone_there(asked):
+    found = made_plan()
+    asked["answer"] = found
+    assert run(*ASK, "--json", "-").stdout == found.to_json() + "\n"
+    result = run(*ASK, "--yaml", "-")
+    assert result.stdout.startswith("name: 2x tp1 bf16/bf16 b8192\npools:\n")
+    assert found.message in " ".join(result.stderr.split())
+    refused(run(*ASK, "--yaml", "-", "--json", "-"), "only one answer can go to stdout")
+
+
+def test_top_chooses_the_rows_and_quiet_none(asked):
+    rows = [len(re.findall(r"x tp1 bf16/bf16", run(*ASK, "--top", top).stdout)) for top in ("1", "3")]
+    assert rows == [1, 3]
+    quiet = run(*ASK, "--quiet")
+    assert (quiet.stdout, quiet.stderr) == ("", "")
+
+
+def test_an_interrupted_plan_prints_what_is_known(asked):
+    asked["answer"] = made_plan(interrupted=True)
+    result = run(*ASK)
+    assert result.exit_code == 130
+    assert result.stdout.startswith("Interrupted after 4 deployments: what follows is known so far.")
+
+
+def test_without_an_answer_no_deployment_is_written(asked, tmp_path):
+    asked["answer"] = made_plan([], feasible=False)
+    result = run(*ASK, "--yaml", tmp_path / "best.yaml")
+    assert result.exit_code == 1
+    assert not (tmp_path / "best.yaml").exists()
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--gpus", "0"], ["--gpus", "above zero"]),
+        (["--gpus", "two"], ["--gpus", "'two'"]),
+        (["--rate", "nan"], ["--rate", "25req/s"]),
+        (["--rate", "0"], ["--rate", "above zero"]),
+        (["--objective", "speed"], ["--objective", "cost", "energy", "goodput"]),
+        (["--workers", "0"], ["--workers", "above zero"]),
+        (["--model", "llama-3.2-1"], ["unknown model", "nearest: llama-3.2-1b"]),
+        (["--gpu", "l5"], ["unknown GPU 'l5'", "headway list gpus"]),
+        (["--set", "tq=[1]"], ["unknown field 'tq'", "tp"]),
+        (["--set", "tp=[3]"], ["3"]),
+        (["--set", "requests=0"], ["requests 0"]),
+        (["--workload", "nothing"], ["unknown workload 'nothing'"]),
+        (["--html", "no/such/folder/x.html"], ["no folder"]),
+    ],
+)
+def test_bad_input_is_refused(words, parts):
+    refused(run(*SMALL, *words), *parts)
+
+
+def test_what_is_missing_is_named():
+    refused(run("plan", "--model", "llama-3.2-1b", "--gpu", "l4", "--ttft", "1s"), "--gpus is missing")
+    refused(run("plan", "--gpus", "2", "--gpu", "l4", "--ttft", "1s"), "--model is missing", "headway list models")
+    refused(run(*ASK[:7]), "SLO limits nothing")

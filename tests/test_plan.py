@@ -1,0 +1,278 @@
+"""Plans of small questions: laws every plan obeys, and answers to questions that have no good one."""
+
+import math
+from functools import cache
+
+import msgspec
+import pytest
+
+from headway.errors import BadInput, UnknownName
+from headway.metrics import Prices, Slo
+from headway.plan import Plan, Question, contest, plan
+from headway.sim import Deployment, simulate
+from headway.specs import from_mapping, read_yaml, write_yaml
+from headway.workload import workload
+
+SLO = Slo(ttft_s=0.5, tpot_s=0.03)
+SMALL = Question(
+    model="llama-3.1-8b", gpu="h100-sxm", gpus=2, workload="chat", rate_req_s=30, slo=SLO, requests=300, kv=("bf16",)
+)  # fmt: skip
+
+
+def ask(**changes: object) -> Plan:
+    return asked(msgspec.json.encode(msgspec.structs.replace(SMALL, **changes)))
+
+
+@cache
+def asked(question: bytes) -> Plan:
+    return plan(msgspec.json.decode(question, type=Question), workers=1)
+
+
+def timeless(found: Plan) -> dict[str, object]:
+    return msgspec.structs.replace(found, seconds=0.0).to_mapping()
+
+
+def test_the_same_question_gives_the_same_plan_in_one_process_or_in_two():
+    assert timeless(plan(SMALL, workers=2)) == timeless(ask())
+
+
+def test_candidates_evaluated_and_discarded_are_all_there_are():
+    found = ask(model="qwen2.5-32b", gpu="a100-40gb-sxm", gpus=4, rate_req_s=1, kv=None)
+    assert found.discarded["memory"] > 0
+    assert found.enumerated == found.evaluated + sum(found.discarded.values())
+    assert found.evaluated == len(found.ranked) == len({candidate.name for candidate in found.ranked})
+    assert all(candidate.gpus <= 4 for candidate in found.ranked)
+
+
+def test_a_deployment_fed_to_simulate_attains_what_the_plan_says(tmp_path):
+    found = ask()
+    assert found.feasible
+    assert found.best is not None
+    split = next(candidate for candidate in found.ranked if "P " in candidate.name)
+    for candidate in (found.best, split, found.ranked[-1]):
+        write_yaml(candidate.deployment, tmp_path / "deployment.yaml")
+        deployment = from_mapping(Deployment, read_yaml(tmp_path / "deployment.yaml"), "deployment.yaml")
+        made = workload("chat", rate=found.rate_req_s, requests=candidate.requests)
+        result = simulate(deployment, made, slo=SLO, seed=SMALL.seed)
+        assert result.slo.attainment == candidate.attainment
+        assert result.gpus == candidate.gpus
+        assert result.cost.usd_per_hour == pytest.approx(candidate.usd_per_hour)
+        assert result.energy.joules_per_output_token == pytest.approx(candidate.joules_per_output_token)
+        assert result.ttft_s.p90 == pytest.approx(candidate.ttft_p90_s, rel=0.01)
+        assert result.tpot_s.p90 == pytest.approx(candidate.tpot_p90_s, rel=0.01)
+
+
+def test_goodput_is_where_the_slo_begins_to_be_missed():
+    found = ask()
+    best = found.best
+    assert best is not None
+    assert best.goodput_high_req_s == pytest.approx(best.goodput_low_req_s * (1 + found.tolerance))
+    assert best.goodput_low_req_s <= best.goodput_req_s <= best.goodput_high_req_s
+    assert best.goodput_req_s_per_gpu == best.goodput_req_s / best.gpus
+    deployment = from_mapping(Deployment, best.deployment, "best")
+    for rate, met in ((best.goodput_low_req_s, True), (best.goodput_high_req_s, False)):
+        made = workload("chat", rate=rate, requests=best.requests)
+        assert simulate(deployment, made, slo=SLO, seed=SMALL.seed).slo.met is met
+
+
+def test_a_tighter_slo_never_raises_goodput():
+    loose = {candidate.name: candidate for candidate in ask().ranked}
+    for tight in (
+        Slo(ttft_s=0.5, tpot_s=0.015),
+        Slo(ttft_s=0.2, tpot_s=0.03),
+        Slo(ttft_s=0.5, tpot_s=0.03, attainment=0.95),
+    ):
+        for candidate in ask(slo=tight).ranked:
+            assert candidate.goodput_req_s <= loose[candidate.name].goodput_req_s * 1.03
+
+
+def test_what_meets_the_slo_can_serve_the_rate_and_the_other_way_round():
+    for rate in (30, 90):
+        for candidate in ask(rate_req_s=rate).ranked:
+            assert candidate.meets == (candidate.goodput_low_req_s >= rate)
+            if candidate.attainment is not None:
+                assert candidate.meets == (candidate.attainment >= SLO.attainment)
+                assert candidate.attainment_low <= candidate.attainment <= candidate.attainment_high
+
+
+@pytest.mark.parametrize("objective", ["cost", "energy", "goodput"])
+def test_those_that_meet_come_first_in_the_order_of_the_objective(objective):
+    found = ask(objective=objective, rate_req_s=60)
+    measure = {
+        "cost": lambda c: c.usd_per_hour,
+        "energy": lambda c: c.joules_per_output_token,
+        "goodput": lambda c: -c.goodput_req_s_per_gpu,
+    }[objective]
+    meeting = [candidate.meets for candidate in found.ranked]
+    assert meeting == sorted(meeting, reverse=True)
+    assert any(meeting)
+    assert not all(meeting)
+    good = [measure(candidate) for candidate in found.ranked if candidate.meets]
+    assert good == sorted(good)
+    served = [-candidate.goodput_req_s for candidate in found.ranked if not candidate.meets]
+    assert served == sorted(served)
+    assert found.best == found.ranked[0]
+
+
+def test_the_front_is_what_no_other_beats():
+    found = ask()
+    field = [candidate for candidate in found.ranked if candidate.meets]
+
+    def values(candidate):
+        return candidate.usd_per_hour, candidate.joules_per_output_token, -candidate.goodput_req_s_per_gpu
+
+    for candidate in field:
+        mine = values(candidate)
+        beaten = any(
+            all(b <= a for a, b in zip(mine, values(other), strict=True)) and values(other) != mine for other in field
+        )
+        assert beaten == (candidate.name not in found.front)
+    assert set(found.front) <= {candidate.name for candidate in field}
+
+
+def test_long_runs_are_spent_on_those_that_matter(monkeypatch):
+    monkeypatch.setattr(contest, "_CONTENDERS", 2)
+    found = plan(msgspec.structs.replace(SMALL, requests=2000), workers=1)
+    assert found.requests == 2000
+    lengths = {candidate.name: candidate.requests for candidate in found.ranked}
+    assert set(lengths.values()) == {500, 2000}
+    assert [candidate.requests for candidate in found.ranked[:2]] == [2000, 2000]
+    assert all(lengths[name] == 2000 for name in found.front)
+    near = [c for c in found.ranked if abs(c.goodput_req_s / found.rate_req_s - 1) < 0.1 and c.requests < 2000]
+    assert near == []
+
+
+def test_every_number_of_a_plan_survives_json():
+    found = ask(rate_req_s=90)
+    again = Plan.from_json(found.to_json())
+    assert again.to_mapping() == found.to_mapping()
+    assert found.to_mapping()["schema"] == "headway.plan/1"
+    assert "NaN" not in found.to_json()
+    with pytest.raises(BadInput, match=r"expected a JSON object of the schema 'headway\.plan/1'"):
+        Plan.from_json('{"schema": "headway.result/1"}')
+
+
+def test_every_candidate_says_why():
+    found = ask(rate_req_s=20)
+    won, *lost = found.ranked
+    assert won.reason.startswith("best of those that meet the SLO: $")
+    assert all("of the rate asked for" in candidate.reason for candidate in lost if not candidate.meets)
+    assert any("against $" in candidate.reason for candidate in lost if candidate.meets)
+
+
+# --- no good answer -----------------------------------------------------------------------------------------
+
+
+def test_a_limit_below_what_can_be_had_is_named_with_what_can():
+    found = ask(slo=Slo(tpot_s=0.002))
+    assert (found.feasible, found.best, found.binding) == (False, None, "tpot")
+    assert found.evaluated == found.enumerated
+    nearest = found.ranked[0]
+    assert nearest.name in found.message
+    wish = Slo(tpot_s=float(found.message.split("Ask for ")[1].split(" ms")[0]) / 1000)
+    assert ask(slo=wish, rate_req_s=0.1).feasible
+
+
+def test_a_ttft_that_no_prompt_meets_binds():
+    found = ask(slo=Slo(ttft_s=0.004, tpot_s=0.05))
+    assert found.binding == "ttft"
+    assert all(candidate.goodput_req_s == 0 for candidate in found.ranked)
+    assert found.front == []
+
+
+def test_a_rate_beyond_all_gpus_says_how_many_would_do():
+    found = ask(rate_req_s=1000)
+    assert (found.feasible, found.binding) == (False, "rate")
+    assert found.ranked[0].goodput_req_s == max(candidate.goodput_req_s for candidate in found.ranked)
+    needed = int(found.message.split("About ")[1].split(" GPUs")[0])
+    assert needed * max(c.goodput_req_s_per_gpu for c in found.ranked) >= 1000
+
+
+def test_a_model_that_fits_nowhere_names_the_memory():
+    found = ask(model="llama-3.1-405b")
+    assert (found.feasible, found.binding, found.ranked) == (False, "memory", [])
+    assert found.discarded == {"memory": found.enumerated}
+    assert "GiB" in found.message
+    assert "would do" in found.message
+
+
+def test_an_slo_without_a_limit_on_waiting_still_bounds_the_rate():
+    found = ask(slo=Slo(tpot_s=0.5), gpus=1)
+    assert all(0 < candidate.goodput_req_s < 1000 for candidate in found.ranked)
+    assert "rate" in {candidate.binding for candidate in found.ranked}
+
+
+def test_an_itl_limit_is_judged_too():
+    strict = ask(slo=Slo(ttft_s=0.5, tpot_s=0.03, itl_s=0.02), gpus=1).ranked
+    loose = {candidate.name: candidate for candidate in ask(gpus=1).ranked}
+    assert any(candidate.binding == "itl" for candidate in strict)
+    assert all(candidate.goodput_req_s <= loose[candidate.name].goodput_req_s * 1.03 for candidate in strict)
+
+
+def test_prices_given_are_those_that_rank():
+    dear = ask(prices=Prices(usd_per_gpu_hour=100.0))
+    assert dear.best is not None
+    assert dear.best.usd_per_hour == 100.0 * dear.best.gpus
+    assert from_mapping(Deployment, dear.best.deployment, "best").prices.usd_per_gpu_hour == 100.0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interruption_keeps_what_is_known(workers):
+    def stop(done: int, planned: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    found = plan(SMALL, workers=workers, progress=stop)
+    assert found.interrupted
+    assert found.message.startswith("Interrupted; so far: ")
+    assert found.evaluated == 5 < found.enumerated
+    whole = {candidate.name: candidate for candidate in ask().ranked}
+    assert all(candidate.attainment == whole[candidate.name].attainment for candidate in found.ranked)
+
+
+def test_progress_counts_every_evaluation():
+    seen: list[tuple[int, int]] = []
+    found = plan(SMALL, workers=1, progress=lambda done, planned: seen.append((done, planned)))
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1] == (len(seen), len(seen))
+    assert len(seen) >= found.evaluated
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gpus": 0}, "gpus 0: a plan needs at least 1 GPU"),
+        ({"rate_req_s": 0.0}, "rate 0 req/s: give a finite rate above zero"),
+        ({"rate_req_s": math.inf}, "rate inf req/s: give a finite rate"),
+        ({"slo": Slo()}, "the SLO limits nothing"),
+        ({"requests": 0}, "requests 0: a simulation needs at least 1"),
+        ({"tp": ()}, "tp .*: give at least one value"),
+        ({"tp": (3,), "gpus": 3}, "tp=3 does not divide"),
+        ({"tp": (4,)}, "2 GPUs hold none of the replicas asked for"),
+        ({"weights": ("fp4",)}, "weights='fp4'"),
+        ({"workload": "chatt"}, "unknown workload 'chatt'"),
+        ({"model": "llama-3.1-9b"}, "unknown model"),
+        ({"gpu": "h100"}, "unknown GPU 'h100'"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(BadInput, match=message):
+        plan(msgspec.structs.replace(SMALL, **changes), workers=1)
+
+
+def test_a_closed_loop_has_no_rate_to_plan_for():
+    made = workload("chat", arrival="closed:8", requests=100)
+    with pytest.raises(BadInput, match="closed loop"):
+        plan(SMALL, made=made, workers=1)
+
+
+def test_an_unknown_policy_is_named_by_the_worker_that_met_it():
+    question = msgspec.structs.replace(SMALL, policies=msgspec.structs.replace(SMALL.policies, route="round-robbin"))
+    with pytest.raises(UnknownName, match="round-robin"):
+        plan(question, workers=2)
+
+
+def test_a_workload_made_by_the_caller_limits_the_requests():
+    made = workload("chat", requests=150)
+    found = plan(msgspec.structs.replace(SMALL, gpus=1), made=made, workers=1)
+    assert found.requests == 150

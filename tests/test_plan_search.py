@@ -1,0 +1,298 @@
+"""The parts of the planner: bounds that prove, a search that ends, a front, workers."""
+
+import math
+import os
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.cost import Replica
+from headway.errors import BadInput
+from headway.metrics import Slo
+from headway.plan import Question
+from headway.plan.bounds import Lengths, guess_rate, reach
+from headway.plan.evaluate import Asked, Evaluator, Goodput, Job, Outcome
+from headway.plan.question import default_requests
+from headway.plan.ranking import Entry, front, rank
+from headway.plan.search import search
+from headway.plan.space import enumerate_space
+from headway.plan.trial import Load, Trial, ask, probit, try_rate
+from headway.plan.workers import Workers
+from headway.sim import Deployment, Pool, simulate
+from headway.sim.run import compiled
+from headway.workload import workload
+
+SLO = Slo(ttft_s=0.5, tpot_s=0.03)
+QUESTION = Question(model="llama-3.1-8b", gpu="h100-sxm", gpus=4, rate_req_s=10, slo=SLO)
+
+
+def deployment(split=False, count=1, **replica):
+    one = Replica(**({"model": "llama-3.1-8b", "gpu": "h100-sxm"} | replica))
+    pools = [Pool(role="prefill", count=count, replica=one), Pool(role="decode", replica=one)]
+    return Deployment(name="d", pools=tuple(pools) if split else (Pool(count=count, replica=one),))
+
+
+def tables(plan):
+    return tuple(compiled(pool.replica) for pool in plan.pools)
+
+
+# --- space --------------------------------------------------------------------------------------------------
+
+
+def names(**changes):
+    return {option.name for option in enumerate_space(msgspec.structs.replace(QUESTION, **changes)).options}
+
+
+def test_the_space_holds_every_count_and_every_ratio():
+    found = names(weights=("bf16",), kv=("bf16",), budget_tokens=(2048,))
+    mixed = {f"{n}x tp{tp} bf16/bf16 b2048" for tp in (1, 2, 4) for n in range(1, 4 // tp + 1)}
+    shapes = (1, 2)
+    split = {
+        f"{p}P tp{a} + {d}D tp{b} bf16/bf16"
+        for a in shapes for b in shapes for p in range(1, 4) for d in range(1, 4) if p * a + d * b <= 4
+    }  # fmt: skip
+    assert found == mixed | split
+
+
+def test_precisions_are_those_the_gpu_computes_in_and_the_model_is_published_in():
+    assert {name.split()[2] for name in names(layouts=("mixed",))} == {"bf16/bf16", "bf16/fp8", "fp8/bf16", "fp8/fp8"}
+    assert {name.split()[2] for name in names(gpu="a100-80gb-sxm", layouts=("mixed",))} == {"bf16/bf16"}
+    published = names(model="gpt-oss-20b", layouts=("mixed",))
+    assert {name.split()[2].split("/")[0] for name in published} == {"mxfp4"}
+
+
+def test_pipelines_are_tried_where_they_may_be_of_use():
+    assert not any("pp" in name for name in names())
+    assert any("tp8pp2" in name for name in names(gpus=16, layouts=("mixed",)))
+    assert any("tp1pp2" in name for name in names(gpu="l40s"))
+    assert any("tp1pp4" in name for name in names(pp=(1, 4), layouts=("mixed",)))
+    only = enumerate_space(msgspec.structs.replace(QUESTION, model="llama-3.1-405b", gpus=16, weights=("bf16",)))
+    assert {option.name.split()[1] for option in only.options} == {"tp8pp2", "tp4pp4"}
+
+
+def test_every_candidate_is_a_deployment_of_at_most_the_gpus_there_are():
+    space = enumerate_space(msgspec.structs.replace(QUESTION, gpus=24, layouts=("mixed",)))
+    sizes = {option.deployment.gpus for option in space.options}
+    assert set(range(1, 17)) <= sizes
+    assert max(sizes) == 24
+    assert len({option.name for option in space.options}) == len(space.options)
+
+
+# --- bounds -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tp=st.sampled_from([1, 2, 4]), pp=st.sampled_from([1, 2]), weights=st.sampled_from(["bf16", "fp8"]),
+    split=st.booleans(), rate=st.sampled_from([0.5, 20.0, 200.0]), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_no_request_is_faster_than_its_bound(tp, pp, weights, split, rate, seed):
+    plan = deployment(split, tp=tp, pp=pp, weights=weights)
+    made = workload("chat", rate=rate, requests=60)
+    records = simulate(plan, made, seed=seed, warmup=0.0).records
+    order = np.argsort(records["id"])
+    lengths = Lengths(records["prompt_tokens"][order].astype(np.int64), records["output_tokens"][order], False)
+    hope = reach(tables(plan), lengths, SLO)
+    assert (records.ttft_s[order] >= hope.ttft_s * (1 - 1e-9)).all()
+    assert (records.e2e_s[order] >= hope.e2e_s * (1 - 1e-9)).all()
+    tpot_s = records.tpot_s[~np.isnan(records.tpot_s)]
+    assert (tpot_s >= hope.tpot_s * (1 - 1e-9)).all()
+
+
+@pytest.mark.parametrize("slo", [Slo(tpot_s=0.004), Slo(ttft_s=0.02), Slo(e2e_s=1.0), Slo(ttft_s=0.03, tpot_s=0.0045)])
+def test_what_a_bound_gives_up_misses_the_slo_at_any_rate(slo):
+    evaluator = Evaluator(msgspec.structs.replace(QUESTION, slo=slo), workload("chat"), 10.0)
+    load = evaluator.load(200)
+    given_up = 0
+    for tp in (1, 2, 4):
+        for split in (False, True):
+            plan = deployment(split, tp=tp)
+            if evaluator(Job(0, plan, 200)).simulations:
+                continue
+            given_up += 1
+            for k in (-300, -100, 0, 50):
+                assert try_rate(plan, tables(plan), load, slo, k).attainment < slo.attainment
+    assert given_up
+
+
+def test_the_guess_is_near_what_is_found():
+    evaluator = Evaluator(QUESTION, workload("chat"), 10.0)
+    for plan in (deployment(), deployment(tp=2, weights="fp8"), deployment(split=True), deployment(count=2)):
+        found = evaluator(Job(0, plan, 1000)).goodput.req_s
+        guess = guess_rate(plan, tables(plan), evaluator.load(1000).lengths.sample(), SLO)
+        assert 0.6 < guess / found < 1.6
+
+
+# --- search -------------------------------------------------------------------------------------------------
+
+
+def trial(score):
+    share = 0.5 * (1 + math.erf(score / math.sqrt(2)))
+    return Trial(share >= 0.9, share, 10**9, 0, 0.0, 0.0, 0.0, 0.0, True)
+
+
+TARGET = probit(0.9, 10**9)
+
+
+@given(crossing=st.floats(-90, 300), start=st.floats(-120, 300), slope=st.floats(0.01, 2.0), bend=st.floats(0, 1.0))
+def test_the_search_ends_between_neighbours_and_is_not_slow(crossing, start, slope, bend):
+    tried = []
+
+    def curve(k):
+        tried.append(k)
+        away = crossing - k
+        return trial(TARGET + slope * (away if away > 0 else away * (1 + bend)))
+
+    found = search(curve, start, -100, TARGET)
+    assert found.high == found.low + 1
+    assert found.low - 1e-9 <= crossing <= found.high + 1e-9
+    assert found.at == pytest.approx(crossing, abs=1e-3 if not bend else 1.0)
+    assert len(tried) == len(set(tried)) <= 24
+
+
+@given(st.lists(st.booleans(), min_size=60, max_size=60), st.floats(-40, 40))
+def test_noise_may_move_the_crossing_but_not_break_the_bracket(met, start):
+    def curve(k):
+        return trial(TARGET + (0.1 if k < -30 or (k < 30 and met[k + 30]) else -0.1))
+
+    found = search(curve, start, -31, TARGET)
+    assert curve(found.low).met
+    assert not curve(found.high).met
+    assert found.high == found.low + 1
+    assert (found.low >= 0) == curve(0).met
+
+
+@given(st.floats(-40, 40))
+def test_a_limit_missed_at_every_rate_is_told_from_the_lowest(start):
+    found = search(lambda k: trial(TARGET - 1.0), start, -300, TARGET)
+    assert (found.low, found.high, found.at) == (None, -300, None)
+
+
+# --- trials -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_trial_attains_what_simulate_attains(split):
+    plan, load = deployment(split), Load(workload("chat"), 400, 10.0, 3)
+    for k in (-40, 0, 30):
+        made = workload("chat", requests=400).at_rate(load.rate(k))
+        result = simulate(plan, made, slo=SLO, seed=3, records=False)
+        found = try_rate(plan, tables(plan), load, SLO, k)
+        assert found.attainment == result.slo.attainment
+        assert found.measured == result.slo.measured
+        assert found.ttft_s == result.ttft_s.p90
+        assert found.tpot_s == result.tpot_s.p90
+    asked, result = ask(plan, load, SLO)
+    assert asked == try_rate(plan, tables(plan), load, SLO, 0)._replace(itl_s=result.itl_s.p99)
+
+
+def test_traces_are_planned_for_as_they_are(shared_data):
+    made = workload(shared_data / "traces" / "azure_2023_conv.csv.gz", requests=300)
+    load = Load(made, 200, 4.0, 0)
+    assert load.skipped == 0
+    assert len(load.lengths.prompt) == 200
+    plan = deployment()
+    result = simulate(plan, workload(made.spec, requests=200).at_rate(4.0), slo=SLO, records=False)
+    assert try_rate(plan, tables(plan), load, SLO, 0).attainment == result.slo.attainment
+
+
+def test_long_limits_at_high_rates_take_more_requests():
+    assert default_requests(SLO, 1.0, 200.0) == 8000
+    assert default_requests(Slo(ttft_s=10.0), 50.0, 200.0) == 20000
+    assert default_requests(Slo(tpot_s=0.1), 1000.0, 200.0) == 40000
+
+
+# --- ranking ------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.booleans()), max_size=12))
+def test_the_front_holds_exactly_what_nobody_beats(points):
+    entries = []
+    for i, (count, joules, per_gpu, meets) in enumerate(points):
+        asked = Asked(1.0, 1.0, 1.0, 0.1, 0.01, 1.0, float(joules), meets)
+        outcome = Outcome(Goodput(float(per_gpu * count)), asked, "tpot", 0.1, 0.2, 100, 1)
+        plan = msgspec.structs.replace(deployment(count=count), name=str(i))
+        entries.append(Entry(plan, outcome, meets))
+    field = [e for e in entries if e.meets] or entries
+    best = front(entries)
+    for entry in field:
+        beaten = any(
+            (a.price <= entry.price and a.joules <= entry.joules and a.goodput_per_gpu >= entry.goodput_per_gpu)
+            and (a.price, a.joules, a.goodput_per_gpu) != (entry.price, entry.joules, entry.goodput_per_gpu)
+            for a in field
+        )
+        assert (entry in best) != beaten
+    assert all(entry in field for entry in best)
+
+
+@given(st.permutations(range(4)))
+def test_the_ranking_does_not_depend_on_the_order_of_arrival(order):
+    asked = Asked(1.0, 1.0, 1.0, 0.1, 0.01, 1.0, 1.0, True)
+    outcomes = [Outcome(Goodput(rate), asked, "tpot", 0.1, 0.2, 100, 1) for rate in (9.0, 9.0, 8.0)]
+    outcomes.append(Outcome(Goodput(), None, "tpot", 0.3, 0.2, 100, 0))
+    entries = [
+        Entry(msgspec.structs.replace(deployment(), name=f"{i}"), outcome, outcome.goodput.req_s > 0)
+        for i, outcome in enumerate(outcomes)
+    ]
+    assert [e.deployment.name for e in rank([entries[i] for i in order], "cost")] == ["0", "1", "2", "3"]
+
+
+# --- workers ------------------------------------------------------------------------------------------------
+
+
+def halver(limit):
+    def answer(job):
+        if job > limit:
+            raise BadInput(f"{job} is too much")
+        if job == -1:
+            os._exit(3)
+        return job / 2
+
+    return answer
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_workers_answer_every_job(count):
+    workers = Workers(halver, (100,), count)
+    for jobs in (list(range(20)), [4, 6]):
+        assert dict(workers.answers(jobs)) == {i: job / 2 for i, job in enumerate(jobs)}
+    workers.close()
+
+
+def test_few_jobs_are_not_worth_a_process():
+    workers = Workers(halver, (100,))
+    assert dict(workers.answers([2, 4])) == {0: 1.0, 1: 2.0}
+    assert workers.started == []
+
+
+def test_an_error_in_a_worker_keeps_its_type_and_ends_all():
+    workers = Workers(halver, (3,), 2)
+    with pytest.raises(BadInput, match="is too much"):
+        list(workers.answers(list(range(10))))
+    assert workers.started == []
+
+
+def test_a_worker_that_dies_is_reported():
+    workers = Workers(halver, (100,), 2)
+    with pytest.raises(RuntimeError, match="ended early"):
+        list(workers.answers([-1, -1, -1]))
+
+
+def test_a_script_without_a_guard_may_plan(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from headway.metrics import Slo\n"
+        "from headway.plan import Question, plan\n"
+        "question = Question(model='llama-3.2-1b', gpu='l4', gpus=1, rate_req_s=1, slo=Slo(tpot_s=0.1), requests=50)\n"
+        "print(plan(question, workers=2).feasible)\n"
+    )
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
