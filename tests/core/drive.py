@@ -77,6 +77,49 @@ def make_table(rng: Random, *, budget: int, seqs: int, stages: int, block: int, 
     )
 
 
+def plain_table(
+    *,
+    linear_s: float = 1e-9,
+    token_s: float = 0.0,
+    decode_s: float = 0.0,
+    context_s: float = 0.0,
+    budget: int = 256,
+    seqs: int = 16,
+    block: int = 16,
+    kv_blocks: int = 400,
+) -> StepTable:
+    """A step law one can calculate with: `linear_s` + `token_s` a token, and for decodes `decode_s` + `context_s`."""
+    tokens, none = np.arange(budget + 1.0), np.zeros(seqs + 1)
+    decode = np.where(np.arange(seqs + 1) > 0, decode_s, 0.0)
+    seconds = {
+        "linear": linear_s + token_s * tokens,
+        "seq": none,
+        "decode": decode,
+        "decode_ctx": np.full(seqs + 1, context_s),
+        "decode_window": none,
+        "prefill_base": 0.0,
+        "prefill_area": 0.0,
+        "prefill_window_area": 0.0,
+    }
+    return StepTable(
+        **{f"{name}_s": value for name, value in seconds.items()},
+        **{f"{name}_j": 100.0 * value for name, value in seconds.items()},
+        p2p_s=np.zeros(budget + 1),
+        idle_watts=100.0,
+        gpus=1,
+        stages=1,
+        max_batched_tokens=budget,
+        max_seqs=seqs,
+        kv_blocks=kv_blocks,
+        block_tokens=block,
+        window=0,
+        window_group=0,
+        window_blocks=0,
+        max_context=10**9,
+        provenance={},
+    )
+
+
 def make_rows(rng: Random, unit: int) -> list[Row]:
     """Requests with bursts, ties, one-token outputs and shared prefixes."""
     rows, now = [], 0.0

@@ -16,7 +16,7 @@ import numpy as np
 from headway.engine.gaps import Gaps
 from headway.engine.kv import KvPages
 from headway.engine.lane import Lane
-from headway.engine.law import StepLaw
+from headway.engine.law import StepLaw, buffer
 from headway.engine.queue import WaitingQueue
 from headway.engine.sequence import FINISHED, Line, Sequence
 from headway.engine.work import WorkDone
@@ -64,7 +64,7 @@ class Engine(ReplicaState):
         self.partial: Any = None
         self.flight: list[Lane] = []
         self.stage_free_s = 0.0
-        self.stage_s = np.zeros(law.stages)
+        self.stage_s = buffer(np.zeros(law.stages))
         self.incoming = Line()
         self.landed: list[Sequence] = []
         self.short_hit = False
@@ -319,7 +319,7 @@ class Engine(ReplicaState):
         """When the last stage ends: each starts when the batch has come over and the batch before it has left."""
         at: cython.double = now
         i: cython.Py_ssize_t
-        for i in range(self.stage_s.shape[0]):
+        for i in range(self.law.stages):
             if i > 0:
                 at += self.law.p2p_s[tokens]
             at = max(at, self.stage_s[i]) + stage_s

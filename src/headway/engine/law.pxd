@@ -23,4 +23,7 @@ cdef class StepLaw:
     cdef double mixed_s(self, long long n, long long ctx, long long ctx_window, long long tokens, long long seqs) noexcept
 
 
+cpdef object buffer(object values)
+
+
 cpdef long long window_area(long long prefix, long long tokens, long long window) noexcept

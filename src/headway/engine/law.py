@@ -10,13 +10,22 @@ where area is the sum over the chunk's tokens of the context each attends to, it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cython
 import numpy as np
 
 if TYPE_CHECKING:
     from headway.cost import StepTable
+
+
+def buffer(values: Any) -> Any:
+    """Numbers for the core to index: a typed buffer, a copy, when compiled; a list when interpreted.
+
+    Reading an array from plain Python makes numpy scalars, which are slower than Python's and no JSON numbers.
+    """
+    array = np.array(values, order="C")
+    return array if cython.compiled else array.tolist()
 
 
 def window_area(prefix: cython.longlong, tokens: cython.longlong, window: cython.longlong) -> cython.longlong:
@@ -29,15 +38,12 @@ class StepLaw:
     """A `cost.StepTable`, typed, shared by the engines of a pool: 64 KiB a table, so that it stays in the cache."""
 
     def __init__(self, table: StepTable) -> None:
-        def typed(values: object) -> np.ndarray:
-            return np.array(values, dtype=np.float64, order="C")
-
-        self.linear_s = typed(table.linear_s)
-        self.seq_s = typed(table.seq_s)
-        self.decode_s = typed(table.decode_s)
-        self.decode_ctx_s = typed(table.decode_ctx_s)
-        self.decode_window_s = typed(table.decode_window_s)
-        self.p2p_s = typed(table.p2p_s)
+        self.linear_s = buffer(table.linear_s)
+        self.seq_s = buffer(table.seq_s)
+        self.decode_s = buffer(table.decode_s)
+        self.decode_ctx_s = buffer(table.decode_ctx_s)
+        self.decode_window_s = buffer(table.decode_window_s)
+        self.p2p_s = buffer(table.p2p_s)
         self.prefill_base_s = table.prefill_base_s
         self.prefill_area_s = table.prefill_area_s
         self.prefill_window_area_s = table.prefill_window_area_s

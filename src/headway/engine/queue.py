@@ -71,10 +71,14 @@ class WaitingQueue:
         if self.rekeys:
             self.fresh.extend((serial, seq) for _, serial, seq in self.keyed)
             self.keyed.clear()
-        keys = np.asarray(self.policy.order(QueueView(now, [seq for _, seq in self.fresh])), dtype=np.float64)
+        answer = self.policy.order(QueueView(now, [seq for _, seq in self.fresh]))
+        try:
+            keys = np.asarray(answer, dtype=np.float64)
+        except (TypeError, ValueError):
+            keys = np.empty(0)
         if keys.shape != (len(self.fresh),) or np.isnan(keys).any():
             raise BadInput(
-                f"order policy {type(self.policy).__name__} answered {keys!r} for {len(self.fresh)} waiting requests: "
+                f"order policy {type(self.policy).__name__} answered {answer!r} for {len(self.fresh)} waiting requests: "
                 "one number per request is expected, none of them NaN"
             )
         for key, (serial, seq) in zip(keys.tolist(), self.fresh, strict=True):

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from headway.errors import BadInput
 from headway.plan.trial import Trial
 
 __all__ = ["Bracket", "search"]
 
 _SLOPE = 0.25  # by how much a trial's score usually falls per place of the grid, near the target
 _STRIDE_MAX = 8.0  # at first: it doubles with each step that finds no end
+_CEILING = 400  # places: 137,000 times the asked rate
 _CLOSE = 8  # places between met and missed that a line through both bridges well
 
 
@@ -38,6 +40,9 @@ def search(trial: Callable[[int], Trial], start: float, floor: int, target: floa
         start: a guess of the place, the better the fewer trials.
         floor: place below 0 of a rate so low that requests do not meet; what misses the SLO there always does.
         target: score of a trial that just reaches its attainment.
+
+    Raises:
+        BadInput: the SLO is met however high the rate: the runs are too short to fill a queue.
     """
     known = {0: trial(0)}
     low, high = (0, None) if known[0].met else (None, 0)
@@ -47,7 +52,12 @@ def search(trial: Callable[[int], Trial], start: float, floor: int, target: floa
     while low is None or high is None or high - low > 1:
         if high is not None and high <= floor:
             return Bracket(None, high, None, known[high])
-        k = _next(low, high, at, floor)
+        if low is not None and low >= _CEILING:
+            raise BadInput(
+                "the SLO is met at any rate, because all requests of a run together are served within its limits: "
+                "the run is too short to tell; ask for more requests, or for tighter limits"
+            )
+        k = min(_next(low, high, at, floor), _CEILING)
         known[k] = trial(k)
         low, high = (k, high) if known[k].met else (low, k)
         if low is None or high is None:

@@ -290,7 +290,7 @@ def _tell(asked: Policy, kind: str, ask: Ask) -> tuple[str, list[str]]:
         try:
             answer = getattr(asked, kind)(*ask.arguments)
             faults = [fault for fault in [FAULTS[kind](answer, ask.size)] if fault]
-            said = _words(answer)
+            said = "" if faults else _words(answer)
         except Exception as error:  # whatever a policy raises is a fault of the policy
             faults = [f"raised {type(error).__name__}: {error}: expected an answer to every view, which is only read"]
     faults += [f"called {name} of {what}" for name, what in watch.calls.items()]

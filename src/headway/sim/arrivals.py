@@ -8,6 +8,7 @@ from typing import Any
 import cython
 import numpy as np
 
+from headway.engine.law import buffer
 from headway.engine.sequence import HashChains, Sequence
 
 NEVER = cython.declare(cython.double, float("inf"))
@@ -37,20 +38,20 @@ class Arrivals:
                 return 0
             self.at = 0
             self.size = len(batch)
-            self.id = np.ascontiguousarray(batch.id, dtype=np.int64)
-            self.arrival_s = np.ascontiguousarray(batch.arrival_s, dtype=np.float64)
-            self.prompt_tokens = np.ascontiguousarray(batch.prompt_tokens, dtype=np.int64)
-            self.output_tokens = np.ascontiguousarray(batch.output_tokens, dtype=np.int64)
-            self.predicted = np.ascontiguousarray(batch.predicted_output_tokens, dtype=np.float64)
-            self.priority = np.ascontiguousarray(batch.priority, dtype=np.int32)
-            self.deadline_s = np.ascontiguousarray(batch.deadline_s, dtype=np.float64)
-            self.slo_class = np.ascontiguousarray(batch.slo_class, dtype=np.int32)
-            self.tenant = np.ascontiguousarray(batch.tenant, dtype=np.int32)
-            self.session = np.ascontiguousarray(batch.session, dtype=np.int64)
+            self.id = buffer(batch.id.astype(np.int64, copy=False))
+            self.arrival_s = buffer(batch.arrival_s.astype(np.float64, copy=False))
+            self.prompt_tokens = buffer(batch.prompt_tokens.astype(np.int64, copy=False))
+            self.output_tokens = buffer(batch.output_tokens.astype(np.int64, copy=False))
+            self.predicted = buffer(batch.predicted_output_tokens.astype(np.float64, copy=False))
+            self.priority = buffer(batch.priority.astype(np.int32, copy=False))
+            self.deadline_s = buffer(batch.deadline_s.astype(np.float64, copy=False))
+            self.slo_class = buffer(batch.slo_class.astype(np.int32, copy=False))
+            self.tenant = buffer(batch.tenant.astype(np.int32, copy=False))
+            self.session = buffer(batch.session.astype(np.int64, copy=False))
             self.with_chains = batch.hash_offsets is not None
             if self.with_chains:
-                self.offsets = np.ascontiguousarray(batch.hash_offsets, dtype=np.int64)
-                self.chains = HashChains(np.ascontiguousarray(batch.hashes, dtype=np.int64))
+                self.offsets = buffer(batch.hash_offsets.astype(np.int64, copy=False))
+                self.chains = HashChains(buffer(batch.hashes.astype(np.int64, copy=False)))
         self.next_s = self.arrival_s[self.at]
         return 0
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import cython
 import numpy as np
 
+from headway.engine.law import buffer
+
 TRANSFER = 0
 ARRIVAL = 1
 
@@ -20,7 +22,7 @@ class EngineClock:
     """Binary heap of engine indices by next step time; `set` moves one engine in O(log n)."""
 
     def __init__(self, engines: cython.int) -> None:
-        self.time_s = np.full(engines, NEVER)
+        self.time_s = buffer(np.full(engines, NEVER))
         self.heap = np.arange(engines, dtype=np.int32)
         self.place = np.arange(engines, dtype=np.int32)
         self.size = engines

@@ -9,6 +9,7 @@ import cython
 import numpy as np
 
 from headway.engine.core import Engine
+from headway.engine.law import buffer
 from headway.engine.sequence import FAILED, FINISHED, REJECTED, Sequence
 from headway.errors import BadInput
 from headway.policies.base import Policy
@@ -42,7 +43,7 @@ class Handoff:
         self.window = window
         self.bytes_per_s = bytes_per_s
         self.latency_s = latency_s
-        self.free_s = np.zeros(replicas)
+        self.free_s = buffer(np.zeros(replicas))
         self.bytes_moved = 0.0
         self.wait_s = 0.0
 
