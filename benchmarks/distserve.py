@@ -3,8 +3,8 @@
     python benchmarks/distserve.py [golden] [claim] [regimes] [motivating] [--seeds N] [--requests N]
 
 OPT-13B on A100 80 GB by DistServe's published latency law, 300 published ShareGPT requests (`published.py` says from
-where), Poisson arrivals, TTFT 200 ms, TPOT 100 ms, 90 % of requests. Goodput is searched by bisection on the rate to 1 %.
-The engine puts decodes and whole prompts into one step, as vLLM V1 does; the paper's vLLM prefilled first.
+where), Poisson arrivals, TTFT 200 ms, TPOT 100 ms, 90 % of requests. Goodput is searched by bisection on the rate, to
+1 %. The engine puts decodes and whole prompts into one step, as vLLM V1 does; the paper's vLLM prefilled first.
 """
 
 from __future__ import annotations
@@ -19,12 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from headway.cost import EngineSettings, Replica, StepTable, distserve_table
-from headway.hardware import Link
-from headway.metrics import Slo
-from headway.sim import Deployment, Pool, simulate
-from headway.workload import Workload, WorkloadSpec, parse_arrival, parse_length, workload
 from measure import keep, show
 from published import (
     ATTAINMENT,
@@ -41,6 +35,12 @@ from published import (
     prefill_first,
     vllm_table,
 )
+
+from headway.cost import EngineSettings, Replica, StepTable, distserve_table
+from headway.hardware import Link
+from headway.metrics import Slo
+from headway.sim import Deployment, Pool, simulate
+from headway.workload import Workload, WorkloadSpec, parse_arrival, parse_length, workload
 
 SLO = Slo(ttft_s=TTFT_S, tpot_s=TPOT_S, attainment=ATTAINMENT)
 NARROW = Link(name="25 Gbit/s", bytes_per_s=25e9 / 8, latency_s=10e-6)
@@ -91,9 +91,9 @@ COLOCATED = [colocated(tp, budget) for tp in (1, 2, 4) for budget in BUDGETS]
 SPLIT = [
     split(p, d)
     for p, d in (
-        ((1, 1), (1, 1)), ((2, 1), (1, 1)), ((1, 1), (2, 1)), ((2, 1), (3, 1)), ((1, 2), (1, 1)), ((1, 2), (2, 1)),
-        ((1, 2), (1, 2)), ((2, 2), (1, 2)), ((1, 4), (1, 1)), ((1, 4), (2, 1)), ((1, 4), (3, 1)), ((1, 4), (1, 2)),
-        ((1, 4), (2, 2)), ((1, 4), (1, 4)),
+        ((1, 1), (1, 1)), ((2, 1), (1, 1)), ((1, 1), (2, 1)), ((1, 1), (3, 1)), ((2, 1), (3, 1)), ((1, 2), (1, 1)),
+        ((1, 2), (2, 1)), ((1, 2), (1, 2)), ((2, 2), (1, 2)), ((1, 4), (1, 1)), ((1, 4), (2, 1)), ((1, 4), (3, 1)),
+        ((1, 4), (1, 2)), ((1, 4), (2, 2)), ((1, 4), (1, 4)),
     )
 ]  # fmt: skip
 
@@ -115,8 +115,9 @@ def goodput(plan: Plan, load: Workload, slo: Slo, seed: int) -> float:
     """Return requests per second and GPU at which the SLO is just met; 0 when it is missed at the lowest rate."""
 
     def met(rate_req_s: float) -> bool:
+        at = load.at_rate(rate_req_s)
         result = simulate(
-            plan.deployment, load.at_rate(rate_req_s), slo=slo, seed=seed, records=False, warmup=0.05, tables=plan.tables
+            plan.deployment, at, slo=slo, seed=seed, records=False, warmup=0.05, tables=plan.tables
         )
         return bool(result.slo.attainment is not None and result.slo.attainment >= slo.attainment)
 
@@ -167,7 +168,8 @@ def golden(seeds: int, _: int) -> dict[str, Any]:
             return (result.ttft_s.p90 or 0) < TTFT_S and (result.tpot_s.p90 or 0) < TPOT_S
 
         found = [authors_grid(lambda rate, seed=seed, met=met: met(rate, seed)) for seed in range(seeds)]
-        rows.append({"plan": plan.name, "median req/s/GPU": statistics.median(found), "least": min(found), "most": max(found)})
+        median = statistics.median(found)
+        rows.append({"plan": plan.name, "median req/s/GPU": median, "least": min(found), "most": max(found)})
     return {"engine": rows, "prefill instance alone": _prefill_alone_rows()}
 
 
@@ -205,9 +207,8 @@ def claim(seeds: int, count: int) -> dict[str, Any]:
     """Goodput per GPU of every plan at TTFT 200 ms and TPOT 100 ms, mean and 95 % interval over seeds."""
     loads = [requests(count, seed) for seed in range(seeds)]
     plans = [*COLOCATED, *SPLIT, split((1, 2), (1, 1), NARROW)._replace(name="the paper's plan over 25 Gbit/s")]
+    plans += [colocated(tp, law="vLLM")._replace(name=f"colocated tp{tp}, vLLM's law") for tp in (1, 2, 4)]
     found = {plan.name: [goodput(plan, load, SLO, seed) for seed, load in enumerate(loads)] for plan in plans}
-    others = {f"{colocated(tp).name}, vLLM's law": colocated(tp, law="vLLM") for tp in (1, 2, 4)}
-    found |= {name: [goodput(plan, load, SLO, seed) for seed, load in enumerate(loads)] for name, plan in others.items()}
     for tp in (1, 2, 4):
         for whose, law in (("", own_law(tp)), (", vLLM's law", VLLM[tp])):
             name = f"colocated tp{tp}, prefill first{whose}"

@@ -1,4 +1,4 @@
-"""What DistServe's authors published about OPT-13B, and their engines' discipline written down again from its description.
+"""What DistServe's authors published about OPT-13B, and the discipline of their engines, written anew.
 
 Facts from LLMServe/DistServe (Apache-2.0), paths below `simdistserve/`:
 - lengths: 300 (prompt, output) pairs of ShareGPT in the order in which they were sent to a real vLLM,

@@ -19,13 +19,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from measure import ROOT, TRACES, Timed, child, keep, python, show, timed
+
 from headway.cost import Replica
 from headway.metrics import Slo
 from headway.sim import Deployment, Policies, Pool, simulate
 from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, SYNTHETIC_WARMUP, build, compiled
 from headway.workload import Workload, WorkloadSpec, parse_arrival, parse_length, workload
-from measure import ROOT, TRACES, Timed, child, keep, python, show, timed
 
 LOAD = 0.8
 PLAIN = Replica(model="llama-3.1-8b", gpu="h100-sxm")

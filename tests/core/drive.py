@@ -233,12 +233,12 @@ class Nosy(Policy):
         self.log: list[tuple[object, ...]] = []
 
     def route(self, request: Request, pool: PoolState) -> Route:
-        seen: list[object] = [pool.now, pool.role, request.id]
+        seen = [request.id]
         for replica in pool.replicas:
-            seen += [replica.running, replica.waiting, replica.waiting_tokens, replica.context_tokens]
-            seen += [replica.kv_used_blocks, replica.cached_tokens(request)]
-        self.log.append(tuple(seen))
-        return Route(hash(tuple(seen[2:])) % len(pool.replicas), "what it saw")
+            seen += [replica.running, replica.waiting, replica.waiting_tokens, int(replica.context_tokens)]
+            seen += [int(replica.kv_used_blocks), int(replica.cached_tokens(request))]
+        self.log.append((pool.now, pool.role, *seen))
+        return Route(hash(tuple(seen)) % len(pool.replicas), "what it saw")
 
 
 @dataclass
