@@ -1,6 +1,6 @@
 """How fast the simulator is: the core's loop, its growth and memory, the command line, starting up.
 
-    python benchmarks/speed.py [core] [linear] [memory] [cli] [mooncake] [start] [interpreted]
+    python benchmarks/speed.py [core] [linear] [memory] [cli] [small] [mooncake] [start] [interpreted]
         [--runs N] [--traces FOLDER]
 
 The plain case: Llama-3.1-8B on h100-sxm, prompts and answers exponential with means 512 and 128 tokens, Poisson at
@@ -34,6 +34,7 @@ CLI = (
     "simulate --model llama-3.1-8b --gpu h100-sxm --replicas 8 --input exp:512 --output exp:128 --rate 300 "
     "--requests 1000000 --json -"
 )
+SMALL = "simulate --model llama-3.1-8b --gpu h100-sxm --input exp:512 --output exp:128 --rate 6"
 _EVENTS_AT_ONCE = 20_000
 _OVERLOAD_REQ_S = 1000.0
 
@@ -157,6 +158,22 @@ def cli(runs: int) -> list[dict[str, Any]]:
     return rows
 
 
+def small(runs: int) -> list[dict[str, Any]]:
+    """Seconds one waits for a small run on one replica at 6 req/s, start included, without a table on the screen."""
+    rows = []
+    for requests in (1000, 10_000):
+        arguments = f"{SMALL} --requests {requests} --quiet --json -".split()
+        done = [python("-m", "headway.cli", *arguments) for _ in range(runs)]
+        rows.append(
+            {
+                "requests": requests,
+                "best wall s": min(each.wall_s for each in done),
+                "best CPU s": min(each.cpu_s for each in done),
+            }
+        )
+    return rows
+
+
 def mooncake(runs: int, traces: Path) -> list[dict[str, Any]]:
     """The Mooncake trace with prefix caching on 8 replicas: `simulate` as a whole, by router."""
     path = traces / "mooncake_conversation.jsonl.gz"
@@ -228,8 +245,8 @@ def interpreted(runs: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure the sections asked for, all of them by default."""
     sections: dict[str, Callable[..., list[dict[str, Any]]]] = {
-        "core": core, "linear": linear, "memory": memory, "cli": cli, "mooncake": mooncake, "start": start,
-        "interpreted": interpreted,
+        "core": core, "linear": linear, "memory": memory, "cli": cli, "small": small, "mooncake": mooncake,
+        "start": start, "interpreted": interpreted,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(sections)}; all by default")

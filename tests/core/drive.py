@@ -20,7 +20,7 @@ from headway.sim.recorder import Recorder
 from headway.state import ClusterState, PoolState, Request, Route
 from headway.workload.batch import Batch
 
-CASES = 40 if headway.interpreted_modules() else 250  # random cases a law is tried on
+CASES = 100 if headway.interpreted_modules() else 250  # random cases a law is tried on
 BINS = (Histogram.BINS, Histogram.MIN_S, Histogram.INV_LOG_GROWTH)
 COLUMNS = (
     "arrival_s",
@@ -235,8 +235,8 @@ class Nosy(Policy):
     def route(self, request: Request, pool: PoolState) -> Route:
         seen = [request.id]
         for replica in pool.replicas:
-            seen += [replica.running, replica.waiting, replica.waiting_tokens, int(replica.context_tokens)]
-            seen += [int(replica.kv_used_blocks), int(replica.cached_tokens(request))]
+            seen += [replica.running, replica.waiting, replica.waiting_tokens, replica.context_tokens]
+            seen += [replica.kv_used_blocks, replica.cached_tokens(request)]
         self.log.append((pool.now, pool.role, *seen))
         return Route(hash(tuple(seen)) % len(pool.replicas), "what it saw")
 

@@ -18,7 +18,7 @@ import numpy as np
 from cython.cimports.libc.math import nextafter, sqrt
 
 from headway.engine.gaps import Gaps
-from headway.engine.law import StepLaw
+from headway.engine.law import StepLaw, buffer
 from headway.engine.sequence import Line, Sequence, StepHeap
 
 FOREVER = cython.declare(cython.double, float("inf"))
@@ -39,8 +39,8 @@ class Lane:
         self.block_tokens = block_tokens
         self.window = window
         self.window_group = window_group
-        self.due = np.zeros(block_tokens, dtype=np.int64)
-        self.due_window = np.zeros(block_tokens, dtype=np.int64)
+        self.due = buffer(np.zeros(block_tokens, dtype=np.int64))
+        self.due_window = buffer(np.zeros(block_tokens, dtype=np.int64))
         self.finish = StepHeap()
         self.cross = StepHeap()
         self.fresh: list[Sequence] = []

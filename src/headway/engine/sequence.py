@@ -7,6 +7,7 @@ from typing import Any
 import cython
 import numpy as np
 
+from headway.engine.law import buffer
 from headway.state.views import Request
 
 FINISHED = 0
@@ -87,8 +88,8 @@ class StepHeap:
     """Binary min-heap of sequences keyed by a step number; equal keys come out in order of admission."""
 
     def __init__(self) -> None:
-        self.keys = np.zeros(64, dtype=np.int64)
-        self.serials = np.zeros(64, dtype=np.int64)
+        self.keys = buffer(np.zeros(64, dtype=np.int64))
+        self.serials = buffer(np.zeros(64, dtype=np.int64))
         self.items: list[Any] = []
         self.size = 0
 
@@ -97,10 +98,10 @@ class StepHeap:
         self.size += 1
         if self.size > len(self.items):
             self.items.append(None)
-            if self.size > self.keys.shape[0]:
+            if self.size > len(self.keys):
                 more = np.zeros(self.size, dtype=np.int64)
-                self.keys = np.concatenate([np.asarray(self.keys), more])
-                self.serials = np.concatenate([np.asarray(self.serials), more])
+                self.keys = buffer(np.concatenate([np.asarray(self.keys), more]))
+                self.serials = buffer(np.concatenate([np.asarray(self.serials), more]))
         return self.put(self.size - 1, key, seq.serial, seq)
 
     def pop(self) -> Sequence:
