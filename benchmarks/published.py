@@ -11,7 +11,8 @@ Facts from LLMServe/DistServe (Apache-2.0), paths below `simdistserve/`:
   (estimators/time_estimator.py at f06659f)
 - goodput: bisection between 0 and 5 req/s per GPU until the bounds are less than 0.25 apart; a rate is met when P90 of
   TTFT and P90 of TPOT, each by itself, are below their limits; 300 requests, NumPy seed 0 (benchmarks/simulate_dist.py)
-- baseline: vLLM with tp 1 for OPT-13B, 2-benchmark-serving/2-start-api-server.py at 36306b0, below `distserve/evaluation/`
+- baseline: vLLM with tp 1 for OPT-13B (below `distserve/evaluation/`, 2-benchmark-serving/2-start-api-server.py at
+  36306b0)
 - result: 1.56 req/s per GPU with tp_prefill=2, tp_decode=1 (README.md at 09804e8)
 """
 
