@@ -31,8 +31,9 @@ MAY_IMPORT = {  # of the rooms; everyone may import the bottom, a room its own f
     "gateway": {"policies", "state", "metrics", "workload"},
     "bench": {"workload", "metrics", "cost", "hardware", "model"},
     "plan": SIM | {"sim"},
-    "report": {"metrics", "plan", "sim"},
-    "cli": SIM | {"sim", "gateway", "bench", "plan", "report", ""},  # "": the version and what runs interpreted
+    "accuracy": SIM | {"sim"},
+    "report": {"metrics", "plan", "sim", "accuracy"},
+    "cli": SIM | {"sim", "gateway", "bench", "plan", "accuracy", "report", ""},  # "": what runs interpreted
 }
 HEAVY = {"scipy", "pyarrow", "altair", "rich", "jinja2", "vl_convert"}
 FUNCTION_LINES, FILE_LINES, CONSTRUCTOR_PARAMETERS, PUBLIC_NAMES, DOCSTRING_LINES = 60, 500, 8, 12, 5

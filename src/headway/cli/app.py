@@ -8,6 +8,7 @@ import headway
 from headway.cli.listing import list_
 from headway.cli.plan import plan
 from headway.cli.simulate import simulate
+from headway.cli.validate import validate
 from headway.errors import HeadwayError, nearest
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -58,5 +59,5 @@ def main() -> None:
     """
 
 
-for verb in (plan, simulate, list_):
+for verb in (plan, simulate, validate, list_):
     main.add_command(verb)

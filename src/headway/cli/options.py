@@ -152,6 +152,17 @@ BEST = (
     _option("Output", "--yaml", "yaml_to", metavar="FILE|-", help="The best, as headway simulate takes it."),
     _option("Output", "--top", callback=_COUNT, default="10", show_default=True, metavar="N", help="Rows shown."),
 )
+VALIDATION = (
+    _option("Measurements", "--requests", "requests_from", metavar="DIR",
+            help="Replay recorded runs instead: NAME.meta.json beside NAME.requests.csv.gz."),
+    _option("Measurements", "--trace", metavar="FILE", help="The requests of those runs.  [default: found beside]"),
+    _option("Measurements", "--sample", callback=_COUNT, metavar="N", help="Only N rows, spread over the table."),
+    _option("Measurements", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),
+)
+JSON = OUTPUT[:1]
+POINTS = (
+    _option("Output", "--points", "points_to", metavar="FILE|-", help="A CSV of every figure, measured and predicted."),
+)
 QUIET = (
     _option("Output", "--quiet", "-q", is_flag=True, help="No table, no progress, no notes."),
 )

@@ -78,8 +78,8 @@ class WaitingQueue:
             keys = np.empty(0)
         if keys.shape != (len(self.fresh),) or np.isnan(keys).any():
             raise BadInput(
-                f"order policy {type(self.policy).__name__} answered {answer!r} for {len(self.fresh)} waiting requests: "
-                "one number per request is expected, none of them NaN"
+                f"order policy {type(self.policy).__name__} answered {answer!r} for {len(self.fresh)} waiting "
+                "requests: one number per request is expected, none of them NaN"
             )
         for key, (serial, seq) in zip(keys.tolist(), self.fresh, strict=True):
             heapq.heappush(self.keyed, (key, serial, seq))

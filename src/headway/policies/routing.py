@@ -34,10 +34,9 @@ def least_loaded(pool: PoolState, by_tokens: cython.bint) -> cython.Py_ssize_t:
     replicas: list[ReplicaState] = pool.replicas
     for i in range(len(replicas)):
         replica = cython.cast(ReplicaState, replicas[i])
+        load = replica.waiting + replica.running
         if by_tokens:
             load = replica.waiting_tokens + replica.context_tokens
-        else:
-            load = replica.waiting + replica.running
         if least < 0 or load < least:
             best = i
             least = load

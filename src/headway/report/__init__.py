@@ -1,13 +1,22 @@
 """Reports: a `Result` or a `Plan` as a terminal table or one self-contained HTML page. Computes no number.
 
 Lives here: sentences (`words.py`), rich renderables (`text.py`), charts and pages (`page.py` and others).
-May import metrics, plan, sim; altair, jinja2, vl-convert and rich only inside the functions that need them.
+May import accuracy, metrics, plan, sim; altair, jinja2, vl-convert and rich only inside the functions that need them.
 Start reading in `text.py`; nothing here prints: the command line does.
 """
 
+from headway.report.accuracy_text import accuracy_text, replay_text
 from headway.report.page import check_html
 from headway.report.plan_page import plan_html
 from headway.report.result_page import result_html
 from headway.report.text import plan_text, result_text
 
-__all__ = ["check_html", "plan_html", "plan_text", "result_html", "result_text"]
+__all__ = [
+    "accuracy_text",
+    "check_html",
+    "plan_html",
+    "plan_text",
+    "replay_text",
+    "result_html",
+    "result_text",
+]

@@ -1,0 +1,174 @@
+"""Rich renderables of how far simulated figures are from measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from headway.units import format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from headway.accuracy import Accuracy, Errors, Replay
+
+NAMES = {
+    "ttft": "TTFT",
+    "tpot": "TPOT or ITL",
+    "e2e": "E2E",
+    "output_throughput": "throughput",
+    "energy_per_token": "J/token",
+    "power": "power",
+}
+GROUP_NAMES = {
+    "source": "source",
+    "engine": "engine",
+    "model_key": "model",
+    "gpu_key": "GPU",
+    "tp": "TP",
+    "mode": "mode",
+}
+FIRST_WIDTH = 36
+SHOWN = 12  # rows of a table of groups
+SHORTEST = 5  # a group of fewer figures says little
+BROKEN_SHOWN = 5
+
+
+def accuracy_text(accuracy: Accuracy) -> RenderableType:
+    """Return errors overall and by group, what was skipped, rank agreement and regret."""
+    from rich.console import Group
+    from rich.text import Text
+
+    share = accuracy.used / accuracy.rows
+    said = f"{accuracy.used:,} of {accuracy.rows:,} rows simulated ({share:.0%}); errors are predicted / measured - 1"
+    parts: list[RenderableType] = [Text(said, style="bold"), Text("")]
+    parts.append(_errors("metric", ((NAMES[name], errors) for name, errors in accuracy.errors.items())))
+    if accuracy.suspects:
+        doubts = ", ".join(f"{count:,} {why}" for why, count in accuracy.suspects.items())
+        parts.append(Text(f"without {sum(accuracy.suspects.values()):,} suspect rows ({doubts}):"))
+        parts.append(_errors("metric", ((NAMES[name], errors) for name, errors in accuracy.trusted.items())))
+    parts.append(_errors("figure", accuracy.figures.items()))
+    parts += [_groups(column, found) for column, found in accuracy.by.items()]
+    if accuracy.skipped:
+        parts.append(_skipped(accuracy.skipped))
+    parts += [Text(line) for line in _broken(accuracy.broken)]
+    parts += [_agreement(accuracy), _regret(accuracy)]
+    return Group(*parts)
+
+
+def replay_text(replay: Replay) -> RenderableType:
+    """Return measured and simulated figures of every recorded run, and the distance of the curves."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for name, run in replay.runs.items():
+        parts.append(Text(f"{name}: {run.requests} requests", style="bold"))
+        table = _table("figure", "measured", "simulated", "error")
+        for metric, points in run.latencies.items():
+            for stat, point in points.items():
+                figures = (format_seconds(point.measured), format_seconds(point.simulated), _signed(point.error))
+                table.add_row(f"{NAMES[metric].partition(' ')[0]} {stat}", *figures)
+        whole = run.makespan_s
+        table.add_row("makespan", format_seconds(whole.measured), format_seconds(whole.simulated), _signed(whole.error))
+        parts.append(table)
+        for curve, distance in run.curves.items():
+            parts.append(
+                Text(
+                    f"{curve}: off by {distance.mean_distance:.1f} sequences on average (at most "
+                    f"{distance.max_distance:.0f}) over {distance.seconds} s, of {distance.measured_mean:.1f} measured"
+                )
+            )
+        parts.append(Text(""))
+    parts += [Text(f"skipped {name}: {reason}", style="yellow") for name, reason in replay.reasons.items()]
+    return Group(*parts)
+
+
+def _errors(label: str, rows: Iterable[tuple[str, Errors]]) -> Table:
+    table = _table(label, "mean", "median", "p90", "bias", "n")
+    for name, errors in rows:
+        if errors.n:
+            table.add_row(name, *_cells(errors), f"{errors.n:,}")
+    return table
+
+
+def _cells(errors: Errors) -> list[str]:
+    return [_percent(errors.mape), _percent(errors.median), _percent(errors.p90), _signed(errors.bias)]
+
+
+def _groups(column: str, groups: dict[str, dict[str, Errors]]) -> Table:
+    """Median and bias of the four figures that most rows have."""
+    metrics = ("ttft", "tpot", "e2e", "output_throughput")
+    table = _table(GROUP_NAMES[column], *(f"{NAMES[metric]}" for metric in metrics), "n")
+    for value, found in list(groups.items())[:SHOWN]:
+        most = max((errors.n for errors in found.values()), default=0)
+        if most >= SHORTEST:
+            table.add_row(value or "-", *(_short(found.get(metric)) for metric in metrics), f"{most:,}")
+    table.caption = "median, p90 and bias"
+    return table
+
+
+def _short(errors: Errors | None) -> str:
+    if errors is None:
+        return "-"
+    return " ".join(
+        f"{figure or 0:{form}}"
+        for figure, form in zip((errors.median, errors.p90, errors.bias), (".0%", ".0%", "+.0%"), strict=True)
+    )
+
+
+def _skipped(skipped: dict[str, int]) -> Table:
+    table = _table("skipped because", "rows")
+    for reason, count in skipped.items():
+        table.add_row(reason, f"{count:,}")
+    return table
+
+
+def _broken(broken: dict[str, str]) -> list[str]:
+    shown = [f"row {row}: {reason}" for row, reason in list(broken.items())[:BROKEN_SHOWN]]
+    more = len(broken) - len(shown)
+    return shown + ([f"and {more} more rows that break physics"] if more > 0 else [])
+
+
+def _agreement(accuracy: Accuracy) -> Table:
+    table = _table("order within a sweep (Kendall's tau)", "mean", "median", "sweeps")
+    for name, found in accuracy.regret.kendall.items():
+        if found.mean is not None and found.median is not None:
+            table.add_row(name, f"{found.mean:.2f}", f"{found.median:.2f}", f"{found.n}")
+    return table
+
+
+def _regret(accuracy: Accuracy) -> Table:
+    table = _table("regret of choosing by prediction", "mean", "median", "limit kept", "mean of these", "choices")
+    named = [("tok/s per GPU", accuracy.regret.throughput_per_gpu), ("J/token", accuracy.regret.energy_per_token)]
+    if accuracy.suspects:
+        named.insert(1, ("tok/s per GPU, suspects left out", accuracy.trusted_regret.throughput_per_gpu))
+        named.append(("J/token, suspects left out", accuracy.trusted_regret.energy_per_token))
+    for name, found in named:
+        if found.n:
+            figures = (found.mean, found.median, found.kept, found.mean_kept)
+            table.add_row(name, *(_percent(figure) for figure in figures), f"{found.n}")
+            for margin, mean in found.by_margin.items():
+                if margin != "0":
+                    table.add_row(f"  {float(margin):.0%} under the limit", _percent(mean), "", "", "", "")
+    return table
+
+
+def _table(first: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, max_width=FIRST_WIDTH)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}" if value < 1 else f"{value:.0%}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.1%}" if abs(value) < 1 else f"{value:+.0%}"

@@ -1,0 +1,84 @@
+"""`headway validate`: what it prints, writes and refuses."""
+
+import csv
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from accuracy_cases import as_csv, measured_by_ourselves, point
+from headway.cli import main
+from test_accuracy_replay import NAME, record
+
+
+def run(*words):
+    return CliRunner().invoke(main, ["validate", *(str(word) for word in words)])
+
+
+@pytest.fixture
+def measured(tmp_path):
+    rows = [measured_by_ourselves(0.5, row_id=str(c), concurrency=float(c)) for c in range(1, 7)]
+    path = tmp_path / "points.csv.gz"
+    rows += [point(row_id="odd", tp=3), point(row_id="fast", measured={"tpot_mean": 1e-5})]
+    path.write_bytes(as_csv(rows, zipped=True))
+    return path
+
+
+def test_a_table_is_printed_with_errors_reasons_and_rows_that_break_physics(measured):
+    said = run(measured)
+    assert said.exit_code == 0, said.output
+    text = " ".join(said.stdout.split())
+    assert "6 of 8 rows simulated (75%)" in text
+    assert "TTFT 100% 100% 100% +100%" in text
+    assert "layout and number of GPUs disagree 1" in text
+    assert "row fast: breaks physics: tpot_mean below the time to read the weights" in text
+    assert "tok/s per GPU" in text and "throughput_per_gpu 1.00" in text
+
+
+def test_json_alone_goes_to_stdout_and_points_to_a_file(measured, tmp_path):
+    said = run(measured, "--json", "-", "--points", tmp_path / "points.csv", "--workers", "1")
+    data = json.loads(said.stdout)
+    assert data["errors"]["tpot"]["mape"] == pytest.approx(1)
+    lines = list(csv.DictReader((tmp_path / "points.csv").read_text().splitlines()))
+    assert {line["row_id"] for line in lines} == {"1", "2", "3", "4", "5", "6"}
+    assert all(float(line["predicted"]) == pytest.approx(2 * float(line["measured"])) for line in lines)
+
+
+def test_two_processes_give_what_one_gives(measured):
+    one, two = (run(measured, "--json", "-", "--quiet", "--workers", count) for count in (1, 2))
+    assert one.stdout == two.stdout != ""
+
+
+def test_a_sample_is_as_large_as_asked(measured):
+    assert json.loads(run(measured, "--sample", "2", "--json", "-").stdout)["rows"] == 2
+
+
+def test_recorded_runs_are_printed(tmp_path):
+    record(tmp_path, data_parallel_size=1)
+    said = run("--requests", tmp_path, "--json", tmp_path / "out.json")
+    text = " ".join(said.stdout.split())
+    assert f"{NAME}: 60 requests" in text and "TPOT p99" in text and "running: off by 0.0 sequences" in text
+    assert json.loads((tmp_path / "out.json").read_text())["runs"][NAME]["requests"] == 60
+    record(tmp_path, data_parallel_size=2)
+    assert "skipped" in run("--requests", tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "name either a table of measurements"),
+        (("FILE", "--requests", "."), "name either a table of measurements"),
+        (("FILE", "--json", "-", "--points", "-"), "only one answer can go to stdout"),
+        (("FILE", "--trace", "x"), "--trace belongs to --requests"),
+        (("--requests", ".", "--sample", "3"), "--sample belongs to a table"),
+        (("--requests", ".", "--points", "x"), "--points belongs to a table"),
+        (("nothing.csv",), "no such file"),
+        (("FILE", "--json", "nowhere/a.json"), "there is no folder"),
+        (("FILE", "--sample", "0"), "not above zero"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(words, said, measured):
+    result = run(*(measured if word == "FILE" else word for word in words))
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert result.stdout == ""
