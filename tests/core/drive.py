@@ -209,7 +209,7 @@ def run_core(case: Case, *, leaps: bool = True) -> tuple[dict[str, np.ndarray], 
         engine.check_integrity()
     engine.check_integrity()
     engine.refresh(cluster.now)
-    return recorder.columns(), engine
+    return recorder.columns() | {"recomputed_tokens": np.array(recorder.recomputed_tokens)}, engine
 
 
 def run_reference(case: Case) -> ReferenceEngine:
@@ -292,7 +292,7 @@ def make_cluster_case(seed: int) -> ClusterCase:
     for role in roles:
         block, budget = rng.choice([1, 2, 4, 16]), rng.choice([4, 16, 64, 300])
         seqs = rng.randint(1, min(budget, 12))
-        table = make_table(rng, budget=budget, seqs=seqs, stages=rng.choice([1, 1, 1, 2]), block=block, window=window)
+        table = make_table(rng, budget=budget, seqs=seqs, stages=rng.choice([1, 1, 2]), block=block, window=window)
         settings = EngineSettings(
             max_batched_tokens=budget, max_seqs=seqs, block_tokens=block, prefix_cache=rng.random() < 0.8
         )

@@ -174,7 +174,7 @@ def test_law_4_pages_are_neither_lost_nor_given_twice(seed: int) -> None:
             assert engine.kv.peak >= pages(case.pools[-1].table, row.prompt + row.output - 1)
 
 
-@law
+@settings(max_examples=4 * CASES, deadline=None)
 @given(SEEDS)
 def test_law_6_no_replica_idles_over_work_it_could_start(seed: int) -> None:
     def look(served: Served) -> None:

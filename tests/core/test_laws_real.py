@@ -61,8 +61,8 @@ def load(requests: int, arrival: str = "poisson:rate=12") -> Workload:
 
 
 LOADS = {
-    "open": load(150 if INTERPRETED else 500),
-    "closed": load(100 if INTERPRETED else 400, "closed:48"),
+    "open": load(150 if INTERPRETED else 1500),
+    "closed": load(100 if INTERPRETED else 1000, "closed:48"),
 }
 RUNS = [(name, kind) for name in DEPLOYMENTS for kind in LOADS]
 

@@ -33,6 +33,8 @@ def test_core_equals_reference(seed: int) -> None:
     assert engine.kv.peak == reference.peak
     assert engine.work.steps == reference.steps
     assert engine.kv_used_blocks == 0
+    assert engine.hit_tokens == reference.hit_tokens
+    assert columns["recomputed_tokens"] == sum(row.recomputed for row in case.rows)
     counts = LogCounts(*BINS)
     for gap in reference.gaps:
         counts.add(gap, 1)

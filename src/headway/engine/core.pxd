@@ -29,7 +29,6 @@ cdef class Engine(ReplicaState):
     cdef double[::1] stage_s
     cdef Line incoming
     cdef list landed
-    cdef bint short_hit
     cdef long long serial
     cdef double next_s
     cdef Line out

@@ -67,7 +67,6 @@ class Engine(ReplicaState):
         self.stage_s = buffer(np.zeros(law.stages))
         self.incoming = Line()
         self.landed: list[Sequence] = []
-        self.short_hit = False
         self.serial = 0
         self.next_s = NEVER
         self.out = Line()
@@ -281,16 +280,14 @@ class Engine(ReplicaState):
     def plan_leap(self, lane: Lane, now: cython.double, preempted: cython.bint) -> cython.int:
         """Plan decode steps up to the next thing that can change the batch.
 
-        After a preemption nobody was admitted, so the queue's head has to be looked at again one step later; so has
-        one that finds a part of its prompt cached but too few pages for the rest, since it needs fewer of them at
-        once when the cached part is evicted.
+        After a preemption nobody was admitted, so the queue's head has to be looked at again one step later.
         """
         if lane.dirty:
             lane.drop_anchor(now, self.law)
         steps: cython.longlong = lane.finish.keys[0] - lane.step
         if lane.cross.size > 0:
             steps = min(steps, lane.cross.keys[0] - lane.step)
-        if not self.leaps or lane.fresh or (self.queue.size > 0 and (preempted or self.short_hit or self.queue.rekeys)):
+        if not self.leaps or lane.fresh or (self.queue.size > 0 and (preempted or self.queue.rekeys)):
             steps = 1
         if steps > 1:
             steps = 1 + lane.affordable(steps - 1, self.kv.total - self.kv.used)
@@ -359,7 +356,7 @@ class Engine(ReplicaState):
         seq.target = seq.prompt_tokens + seq.generated
         seq.computed = 0
         seq.preemptions += 1
-        seq.recomputed += tokens
+        seq.most = max(seq.most, tokens)
         self.preemptions += 1
         self.running -= 1
         self.waiting += 1
@@ -382,18 +379,19 @@ class Engine(ReplicaState):
         return False
 
     def admit_waiting(self, lane: Lane, now: cython.double) -> cython.int:
-        """Admit from the queue's head while budget, places and pages last."""
+        """Admit from the queue's head while budget and places last and there are pages for its whole prompt.
+
+        Asking for the whole, though a chunk is taken at first, keeps prompts from preempting each other half-way.
+        """
         seq: Sequence
         hit: cython.longlong
         tokens: cython.longlong
         budget: cython.longlong = self.max_tokens - lane.n - lane.chunk_tokens
-        self.short_hit = False
         while self.queue.size > 0 and budget > 0 and self.running < self.max_seqs:
             seq = self.queue.peek(now)
             hit = self.kv.hit(seq)
             tokens = min(seq.target - hit, budget)
-            if self.kv.price(seq, hit + tokens) > self.kv.total - self.kv.used:
-                self.short_hit = hit > 0
+            if self.kv.entry_price(seq, hit) > self.kv.total - self.kv.used:
                 return 0
             self.queue.drop_head()
             self.waiting -= 1
@@ -401,12 +399,13 @@ class Engine(ReplicaState):
             self.running += 1
             self.serial += 1
             seq.serial = self.serial
-            if seq.hash_count > 0:
-                self.queried_tokens += seq.target
-                self.hit_tokens += hit
             if seq.preemptions == 0:
                 seq.admitted_s = now
                 seq.cached = hit
+                if seq.hash_count > 0:
+                    self.queried_tokens += seq.target
+            if hit > seq.most:
+                self.hit_tokens += hit - seq.most
             self.kv.allocate(seq, hit + tokens)
             self.chunk(lane, seq, hit, tokens)
             budget -= tokens
@@ -434,6 +433,8 @@ class Engine(ReplicaState):
         lane.chunk_tokens += tokens
         lane.chunk_count += 1
         self.work.count_chunk(prefix, tokens, self.window)
+        if seq.most > prefix:
+            seq.recomputed += min(seq.most, prefix + tokens) - prefix
         seq.computed = prefix + tokens
         if seq.computed == seq.target:
             lane.chunks.append(seq)
@@ -488,9 +489,7 @@ class Engine(ReplicaState):
             assert lane.n == 0 and self.partial is None and not self.landed, "a lane idles over its own requests"
         if self.queue.size > 0 and self.running < self.max_seqs:
             seq = self.queue.peek(now)
-            hit: cython.longlong = self.kv.hit(seq)
-            need: cython.longlong = self.kv.price(seq, hit + min(seq.target - hit, self.max_tokens))
-            assert need > free, f"a lane idles, and request {seq.id} could start"
+            assert self.kv.entry_price(seq, self.kv.hit(seq)) > free, f"a lane idles, and request {seq.id} could start"
         elif self.incoming.size > 0 and self.running < self.max_seqs:
             assert self.kv.pages(self.incoming.first().target) > free, "a lane idles, and KV could be fetched"
         return True

@@ -52,6 +52,16 @@ class KvPages:
         shared: cython.longlong = self.cache.pinned(seq.chains, seq.hash_start + seq.held, covered - seq.held)
         return need - shared * self.unit_pages
 
+    def entry_price(self, seq: Sequence, hit: cython.longlong) -> cython.Py_ssize_t:
+        """Free pages for the whole prompt of a sequence that holds none; of what it finds cached, units in use are free.
+
+        Units cached behind the first miss are not counted, so that no first part of the prompt costs more than this.
+        """
+        need: cython.longlong = self.pages(seq.target)
+        if hit == 0 or need <= self.total - self.used:
+            return need
+        return need - self.cache.pinned(seq.chains, seq.hash_start, hit // self.unit_tokens) * self.unit_pages
+
     def allocate(self, seq: Sequence, tokens: cython.longlong) -> cython.int:
         """Take the pages that `price` named; prompt units covered now can be shared from now on."""
         need: cython.longlong = self.pages(tokens) - self.pages(seq.computed)

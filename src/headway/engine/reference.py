@@ -41,6 +41,8 @@ class Row:
     status: str = "unfinished"
     cached: int = 0
     preemptions: int = 0
+    recomputed: int = 0
+    most: int = 0
     generated: int = 0
     target: int = 0
     tokens: int = 0
@@ -176,7 +178,7 @@ class ReferenceEngine:
             row = self.head()
             hit = self.hit(row)
             tokens = min(row.target - hit, budget)
-            if self.price(row, hit + tokens) > self.available():
+            if self.entry_price(row, hit) > self.available():
                 break
             self.admit(row, hit)
             budget -= self.chunk(lane, row, hit, tokens)
@@ -256,6 +258,7 @@ class ReferenceEngine:
         """A row loses its KV and waits, before all others, to compute it anew."""
         self.release(row, row.tokens)
         row.target = row.prompt + row.generated
+        row.most = max(row.most, row.tokens)
         row.tokens = 0
         row.preemptions += 1
         row.place = -row.serial
@@ -274,14 +277,15 @@ class ReferenceEngine:
         self.waiting.remove(row)
         self.serial += 1
         row.serial = self.serial
-        self.hit_tokens += hit
         if row.preemptions == 0:
             row.admitted_s, row.cached = self.now, hit
+        self.hit_tokens += max(0, hit - row.most)
 
     def chunk(self, lane: Batch, row: Row, prefix: int, tokens: int) -> int:
         """Schedule prompt tokens; returns how many."""
         self.hold(row, prefix + tokens)
         lane.chunks.append((prefix, tokens))
+        row.recomputed += max(0, min(row.most, prefix + tokens) - prefix)
         row.tokens = prefix + tokens
         self.partial = None if row.tokens == row.target else row
         if self.partial is None:
@@ -319,6 +323,11 @@ class ReferenceEngine:
         covered = min(tokens // self.unit, len(row.hashes)) if self.unit else 0
         shared = sum(1 for h in row.hashes[len(row.units) : covered] if h in self.cached and self.cached[h].users)
         return self.pages(tokens) - self.held(row) - shared * self.unit_pages
+
+    def entry_price(self, row: Row, hit: int) -> int:
+        """Available pages it takes to hold a waiting row's whole prompt, of which `hit` tokens are cached."""
+        shared = sum(1 for h in row.hashes[: hit // self.unit] if self.cached[h].users) if hit else 0
+        return self.pages(row.target) - shared * self.unit_pages
 
     def hold(self, row: Row, tokens: int) -> None:
         """Hold `tokens` tokens: units for what is covered, own pages for the rest."""

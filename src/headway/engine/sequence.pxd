@@ -18,6 +18,7 @@ cdef class Sequence(Request):
     cdef long long cached
     cdef long long held
     cdef long long recomputed
+    cdef long long most
     cdef int preemptions
     cdef int status
     cdef bint handoff

@@ -27,7 +27,8 @@ class Sequence(Request):
     """A request with what only the engine knows: its true length, progress, pages and times.
 
     `target`: tokens whose KV must be computed before it decodes (the prompt; after a preemption the generated
-    tokens too). `computed`: of these, how many are. `held`: prefix units referenced.
+    tokens too). `computed`: of these, how many are. `held`: prefix units referenced. `most`: tokens it
+    ever held before a preemption, to tell what is computed a second time.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Sequence(Request):
         self.cached = 0
         self.held = 0
         self.recomputed = 0
+        self.most = 0
         self.preemptions = 0
         self.status = UNFINISHED
         self.handoff = False

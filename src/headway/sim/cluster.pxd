@@ -42,6 +42,7 @@ cdef class Cluster:
     cdef double turn_s
     cdef Py_ssize_t turn
     cdef readonly long long events
+    cdef readonly long long over_context
     cpdef bint advance(self, long long events) except -1
     cdef double next_event(self) noexcept
     cdef int run_timer(self) except -1
@@ -50,5 +51,6 @@ cdef class Cluster:
     cdef int place(self, Sequence seq, Py_ssize_t pool, double now) except -1
     cdef int step(self, double now) except -1
     cdef bint late(self, Py_ssize_t engine, double now) noexcept
+    cdef int fail(self, Sequence seq, Engine engine, double now) except -1
     cdef int settle(self, Sequence seq, double now) except -1
     cdef int timer(self, double time_s, int priority, object what) except -1

@@ -100,6 +100,7 @@ class Cluster:
         self.turn_s = -1.0
         self.turn = 0
         self.events = 0
+        self.over_context = 0
         if closed is not None:
             self.think_s = closed[1]
             for _ in range(closed[0]):
@@ -211,8 +212,7 @@ class Cluster:
         """Send a request to a replica of the pool: its prompt to the first, its KV to the second."""
         engine: Engine = self.choose(seq, pool, now)
         if pool == 0 and not engine.fits(seq):
-            seq.status = FAILED
-            return self.settle(seq, now)
+            return self.fail(seq, engine, now)
         seq.pool = pool
         seq.source = seq.replica
         seq.replica = self.first[pool] + engine.index
@@ -222,6 +222,13 @@ class Cluster:
             engine.expect(seq, now, self.late(seq.replica, now))
         self.clock.set(seq.replica, engine.next_s)
         return 0
+
+    def fail(self, seq: Sequence, engine: Engine, now: cython.double) -> cython.int:
+        """A request can never run on this kind of replica: it is too long for the model, or for the KV cache."""
+        if seq.prompt_tokens + seq.output_tokens > engine.max_context:
+            self.over_context += 1
+        seq.status = FAILED
+        return self.settle(seq, now)
 
     def settle(self, seq: Sequence, now: cython.double) -> cython.int:
         """A request has ended, one way or another; a closed loop sends its next."""
@@ -256,10 +263,9 @@ class Cluster:
             if target.fits(seq):
                 self.place(seq, 1, now)
             else:
-                seq.status = FAILED
                 engine.let_go(seq, now)
                 self.clock.set(index, engine.next_s)
-                self.settle(seq, now)
+                self.fail(seq, target, now)
         while engine.starts.size > 0:
             seq = engine.starts.take()
             self.timer(self.handoff.send(seq.source, seq.replica, seq.target, now), TRANSFER, seq)

@@ -77,6 +77,8 @@ def simulate(
     provenance: dict[str, Any] = {
         pool.role: to_mapping_all(t) for pool, t in zip(deployment.pools, tables, strict=True)
     }
+    if counters.failed:
+        provenance["failed"] = _reasons(deployment, counters.failed, cluster.over_context)
     return summarize(
         Records(recorder.columns()) if records else None,
         counters,
@@ -188,6 +190,16 @@ def count(
     return counters
 
 
+def _reasons(deployment: Deployment, failed: int, over_context: int) -> dict[str, int]:
+    """How many requests failed, by reason."""
+    limit = model(deployment.pools[0].replica.model).max_context
+    reasons = {
+        f"prompt and output longer than the model's context of {limit:,} tokens": over_context,
+        "prompt and output need more KV than a replica holds": failed - over_context,
+    }
+    return {reason: count for reason, count in reasons.items() if count}
+
+
 def _tally(seen: Recorder) -> Tally:
     measured, attained = seen.by_class()
     start_s, *at_start = seen.window_start()
@@ -202,6 +214,7 @@ def _tally(seen: Recorder) -> Tally:
         finished_tokens=seen.output_tokens,
         measured_by_class=measured,
         attained_by_class=attained,
+        by_batch=seen.by_batch(),
         ttft=Histogram(seen.ttft.as_array(), seen.ttft.total_s),
         tpot=Histogram(seen.tpot.as_array(), seen.tpot.total_s),
         e2e=Histogram(seen.e2e.as_array(), seen.e2e.total_s),
