@@ -94,8 +94,13 @@ def test_a_trace_is_read_once_with_its_broken_lines_left_out(asked, tmp_path):
     trace = tmp_path / "t.csv"
     trace.write_text("arrival_s,input_tokens,output_tokens\n0,100,10\nbroken\n1,100,10\n")
     refused(run(*ASK, "--workload", trace), f"{trace}:3")
-    assert "skipped 1 broken lines" in run(*ASK, "--workload", trace, "--skip-bad").stderr
+    assert run(*ASK, "--workload", trace, "--skip-bad").stderr.count("broken") == 1
     assert asked["made"].requests == 2
+
+
+def test_an_order_without_anything_to_go_by_is_noted(asked):
+    assert "knows every output length" in run(*ASK, "--set", "policies.order=sjf").stderr
+    assert "knows" not in run(*ASK).stderr
 
 
 # --- output ---

@@ -125,12 +125,45 @@ def test_broken_lines_are_refused_or_left_out_and_counted(tmp_path):
     trace = tmp_path / "t.csv"
     trace.write_text("arrival_s,input_tokens,output_tokens\n0,100,10\nbroken\n1,100,10\n")
     words = ("simulate", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", "--workload", trace)
-    refused(run(*words), f"{trace}:3")
+    refused(run(*words), f"{trace}:3", "(--skip-bad leaves such lines out)")
     result = run(*words, "--skip-bad", "--json", "-")
-    assert f"skipped 1 broken lines of {trace}" in result.stderr
+    assert result.stderr.count("1 broken line left out") == result.stderr.count("broken") == 1
     data = json.loads(result.stdout)
     assert data["provenance"]["trace"]["skipped_lines"] == 1
     assert data["requests"]["finished"] == 2
+
+
+def test_weights_are_as_published_unless_asked_for():
+    data = simulated("simulate", "--model", "gpt-oss-20b", "--gpu", "rtx-4090", "--requests", "20")
+    (pool,) = data["deployment"]["pools"]
+    assert pool["replica"]["weights"] == "mxfp4"
+    assert "weights" not in simulated(*CUSTOM)["deployment"]["pools"][0]["replica"]  # bf16, the default of a file
+    words = ("simulate", "--model", "gpt-oss-20b", "--gpu", "h100-sxm", "--requests", "20", "--rate", "5")
+    (pool,) = simulated(*words, "--weights", "bf16", "--kv", "fp8")["deployment"]["pools"]
+    assert (pool["replica"].get("weights", "bf16"), pool["replica"]["kv"]) == ("bf16", "fp8")
+    assert "(mxfp4, KV bf16)" in run(*words).stdout
+
+
+def test_many_requests_keep_no_rows_unless_a_file_shows_them(monkeypatch, tmp_path):
+    monkeypatch.setattr("headway.cli.simulate.KEPT_REQUESTS", 59)
+    result = run(*CUSTOM, "--json", "-")
+    assert json.loads(result.stdout)["ttft_s"]["method"] == "histogram"
+    assert "no rows are kept of more than 59 requests (--records FILE keeps them)" in result.stderr
+    for option, file in (("--records", "r.csv"), ("--html", "r.html")):
+        result = run(*CUSTOM, "--json", "-", option, tmp_path / file)
+        assert json.loads(result.stdout)["ttft_s"]["method"] == "exact"
+        assert "no rows" not in result.stderr
+
+
+def test_an_order_without_anything_to_go_by_is_noted(tmp_path):
+    def said(order, *words):
+        return run(*CUSTOM, "--policy", f"order={order}", *words).stderr
+
+    assert "none of the first 60 requests has a deadline" in said("edf")
+    assert "deadline" not in said("edf", "--set", "workload.classes=[{name: a, deadline_s: 5}]")
+    assert "knows every output length" in said("sjf")
+    assert "knows" not in said("sjf", "--set", "workload.prediction_sigma=0.5")
+    assert "knows" not in said("fcfs") and "deadline" not in said("fcfs")
 
 
 def test_a_report_is_written(tmp_path):
@@ -163,6 +196,10 @@ ROUTER = """
                 raise KeyboardInterrupt
             return Route(0, "first")
 
+    class Exits(Last):
+        def route(self, request, pool):
+            raise SystemExit(0)
+
     class Far(Last):
         def route(self, request, pool):
             return Route(7, "there is none")
@@ -189,6 +226,16 @@ def test_a_policy_from_the_current_folder_routes(module):
 def test_an_exception_in_a_policy_is_told_by_its_line(module):
     result = run(*CUSTOM, "--policy", f"route={module}:Broken")
     refused(result, f"policy {module}:Broken failed at {module}.py:13 in route: ZeroDivisionError")
+
+
+def test_a_policy_cannot_end_the_run_without_a_word(module):
+    result = run(*CUSTOM, "--policy", f"route={module}:Exits")
+    refused(result, f"policy {module}:Exits failed at {module}.py:23 in route: SystemExit: 0")
+
+
+def test_a_module_that_exits_on_import_is_told_by_its_line(module, tmp_path):
+    (tmp_path / f"{module}_4.py").write_text("import sys\nsys.exit(0)\n")
+    refused(run(*CUSTOM, "--policy", f"route={module}_4:X"), f"failed at {module}_4.py:2", "SystemExit")
 
 
 def test_an_exception_in_a_worker_process_is_told_by_its_line_too(module):
@@ -272,6 +319,11 @@ def test_a_signal_ends_a_long_run_with_what_is_known():
         (["--input", "exp:-5", "--output", "9"], ["--input", "negative"]),
         (["--input", "exp:nan", "--output", "9"], ["--input", "'nan'"]),
         (["--input", "expo:5", "--output", "9"], ["--input", "exponential"]),
+        (["--input", "inf", "--output", "9"], ["--input", "'inf'", "uniform:100:200"]),
+        (["--input", "-5", "--output", "9"], ["--input", "negative", "uniform:100:200"]),
+        (["--input", "exp:1e12", "--output", "9"], ["--input", "at most 10**9"]),
+        (["--weights", "fp"], ["weights='fp'", "nearest: fp8"]),
+        (["--kv", "fp4"], ["kv='fp4'", "bf16, fp8"]),
         (["--input", "512"], ["--input and --output belong together"]),
         (["--workload", "chatt"], ["unknown workload 'chatt'", "nearest: chat"]),
         (["--workload", "no/such.csv"], ["no/such.csv"]),
@@ -284,7 +336,7 @@ def test_a_signal_ends_a_long_run_with_what_is_known():
         (["--set", "workload.requestz=1"], ["unknown field 'requestz'", "nearest: requests"]),
         (["--json", "no/such/folder/r.json"], ["no folder no/such/folder"]),
         (["--html", "no/such/folder/r.html"], ["no folder no/such/folder"]),
-        (["--records", "rows.xlsx"], [".parquet", "'.xlsx'"]),
+        (["--records", "rows.xlsx"], ["Error: rows.xlsx", ".parquet", "'.xlsx'"]),
         (["--records", "rows.csv", "--no-records"], ["leave one of them out"]),
     ],
 )
@@ -310,6 +362,7 @@ def test_deployment_files_are_checked(tmp_path):
     refused(run("simulate", file), str(file), "unknown field 'cuont'", "nearest: count")
     refused(run("simulate", tmp_path / "dd.yaml"), "no such file", "nearest: d.yaml")
     refused(run("simulate", file, "--replicas", "4"), "--set pools.0.count=4")
+    refused(run("simulate", file, "--weights", "fp8"), "--set pools.0.replica.weights=fp8")
 
 
 def test_lengths_beside_a_trace_are_refused(tmp_path):

@@ -126,7 +126,7 @@ def test_sparse_attention_reads_like_a_window_and_keeps_every_token():
         ("llama-3.1-70b", "h100-sxm", 1, r"tp=2 would do"),
         ("llama-3.1-405b", "a100-80gb-sxm", 1, r"h200 with tp=8 would do"),
         ("phi-4", "rtx-4090", 1, r"tp=2 would do"),
-        ("kimi-k2", "l4", 1, r"try pp=2 or weights=fp8"),
+        ("kimi-k2", "l4", 1, r"weights=fp8, as published, on \S+ with tp=8 would do"),
     ],
 )
 def test_the_error_says_what_is_needed_what_there_is_and_what_would_do(key, card, tp, remedy):
@@ -141,7 +141,8 @@ def test_the_error_says_what_is_needed_what_there_is_and_what_would_do(key, card
     assert f"{model(key).weight_bytes('bf16') / GIB:.1f} GiB weights" in text
     would = re.search(r"(?:(\S+) with )?tp=(\d) would do", text)
     if would:
-        remedied = msgspec.structs.replace(one, gpu=would[1] or card, tp=int(would[2]))
+        weights = model(key).native_dtype if "as published" in text else "bf16"
+        remedied = msgspec.structs.replace(one, gpu=would[1] or card, tp=int(would[2]), weights=weights)
         assert memory_fit(remedied).kv_blocks > 0
         if not would[1]:
             with pytest.raises(DoesNotFit):
@@ -166,6 +167,27 @@ def test_exactly_the_memory_needed_is_enough(key, percent):
             memory_fit(at(share + 1e-6))
         with pytest.raises(DoesNotFit):
             memory_fit(at(min(1.0, share - 1e-6)))
+
+
+@pytest.mark.parametrize(
+    ("key", "card", "tp", "published"),
+    [
+        ("deepseek-v3", "h200", 8, "fp8"),
+        ("gpt-oss-120b", "a100-80gb-sxm", 1, "mxfp4"),
+        ("gpt-oss-20b", "rtx-4090", 1, "mxfp4"),
+    ],
+)
+def test_the_published_precision_is_the_first_remedy(key, card, tp, published):
+    one = replica(key, card, tp=tp)
+    with pytest.raises(DoesNotFit, match=f"weights={published}, as published, would fit"):
+        memory_fit(one)
+    assert memory_fit(msgspec.structs.replace(one, weights=published)).kv_blocks > 0
+
+
+def test_the_published_precision_comes_with_the_gpus_it_needs():
+    with pytest.raises(DoesNotFit, match=r"weights=fp8, as published, with tp=8 would do"):
+        memory_fit(replica("deepseek-v3", "h200", tp=1))
+    assert memory_fit(replica("deepseek-v3", "h200", tp=8, weights="fp8")).kv_blocks > 0
 
 
 # --- what is not a replica

@@ -1,6 +1,7 @@
 """Per-request records: every file form reads back to the same bits, and broken rows are named."""
 
 import math
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.errors import BadInput, MissingExtra, UnknownName
-from headway.metrics import Records, Status
+from headway.metrics import Records, Status, record_files
 
 FORMS = ("parquet", "csv", "json", "jsonl")
 TIMES = st.floats(0, 1e9) | st.just(math.nan)
@@ -165,6 +166,37 @@ def test_a_parquet_file_with_other_words_or_types_is_refused(tmp_path):
     path.write_bytes(b"PAR1 but no more")
     with pytest.raises(BadInput, match="not Parquet"):
         Records.read(path)
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "parquet"])
+def test_an_interrupt_while_writing_leaves_what_was_there(form, tmp_path, monkeypatch):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"r.{form}"
+    few().write(path)
+    before = path.read_bytes()
+
+    def interrupted(part, columns):
+        part.write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(record_files._WRITERS, f".{form}", interrupted)
+    for target in (path, tmp_path / f"new.{form}"):
+        with pytest.raises(KeyboardInterrupt):
+            few().write(target)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+
+
+def test_a_link_and_a_device_stay_what_they_are(tmp_path):
+    real, link = tmp_path / "real.csv", tmp_path / "link.csv"
+    link.symlink_to(real)
+    few().write(link)
+    assert link.is_symlink() and len(Records.read(real)) == len(few())
+    null = tmp_path / "null.csv"
+    null.symlink_to(os.devnull)
+    few().write(null)
+    assert not os.path.isfile(os.devnull)
 
 
 def test_other_suffixes_and_places_that_are_not_there_are_refused(tmp_path):

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headway.errors import BadInput
 from headway.metrics import Prices, Slo
-from headway.metrics.attainment import wilson_interval
+from headway.metrics.attainment import group_interval, wilson_interval
 from headway.specs import from_mapping
 
 
@@ -63,6 +65,52 @@ def test_a_value_equal_to_the_limit_meets_it_and_an_undefined_tpot_does():
 def test_prices_that_cannot_be_are_refused(given):
     with pytest.raises(BadInput, match=next(iter(given))):
         Prices(**given)
+
+
+def test_groups_that_differ_widen_the_interval_and_equal_ones_do_not():
+    even = np.full(10, 100)
+    assert group_interval(even, np.full(10, 90)) == wilson_interval(900, 1000)
+    low, high = group_interval(even, np.array([100, 80] * 5))
+    assert (low, high) == pytest.approx((0.9 - 2.262 * 0.1 / math.sqrt(9), 0.9 + 2.262 * 0.1 / math.sqrt(9)))
+    assert group_interval(np.array([0, 50]), np.array([0, 40])) == wilson_interval(40, 50)
+
+
+def test_quantiles_of_students_t_as_scipy_computes_them():
+    stats = pytest.importorskip("scipy.stats")
+    for groups in range(2, 11):
+        measured, good = np.full(groups, 10**6), np.full(groups, 500_000)
+        good[0] = 499_000
+        spread = stats.t.ppf(0.975, groups - 1) * np.std(good / measured, ddof=1) / math.sqrt(groups)
+        low, high = group_interval(measured, good)
+        assert (high - low) / 2 == pytest.approx(max(spread, 0.98 / math.sqrt(groups * 10**6)), rel=2e-3)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=10), st.data())
+def test_an_interval_holds_the_share_and_is_never_narrower_than_for_independent_requests(sizes, data):
+    sizes[0] += 1
+    good = [data.draw(st.integers(0, size)) for size in sizes]
+    low, high = group_interval(np.array(sizes), np.array(good))
+    sure_low, sure_high = wilson_interval(sum(good), sum(sizes))
+    assert 0 <= low <= sure_low <= sum(good) / sum(sizes) <= sure_high <= high <= 1
+
+
+def test_the_interval_of_a_run_covers_the_truth_of_requests_that_queue():
+    """M/M/1 at load 0.9: waits by Lindley's recursion; 90 % are shorter than its quantile (D. V. Lindley, 1952)."""
+    load, runs = 0.9, 200
+    limit = math.log(load / 0.1) / (1 - load)  # P(wait > t) = load exp(-(1 - load) t)
+    batched, independent = 0, 0
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        moves = rng.exponential(1.0, 36_000) - rng.exponential(1 / load, 36_000)
+        walk = np.cumsum(moves)
+        wait_s = (walk - np.minimum.accumulate(np.minimum(walk, 0)))[4_000:]
+        good = (wait_s <= limit).reshape(10, -1).sum(axis=1)
+        low, high = group_interval(np.full(10, 3_200), good)
+        batched += low <= 0.9 <= high
+        low, high = wilson_interval(int(good.sum()), 32_000)
+        independent += low <= 0.9 <= high
+    assert batched >= 0.85 * runs
+    assert independent < 0.5 * runs
 
 
 def test_wilson_interval_as_published():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from headway.cost import Replica
 from headway.errors import BadInput
 from headway.metrics import Slo
+from headway.metrics.attainment import wilson_interval
 from headway.plan import Question
 from headway.plan.bounds import Lengths, guess_rate, reach
 from headway.plan.evaluate import Asked, Evaluator, Goodput, Job, Outcome
@@ -21,7 +22,7 @@ from headway.plan.question import default_requests
 from headway.plan.ranking import Entry, front, rank
 from headway.plan.search import search
 from headway.plan.space import enumerate_space
-from headway.plan.trial import Load, Trial, ask, probit, try_rate
+from headway.plan.trial import Load, Trial, ask, pooled, probit, try_rate
 from headway.plan.workers import Workers
 from headway.sim import Deployment, Pool, simulate
 from headway.sim.run import compiled
@@ -189,6 +190,29 @@ def test_a_trial_attains_what_simulate_attains(split):
         assert found.tpot_s == result.tpot_s.p90
     asked, result = ask(plan, load, SLO)
     assert asked == try_rate(plan, tables(plan), load, SLO, 0)._replace(itl_s=result.itl_s.p99)
+
+
+@pytest.mark.parametrize("slo", [SLO, {0: SLO, 1: Slo(ttft_s=0.2)}])
+def test_the_interval_of_a_run_is_the_same_with_records_and_without_and_wider_where_requests_queue(slo):
+    made = workload("chat", rate=17.5, requests=3001)
+    kept, told = (simulate(deployment(), made, slo=slo, records=records).slo for records in (True, False))
+    assert kept == told
+    low, high = wilson_interval(told.attained, told.measured)
+    assert told.attainment_high - told.attainment_low > 2 * (high - low)
+
+
+def test_seeds_that_differ_too_much_do_not_meet_the_target_together():
+    def share(attainment):
+        return Trial(attainment >= 0.9, attainment, 1000, 1, 0.2, 0.02, 1.0, 0.0, True)
+
+    agreed, torn = pooled([share(0.92)] * 6, SLO), pooled([share(0.99), share(0.86)] * 3, SLO)
+    assert agreed.attainment == pytest.approx(0.92)
+    assert torn.attainment == pytest.approx(0.925)
+    assert (agreed.met, torn.met) == (True, False)
+    assert agreed.score > torn.score
+    assert (agreed.measured, agreed.failed, agreed.ttft_s) == (6000, 6, pytest.approx(0.2))
+    assert pooled([share(1.0)] * 2, Slo(ttft_s=1.0, attainment=1.0)).met
+    assert pooled([torn], SLO) is torn
 
 
 def test_traces_are_planned_for_as_they_are(shared_data):

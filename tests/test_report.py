@@ -7,6 +7,7 @@ import json
 import math
 import re
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -62,6 +63,43 @@ def test_the_sentence_says_what_was_met_and_missed():
     assert words.result_sentence(result()).endswith("within TTFT 500 ms and TPOT 50 ms: the target of 90% is met.")
     assert words.result_sentence(result(slo=Slo(ttft_s=1e-4))).endswith("TTFT 100 us: the target of 90% is missed.")
     assert "gaps between tokens are longer" in words.result_sentence(result(slo=Slo(itl_s=1e-4)))
+
+
+def failed(**reasons):
+    run = result(slo=None)
+    count = sum(reasons.values())
+    ended = msgspec.structs.replace(run.requests, arrived=count, finished=0, failed=count)
+    nothing = msgspec.structs.replace(run.ttft_s, count=0, mean=None, p50=None, p90=None, p95=None, p99=None)
+    return msgspec.structs.replace(
+        run, requests=ended, ttft_s=nothing, tpot_s=nothing, e2e_s=nothing, itl_s=nothing,
+        provenance=run.provenance | {"failed": {name.replace("_", " "): n for name, n in reasons.items()}},
+    )  # fmt: skip
+
+
+def test_the_sentence_holds_no_dash_where_nothing_finished():
+    run = failed(longer_than_the_context=100)
+    assert words.result_sentence(run) == "0 of 100 requests finished; 100 failed: longer than the context."
+    unsaid = msgspec.structs.replace(run, provenance={})
+    assert words.result_sentence(unsaid) == "0 of 100 requests finished; 100 failed."
+    one_token = result(slo=None, tpot_s=run.tpot_s)
+    assert re.search(r"first token within [\d.]+ ms\.$", words.result_sentence(one_token))
+
+
+def test_failed_requests_have_their_reason_on_the_terminal_and_the_page():
+    run = failed(longer_than_the_context=3, more_KV_than_a_replica_holds=1)
+    expected = "4 failed: longer than the context (3), more KV than a replica holds (1)"
+    assert expected in printed(result_text(run))
+    page = Seen(result_html(run))
+    assert expected in page.text
+    assert "Assumptions: failed" not in page.text
+    assert "failed" not in printed(result_text(result()))
+
+
+def test_sentence_and_table_name_one_share():
+    run = result(slo=Slo(ttft_s=10.0))
+    text = printed(result_text(run))
+    assert text.startswith("100% of requests")
+    assert re.search(r"Attainment +100% \(95% interval [\d.]+% to 100%\)", text)
 
 
 def test_the_sentence_of_a_plan_says_what_to_run():

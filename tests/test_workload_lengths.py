@@ -138,7 +138,14 @@ def test_a_lognormal_may_be_given_by_its_mean() -> None:
     ("text", "said"),
     [
         ("0", "tokens 0"),
-        ("-5", "unknown"),
+        ("-5", "negative"),
+        ("inf", "'inf'"),
+        ("nan", "write 512, const:512"),
+        ("five", "no such form; write 512, const:512"),
+        ("exp:1e12", "at most 10**9"),
+        ("uniform:1:2G", "at most 10**9"),
+        ("2G", "at most 10**9"),
+        ("lognormal:median=5,sigma=1,max=2G", "at most 10**9"),
         ("exp:0", "mean_tokens 0"),
         ("exp:-5", "negative"),
         ("exp:nan", "nan"),
@@ -159,6 +166,25 @@ def test_wrong_lengths_are_named(text: str, said: str) -> None:
     with pytest.raises(BadInput) as caught:
         parse_length(text)
     assert said in str(caught.value)
+
+
+def test_no_mention_of_catalogues_where_a_length_is_wrong() -> None:
+    with pytest.raises(BadInput) as caught:
+        parse_length("expo:5")
+    assert "headway list" not in str(caught.value) and "lognormal:median" in str(caught.value)
+
+
+def test_lengths_in_specs_are_capped_too() -> None:
+    for make in (
+        lambda: Constant(tokens=10**9 + 1),
+        lambda: Uniform(low_tokens=1, high_tokens=10**9 + 1),
+        lambda: Exponential(mean_tokens=1e12),
+        lambda: LogNormal(median_tokens=1e12, sigma=1.0),
+        lambda: Empirical(tokens=(1.0, 1e12)),
+    ):
+        with pytest.raises(BadInput, match=r"at most 10\*\*9"):
+            make()
+    assert Constant(tokens=10**9).tokens == 10**9
 
 
 def test_no_length_overflows() -> None:

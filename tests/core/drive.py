@@ -13,7 +13,7 @@ from headway.cost import EngineSettings, StepTable
 from headway.engine import Engine, Gaps, StepLaw, WorkDone
 from headway.engine.reference import ReferenceEngine, Row
 from headway.metrics import Histogram
-from headway.policies import Policy, policy
+from headway.policies import Policy, policy, policy_names
 from headway.sim.arrivals import Arrivals
 from headway.sim.cluster import Cluster, Handoff
 from headway.sim.recorder import Recorder
@@ -280,7 +280,8 @@ class Served:
         return [engine for pool in self.pools for engine in pool]
 
 
-ROUTERS = ("round-robin", "least-requests", "least-tokens", "power-of-two", "prefix-affinity", "drive:Nosy")
+NOSY = "drive:Nosy"
+ROUTERS = (*policy_names("route"), NOSY)
 
 
 def make_cluster_case(seed: int) -> ClusterCase:
@@ -294,11 +295,11 @@ def make_cluster_case(seed: int) -> ClusterCase:
         seqs = rng.randint(1, min(budget, 12))
         table = make_table(rng, budget=budget, seqs=seqs, stages=rng.choice([1, 1, 2]), block=block, window=window)
         settings = EngineSettings(
-            max_batched_tokens=budget, max_seqs=seqs, block_tokens=block, prefix_cache=rng.random() < 0.8
+            max_batched_tokens=budget, max_seqs=seqs, block_tokens=block, prefix_cache=rng.random() < 0.9
         )
         pools.append(PoolCase(role, rng.randint(1, 3), table, settings))
         largest = max(largest, block)
-    unit = rng.choice([0, largest, 2 * largest])
+    unit = rng.choice([0, largest, largest, 2 * largest])
     rows = make_rows(rng, unit)
     if rng.random() < 0.3:
         for row in rows:
@@ -308,7 +309,7 @@ def make_cluster_case(seed: int) -> ClusterCase:
         pools,
         unit,
         order=rng.choice(["fcfs", "fcfs", "priority", "sjf", "edf"]),
-        route=rng.choice(ROUTERS),
+        route=rng.choice([*ROUTERS, NOSY, NOSY, "prefix-affinity"]),
         admit=rng.choice([None, None, "queue-limit"]),
         link=(rng.choice([1e3, 1e5, 1e12]), rng.choice([0.0, 1e-3, 0.5])),
         closed=rng.choice([None, (rng.randint(1, 12), rng.choice([0.0, 0.0, 0.1]))]),

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pytest
 from drive import (
     CASES,
+    NOSY,
     Case,
     ClusterCase,
     Nosy,
@@ -231,6 +233,26 @@ def test_law_7_holds_where_everything_happens_at_once(seed: int) -> None:
         return run_cluster(
             ClusterCase([pool], 0, "fcfs", case.route, None, (1.0, 0.0), (2 + seed % 5, 0.0), rows), leaps=leaps
         )
+
+    assert_same(run(True), run(False))
+
+
+@law
+@given(SEEDS)
+def test_law_7_holds_where_decodes_take_the_pages_of_idle_prefixes(seed: int) -> None:
+    """A router that asks what is cached must not see, in the midst of a leap, what stepping would have evicted."""
+    rng, now, rows = Random(seed), 0.0, []
+    for _ in range(30):
+        now += rng.expovariate(1 / 0.1)
+        family, units = rng.randint(0, 5), rng.randint(1, 5)
+        hashes = tuple(100 * family + k for k in range(units))
+        rows.append(Row(now, 4 * units + 1, rng.randint(20, 60), hashes))
+    table = plain_table(linear_s=1e-3, token_s=1e-5, decode_s=1e-3, seqs=4, block=4, kv_blocks=rng.randint(24, 40))
+    engine = EngineSettings(max_batched_tokens=256, max_seqs=4, block_tokens=4)
+
+    def run(leaps: bool) -> Served:
+        pools = [PoolCase("mixed", 2, table, engine)]
+        return run_cluster(ClusterCase(pools, 4, "fcfs", NOSY, None, (1.0, 0.0), None, rows), leaps=leaps)
 
     assert_same(run(True), run(False))
 

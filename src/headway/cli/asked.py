@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headway.cli.options import Options
@@ -18,12 +16,16 @@ if TYPE_CHECKING:
     from headway.workload import Workload
 
 DEFAULT_WORKLOAD = "chat"
+LEAVE_OUT = "(skip_bad leaves such lines out)"  # what a reader of traces advises; here it is an option
+SEEN_REQUESTS = 1024  # the first of them tell whether an order has something to go by
 REPLICA_PATHS = {  # where the short options live in a deployment file
     "model": "pools.0.replica.model",
     "gpu": "pools.0.replica.gpu",
     "replicas": "pools.0.count",
     "tp": "pools.0.replica.tp",
     "pp": "pools.0.replica.pp",
+    "weights": "pools.0.replica.weights",
+    "kv": "pools.0.replica.kv",
 }
 
 
@@ -61,13 +63,16 @@ def deployment_of(file: str | None, asked: Options, assignments: list[str]) -> D
 
 def _one_pool(asked: Options) -> Deployment:
     from headway.cost import Replica
+    from headway.model import model
     from headway.sim import Deployment, Pool
 
     for name in ("model", "gpu"):
         if asked[name] is None:
             names = f"`headway list {name}s` shows the names"
             raise BadInput(f"--{name} is missing: {names}; or give a DEPLOYMENT.yaml")
-    replica = Replica(model=asked["model"], gpu=asked["gpu"], tp=asked["tp"] or 1, pp=asked["pp"] or 1)
+    given = {name: asked[name] for name in ("tp", "pp", "weights", "kv") if asked[name] is not None}
+    weights = model(asked["model"]).native_dtype  # every GPU takes it: where it has no such products, weights alone
+    replica = Replica(model=asked["model"], gpu=asked["gpu"], **{"weights": weights, **given})
     return Deployment(pools=(Pool(count=asked["replicas"] or 1, replica=replica),))
 
 
@@ -91,8 +96,22 @@ def workload_of(asked: Options, assignments: list[str], terminal: Terminal) -> W
     """Return the workload, and say what was assumed and what its reader has to say.
 
     Raises:
-        BadInput: lengths that do not go together with the rest, or a field that is wrong.
+        BadInput: lengths that do not go together with the rest, a field that is wrong, or a broken trace.
     """
+    try:
+        made, lengths = _made(asked, assignments)
+    except BadInput as error:
+        if LEAVE_OUT not in str(error):
+            raise
+        raise BadInput(str(error).replace(LEAVE_OUT, LEAVE_OUT.replace("skip_bad", "--skip-bad"))) from None
+    for said in _assumed(asked, lengths, made), *made.notes:
+        if said:
+            terminal.note(said)
+    return made
+
+
+def _made(asked: Options, assignments: list[str]) -> tuple[Workload, bool]:
+    """The workload, and whether lengths were given for it."""
     import msgspec
 
     from headway.specs import override
@@ -114,12 +133,7 @@ def workload_of(asked: Options, assignments: list[str], terminal: Terminal) -> W
     made = workload(base, skip_bad=skip_bad, **change)
     if assignments:
         made = workload(override(made.spec, assignments, "--set workload"), skip_bad=skip_bad)
-    for said in _assumed(asked, bool(given), made), *made.notes:
-        if said:
-            terminal.note(said)
-    if made.skipped:
-        terminal.note(f"skipped {made.skipped} broken lines of {source}")
-    return made
+    return made, bool(given)
 
 
 def _assumed(asked: Options, lengths: bool, made: Workload) -> str:
@@ -154,7 +168,7 @@ def slo_of(asked: Options, assignments: list[str]) -> Slo | None:
 
 
 def check_records(path: str | None, none_kept: bool) -> None:
-    """Refuse, before the work, records that could not be written: writes none to a file of the same kind.
+    """Refuse, before the work, records that could not be written.
 
     Raises:
         BadInput: another suffix, or `--no-records` beside it.
@@ -164,8 +178,19 @@ def check_records(path: str | None, none_kept: bool) -> None:
         return
     if none_kept:
         raise BadInput("--records and --no-records: leave one of them out")
-    from headway.metrics import Records
+    from headway.metrics import record_files
 
-    needed = ("id", "arrival_s", "first_token_s", "last_token_s", "prompt_tokens", "output_tokens", "status")
-    with tempfile.TemporaryDirectory() as folder:
-        Records(dict.fromkeys(needed, ())).write(Path(folder, "trial").with_suffix(Path(path).suffix))
+    record_files.check(path)
+
+
+def note_idle_order(order: str, workload: Workload, terminal: Terminal) -> None:
+    """Say so where an order has nothing to go by, or knows more than any server would."""
+    if order not in ("edf", "sjf"):
+        return
+    first = next(iter(workload.batches(0, chunk=SEEN_REQUESTS)))
+    if order == "edf" and (first.deadline_s == float("inf")).all():
+        none = f"order=edf: none of the first {len(first):,} requests has a deadline, and without any it is fcfs"
+        terminal.note(f"{none}; workload.classes with deadline_s give them")
+    if order == "sjf" and (first.predicted_output_tokens == first.output_tokens).all():
+        knows = "order=sjf knows every output length in advance, which no server does"
+        terminal.note(f"{knows}; --set workload.prediction_sigma=0.5 predicts with errors")

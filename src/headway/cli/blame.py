@@ -32,7 +32,7 @@ def users_fault(policies: Policies) -> Iterator[None]:
         yield
     except HeadwayError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a policy that exits would end the run without a word
         for name in named:
             place = _place(error, name.partition(":")[0])
             if place is not None:
@@ -43,7 +43,7 @@ def users_fault(policies: Policies) -> Iterator[None]:
             sys.path.remove(here)
 
 
-def _place(error: Exception, module: str) -> str | None:
+def _place(error: BaseException, module: str) -> str | None:
     """Where the exception last left the module's file: file, line and function."""
     try:
         spec = importlib.util.find_spec(module)

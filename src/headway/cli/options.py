@@ -103,6 +103,8 @@ REPLICAS = (
     _option("Deployment", "--replicas", callback=_COUNT, metavar="N", help="Copies of the model.  [default: 1]"),
     _option("Deployment", "--tp", callback=_COUNT, metavar="N", help="GPUs that share each layer.  [default: 1]"),
     _option("Deployment", "--pp", callback=_COUNT, metavar="N", help="Stages of the layers.  [default: 1]"),
+    _option("Deployment", "--weights", metavar="DTYPE", help="bf16, fp8, ...  [default: as the model is published]"),
+    _option("Deployment", "--kv", metavar="DTYPE", help="Of the KV cache: bf16 or fp8.  [default: bf16]"),
     _option("Deployment", "--policy", "policies", multiple=True, metavar="KIND=NAME",
             help="route=, order= or admit= and a name or module:Class. Repeatable."),
     _option("Deployment", "--set", "assignments", multiple=True, metavar="PATH=VALUE",

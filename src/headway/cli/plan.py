@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
-from headway.cli.asked import DEFAULT_WORKLOAD, slo_of, split_assignments, workload_of
+from headway.cli.asked import DEFAULT_WORKLOAD, note_idle_order, slo_of, split_assignments, workload_of
 from headway.cli.blame import users_fault
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput
@@ -68,6 +68,8 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
             raise BadInput(f"--{name} is missing: {MISSING[name]}")
     sets = split_assignments(asked["assignments"])
     workload = workload_of(asked, sets["workload"], terminal)
+    if workload.skipped:
+        terminal.note(f"skipped {workload.skipped} broken lines of {asked['workload']}")
     changed = sets["workload"] or asked["input"] or asked["output"]
     question = Question(
         model=asked["model"],
@@ -79,7 +81,9 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
         objective=asked["objective"],
         seed=asked["seed"],
     )
-    return override(question, sets["deployment"]), workload if workload.spec.trace else None
+    question = override(question, sets["deployment"])
+    note_idle_order(question.policies.order, workload, terminal)
+    return question, workload if workload.spec.trace else None
 
 
 def _deliver(terminal: Terminal, found: Plan, asked: o.Options) -> None:

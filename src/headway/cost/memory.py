@@ -187,21 +187,33 @@ def _gib(size: int) -> str:
 
 
 def _remedy(replica: Replica, spec: Model, card: Gpu) -> str:
-    """The smallest TP on the same GPU, else the GPU with the least memory that would do, else what to try."""
+    """The published precision, else the smallest TP on the same GPU, else another GPU, else what to try.
+
+    Of other GPUs the one with the least memory that would do; in the published precision where that is smaller.
+    """
+    published = msgspec.structs.replace(replica, weights=spec.native_dtype)
+    smaller = DTYPE_BYTES[published.weights] < DTYPE_BYTES[replica.weights]
+    said = f"weights={published.weights}, as published, "
+    if smaller and _would_fit(published, spec, card, replica.tp):
+        return f"{said}would fit"
     tp = _smallest_tp(replica, spec, card)
     if tp:
         return f"tp={tp} would do"
+    tp = _smallest_tp(published, spec, card) if smaller else 0
+    if tp:
+        return f"{said}with tp={tp} would do"
+    replica, said = (published, f"{said}on ") if smaller else (replica, "")
     cards = [other for other in map(gpu, gpu_keys()) if other.link_kind != "upi"]  # a CPU is no remedy
     cards.sort(key=lambda other: (other.memory_bytes, other.key))
     for other in cards:
         if _would_fit(replica, spec, other, replica.tp):
-            return f"{other.key} with tp={replica.tp} would do"
+            return f"{said}{other.key} with tp={replica.tp} would do"
     for other in cards:
         tp = _smallest_tp(replica, spec, other)
         if tp:
-            return f"{other.key} with tp={tp} would do"
-    published = f" or weights={spec.native_dtype}" if spec.native_dtype != replica.weights else ""
-    return f"no TP up to 8 does on any GPU: try pp={2 * replica.pp}{published}"
+            return f"{said}{other.key} with tp={tp} would do"
+    also = f" with weights={replica.weights}, as published" if said else ""
+    return f"no TP up to 8 does on any GPU: try pp={2 * replica.pp}{also}"
 
 
 def _smallest_tp(replica: Replica, spec: Model, card: Gpu) -> int:

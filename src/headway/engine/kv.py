@@ -53,7 +53,7 @@ class KvPages:
         return need - shared * self.unit_pages
 
     def entry_price(self, seq: Sequence, hit: cython.longlong) -> cython.Py_ssize_t:
-        """Free pages for the whole prompt of a sequence that holds none; of what it finds cached, units in use are free.
+        """Free pages for the whole prompt of a sequence that holds none; cached units in use that it finds cost none.
 
         Units cached behind the first miss are not counted, so that no first part of the prompt costs more than this.
         """

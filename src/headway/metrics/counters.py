@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from headway.metrics.histogram import Histogram
 
 __all__ = ["Counters", "Tally"]
@@ -28,6 +31,7 @@ class Tally:
     finished_tokens: int = 0  # the same at the end of the run
     measured_by_class: dict[int, int] = field(default_factory=dict)  # SLO class -> measured requests
     attained_by_class: dict[int, int] = field(default_factory=dict)  # of these: finished within every limit
+    by_batch: dict[int, NDArray[np.int64]] = field(default_factory=dict)  # both, as `count_by_batch` has them
     ttft: Histogram = field(default_factory=Histogram)  # measured finished requests
     tpot: Histogram = field(default_factory=Histogram)  # of these: more than one output token
     e2e: Histogram = field(default_factory=Histogram)

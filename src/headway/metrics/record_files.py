@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,19 +21,41 @@ from numpy.typing import NDArray
 from headway.errors import BadInput, MissingExtra
 from headway.metrics.columns import COLUMNS, STATUS_WORDS, Column
 
-__all__ = ["read", "write"]
+__all__ = ["check", "read", "write"]
 
 Columns = Mapping[str, NDArray[Any]]
 
 _ROWS_PER_SLICE = 65_536
 
 
+def check(path: str | Path) -> None:
+    """Refuse a name that `write` would refuse, before there is something to write.
+
+    Raises:
+        BadInput: another suffix. MissingExtra: .parquet without pyarrow.
+    """
+    if _by_suffix(Path(path), _WRITERS) is _write_parquet:
+        _pyarrow("pyarrow.parquet", "writing")
+
+
 def write(path: str | Path, columns: Columns) -> None:
-    """Write columns of equal length, named as in `COLUMNS`; see `Records.write`."""
+    """Write columns of equal length, named as in `COLUMNS`; see `Records.write`.
+
+    The file takes its name when it is whole: an interrupt leaves what was there before.
+    """
     path = Path(path)
     writer = _by_suffix(path, _WRITERS)
+    target = path.resolve()  # of a link: the file behind it
     try:
-        writer(path, columns)
+        if target.exists() and not target.is_file():  # a pipe or a device cannot be replaced
+            writer(path, columns)
+            return
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            writer(part, columns)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -14,6 +14,7 @@ energy, carbon and cost are of the whole run, so that parts sum to totals.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from headway.errors import BadInput
 from headway.metrics import result as r
-from headway.metrics.attainment import attained, count_by_class, judge
+from headway.metrics.attainment import attained, count_by_batch, count_by_class, judge
 from headway.metrics.columns import STATUS_WORDS
 from headway.metrics.counters import Counters, Tally
 from headway.metrics.records import Records
@@ -81,7 +82,7 @@ def summarize(
         itl_s=itl,
         e2e_s=seen.e2e,
         throughput=_throughput(seen, counters.gpus),
-        slo=judge(seen.measured_by_class, seen.attained_by_class, slo, itl.p99),
+        slo=judge(seen.measured_by_class, seen.attained_by_class, slo, itl.p99, seen.by_batch),
         kv=_kv(counters),
         steps=counters.steps,
         replicas=_replicas(counters),
@@ -113,6 +114,7 @@ class _Seen(NamedTuple):
     e2e: r.Latency
     measured_by_class: Mapping[int, int]
     attained_by_class: Mapping[int, int]
+    by_batch: Mapping[int, NDArray[np.int64]]
     start_s: float
     end_s: float
     rule: Literal["arrivals", "run"]
@@ -163,6 +165,7 @@ def _from_records(records: Records, slo: Slos | None, duration_s: float) -> _See
         _exact(records.e2e_s[told]),
         count_by_class(records, measured),
         count_by_class(records, good),
+        count_by_batch(records, measured, good),
         start_s,
         *_span(start_s, last_s, duration_s, counts, int(told.sum())),
     )
@@ -182,6 +185,7 @@ def _from_tally(tally: Tally, counters: Counters) -> _Seen:
         r.Latency.of_histogram(tally.e2e),
         tally.measured_by_class,
         tally.attained_by_class,
+        tally.by_batch,
         tally.start_s,
         *_span(tally.start_s, tally.end_s, counters.duration_s, counts, tally.e2e.count),
     )
@@ -213,7 +217,8 @@ def _exact(seconds: NDArray[np.float64]) -> r.Latency:
 
 
 def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole > 0 else None
+    ratio = part / whole if whole > 0 else math.inf
+    return ratio if math.isfinite(ratio) else None  # a time of 1e-310 s is above zero, a rate over it is no number
 
 
 def _as_json(data: Mapping[str, Any] | None) -> Any:

@@ -27,15 +27,20 @@ class Candidate(Spec, frozen=True, kw_only=True):
         deployment: as a YAML file has it, defaults left out.
         goodput_req_s: highest rate at which attainment reaches its target, interpolated between
             `goodput_low_req_s`, the highest rate simulated that met the SLO, and `goodput_high_req_s`, 3 % above
-            it, which did not; 0 when the SLO is missed at any rate.
-        attainment, ...: at the asked rate; None where a bound proves that no rate meets the SLO.
+            it, which did not; 0 when the SLO is missed at any rate. A confirmed one meets it where the lower end of the
+            interval does.
+        attainment, ...: at the asked rate; None where a bound proves that no rate meets the SLO. Confirmed: over all
+            requests of all `seeds`, the other figures the mean of the seeds'.
+        attainment_low, attainment_high: 95 % interval: by batches of one run, by the seeds where several were run.
         usd_per_hour, usd_per_million_output_tokens: of the GPUs, idle ones too; None without a price.
-        meets: whether it meets the SLO at the asked rate.
+        meets: whether it meets the SLO at the asked rate; confirmed: whether `attainment_low` reaches the target.
         binding: what stops it from serving more: the limit that breaks first above its goodput, "memory" where
             requests are larger than the KV cache, "rate" where only the queue grows.
         reason: why it won or lost, in a sentence.
         requests, simulations: how many requests each run behind these numbers had, and how many runs there were;
             only candidates in front get long runs.
+        seeds: of these runs, each at every rate: the question's, or those that confirmed it.
+        confirmed: whether the figures rest on seeds that had no part in choosing the candidate.
     """
 
     name: str
@@ -58,6 +63,8 @@ class Candidate(Spec, frozen=True, kw_only=True):
     reason: str
     requests: int
     simulations: int
+    seeds: tuple[int, ...] = ()
+    confirmed: bool = False
 
 
 class Plan(Spec, frozen=True, kw_only=True):
@@ -78,6 +85,7 @@ class Plan(Spec, frozen=True, kw_only=True):
         front: names of the candidates no other beats in dollars (or GPUs where there is no price), joules per token
             and goodput per GPU at once; of those that meet the SLO if any does.
         ranked: all evaluated candidates, the best first.
+        long_runs, confirmed: how many of these rest on runs of `requests`, and how many on further seeds.
     """
 
     schema: str = SCHEMA
@@ -96,6 +104,8 @@ class Plan(Spec, frozen=True, kw_only=True):
     best: Candidate | None
     front: list[str]
     ranked: list[Candidate]
+    long_runs: int = 0
+    confirmed: int = 0
 
     def to_mapping(self) -> dict[str, Any]:
         """Return every field as builtins in the order of the schema, nulls included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from headway.plan.answer import Binding
 from headway.plan.bounds import Floats, Reach, guess_rate, reach
 from headway.plan.question import Question
 from headway.plan.search import Bracket, search
-from headway.plan.trial import STEP, Load, Trial, ask, probit, try_rate
+from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled, probit, try_rate
 from headway.sim import Deployment
 from headway.sim.run import compiled
 from headway.workload import Workload
@@ -20,12 +21,14 @@ from headway.workload import Workload
 __all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome"]
 
 _ALONE = 0.05  # mean requests in flight at the lowest rate tried
+_KEPT_BYTES = 16 << 20  # of the requests of each further seed
 
 
 class Job(NamedTuple):
     """A deployment to evaluate by runs of `requests`, near a goodput (None: unknown) or only `alone`.
 
-    `alone` asks what latencies it reaches when requests hardly meet.
+    `alone` asks what latencies it reaches when requests hardly meet. `seeds` are run instead of the question's, each
+    of them at every rate.
     """
 
     place: int
@@ -33,6 +36,7 @@ class Job(NamedTuple):
     requests: int
     near_req_s: float | None = None
     alone: bool = False
+    seeds: tuple[int, ...] = ()
 
 
 class Asked(NamedTuple):
@@ -61,6 +65,7 @@ class Outcome(NamedTuple):
 
     `binding` breaks first: it comes to `worst_s` against the SLO's `limit_s` (both 0 where it is no latency). Without
     `asked` a bound proves that no rate meets the SLO; `worst_s` is that bound while there are no simulations.
+    `seeds` confirmed it; none: the question's own was run.
     """
 
     goodput: Goodput
@@ -70,6 +75,7 @@ class Outcome(NamedTuple):
     limit_s: float
     requests: int
     simulations: int
+    seeds: tuple[int, ...] = ()
 
 
 class Evaluator:
@@ -77,13 +83,15 @@ class Evaluator:
 
     def __init__(self, question: Question, workload: Workload, rate_req_s: float) -> None:
         self.question, self.workload, self.rate_req_s = question, workload, rate_req_s
-        self.loads: dict[int, Load] = {}
+        self.loads: dict[tuple[int, int], Load] = {}
 
-    def load(self, requests: int) -> Load:
-        """The requests of runs of that length."""
-        if requests not in self.loads:
-            self.loads[requests] = Load(self.workload, requests, self.rate_req_s, self.question.seed)
-        return self.loads[requests]
+    def load(self, requests: int, seed: int | None = None) -> Load:
+        """The requests of runs of that length, of the question's seed or another."""
+        key = requests, self.question.seed if seed is None else seed
+        if key not in self.loads:
+            kept = () if seed is None else (_KEPT_BYTES,)
+            self.loads[key] = Load(self.workload, requests, self.rate_req_s, key[1], *kept)
+        return self.loads[key]
 
     def __call__(self, job: Job) -> Outcome:
         """Return the outcome of a deployment whose replicas fit.
@@ -91,30 +99,32 @@ class Evaluator:
         Raises:
             KeyboardInterrupt: while it simulated.
         """
-        deployment, slo, load = job.deployment, self.question.slo, self.load(job.requests)
+        deployment, slo = job.deployment, self.question.slo
+        loads = [self.load(job.requests, seed) for seed in job.seeds or (None,)]
+        load = loads[0]
         tables = tuple(compiled(pool.replica) for pool in deployment.pools)
         lengths = load.lengths
         hope = reach(tables, lengths, slo)
         if job.alone:
             missed = try_rate(deployment, tables, load, slo, _idle_place(hope, load))
             return Outcome(Goodput(), None, *_binding(missed, slo), job.requests, 1)
-        if hope.attainment < slo.attainment:
+        if not job.seeds and hope.attainment < slo.attainment:
             return _hopeless(hope, slo, job.requests)
-        asked, result = ask(deployment, load, slo)
+        heard = [ask(deployment, each, slo) for each in loads]
+        asked = pooled([each for each, _ in heard], slo)
         trials = {0: asked}
 
         def trial(k: int) -> Trial:
             if k not in trials:
-                trials[k] = try_rate(deployment, tables, load, slo, k)
+                trials[k] = pooled([try_rate(deployment, tables, each, slo, k) for each in loads], slo)
             return trials[k]
 
         near = job.near_req_s or guess_rate(deployment, tables, lengths.sample(), slo)
         start = _place(near, load)
         found = search(trial, start, _idle_place(hope, load), probit(slo.attainment, asked.measured))
         binding, worst_s, limit_s = _binding(found.missed, slo)
-        return Outcome(
-            _goodput(found, load), _fields(result, asked.met), binding, worst_s, limit_s, job.requests, len(trials)
-        )
+        goodput, fields, runs = _goodput(found, load), _fields(heard, asked.met), len(trials) * len(loads)
+        return Outcome(goodput, fields, binding, worst_s, limit_s, job.requests, runs, job.seeds)
 
 
 def _place(rate_req_s: float, load: Load) -> float:
@@ -132,18 +142,28 @@ def _goodput(found: Bracket, load: Load) -> Goodput:
     return Goodput(load.rate(found.at), load.rate(found.low), load.rate(found.high))
 
 
-def _fields(result: Result, meets: bool) -> Asked:
-    slo = result.slo
+def _fields(heard: Sequence[tuple[Trial, Result]], meets: bool) -> Asked:
+    """What runs at the asked rate say: one of them with its own interval, several pooled, figures as means."""
+    first = heard[0][1].slo
+    share, low, high = first.attainment, first.attainment_low, first.attainment_high
+    if len(heard) > 1:
+        share, low, high = interval([trial for trial, _ in heard])
+    results = [result for _, result in heard]
     return Asked(
-        attainment=slo.attainment,
-        attainment_low=slo.attainment_low,
-        attainment_high=slo.attainment_high,
-        ttft_p90_s=result.ttft_s.p90,
-        tpot_p90_s=result.tpot_s.p90,
-        usd_per_million_output_tokens=result.cost.usd_per_million_output_tokens,
-        joules_per_output_token=result.energy.joules_per_output_token,
+        attainment=share,
+        attainment_low=low,
+        attainment_high=high,
+        ttft_p90_s=_mean([result.ttft_s.p90 for result in results]),
+        tpot_p90_s=_mean([result.tpot_s.p90 for result in results]),
+        usd_per_million_output_tokens=_mean([result.cost.usd_per_million_output_tokens for result in results]),
+        joules_per_output_token=_mean([result.energy.joules_per_output_token for result in results]),
         meets=meets,
     )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _hopeless(hope: Reach, slo: Slo, requests: int) -> Outcome:

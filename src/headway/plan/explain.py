@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
+from headway.hardware import gpu
+from headway.model import model
 from headway.plan.answer import Binding
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
@@ -25,7 +28,7 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     share = outcome.goodput.req_s / rate_req_s
     serves = f"serves up to {format_rate(outcome.goodput.req_s)}, then {_breaks(entry)}"
     if not entry.meets:
-        return f"{serves}: {share:.0%} of the rate asked for"
+        return f"{_unlucky(entry, question)}{serves}: {share:.0%} of the rate asked for"
     serves = f"{serves}: {share - 1:+.0%} headroom"
     mine, its = _value(entry, question), _value(best, question)
     if entry is best:
@@ -43,25 +46,51 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     cost = "" if best.usd_per_hour is None else f", ${best.usd_per_hour:.2f} per hour"
     cost += f", {best.joules:.3g} J per output token"
     interval = f"95% interval {asked.attainment_low:.1%} to {asked.attainment_high:.1%}"
+    seeds = best.outcome.seeds
+    runs = f" on {len(seeds)} seeds that had no part in the choice" if seeds else ""
     text = (
         f"{best.deployment.name}: {best.deployment.gpus} {question.gpu}{cost}. At {format_rate(rate_req_s)} "
-        f"{asked.attainment:.1%} of requests meet the SLO ({interval}; target {question.slo.attainment:.0%}); "
+        f"{asked.attainment:.1%} of requests meet the SLO{runs} ({interval}; target {question.slo.attainment:.0%}); "
         f"it serves up to {format_rate(goodput)}."
     )
+    again = f"{seeds[0]} to {seeds[-1]}" if seeds else f"{question.seed}"
+    those = "these runs, one each" if seeds else "this run"
+    text += f" `headway simulate` with --requests {best.outcome.requests} --seed {again} repeats {those}."
     if asked.attainment_low < question.slo.attainment:
         text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."
     return text
 
 
 def too_much(entry: Entry, question: Question, rate_req_s: float, frugal: Entry) -> str:
-    """Return the answer when the SLO can be met, but not at this rate; `frugal` serves the most per GPU."""
+    """Return the answer when the SLO can be met, but not at this rate; `frugal` serves the most per GPU.
+
+    Its copies are an upper estimate: replicas too large for the question's GPUs were not tried.
+    """
     goodput, gpus = entry.outcome.goodput.req_s, frugal.deployment.gpus
     copies = math.ceil(rate_req_s / frugal.outcome.goodput.req_s)
     return (
         f"No plan on {question.gpus} {question.gpu} serves {format_rate(rate_req_s)}: the nearest, "
         f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. About {copies * gpus} GPUs "
-        f"would do ({copies} times {frugal.deployment.name})."
+        f"would do ({copies} times {frugal.deployment.name}){_larger(question)}."
     )
+
+
+def _larger(question: Question) -> str:
+    """The replicas that may do with fewer GPUs, but that the question's GPUs could not hold."""
+    degrees = question.tp or tp_degrees(model(question.model), gpu(question.gpu))
+    larger = [tp for tp in degrees if tp > question.gpus and tp & (tp - 1) == 0]
+    return f"; replicas of tp {' or '.join(map(str, larger))} were not tried and may need fewer" if larger else ""
+
+
+def _unlucky(entry: Entry, question: Question) -> str:
+    """What further seeds say of a candidate that they do not confirm."""
+    outcome = entry.outcome
+    asked, target = outcome.asked, question.slo.attainment
+    if not outcome.seeds or not asked or not asked.attainment or asked.attainment_high is None:
+        return ""
+    near = "within the noise of" if asked.attainment_high >= target else "below"
+    told = f"{asked.attainment:.1%} ({asked.attainment_low:.1%} to {asked.attainment_high:.1%})"
+    return f"{near} the target on {len(outcome.seeds)} further seeds: {told}; "
 
 
 def too_tight(entry: Entry, question: Question) -> str:

@@ -18,8 +18,11 @@ from headway.plan.trial import STEP
 from headway.plan.workers import Workers
 from headway.specs import to_mapping
 from headway.workload import Workload, workload
+from headway.workload.arrivals import Replay
 
 __all__ = ["plan"]
+
+_SEEDS = 6  # the interval is then 1.05 standard deviations of a seed to either side; with 4 seeds it is 1.6
 
 
 def plan(
@@ -32,8 +35,9 @@ def plan(
     """Return the deployments that serve a workload within its SLO, the best first, and why the others do not.
 
     Every candidate is simulated with the same requests: short runs find what each can serve, then the best of the
-    ranking and of the front are searched again with long runs, until those in front all rest on long ones. That nothing
-    fits, or nothing meets the SLO, is an answer too. Ctrl-C returns what is known by then, marked `interrupted`.
+    ranking and of the front are searched again with long runs, until those in front all rest on long ones, and those
+    that meet the SLO are confirmed on seeds that had no part in choosing them. That nothing fits, or nothing meets the
+    SLO, is an answer too. Ctrl-C returns what is known by then, marked `interrupted`.
 
     Args:
         question: what is asked.
@@ -50,17 +54,9 @@ def plan(
     rate_req_s = _rate(question, source)
     requests = _requests(question, source, rate_req_s, made is not None)
     space = enumerate_space(question)
-    contest = Contest(question, rate_req_s, requests, space.options)
+    contest = Contest(question, rate_req_s, requests, space.options, _seeds(question, source))
     crew: Workers[Job, Outcome] = Workers(Evaluator, (question, source, rate_req_s), workers)
-    interrupted = False
-    try:
-        while jobs := contest.jobs():
-            for position, outcome in crew.answers(jobs):
-                contest.note(jobs[position], outcome, progress)
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        crew.close()
+    interrupted = _evaluate(contest, crew, progress)
     ranked = contest.ranked()
     verdict = _verdict(ranked, space, question, rate_req_s)
     message = f"Interrupted; so far: {verdict.message}" if interrupted else verdict.message
@@ -81,7 +77,24 @@ def plan(
         best=candidates[0] if verdict.feasible else None,
         front=[entry.deployment.name for entry in front(ranked)],
         ranked=candidates,
+        long_runs=sum(candidate.requests == requests for candidate in candidates),
+        confirmed=sum(candidate.confirmed for candidate in candidates),
     )
+
+
+def _evaluate(
+    contest: Contest, crew: Workers[Job, Outcome], progress: Callable[[int, int], None] | None
+) -> bool:
+    """Let the crew do all there is to do; whether Ctrl-C came before the end."""
+    try:
+        while jobs := contest.jobs():
+            for position, outcome in crew.answers(jobs):
+                contest.note(jobs[position], outcome, progress)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        crew.close()
+    return False
 
 
 def _rate(question: Question, source: Workload) -> float:
@@ -97,6 +110,13 @@ def _requests(question: Question, source: Workload, rate_req_s: float, made: boo
     """Requests of a long run; a trace ends, and a workload that the caller made has as many as it has."""
     wanted = question.requests or default_requests(question.slo, rate_req_s, source.mean_output_tokens)
     return min(wanted, source.requests) if made or source.spec.trace is not None else wanted
+
+
+def _seeds(question: Question, source: Workload) -> tuple[int, ...]:
+    """Seeds that confirm a candidate: none where a trace is replayed as recorded, which is the same with any."""
+    if source.spec.trace is not None and isinstance(source.spec.process, Replay):
+        return ()
+    return tuple(range(question.seed + 1, question.seed + 1 + _SEEDS))
 
 
 class _Verdict(NamedTuple):
@@ -146,4 +166,6 @@ def _candidate(entry: Entry, best: Entry, question: Question, rate_req_s: float)
         reason=explain.reason(entry, best, question, rate_req_s),
         requests=outcome.requests,
         simulations=outcome.simulations,
+        seeds=outcome.seeds or (question.seed,),
+        confirmed=bool(outcome.seeds),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from headway.cost import StepTable
 from headway.metrics import Histogram, Result, Slo, warmup_requests
+from headway.metrics.attainment import group_interval
 from headway.plan.bounds import Lengths
 from headway.sim import Deployment, simulate
 from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build
 from headway.workload import Batch, Workload
 
-__all__ = ["STEP", "Load", "Trial", "ask", "probit", "try_rate"]
+__all__ = ["STEP", "Load", "Trial", "ask", "interval", "pooled", "probit", "try_rate"]
 
 STEP = 1.03  # from one rate of the grid to the next: the tolerance of a goodput
 
@@ -30,7 +31,10 @@ _QUEUE_SHARE = 0.10
 
 
 class Trial(NamedTuple):
-    """What a simulation says of one rate; latencies in seconds, quantiles at the attainment target."""
+    """What a simulation says of one rate; latencies in seconds, quantiles at the attainment target.
+
+    `sure` is the attainment that runs of several seeds leave no doubt of; None for a single run.
+    """
 
     met: bool
     attainment: float
@@ -41,11 +45,12 @@ class Trial(NamedTuple):
     e2e_s: float
     itl_s: float
     keeps_up: bool
+    sure: float | None = None
 
     @property
     def score(self) -> float:
-        """Attainment on a scale on which it falls about evenly with the logarithm of the rate."""
-        return probit(self.attainment, self.measured)
+        """What decides, on a scale on which it falls about evenly with the logarithm of the rate."""
+        return probit(self.attainment if self.sure is None else self.sure, self.measured)
 
 
 def probit(share: float, measured: int) -> float:
@@ -79,12 +84,14 @@ class _Kept(Workload):
 class Load:
     """The question's requests at any rate of the grid ``asked * STEP**k``: always the same ones, their gaps scaled."""
 
-    def __init__(self, workload: Workload, requests: int, rate_req_s: float, seed: int) -> None:
+    def __init__(
+        self, workload: Workload, requests: int, rate_req_s: float, seed: int, kept_bytes: int = _KEPT_BYTES
+    ) -> None:
         self.rate_req_s, self.seed, self.requests = rate_req_s, seed, requests
         self.warmup = 0.0 if workload.spec.trace is not None else _WARMUP
         self.skipped = warmup_requests(requests, self.warmup)
         blocks = workload.mean_prompt_tokens / workload.block_tokens if workload.block_tokens else 0.0
-        kept = int(_KEPT_BYTES / (requests * (_REQUEST_BYTES + _BLOCK_BYTES * blocks)))
+        kept = int(kept_bytes / (requests * (_REQUEST_BYTES + _BLOCK_BYTES * blocks)))
         self._make = functools.lru_cache(max(1, kept))(lambda k: _Kept(workload, requests, self.rate(k), seed))
         self._asked = _Kept(workload, requests, rate_req_s, seed)
         self.lengths = self._asked.lengths(self.skipped)
@@ -126,6 +133,32 @@ def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, 
     keeps_up = _keeps_up(slo, ttft_s, recorder.last_arrival_s)
     met = attained / measured >= slo.attainment and keeps_up
     return Trial(met, attained / measured, measured, recorder.failed, ttft_s, tpot_s, e2e_s, 0.0, keeps_up)
+
+
+def pooled(trials: Sequence[Trial], slo: Slo) -> Trial:
+    """Return what trials of several seeds say together: a rate is met when the lower end of the interval is.
+
+    Latencies are means over the seeds. Where all requests of all seeds were in time, more cannot be asked.
+    """
+    if len(trials) == 1:
+        return trials[0]
+    measured = sum(trial.measured for trial in trials)
+    attainment, sure, _ = interval(trials)
+    sure = 1.0 if attainment == 1 else sure
+    ttft_s, tpot_s, e2e_s, itl_s = (
+        float(np.mean([getattr(trial, name) for trial in trials])) for name in ("ttft_s", "tpot_s", "e2e_s", "itl_s")
+    )
+    keeps_up = all(trial.keeps_up for trial in trials)
+    met = sure >= slo.attainment and keeps_up and (slo.itl_s is None or itl_s <= slo.itl_s)
+    failed = sum(trial.failed for trial in trials)
+    return Trial(met, attainment, measured, failed, ttft_s, tpot_s, e2e_s, itl_s, keeps_up, sure)
+
+
+def interval(trials: Sequence[Trial]) -> tuple[float, float, float]:
+    """Return attainment over all requests of several seeds, and its 95 % interval by how the seeds differ."""
+    measured = np.array([trial.measured for trial in trials])
+    good = np.array([round(trial.attainment * trial.measured) for trial in trials])
+    return float(good.sum() / measured.sum()), *group_interval(measured, good)
 
 
 def _simulate(deployment: Deployment, load: Load, slo: Slo, k: int) -> Result:

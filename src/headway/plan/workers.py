@@ -41,7 +41,7 @@ def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
             return
         try:
             said = (True, answer(job))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a user's policy may call exit()
             if not isinstance(error, HeadwayError):
                 error.add_note(traceback.format_exc())
             said = (False, error)

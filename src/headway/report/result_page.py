@@ -159,7 +159,7 @@ def sources(provenance: dict[str, Any]) -> list[Section]:
     """Return the numbers a step's time and energy were computed from, with their sources: a table per pool."""
     sections = []
     for role, estimates in provenance.items():
-        if role in ("stopped", "trace"):
+        if role in ("failed", "stopped", "trace"):
             continue
         rows = [_source_row(name, estimate) for name, estimate in estimates.items()]
         columns = [

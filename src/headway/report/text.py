@@ -128,6 +128,8 @@ def asked_rows(result: Result) -> list[tuple[str, str]]:
     ]
     if deployment is not None:
         rows.insert(0, ("Deployment", f"{w.deployment_words(deployment)}; {w.counted(result.gpus, 'GPU')}"))
+    if "failed" in result.provenance:
+        rows.append(("Failed", w.failed_words(result)))
     trace = result.provenance.get("trace", {})
     told = list(trace.get("notes", []))
     if "skipped_lines" in trace:

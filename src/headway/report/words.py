@@ -129,6 +129,15 @@ def requests_words(requests: Requests) -> str:
     return f"{requests.arrived:,} arrived, {requests.finished:,} finished{lost}"
 
 
+def failed_words(result: Result) -> str:
+    """Return how many requests failed and why: ``100 failed: longer than the model's context``."""
+    reasons = result.provenance.get("failed", {})
+    told = ", ".join(reasons)
+    if len(reasons) > 1:
+        told = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.items())
+    return f"{result.requests.failed:,} failed" + (f": {told}" if told else "")
+
+
 def workload_words(workload: dict[str, Any] | None) -> str:
     """Return the workload a result carries, in a line."""
     if workload is None:
@@ -149,8 +158,15 @@ def result_sentence(result: Result) -> str:
     slo = result.slo
     if slo.attainment is None:
         done = f"{result.requests.finished:,} of {result.requests.arrived:,} requests finished"
-        first, rest = format_seconds(result.ttft_s.p90), format_seconds(result.tpot_s.p90)
-        return f"{done}; nine in ten had their first token within {first} and each further one within {rest}."
+        if not result.requests.finished:
+            why = f"; {failed_words(result)}" if result.requests.failed else ""
+            return f"{done}{why}."
+        if not result.ttft_s.count:
+            return f"{done}, none of them after warm-up."
+        further = ""
+        if result.tpot_s.count:
+            further = f" and each further one within {format_seconds(result.tpot_s.p90)}"
+        return f"{done}; nine in ten had their first token within {format_seconds(result.ttft_s.p90)}{further}."
     within = f" within {limits(slo.limits)}" if slo.limits is not None else " within the limits of its class"
     verdict = "met" if slo.met else "missed"
     target = f"the SLO is {verdict}" if slo.target is None else f"the target of {share(slo.target)} is {verdict}"
@@ -187,13 +203,16 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
     if plan.interrupted:
         tried += ", then interrupted"
     left = [f"{count:,} {DISCARDED.get(reason, reason)}" for reason, count in plan.discarded.items() if count]
+    runs = [f"{plan.long_runs:,} by runs of {plan.requests:,} requests, the others by shorter ones"]
+    if plan.confirmed:
+        runs.append(f"{plan.confirmed:,} confirmed on further seeds")
     rows = [
         ("Model", question.model),
         ("GPUs", f"up to {question.gpus} {question.gpu}"),
         ("Workload", f"{named} at {format_rate(plan.rate_req_s)}; seed {question.seed}"),
         ("SLO", slo),
         ("Ranked by", OBJECTIVES[question.objective]),
-        ("Tried", "; ".join([f"{tried}, {plan.requests:,} requests a run", *left])),
+        ("Tried", "; ".join([tried, *left, *runs])),
     ]
     return [*rows, ("Outcome", outcome_words(plan))] if plan.ranked else rows
 

@@ -23,7 +23,9 @@ cdef class Recorder:
     cdef int[::1] counts
     cdef Py_ssize_t capacity
     cdef double[:, ::1] limits
-    cdef long long[:, ::1] classes
+    cdef long long measured
+    cdef Py_ssize_t batches
+    cdef long long[:, :, ::1] classes
     cdef readonly LogCounts ttft
     cdef readonly LogCounts tpot
     cdef readonly LogCounts e2e
@@ -34,4 +36,5 @@ cdef class Recorder:
     cdef int arrive(self, Sequence seq) except -1
     cdef int end(self, Sequence seq) except -1
     cdef int write(self, Sequence seq) except -1
+    cdef Py_ssize_t batch(self, long long row) except -1
     cdef int tally(self, Sequence seq) except -1

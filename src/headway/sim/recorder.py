@@ -9,6 +9,7 @@ import numpy as np
 
 from headway.engine.gaps import LogCounts
 from headway.engine.sequence import FAILED, FINISHED, REJECTED, Sequence
+from headway.metrics.attainment import BATCHES
 
 TIMES = ("arrival_s", "admitted_s", "first_token_s", "last_token_s")
 ENDED = cython.declare(cython.int, FINISHED)
@@ -31,7 +32,7 @@ class Recorder:
     """Counts requests; keeps rows (`keep`), or histograms of the latencies of all requests after the `warmup` first.
 
     `limits[c]` are the (TTFT, TPOT, E2E) limits of SLO class c in seconds, infinity where there is none; the last
-    row serves all higher classes.
+    row serves all higher classes. Of `expected` requests in all, those after the warm-up are cut into batches.
     """
 
     def __init__(self, keep: cython.bint, expected: int, warmup: cython.longlong, limits: Any, bins: Any) -> None:
@@ -45,7 +46,9 @@ class Recorder:
         self.times = np.zeros(self.capacity * len(TIMES))
         self.counts = np.zeros(self.capacity * len(COUNTS), dtype=np.int32)
         self.limits = np.array(limits, dtype=np.float64)
-        self.classes = np.zeros((2, len(limits)), dtype=np.int64)
+        self.measured = max(0, expected - warmup)
+        self.batches = BATCHES
+        self.classes = np.zeros((2, len(limits), BATCHES), dtype=np.int64)
         self.ttft = LogCounts(*bins)
         self.tpot = LogCounts(*bins)
         self.e2e = LogCounts(*bins)
@@ -80,7 +83,7 @@ class Recorder:
             self.at_window[2] = self.finished
             self.at_window[3] = self.output_tokens
             if seq.row >= self.warmup:
-                self.classes[0, min(seq.slo_class, self.limits.shape[0] - 1)] += 1
+                self.classes[0, min(seq.slo_class, self.limits.shape[0] - 1), self.batch(seq.row)] += 1
         return 0
 
     def end(self, seq: Sequence) -> cython.int:
@@ -134,8 +137,13 @@ class Recorder:
             self.tpot.add(tpot_s, 1)
             met = met and tpot_s <= self.limits[row, 1]
         if met:
-            self.classes[1, row] += 1
+            self.classes[1, row, self.batch(seq.row)] += 1
         return 0
+
+    def batch(self, row: cython.longlong) -> cython.Py_ssize_t:
+        """The batch of a measured request; the last for those beyond what was expected."""
+        place: cython.longlong = row - self.warmup
+        return place * self.batches // self.measured if place < self.measured else self.batches - 1
 
     def window_start(self) -> tuple[float, int, int]:
         """When the first measured request arrived; requests finished and their tokens by then."""
@@ -156,5 +164,10 @@ class Recorder:
 
     def by_class(self) -> tuple[dict[int, int], dict[int, int]]:
         """Measured requests, and those that met every limit, by SLO class (rows kept off only)."""
-        counts = np.asarray(self.classes)
+        counts = np.asarray(self.classes).sum(axis=2)
         return tuple({i: int(n) for i, n in enumerate(row) if n} for row in counts)  # type: ignore[return-value]
+
+    def by_batch(self) -> dict[int, Any]:
+        """The same in each batch: SLO class to int64[2, batches]."""
+        counts = np.asarray(self.classes)
+        return {i: counts[:, i].copy() for i in range(counts.shape[1]) if counts[0, i].any()}

@@ -89,3 +89,6 @@ class QueueView:
         self.predicted_output_tokens = column("predicted_output_tokens")
         self.priority = column("priority")
         self.deadline_s = column("deadline_s")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)

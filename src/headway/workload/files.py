@@ -75,6 +75,11 @@ def is_own(fields: Iterable[str]) -> bool:
     return "headway" in fields or {"prompt_tokens", "output_tokens"} <= set(fields)
 
 
+def no_rows(lines: Lines) -> BadInput:
+    """Return the error of a file in which no good record follows the header."""
+    return lines.none_left() if lines.skipped else BadInput(f"{lines.path} holds no requests: only a header")
+
+
 def read_own_lines(records: Iterator[tuple[int, bytes]], fields: dict[str, Any], lines: Lines) -> Trace:
     """Return the requests of JSON lines in Headway's form; `fields` is the first record, decoded."""
     header = Header()
@@ -83,7 +88,7 @@ def read_own_lines(records: Iterator[tuple[int, bytes]], fields: dict[str, Any],
         header = _header(raw, f"{lines.path}:{line}")
     first = next(records, None)
     if first is None:
-        raise lines.none_left()
+        raise no_rows(lines)
     timed = b'"arrival_s"' in first[1]
     columns: dict[str, array[Any]] = {name: array("q") for name in _COLUMNS}
     columns |= {name: array("d") for name in _REALS}
@@ -118,7 +123,7 @@ def read_parquet(lines: Lines) -> Trace:
             f"{lines.path}: the columns {', '.join(missing)} are missing: not a workload of Headway"
         )
     if table.num_rows == 0:
-        raise lines.none_left()
+        raise no_rows(lines)
     header = _header((table.schema.metadata or {}).get(b"headway", b"{}"), f"{lines.path}: metadata")
 
     def column(name: str, type_: Any) -> Any:

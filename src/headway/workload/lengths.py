@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from headway.errors import BadInput, UnknownName
+from headway.errors import BadInput, UnknownName, nearest
 from headway.specs import Spec
 from headway.units import parse_count
 from headway.workload.batch import Floats, Ints
@@ -28,7 +28,7 @@ class Constant(Spec, kw_only=True, tag_field="kind", tag="constant"):
     tokens: int
 
     def __post_init__(self) -> None:
-        _require(self.tokens >= 1, "tokens", self.tokens)
+        _require("tokens", self.tokens)
 
     @property
     def expected_tokens(self) -> float:
@@ -47,7 +47,8 @@ class Uniform(Spec, kw_only=True, tag_field="kind", tag="uniform"):
     high_tokens: int
 
     def __post_init__(self) -> None:
-        _require(self.low_tokens >= 1, "low_tokens", self.low_tokens)
+        _require("low_tokens", self.low_tokens)
+        _require("high_tokens", self.high_tokens)
         if self.high_tokens < self.low_tokens:
             raise BadInput(f"high_tokens {self.high_tokens} is below low_tokens {self.low_tokens}")
 
@@ -68,7 +69,7 @@ class Exponential(Spec, kw_only=True, tag_field="kind", tag="exponential"):
     mean_tokens: float
 
     def __post_init__(self) -> None:
-        _require(1 <= self.mean_tokens < math.inf, "mean_tokens", self.mean_tokens)
+        _require("mean_tokens", self.mean_tokens)
 
     @property
     def expected_tokens(self) -> float:
@@ -89,13 +90,13 @@ class LogNormal(Spec, kw_only=True, tag_field="kind", tag="lognormal"):
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        _require(1 <= self.median_tokens < math.inf, "median_tokens", self.median_tokens)
+        _require("median_tokens", self.median_tokens)
         if not 0 <= self.sigma <= 10:
             raise BadInput(
                 f"sigma {self.sigma}: expected 0 to 10 (a spread of logarithms; 1 is a factor of 2.7)"
             )
         if self.max_tokens is not None:
-            _require(self.max_tokens >= 1, "max_tokens", self.max_tokens)
+            _require("max_tokens", self.max_tokens)
 
     @property
     def expected_tokens(self) -> float:
@@ -126,7 +127,8 @@ class Empirical(Spec, kw_only=True, tag_field="kind", tag="empirical"):
 
     def __post_init__(self) -> None:
         check_quantiles(self.tokens, self.at, "tokens")
-        _require(self.tokens[0] >= 1, "tokens", self.tokens[0])
+        _require("tokens", self.tokens[0])
+        _require("tokens", self.tokens[-1])
 
     @property
     def expected_tokens(self) -> float:
@@ -159,7 +161,8 @@ class Binned(Spec, kw_only=True, tag_field="kind", tag="binned"):
             raise BadInput("tables: expected the same number of quantiles in each")
         for table in self.tables:
             check_quantiles(table, self.at, "tables")
-            _require(table[0] >= 1, "tables", table[0])
+            _require("tables", table[0])
+            _require("tables", table[-1])
 
     def expected_tokens_for(self, key: Ints) -> float:
         """Return the mean length when the keys are these."""
@@ -226,11 +229,11 @@ def parse_length(text: str | int) -> Length:
     (``empirical:FILE:COLUMN``).
 
     Raises:
-        BadInput: the text has none of these forms, a number is not at least 1 token, or the file is broken.
-        UnknownName: no such model.
+        BadInput: the text has none of these forms, a number is not from 1 to 10**9 tokens, or the file is
+            broken.
     """
     kind, _, rest = str(text).strip().partition(":")
-    if not rest and kind[:1].isdigit():
+    if not rest and (kind[:1].isdigit() or _is_number(kind)):  # also -5 and inf: wrong numbers, not names
         kind, rest = "constant", kind
     try:
         match kind.lower():
@@ -245,17 +248,20 @@ def parse_length(text: str | int) -> Length:
                 return _lognormal(rest)
             case "empirical":
                 return _from_file(rest)
+            case _:
+                near = nearest(kind, ["constant", "uniform", "exponential", "lognormal", "empirical"])
+                raise BadInput(f"no such form{', nearest: ' + ', '.join(near) if near else ''}")
     except BadInput as error:
         raise BadInput(f"length {text!r}: {error}; write {_FORMS}") from None
-    raise UnknownName(
-        f"length {text!r}: model", kind, ["constant", "uniform", "exponential", "lognormal", "empirical"]
-    )
 
 
 def _count(text: str) -> int:
     if not text:
         raise BadInput("a number of tokens is missing")
-    return parse_count(text)
+    count = parse_count(text)
+    if count > TOKENS_MAX:
+        raise BadInput(f"{text} tokens: expected at most 10**9")
+    return count
 
 
 def _lognormal(text: str) -> LogNormal:
@@ -293,8 +299,8 @@ def _from_file(text: str) -> Empirical:
     index = header.index(column) if column else 0
     values = []
     for line, row in enumerate(rows[bool(header) :], start=1 + bool(header)):
-        if len(row) <= index or not _is_number(row[index]) or not 1 <= float(row[index]) < math.inf:
-            raise BadInput(f"{path}:{line}: came {','.join(row)!r}; expected a number of at least 1")
+        if len(row) <= index or not _is_number(row[index]) or not 1 <= float(row[index]) <= TOKENS_MAX:
+            raise BadInput(f"{path}:{line}: came {','.join(row)!r}; expected a number from 1 to 10**9")
         values.append(float(row[index]))
     if not values:
         raise BadInput(f"{path} holds no numbers")
@@ -314,9 +320,9 @@ def _whole(values: Floats) -> Ints:
     return np.clip(np.rint(values), 1, TOKENS_MAX).astype(np.int64)
 
 
-def _require(ok: bool, field: str, came: float) -> None:
-    if not ok:
-        raise BadInput(f"{field} {came}: expected a finite number of at least 1 token")
+def _require(field: str, came: float) -> None:
+    if not 1 <= came <= TOKENS_MAX:
+        raise BadInput(f"{field} {came}: expected a finite number of at least 1 token, and at most 10**9")
 
 
 def _check_sigma(sigma: float) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from headway.errors import BadInput
 from headway.workload.batch import make_batch, offsets_of
-from headway.workload.files import Tokens, is_own, read_own_lines, read_parquet
+from headway.workload.files import Tokens, is_own, no_rows, read_own_lines, read_parquet
 from headway.workload.lengths import TOKENS_MAX
 from headway.workload.trace import Broken, Lines, Trace, open_bytes, reading_errors, said, take
 
@@ -81,8 +81,6 @@ def read_trace(path: str | Path, *, skip_bad: bool = False, spread_steps: bool =
         notes.append("arrivals were out of order; sorted")
     if step_s:
         notes.append(f"arrivals are recorded in steps of {step_s:g} s; spread evenly at random within them")
-    if lines.skipped:
-        notes.append(f"{lines.skipped} broken records left out")
     return msgspec.structs.replace(
         trace, requests=requests, step_s=step_s, notes=tuple(notes), skipped=lines.skipped
     )
@@ -92,6 +90,8 @@ def _read(file: io.BufferedReader | gzip.GzipFile, lines: Lines) -> Trace:
     head = file.peek(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     if head.startswith(b"PAR1"):
         return read_parquet(lines)
+    if lines.path.suffix.lower() == ".parquet":
+        raise BadInput(f"{lines.path} is no Parquet file, or a damaged one: it does not begin with PAR1")
     if not head.startswith((b"{", b"[")):
         with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
             return _read_csv(text, lines)
@@ -132,7 +132,7 @@ def _collect(requests: Iterable[Request], lines: Lines, form: Form) -> Trace:
         hashes.extend(ids)
         counts.append(len(ids))
     if not times:
-        raise lines.none_left()
+        raise no_rows(lines)
     arrival_s = np.array(times)
     if form.time_unit_s == 0:
         arrival_s -= arrival_s.min()
@@ -263,6 +263,8 @@ def _csv_parser(form: Form, header: list[str]) -> Callable[[list[str]], Request]
     read_time = _date_reader() if form.time_unit_s == 0 else _seconds
 
     def parse(row: list[str]) -> Request:
+        if len(row) > len(header):
+            raise Broken(",".join(row), f"{len(header)} columns ({','.join(header)}), not {len(row)}")
         try:
             time, prompt, output = (row[place] for place in places)
             arrival_s = read_time(time) * (form.time_unit_s or 1.0) if form.time else 0.0
