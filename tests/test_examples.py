@@ -1,5 +1,6 @@
 """The examples run, and do what they are there to show."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +40,12 @@ def test_the_router_of_the_example_beats_round_robin(examples_on_path):
     assert saved_s.mean() - half > 0, f"saved {saved_s.mean():.3f} s +- {half:.3f} of mean TTFT"
     hits = [(theirs.kv.prefix_hit_rate, mine.kv.prefix_hit_rate) for theirs, mine in pairs]
     assert all(mine > theirs for theirs, mine in hits), hits
+
+
+def test_the_page_on_policies_shows_the_example_as_it_is_and_its_python_runs(examples_on_path):
+    page = (EXAMPLES.parent / "docs" / "policies.md").read_text(encoding="utf-8")
+    example, use, check = re.findall(r"```python\n(.*?)```", page, re.S)
+    _, _, code = (EXAMPLES / "my_router.py").read_text(encoding="utf-8").partition("\n\n")
+    assert example == code
+    for snippet in (use, check):
+        exec(compile(snippet, "docs/policies.md", "exec"), {})

@@ -144,6 +144,13 @@ class Undecided(Router):
     reads_progress = "yes"
 
 
+class Thrifty(Router):
+    reads_progress = False
+
+    def route(self, request, pool):
+        return Route(min(range(len(pool.replicas)), key=lambda i: pool.replicas[i].kv_used_blocks), "most room")
+
+
 class Hourly(Orderer):
     rekey_on = ("hour",)
 
@@ -207,7 +214,7 @@ class Stubborn(Policy):
 @pytest.mark.parametrize(
     ("kind", "broken", "message"),
     [
-        ("route", NoRoute, r"with 1 mixed replicas: answered 0: expected a Route\(index, reason\)"),
+        ("route", NoRoute, r"with 1 mixed replica: answered 0: expected a Route\(index, reason\)"),
         ("route", TooFar, r"answered Route\(2, 'always the third'\): expected an index from 0 to 0"),
         ("route", Negative, "expected an index from 0 to 0"),
         ("route", Silent, "with the reason ' ': expected a reason of one line"),
@@ -225,6 +232,7 @@ class Stubborn(Policy):
         ("route", Trusting, "raised ValueError: cannot convert float NaN to integer"),
         ("route", Rigid, "with 2 mixed replicas: answered .* expected an index from 0 to 1"),
         ("route", Undecided, "reads_progress is 'yes': expected True or False"),
+        ("route", Thrifty, "but .* with other context_tokens.*expected reads_progress = True"),
         ("order", Hourly, "rekey_on is .*hour.*: expected a tuple of wake events"),
         ("order", OneKey, r"answered an array of shape \(\): expected \(0,\), one key per request"),
         ("order", TooFew, r"with 1 waiting: answered an array of shape \(0,\): expected \(1,\)"),

@@ -176,14 +176,31 @@ def test_law_4_pages_are_neither_lost_nor_given_twice(seed: int) -> None:
             assert engine.kv.peak >= pages(case.pools[-1].table, row.prompt + row.output - 1)
 
 
+def look_for_idlers(served: Served) -> None:
+    for engine in served.engines:
+        engine.check_awake(served.cluster.now)
+
+
 @settings(max_examples=4 * CASES, deadline=None)
 @given(SEEDS)
 def test_law_6_no_replica_idles_over_work_it_could_start(seed: int) -> None:
-    def look(served: Served) -> None:
-        for engine in served.engines:
-            engine.check_awake(served.cluster.now)
+    run_cluster(make_cluster_case(seed), watch=look_for_idlers, events=1)
 
-    run_cluster(make_cluster_case(seed), watch=look, events=1)
+
+@law
+@given(SEEDS)
+def test_law_6_holds_where_transfers_under_way_hold_the_pages(seed: int) -> None:
+    """A decode replica preempts all it has; the next in its queue may be shorter, and fit."""
+    rng = Random(seed)
+    arrivals = sorted(rng.uniform(0.0, 1.0) for _ in range(20))
+    rows = [Row(arrival_s, rng.randint(1, 40), rng.randint(2, 50)) for arrival_s in arrivals]
+    engine = EngineSettings(max_batched_tokens=64, max_seqs=8, block_tokens=4)
+    pools = [
+        PoolCase(role, 1, plain_table(linear_s=1e-2, budget=64, seqs=8, block=4, kv_blocks=blocks), engine)
+        for role, blocks in (("prefill", 60), ("decode", rng.randint(23, 32)))
+    ]
+    link = (rng.choice([1e2, 3e2, 1e3]), 0.0)
+    run_cluster(ClusterCase(pools, 0, "sjf", "least-requests", None, link, None, rows), watch=look_for_idlers, events=1)
 
 
 # --- 5 determinism, 7 leap = step, 8 core = reference ------------------------------------------------------------

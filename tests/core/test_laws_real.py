@@ -149,6 +149,17 @@ def test_law_5_another_seed_gives_another_run() -> None:
     assert one.ttft_s != other.ttft_s
 
 
+@pytest.mark.parametrize(("name", "kind"), RUNS)
+def test_law_5_keeping_no_records_changes_percentiles_by_one_percent_and_nothing_else(name: str, kind: str) -> None:
+    kept = run(name, kind).to_mapping()
+    counted = simulate(DEPLOYMENTS[name], LOADS[kind], slo=SLO, seed=3, records=False).to_mapping()
+    for latency in ("ttft_s", "tpot_s", "e2e_s"):
+        exact, binned = kept.pop(latency), counted.pop(latency)
+        for number in ("mean", "p50", "p90", "p99"):
+            assert binned[number] == pytest.approx(exact[number], rel=0.01)
+    assert counted == kept
+
+
 # --- 7 leap = step ----------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ __all__ = ["Contest"]
 
 _SHORT_SHARE, _SHORT_MIN = 8, 500  # short runs have an eighth of the requests, but enough to see a tenth missing
 _CONTENDERS = 32  # so many at the top of the ranking rest on long runs, and all of the front
-_LEADERS = 10  # so many of those that meet the SLO rest on further seeds, and all of the front
+_LEADERS = 3  # so many of those that meet the SLO rest on further seeds, and all of the front
 _DOUBT = 0.1  # nearer than this to the asked rate, short runs do not tell whether it is met
 _NEAREST = 8  # where nothing works, so many at a time are simulated to find what comes nearest
 _HOPE = 1.15  # by which factor short runs may underrate a goodput: two standard deviations of 1,000 requests

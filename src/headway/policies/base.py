@@ -15,9 +15,9 @@ from headway.state.views import ClusterState, PoolState, QueueView, Request
 class Policy:
     """Base of every policy.
 
-    `reads_progress`: the host brings `context_tokens` and `kv_used_blocks` of the replicas up to the present before
-    it asks; policies that only count requests say False and save the host the work. `rekey_on`: when the keys of
-    requests already in a queue go stale: () never, ("step",) before each engine step.
+    `reads_progress`: the host brings `context_tokens`, `kv_used_blocks` and `cached_tokens` of the replicas up to the
+    present before it asks; policies that only count requests say False and save the host the work. `rekey_on`: when
+    the keys of requests already in a queue go stale: () never, ("step",) before each engine step.
     """
 
     reads_progress: bool = True

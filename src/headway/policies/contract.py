@@ -130,17 +130,22 @@ def _requests(now: float) -> list[Request]:
     ]
 
 
-def _loads(count: int, rng: Random) -> Iterator[list[tuple[int, ...]]]:
-    """Loads of `count` replicas: all idle, all full, all alike, and at random, with and without a cached prefix."""
-    yield [(0, 0, 0, 0, 0, 0)] * count
-    yield [(256, 5000, 9_000_000, 2_000_000, 1000, 0)] * count
-    yield [(3, 1, 200, 4000, 250, 640)] * count
-    for _ in range(3):
-        yield [
+def _loads(count: int, rng: Random, stale: bool) -> Iterator[list[tuple[int, ...]]]:
+    """Loads of `count` replicas: all idle, all full, all alike, and at random, with and without a cached prefix.
+
+    `stale`: as a host may show them that does not bring their progress up to date.
+    """
+    drawn = [
+        [
             (rng.randint(0, 9), rng.randint(0, 9), rng.randint(0, 5000), rng.randint(0, 9999), rng.randint(0, 1000),
              rng.choice([0, 0, 64, 6400]))
             for _ in range(count)
-        ]  # fmt: skip
+        ]
+        for _ in range(3)
+    ]  # fmt: skip
+    same = [(0, 0, 0, 0, 0, 0), (256, 5000, 9_000_000, 2_000_000, 1000, 0), (3, 1, 200, 4000, 250, 640)]
+    for loads in [*([load] * count for load in same), *drawn]:
+        yield [(*load[:3], 0, 0, 0) for load in loads] if stale else loads
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------
@@ -154,32 +159,36 @@ class Ask(NamedTuple):
     size: int
 
 
-def _route_asks() -> Iterator[Ask]:
+def _route_asks(stale: bool) -> Iterator[Ask]:
     for role in ("mixed", "prefill", "decode"):
         rng, stream = Random(f"loads/{role}"), Random(f"stream/{role}")
         for count in (1, 3, 2, 8, 1):  # replicas come and go
-            for step, loads in enumerate(_loads(count, rng)):
+            for step, loads in enumerate(_loads(count, rng, stale)):
                 for request in _requests(10.0 + step):
                     pool = make_pool(role, loads, stream, 10.0 + step)
-                    yield Ask(f"with {count} {role} replicas", (request, pool), count)
+                    yield Ask(f"with {_replicas(count, role)}", (request, pool), count)
 
 
-def _admit_asks() -> Iterator[Ask]:
+def _admit_asks(stale: bool) -> Iterator[Ask]:
     rng, stream = Random("loads"), Random("stream")
     for roles in (("mixed",), ("prefill", "decode")):
         for count in (1, 3):
-            for step, loads in enumerate(_loads(count, rng)):
+            for step, loads in enumerate(_loads(count, rng, stale)):
                 for request in _requests(10.0 + step):
                     pools = tuple(make_pool(role, loads, Random(role), 10.0 + step) for role in roles)
                     cluster = make_cluster(pools, stream, 10.0 + step)
-                    yield Ask(f"with {count} {' and '.join(roles)} replicas", (request, cluster), count)
+                    yield Ask(f"with {_replicas(count, ' and '.join(roles))}", (request, cluster), count)
 
 
-def _order_asks() -> Iterator[Ask]:
+def _order_asks(stale: bool) -> Iterator[Ask]:
     for count in (0, 1, 2, 9):
         for now in (10.0, 11.0):
             queue = QueueView(now, [_requests(10.0)[i % 5] for i in range(count)])
             yield Ask(f"with {count} waiting", (queue,), count)
+
+
+def _replicas(count: int, role: str) -> str:
+    return f"{count} {role} {'replica' if count == 1 else 'replicas'}"
 
 
 # --- what is right ----------------------------------------------------------------------------------------------
@@ -270,13 +279,20 @@ def _maker(kind: str, candidate: str | type[Policy] | Policy, params: dict[str, 
 
 
 def _answer_faults(make: Callable[[], Policy], kind: str) -> list[str]:
-    """What is wrong at the first ask that shows a fault; two policies are asked everything, each on its own views."""
-    one, other = make(), make()
-    for ask, again in zip(ASKS[kind](), ASKS[kind](), strict=True):
+    """What is wrong at the first ask that shows a fault.
+
+    Three policies are asked everything, each on its own views; where progress is not read, the third on stale ones.
+    """
+    one, two, three = make(), make(), make()
+    blind = not one.reads_progress
+    for ask, again, stale in zip(ASKS[kind](False), ASKS[kind](False), ASKS[kind](blind), strict=True):
         answer, faults = _tell(one, kind, ask)
-        repeated, _ = _tell(other, kind, again)
+        repeated, other = _tell(two, kind, again)[0], _tell(three, kind, stale)[0]
         if not faults and repeated != answer:
             faults = [f"answered {answer}, and the next time {repeated}: expected the same decision for the same view"]
+        elif not faults and other != answer:
+            faults = [f"answered {answer}, but {other} with other context_tokens, kv_used_blocks and cached_tokens: "
+                      "expected reads_progress = True, or an answer that does not need them"]  # fmt: skip
         if faults:
             return [f"{ask.when}: {fault}" for fault in faults]
     return []
