@@ -25,6 +25,8 @@ from headway.policies.registry import policy, policy_names
 from headway.state.decisions import Accept, Reject, Route
 from headway.state.views import ClusterState, PoolState, QueueView, ReplicaState, Request
 
+Load = tuple[int, ...]  # running, waiting, waiting_tokens, context_tokens, kv_used_blocks, tokens of a prefix held
+
 NAN, INFINITY = float("nan"), float("inf")
 WAKE_EVENTS = ("step",)
 REASON_CHARACTERS = 120
@@ -79,12 +81,12 @@ def check_policy(kind: str, candidate: str | type[Policy] | Policy, params: dict
 class StockedReplica(ReplicaState):
     """A replica that holds the first `stock` tokens of every prompt."""
 
-    def __init__(self, index: cython.Py_ssize_t, counts: tuple[int, ...]) -> None:
+    def __init__(self, index: cython.Py_ssize_t, counts: Load) -> None:
         ReplicaState.__init__(self, index, 1000)
         self.load(counts)
 
-    def load(self, counts: tuple[int, ...]) -> None:
-        """Set running, waiting, waiting_tokens, context_tokens, kv_used_blocks and the stock."""
+    def load(self, counts: Load) -> None:
+        """Set all counts."""
         self.running, self.waiting, self.waiting_tokens = counts[0], counts[1], counts[2]
         self.context_tokens, self.kv_used_blocks, self.stock = counts[3], counts[4], counts[5]
 
@@ -105,8 +107,8 @@ def make_request(**fields: Any) -> Request:
     return made
 
 
-def make_pool(role: str, loads: list[tuple[int, ...]], rng: Random, now: float) -> PoolState:
-    """A pool view with one replica for each tuple of `StockedReplica.load`."""
+def make_pool(role: str, loads: list[Load], rng: Random, now: float) -> PoolState:
+    """A pool view with one replica for each load."""
     made: PoolState = PoolState(role, [StockedReplica(i, counts) for i, counts in enumerate(loads)], rng)
     made.now = now
     return made
@@ -130,22 +132,20 @@ def _requests(now: float) -> list[Request]:
     ]
 
 
-def _loads(count: int, rng: Random, stale: bool) -> Iterator[list[tuple[int, ...]]]:
+def _loads(count: int, rng: Random, stale: bool) -> Iterator[list[Load]]:
     """Loads of `count` replicas: all idle, all full, all alike, and at random, with and without a cached prefix.
 
     `stale`: as a host may show them that does not bring their progress up to date.
     """
-    drawn = [
-        [
-            (rng.randint(0, 9), rng.randint(0, 9), rng.randint(0, 5000), rng.randint(0, 9999), rng.randint(0, 1000),
-             rng.choice([0, 0, 64, 6400]))
-            for _ in range(count)
-        ]
-        for _ in range(3)
-    ]  # fmt: skip
-    same = [(0, 0, 0, 0, 0, 0), (256, 5000, 9_000_000, 2_000_000, 1000, 0), (3, 1, 200, 4000, 250, 640)]
-    for loads in [*([load] * count for load in same), *drawn]:
+    alike: list[Load] = [(0, 0, 0, 0, 0, 0), (256, 5000, 9_000_000, 2_000_000, 1000, 0), (3, 1, 200, 4000, 250, 640)]
+    drawn = [[_load(rng) for _ in range(count)] for _ in range(3)]
+    for loads in [[load] * count for load in alike] + drawn:
         yield [(*load[:3], 0, 0, 0) for load in loads] if stale else loads
+
+
+def _load(rng: Random) -> Load:
+    counts = [rng.randint(0, most) for most in (9, 9, 5000, 9999, 1000)]
+    return (*counts, rng.choice([0, 0, 64, 6400]))
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------
@@ -279,20 +279,24 @@ def _maker(kind: str, candidate: str | type[Policy] | Policy, params: dict[str, 
 
 
 def _answer_faults(make: Callable[[], Policy], kind: str) -> list[str]:
-    """What is wrong at the first ask that shows a fault.
+    """What is wrong with the answers; where progress is not read, with those to stale views too."""
+    again = "and the next time {}: expected the same decision for the same view"
+    stale = (
+        "but {} with other context_tokens, kv_used_blocks and cached_tokens: expected reads_progress = True, or an "
+        "answer that does not need them"
+    )
+    faults = _differences(make, kind, False, again)
+    return faults if faults or make().reads_progress else _differences(make, kind, True, stale)
 
-    Three policies are asked everything, each on its own views; where progress is not read, the third on stale ones.
-    """
-    one, two, three = make(), make(), make()
-    blind = not one.reads_progress
-    for ask, again, stale in zip(ASKS[kind](False), ASKS[kind](False), ASKS[kind](blind), strict=True):
+
+def _differences(make: Callable[[], Policy], kind: str, stale: bool, complaint: str) -> list[str]:
+    """What is wrong at the first ask that shows a fault, of two policies that are asked everything, each on its own."""
+    one, other = make(), make()
+    for ask, again in zip(ASKS[kind](False), ASKS[kind](stale), strict=True):
         answer, faults = _tell(one, kind, ask)
-        repeated, other = _tell(two, kind, again)[0], _tell(three, kind, stale)[0]
-        if not faults and repeated != answer:
-            faults = [f"answered {answer}, and the next time {repeated}: expected the same decision for the same view"]
-        elif not faults and other != answer:
-            faults = [f"answered {answer}, but {other} with other context_tokens, kv_used_blocks and cached_tokens: "
-                      "expected reads_progress = True, or an answer that does not need them"]  # fmt: skip
+        second, _ = _tell(other, kind, again)
+        if not faults and second != answer:
+            faults = [f"answered {answer}, {complaint.format(second)}"]
         if faults:
             return [f"{ask.when}: {fault}" for fault in faults]
     return []
