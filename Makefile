@@ -1,13 +1,15 @@
 # `make demo` on a fresh machine: a plan in under a minute after the install. `make test`: every test, compiled and interpreted.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench accuracy clean
 
 # The first Python of at least 3.11; `make PYTHON=/path/to/python3` chooses another.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := .venv/bin
 PACKAGED := $(shell find src -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*')
+# Published measurements, which are no part of the repository; `make accuracy DATA=FOLDER` reads others.
+DATA ?= ../shared/data/measured
 PLAN := plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --workload chat --rate 20 --ttft 500ms --tpot 50ms
 
 help:
@@ -15,6 +17,7 @@ help:
 	@echo 'make test    all tests on the installed, compiled package; then the core interpreted'
 	@echo 'make check   ruff, mypy --strict, sizes and imports'
 	@echo 'make bench   the benchmarks behind benchmarks/README.md'
+	@echo 'make accuracy DATA=FOLDER   the tables and plots behind docs/accuracy.md'
 	@echo 'make clean   remove what the above made'
 
 demo: .venv/.installed
@@ -31,6 +34,9 @@ check: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/run.py
+
+accuracy: .venv/.installed
+	$(BIN)/python -m fit.accuracy $(DATA)
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis headway-plan.html

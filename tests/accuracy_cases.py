@@ -32,6 +32,7 @@ KINDS = {
     "closed, jittered": {"notes": "measured=2026-01-01", "concurrency": 5.0},
     "replicas": {"dp": 2, "gpu_count": 2},
     "experts on the same GPUs": {"model_key": "qwen3-30b-a3b", "gpu_count": 2, "ep": 2, "dp": 1},
+    "ranks that share experts": {"model_key": "qwen3-30b-a3b", "gpu_count": 2, "ep": 2, "dp": 2},
     "pipeline": {"pp": 2, "tp": None, "gpu_count": 2, "workload": "static batch 512/64", "batch_size": 4.0},
     "static batch": {"workload": "static batch 512/64", "batch_size": 16.0, "concurrency": None},
     "open": {"request_rate": 20.0, "num_prompts": 80.0, "concurrency": None},
@@ -40,6 +41,17 @@ KINDS = {
     "single stream": {"mode": "single-stream", "concurrency": 1.0},
     "MLPerf, offline": {"workload": "mlperf Offline", "tp": None, "gpu_count": 8, "isl_mean": None, "osl_mean": None},
     "MLPerf, under limits": {"workload": "mlperf Server", "tp": None, "gpu_count": 8, "isl_mean": None},
+    "community file": {
+        "mode": "single-stream",
+        "engine": "llamacpp",
+        "model_key": "some-finetune-7b-q4-k-m.gguf",
+        "model": "Some-Finetune-7B-Q4_K_M.gguf",
+        "gpu": "NVIDIA GB10",
+        "gpu_key": "GB10",
+        "precision_weights": "Q4_K_M",
+        "tp": None,
+    },
+    "states": {"model_key": "nemotron-nano-9b", "precision_weights": "bf16"},
     "split": {"mode": "disagg", "notes": SPLIT, "gpu_count": 4, "tp": None},
 }
 

@@ -40,7 +40,9 @@ def test_help_of_a_verb_names_each_of_its_options(verb):
 
 def test_help_lists_the_verbs_with_the_main_one_first():
     shown = run("--help").stdout.partition("Commands:")[2].split()
-    assert [word for word in shown if word in VERBS] == ["plan", "simulate", "validate", "list"]
+    assert [word for word in shown if word in VERBS] == [
+        "plan", "simulate", "validate", "calibrate", "profile", "list"
+    ]  # fmt: skip
 
 
 def test_help_loads_neither_numpy_nor_rich_nor_any_room():
@@ -57,7 +59,7 @@ def test_the_module_runs_as_the_command():
         [sys.executable, "-m", "headway.cli", "list", "nothing"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "Error: unknown catalogue 'nothing': allowed: gpus, models, policies, workloads\n"
+    assert done.stderr == "Error: unknown catalogue 'nothing': allowed: gpus, models, nodes, policies, workloads\n"
 
 
 # --- unknown words ---
@@ -69,7 +71,7 @@ def test_an_unknown_option_names_the_nearest():
 
 def test_an_unknown_verb_names_the_nearest():
     refused(run("simulat"), "no verb 'simulat'", "simulate")
-    refused(run("xyzzy"), "verbs are plan, simulate, validate, list")
+    refused(run("xyzzy"), "verbs are plan, simulate, validate, calibrate, profile, list")
 
 
 def test_an_unknown_catalogue_names_the_nearest():
@@ -84,6 +86,7 @@ def test_an_unknown_catalogue_names_the_nearest():
     [
         ("models", "llama-3.1-70b", "parameters"),
         ("gpus", "h100-sxm", "$/h"),
+        ("nodes", "h100-sxm-x8", "to other nodes"),
         ("policies", "prefix-affinity", "what it does"),
         ("workloads", "chat", "prompt tokens"),
     ],

@@ -67,10 +67,10 @@ def test_no_operator_beats_its_roofline_on_any_gpu(key):
     rows = np.array([1.0, 7.0, 256.0, 8192.0])
     for dtype in set(laws.gemm) & set(card.peak_flops):
         cost = gemm(laws.gemm[dtype], card, card.peak_flops[dtype], rows, 4096, 14336, (1.0, 1.0))
-        assert np.all(cost.seconds > np.maximum(cost.flop_s, cost.byte_s)), dtype
+        assert np.all(cost.seconds >= np.maximum(cost.flop_s, cost.byte_s)), dtype
     for dtype, law in laws.experts.items():
         cost = experts(law, card, card.peak_flops["bf16"], rows, 128, 1e7, 2.0)
-        assert np.all(cost.seconds > cost.flop_s + cost.byte_s), dtype
+        assert np.all(cost.seconds > np.maximum(cost.flop_s, cost.byte_s)), dtype
     reduced = all_reduce(laws.collective[card.link_kind], card, 2, rows)
     assert np.all(reduced.seconds > rows / card.link_bytes_per_s)  # half of the payload, there and back
 

@@ -84,12 +84,14 @@ def test_outside_what_was_published_it_says_so(arguments, error, text):
 
 @pytest.mark.parametrize("key", gpu_keys())
 def test_every_number_has_a_kind_a_source_and_an_interval(key):
-    found = compile_replica(Replica(model="llama-3.2-1b", gpu=key)).provenance
+    small = EngineSettings(max_batched_tokens=512, max_seqs=16)
+    found = compile_replica(Replica(model="qwen2.5-0.5b", gpu=key, engine=small)).provenance
     assert {"gpu.memory_bytes_per_s", "gemm.bf16.compute", "decode.memory", "host.layer_s"} <= set(found)
     for name, estimate in found.items():
         assert estimate.source and estimate.unit, name
         assert estimate.kind in ("vendor", "measured", "modelled", "fitted"), name
-        assert 0.0 < estimate.low <= estimate.value <= estimate.high, name
+        assert estimate.low <= estimate.value <= estimate.high, name
+        assert estimate.low > 0.0 or name == "host.layer_s", name  # launches timed apart overlap in a graph
 
 
 def test_coefficients_of_a_gpu_never_timed_say_that_they_are_pooled():
@@ -218,8 +220,10 @@ def test_power_under_load_is_what_was_measured_on_vllm():
 def test_the_catalogue_compiles_wherever_it_fits():
     """One replica of every GPU with a small dense model, KV room for at least one long prompt."""
     for key in gpu_keys():
+        if gpu(key).memory_bytes < 15e9:
+            continue
         table = compile_replica(Replica(model="llama-3.2-3b", gpu=key))
         assert table.kv_blocks * table.block_tokens > 8192
         assert json.dumps({name: estimate.value for name, estimate in table.provenance.items()})
-        assert table.idle_watts == gpu(key).idle_watts
+        assert gpu(key).idle_watts < table.idle_watts < gpu(key).tdp_watts
     assert model("llama-3.2-3b").layers == 28

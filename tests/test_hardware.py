@@ -20,6 +20,9 @@ from headway.specs import from_mapping, read_yaml, to_mapping
 PROMISED = {"a100-40gb-sxm", "a100-40gb-pcie", "a100-80gb-sxm", "a100-80gb-pcie", "h100-sxm", "h100-pcie"}
 PROMISED |= {"h200", "h20", "b200", "gb200", "rtx-pro-6000", "l4", "l40s", "rtx-4090", "a10g"}
 PROMISED |= {"mi300x", "mi325x", "gaudi-2", "cpu-xeon-8480"}
+PROMISED |= {"h100-nvl", "h200-nvl", "h800", "gh200-96gb", "gh200-144gb", "b300", "gb300", "mi250", "mi350x", "mi355x"}
+PROMISED |= {"max-1550", "gaudi-3", "arc-pro-b60", "arc-pro-b70", "gb10", "rtx-5090", "rtx-3090", "t4", "v100"}
+PROMISED |= {"rx-7900-xt", "gtx-1050-ti", "m1-max", "m5-max", "cpu-xeon-6787p", "cpu-xeon-6980p"}
 TEXT_FIELDS = {"key", "name", "vendor", "link_kind", "link_topology", "price_date", "sources", "peak_flops"}
 
 every_gpu = pytest.mark.parametrize("card", [gpu(key) for key in gpu_keys()], ids=gpu_keys())
@@ -82,9 +85,12 @@ def test_power_and_price_are_plausible(card: Gpu) -> None:
 
 @every_gpu
 def test_dense_intensity_is_of_this_world(card: Gpu) -> None:
-    # A peak printed with sparsity, or a bandwidth in both directions, would leave this band.
+    # A peak printed with sparsity, or a bandwidth in both directions, would leave this band. Chips without matrix
+    # units for 16 bits (Pascal, Apple before the M5, Radeon before RDNA 3) have less.
     operations_per_byte = card.peak_flops["bf16"] / card.memory_bytes_per_s
-    assert 30 < operations_per_byte < 450
+    lowest = 15 if set(card.peak_flops) == {"bf16"} else 30
+    highest = 1000 if card.key == "thor" else 500  # a large GPU beside memory of a laptop
+    assert lowest < operations_per_byte < highest
 
 
 @every_gpu
@@ -126,13 +132,13 @@ def test_a_larger_node_never_has_slower_links(card: Gpu) -> None:
     speeds = [node(card.key, size).scale_up.bytes_per_s for size in sizes]
     assert speeds == sorted(speeds)
     if card.link_topology == "switch":
-        assert set(speeds) == {card.link_bytes_per_s}
+        assert set(speeds) <= {card.link_bytes_per_s}
 
 
 def test_node_keys_are_unique() -> None:
     assert len(set(nodes())) == len(nodes())
     assert {"h100-sxm-x8", "gb200-x4", "gb200-nvl72"} <= set(nodes())
-    assert not any("nvl72" in key for key in nodes() if not key.startswith("gb200"))
+    assert not any("nvl72" in key for key in nodes() if not key.startswith(("gb200", "gb300")))
 
 
 @given(st.sampled_from(gpu_keys()), st.integers(-3, 200))
@@ -140,7 +146,7 @@ def test_any_other_size_is_refused_with_the_sizes_there_are(key: str, count: int
     if count in (1, 2, 4, 8, 72) and count <= gpu(key).gpus_per_node:
         assert node(key, count).gpu_count == count
     else:
-        with pytest.raises(BadInput, match=rf"no node of {count} {key}: allowed are 1, 2"):
+        with pytest.raises(BadInput, match=rf"no node of {count} {key}: allowed are 1"):
             node(key, count)
 
 
@@ -148,7 +154,7 @@ def test_any_other_size_is_refused_with_the_sizes_there_are(key: str, count: int
 
 
 def test_the_promised_names_are_there() -> None:
-    assert sorted(PROMISED) == gpu_keys()
+    assert set(gpu_keys()) >= PROMISED
     assert all(gpu(key).key == key for key in PROMISED)
 
 
@@ -205,9 +211,11 @@ def test_memory_bandwidth_orders_the_generations(slower: str, faster: str) -> No
 
 
 def test_which_hardware_has_which_formats() -> None:
-    assert {key for key in gpu_keys() if "fp4" in gpu(key).peak_flops} == {"b200", "gb200", "rtx-pro-6000"}
-    without_fp8 = {key for key in gpu_keys() if "fp8" not in gpu(key).peak_flops}
-    assert without_fp8 == {key for key in gpu_keys() if key.startswith(("a100", "a10g", "cpu"))}
+    blackwell = ("b200", "b300", "gb", "rtx-pro", "rtx-50", "thor", "mi35")
+    assert all(("fp4" in gpu(key).peak_flops) == key.startswith(blackwell) for key in gpu_keys())
+    fp8 = (*blackwell, "h100", "h200", "h20", "h800", "gh200", "l4", "l20", "rtx-40", "rtx-6000", "rtx-5880", "mi3")
+    fp8 += ("gaudi", "rx-90", "ai-pro")
+    assert all(("fp8" in gpu(key).peak_flops) == key.startswith(fp8) for key in gpu_keys())
 
 
 # --- figures from data sheets -------------------------------------------------------------------------------
@@ -230,6 +238,12 @@ def test_which_hardware_has_which_formats() -> None:
         ("l4", "tdp_watts", 72),
         ("mi300x", "memory_bytes_per_s", 5.3e12),
         ("gaudi-2", "memory_bytes_per_s", 2.45e12),
+        ("gb300", "tdp_watts", 1400),
+        ("mi355x", "memory_bytes_per_s", 8e12),
+        ("max-1550", "memory_bytes_per_s", 3.2768e12),
+        ("rtx-3090", "memory_bytes_per_s", 936.2e9),
+        ("gtx-1050-ti", "memory_bytes_per_s", 112.1e9),
+        ("m5-max", "memory_bytes_per_s", 614e9),
     ],
 )
 def test_data_sheet_figures(key: str, field: str, figure: float) -> None:
@@ -249,6 +263,10 @@ def test_data_sheet_figures(key: str, field: str, figure: float) -> None:
         ("rtx-4090", "bf16", 165.2e12),
         ("mi325x", "fp8", 2614.9e12),
         ("gaudi-2", "bf16", 432e12),
+        ("gaudi-3", "fp8", 1835e12),
+        ("gb300", "fp4", 1080e15 / 72),
+        ("mi355x", "fp8", 5033.2e12),
+        ("t4", "int8", 130e12),
     ],
 )
 def test_data_sheet_peaks(key: str, dtype: str, dense_flops: float) -> None:

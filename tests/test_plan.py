@@ -17,7 +17,8 @@ from headway.workload import workload
 
 SLO = Slo(ttft_s=0.5, tpot_s=0.03)
 SMALL = Question(
-    model="llama-3.1-8b", gpu="h100-sxm", gpus=2, workload="chat", rate_req_s=30, slo=SLO, requests=300, kv=("bf16",)
+    model="llama-3.1-8b", gpu="h100-sxm", gpus=2, workload="chat", rate_req_s=30, slo=SLO, requests=300, kv=("bf16",),
+    margin=0,
 )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def test_the_best_meets_the_slo_on_seeds_that_it_was_not_chosen_by():
 
 
 def test_those_in_front_that_meet_the_slo_are_confirmed_and_what_fails_says_so():
-    found = plan(msgspec.structs.replace(SMALL, requests=600, rate_req_s=36), workers=1)
+    found = plan(msgspec.structs.replace(SMALL, requests=600, rate_req_s=51), workers=1)
     assert all(candidate.confirmed for candidate in found.ranked[:3] if candidate.meets)
     assert all(c.confirmed for c in found.ranked if c.name in found.front)
     assert found.confirmed == sum(c.confirmed for c in found.ranked) < found.evaluated
@@ -129,7 +130,9 @@ def test_a_tighter_slo_never_raises_goodput():
         Slo(ttft_s=0.5, tpot_s=0.03, attainment=0.95),
     ):
         for candidate in ask(slo=tight).ranked:
-            assert candidate.goodput_req_s <= loose[candidate.name].goodput_req_s * 1.03
+            before = loose[candidate.name]
+            if candidate.confirmed == before.confirmed:  # else the one rests on other seeds than the other
+                assert candidate.goodput_req_s <= before.goodput_req_s * 1.03
 
 
 def test_what_meets_the_slo_can_serve_the_rate_and_the_other_way_round():

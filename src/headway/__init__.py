@@ -7,11 +7,12 @@ their verb are reached as modules: `headway.plan.plan(...)`, `headway.workload.w
 from __future__ import annotations
 
 import importlib
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # as in `typing`, whose import is most of the time until `headway.cli` can answer to Ctrl-C
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from headway.cost import EngineSettings, Replica
     from headway.hardware import Gpu
     from headway.metrics import Result, Slo
@@ -54,6 +55,8 @@ _ROOM = {
 def __getattr__(name: str) -> Any:
     if name in _ROOM:
         return getattr(importlib.import_module(f"headway.{_ROOM[name]}"), name)
+    from pathlib import Path
+
     if (Path(__file__).parent / name / "__init__.py").is_file():
         return importlib.import_module(f"headway.{name}")
     raise AttributeError(f"module 'headway' has no attribute {name!r}")
@@ -65,6 +68,9 @@ def __dir__() -> list[str]:
 
 def interpreted_modules() -> list[str]:
     """Return the core's modules that run uncompiled here: all when no C compiler was found, else none."""
+    from importlib.machinery import EXTENSION_SUFFIXES
+    from pathlib import Path
+
     here = Path(__file__).parent
     paired = [path for path in sorted(here.rglob("*.pxd")) if path.with_suffix(".py").exists()]
     plain = [path for path in paired if not any(path.with_suffix(end).exists() for end in EXTENSION_SUFFIXES)]

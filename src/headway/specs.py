@@ -21,7 +21,17 @@ import yaml
 from headway.errors import BadInput, UnknownName, nearest
 from headway.units import parse_bytes, parse_count, parse_rate, parse_seconds
 
-__all__ = ["Spec", "from_mapping", "override", "read_yaml", "set_path", "to_mapping", "write_yaml"]
+__all__ = [
+    "Spec",
+    "from_json",
+    "from_mapping",
+    "json_text",
+    "override",
+    "read_yaml",
+    "set_path",
+    "to_mapping",
+    "write_yaml",
+]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -48,6 +58,27 @@ def from_mapping(type_: type[T], data: object, where: str) -> T:
         raise BadInput(_explain(str(error), type_, data, where)) from None
     _refuse_non_finite(msgspec.to_builtins(value), where, ())
     return value
+
+
+def from_json(type_: type[T], text: str | bytes, schema: str, where: str) -> T:
+    """Return a JSON object whose field "schema" names `schema` as `type_`.
+
+    Raises:
+        BadInput: not JSON, another schema, or a field that is missing, unknown or of a wrong type.
+    """
+    try:
+        data = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise BadInput(f"{where}: not JSON: {error}") from None
+    came = data.get("schema") if isinstance(data, dict) else None
+    if came != schema:
+        raise BadInput(f"{where}: expected a JSON object of the schema {schema!r}, came {came!r}")
+    return from_mapping(type_, data, where)
+
+
+def json_text(data: object, indent: int = 2) -> str:
+    """Return builtins as JSON; equal data give equal bytes, NaN and infinity are null."""
+    return msgspec.json.format(msgspec.json.encode(data), indent=indent).decode()
 
 
 def to_mapping(spec: msgspec.Struct, *, defaults: bool = False) -> dict[str, Any]:
@@ -273,6 +304,9 @@ def _explain(message: str, type_: Any, data: Any, where: str) -> str:
         return f"{place}: the field {missing[1]!r} is missing; allowed: {', '.join(_tags(info, missing[1]))}"
     if missing:
         return f"{place}: the field {missing[1]!r} is missing; fields: {', '.join(_fields(info, came))}"
+    allowed = [value for kind in _kinds(info) if isinstance(kind, msgspec.inspect.LiteralType) for value in kind.values]
+    if text.startswith("Invalid enum value") and allowed:
+        return f"{place}: {UnknownName('value', came, map(str, allowed))}"
     expected = re.match(r"Expected (.*?)(?:, got `.*`)?$", text)
     if expected:
         text = f"expected {expected[1].replace('`', '')}"

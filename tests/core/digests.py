@@ -25,7 +25,7 @@ def words(values: object) -> list[str]:
 
 def engine_words(engine: Engine) -> list[str]:
     """What an engine counted."""
-    told = words([engine.busy_s, engine.gaps.sum_s(engine.law)]) + words(engine.gaps.as_array())
+    told = words([engine.busy.until(0.0), engine.gaps.sum_s(engine.law)]) + words(engine.gaps.as_array())
     told += words([engine.kv.peak, engine.preemptions, engine.queried_tokens, engine.hit_tokens])
     return told + [word for value in engine.work.as_dict().values() for word in words(value)]
 

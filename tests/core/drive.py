@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+import msgspec
 import numpy as np
 
 import headway
 from headway.cost import EngineSettings, StepTable
-from headway.engine import Engine, Gaps, StepLaw, WorkDone
+from headway.engine import Engine, Gaps, Lockstep, StepLaw, WorkDone
+from headway.engine.checks import check_integrity
 from headway.engine.reference import ReferenceEngine, Row
 from headway.metrics import Histogram
 from headway.policies import Policy, policy, policy_names
@@ -73,6 +75,9 @@ def make_table(rng: Random, *, budget: int, seqs: int, stages: int, block: int, 
         window_group=rng.randint(0, 3) if window else 0,
         window_blocks=-(-window // block),
         max_context=rng.choice([200, 10_000]),
+        prefill_alone=rng.random() < 0.3,
+        prompt_step_s=rng.choice([0.0, rng.uniform(0, 1e-2)]),
+        poll_steps=rng.choice([1, 1, 2, 7]),
         provenance={},
     )
 
@@ -179,9 +184,37 @@ def batch_of(rows: list[Row]) -> Batch:
     )
 
 
-def run_core(case: Case, *, leaps: bool = True) -> tuple[dict[str, np.ndarray], Engine]:
+def with_ranks(case: Case, seed: int) -> Case:
+    """The case on two to four data-parallel ranks, without a pipeline."""
+    rng = Random(seed)
+    ranks = rng.randint(2, 4)
+    tokens = np.arange(ranks * case.settings.max_batched_tokens + 1.0)
+    shared_s = np.where(tokens > 0, rng.uniform(0, 1e-2) + rng.uniform(0, 1e-5) * tokens, 0.0)
+    table = msgspec.structs.replace(case.table, stages=1, ranks=ranks, shared_s=shared_s, shared_j=shared_s)
+    return Case(table, case.settings, case.unit_tokens, case.order, case.rows)
+
+
+def run_ranks(case: Case) -> tuple[dict[str, np.ndarray], list[Engine]]:
+    """The case on data-parallel ranks that take turns."""
+    order = order_of(case)
+    sizes = case.settings.max_batched_tokens, case.settings.max_seqs
+    law, work, gaps = StepLaw(case.table), WorkDone(*sizes), Gaps(*BINS, sizes[1])
+    shared = (law, case.settings, "mixed", order, case.unit_tokens, work, gaps)
+    engines = [Engine(i, *shared) for i in range(case.table.ranks)]
+    Lockstep(engines)
+    recorder = Recorder(True, len(case.rows), 0, [(1.0, 1.0, 1.0)], BINS)
+    state = ClusterState((PoolState("mixed", engines, Random(0)),), Random(0))
+    route = {"route": policy("route", "round-robin")}
+    cluster = Cluster([engines], state, route, Arrivals(iter([batch_of(case.rows)])), recorder, None, None)
+    while cluster.advance(1):
+        for engine in engines:
+            check_integrity(engine)
+    return recorder.columns(), engines
+
+
+def run_core(case: Case, *, leaps: bool = True, trace: bool = False) -> tuple[dict[str, np.ndarray], Engine]:
     """The case through the fast core."""
-    order = None if case.order == "fcfs" else policy("order", case.order)
+    order = order_of(case)
     sizes = case.settings.max_batched_tokens, case.settings.max_seqs
     engine = Engine(
         0,
@@ -194,6 +227,7 @@ def run_core(case: Case, *, leaps: bool = True) -> tuple[dict[str, np.ndarray], 
         Gaps(*BINS, sizes[1]),
     )
     engine.set_leaps(leaps)
+    engine.trace = [] if trace else None
     recorder = Recorder(True, len(case.rows), 0, [(1.0, 1.0, 1.0)], BINS)
     state = ClusterState((PoolState("mixed", [engine], Random(0)),), Random(0))
     cluster = Cluster(
@@ -206,16 +240,20 @@ def run_core(case: Case, *, leaps: bool = True) -> tuple[dict[str, np.ndarray], 
         None,
     )
     while cluster.advance(1000):
-        engine.check_integrity()
-    engine.check_integrity()
+        check_integrity(engine)
+    check_integrity(engine)
     engine.refresh(cluster.now)
     return recorder.columns() | {"recomputed_tokens": np.array(recorder.recomputed_tokens)}, engine
 
 
+def order_of(case: Case) -> Policy | None:
+    """The order policy of a case."""
+    return None if case.order == "fcfs" else policy("order", case.order)
+
+
 def run_reference(case: Case) -> ReferenceEngine:
     """The case through the reference; the rows of the case hold the outcome."""
-    order = None if case.order == "fcfs" else policy("order", case.order)
-    reference = ReferenceEngine(case.table, case.settings, case.unit_tokens, order)
+    reference = ReferenceEngine(case.table, case.settings, case.unit_tokens, order_of(case))
     reference.run(case.rows)
     return reference
 
@@ -349,6 +387,6 @@ def run_cluster(
             watch(served)
     for engine in served.engines:
         engine.refresh(cluster.now)
-        engine.check_integrity()
+        check_integrity(engine)
     served.columns = recorder.columns()
     return served

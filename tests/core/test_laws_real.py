@@ -15,6 +15,7 @@ from drive import BINS
 
 import headway
 from headway.cost import EngineSettings, Replica
+from headway.engine.checks import check_integrity
 from headway.metrics import Prices, Result, Slo
 from headway.policies import Policy, policy, policy_names
 from headway.policies.contract import make_pool, make_request
@@ -174,8 +175,8 @@ def columns(name: str, kind: str, leaps: bool) -> tuple[dict[str, np.ndarray], i
         engine.set_leaps(leaps)
     while cluster.advance(20_000):
         for engine in engines:
-            engine.check_integrity()
-    counted = [(engine.busy_until(cluster.now), engine.kv.peak, engine.preemptions) for engine in engines]
+            check_integrity(engine)
+    counted = [(engine.busy.until(cluster.now), engine.kv.peak, engine.preemptions) for engine in engines]
     return recorder.columns(), cluster.events, counted
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from drive import BINS, make_case, run_core, run_reference
+from drive import BINS, make_case, order_of, run_core, run_ranks, run_reference, with_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.engine import LogCounts
+from headway.engine.reference import ReferenceRanks
 
 SEEDS = st.integers(0, 2**40)
 
@@ -55,3 +56,28 @@ def test_leaping_equals_stepping(seed: int) -> None:
     np.testing.assert_array_equal(fast.gaps.as_array(), slow.gaps.as_array())
     for name, value in fast.work.as_dict().items():
         np.testing.assert_array_equal(value, slow.work.as_dict()[name], err_msg=name)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SEEDS)
+def test_ranks_that_step_together_equal_the_reference(seed: int) -> None:
+    """Every time, hit, preemption and gap of data-parallel ranks in lock-step."""
+    case = with_ranks(make_case(seed), seed)
+    reference = ReferenceRanks(case.table, case.settings, case.unit_tokens, order_of(case))
+    columns, engines = run_ranks(case)
+    reference.run(case.rows)
+    for name, mine in (
+        ("admitted_s", "admitted_s"),
+        ("first_token_s", "first_s"),
+        ("last_token_s", "last_s"),
+        ("cached_tokens", "cached"),
+        ("preemptions", "preemptions"),
+    ):
+        theirs = np.array([getattr(row, mine) for row in case.rows], dtype=np.float64)
+        np.testing.assert_array_equal(columns[name].astype(np.float64), theirs, err_msg=name)
+    assert [engine.kv.peak for engine in engines] == [rank.peak for rank in reference.ranks]
+    assert engines[0].work.steps == sum(rank.steps for rank in reference.ranks)
+    counts = LogCounts(*BINS)
+    for gap in (gap for rank in reference.ranks for gap in rank.gaps):
+        counts.add(gap, 1)
+    np.testing.assert_array_equal(engines[0].gaps.as_array(), counts.as_array())

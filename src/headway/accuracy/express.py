@@ -11,18 +11,24 @@ import msgspec
 from headway.accuracy.reading import (
     Inexpressible,
     Mlperf,
+    cap_watts,
+    exclusion,
+    gpu_total,
     is_mlperf,
     is_sweep,
+    poll_steps,
     precisions,
+    read_engine,
     read_gpu,
     read_model,
     reading,
+    served_model,
 )
 from headway.accuracy.rows import Row
 from headway.cost import EngineSettings, Replica, memory_fit
 from headway.cost.replica import tp_degrees
 from headway.errors import BadInput, DoesNotFit
-from headway.hardware import gpu
+from headway.hardware import Gpu, gpu
 from headway.metrics import Slo
 from headway.model import model
 from headway.sim import Deployment, Pool
@@ -41,9 +47,18 @@ STEADY_LEAST = 48
 LIMIT_REQUESTS = 3_000
 SEQUENCES_MAX = 2_048  # of a saturated replica whose batch limit is not stated
 LOAD_MAX = 100_000  # requests in flight or in a batch: beyond it a cell is no load
+MEMORY_SHARES = (0.90, 0.95)
+LLAMA_CPP_SHARES = (1.0,)  # it takes what there is
 JITTER, STEADY_JITTER = 0.2, 0.5  # half widths of uniform lengths, as shares of the mean
 _BATCH_LIMIT = re.compile(r"max[-_]num[-_]seqs=(\d+)")
 _TOKEN_LIMIT = re.compile(r"max[-_]num[-_]batched[-_]tokens=(\d+)")
+_EXPERT_CUTS = re.compile(r"moe_tp=(\d+)")
+_HYBRID = (  # layouts that LLM-Inference-Bench and dstack give in words
+    re.compile(r"Tensor \((?P<tp>\d+)\) and Pipeline \((?P<pp>\d+)\)"),
+    re.compile(r"TP = (?P<tp>\d+) and PP = (?P<pp>\d+)"),
+    re.compile(r"TP = (?P<tp>\d+) and EP = (?P<ep>\d+)"),
+    re.compile(r"^\d+x\S+ (?P<instances>\d+)FP8"),
+)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +85,8 @@ def express(row: Row) -> Case:
     """
     if row.mode not in ("agg", "disagg", "single-stream"):
         raise Inexpressible(f"mode {row.mode}: no load is stated")
+    if why := exclusion(row):
+        raise Inexpressible(why)
     if "per-request file" in row.dist_note:
         raise Inexpressible("a replay request by request: `headway validate --requests` reads those")
     if row.mode == "disagg":
@@ -79,16 +96,19 @@ def express(row: Row) -> Case:
     replica, count = _replica(row)
     prompt, output = lengths(row)
     make = _load(row)
-    return make(row, replica, count, prompt, output)
+    return make(row, reaching(replica, prompt + output), count, prompt, output)
 
 
 def checked(replica: Replica) -> Replica:
     """Return the replica if its model fits, with a larger share of the memory where only that helps.
 
+    TensorRT-LLM's cache takes nine tenths of what is free beside the weights: nearly the larger share of all.
+
     Raises:
         Inexpressible: it does not fit, or its layout or precision cannot be.
     """
-    for share in (0.90, 0.95):
+    shares = {"llama.cpp": (*MEMORY_SHARES, *LLAMA_CPP_SHARES), "trtllm": MEMORY_SHARES[::-1]}
+    for share in shares.get(replica.engine.name, MEMORY_SHARES):
         engine = msgspec.structs.replace(replica.engine, memory_utilization=share)
         candidate = msgspec.structs.replace(replica, engine=engine)
         try:
@@ -102,16 +122,49 @@ def checked(replica: Replica) -> Replica:
     raise Inexpressible("does not fit by our count of memory")
 
 
-def engine_settings(row: Row, sequences: float) -> EngineSettings:
+def reaching(replica: Replica, tokens: float) -> Replica:
+    """Return the replica with a longer context where the study's mean request went beyond the model's own."""
+    if tokens <= model(replica.model).max_context:
+        return replica
+    return msgspec.structs.replace(replica, model=f"{replica.model}:{2 * round(tokens)}")
+
+
+def engine_settings(row: Row, card: Gpu, sequences: float) -> EngineSettings:
     """Return the settings of the row's engine for so many sequences at a time; stated limits come first."""
-    budget = reading().token_budget.get(row.engine)
+    name, version = read_engine(row, card)
+    budget = reading().token_budget.get(name)
     tokens = reading().token_budget_default
     if budget is not None:
         tokens = budget.sweep if is_sweep(row) else budget.measured
     stated = _TOKEN_LIMIT.search(row.notes), _BATCH_LIMIT.search(row.notes)
     tokens = int(stated[0][1]) if stated[0] else tokens
     most = int(stated[1][1]) if stated[1] else 1 << max(4, (int(sequences) - 1).bit_length())
-    return EngineSettings(max_batched_tokens=tokens, max_seqs=min(most, tokens), prefix_cache=False)
+    return EngineSettings(
+        name=name,
+        version=version,
+        max_batched_tokens=tokens,
+        max_seqs=min(most, tokens),
+        prefix_cache=False,
+        poll_steps=poll_steps(row, name),
+    )
+
+
+def base_replica(row: Row) -> Replica:
+    """Return the row's model, GPU, precisions and engine on one GPU, with settings for one sequence.
+
+    Raises:
+        Inexpressible: one of them is not known.
+    """
+    key, card = read_model(row), read_gpu(row)
+    weights, kv = precisions(row, key, card)
+    return Replica(
+        model=served_model(key, weights, card),
+        gpu=card.key,
+        weights=weights,
+        kv=kv,
+        cap_watts=cap_watts(row),
+        engine=engine_settings(row, card, 1),
+    )
 
 
 def lengths(row: Row) -> tuple[float, float]:
@@ -162,30 +215,39 @@ def _task(row: Row) -> Mlperf | None:
 
 
 def _replica(row: Row) -> tuple[Replica, float]:
-    """The replica, with settings for one sequence, and how many there are."""
-    key, card = read_model(row), read_gpu(row)
-    weights, kv = precisions(row, key, card)
-    base = Replica(model=key, gpu=card.key, weights=weights, kv=kv, engine=engine_settings(row, 1))
-    gpus = row.gpu_count or 0
-    if not gpus:
-        raise Inexpressible("number of GPUs not stated")
+    """The replica, with settings for one sequence, and how many there are.
+
+    "tp=1, ep=N" on N GPUs with dp=1 is one instance whose attention is cut as well. Ranks that share experts are one
+    instance; without experts, or when the notes do not say that they are cut over the ranks, ranks are instances.
+    """
+    base, gpus = base_replica(row), gpu_total(row)
     if row.tp is None:
         return _unstated_layout(row, base, gpus)
-    pp, ep, dp = row.pp or 1, row.ep or 1, row.dp or 1
-    tp = row.tp
-    if dp > 1 and ep > 1:
-        raise Inexpressible("data-parallel attention over shared experts")
-    if dp == 1 and ep == gpus > tp * pp:  # "tp=1, ep=N" with one instance on N GPUs: attention is cut as well
+    tp, pp, dp, ep = row.tp, row.pp or 1, row.dp or 1, row.ep or 1
+    if dp == 1 and ep == gpus > tp * pp:
         tp = gpus // pp
     if tp * pp * dp != gpus:
         raise Inexpressible("layout and number of GPUs disagree")
-    return checked(msgspec.structs.replace(base, tp=tp, pp=pp)), dp
+    cuts = _EXPERT_CUTS.search(row.notes)
+    if model(base.model).experts and dp > 1 and (ep > 1 or (cuts and int(cuts[1]) > 1)):
+        return checked(cut(base, tp, pp, dp, ep)), 1
+    return checked(cut(base, tp, pp, 1, ep if dp == 1 else 1)), dp
+
+
+def cut(base: Replica, tp: int, pp: int, dp: int, ep: int) -> Replica:
+    """Return the replica on that layout; expert parallelism that does not divide its GPUs, or has none, is none."""
+    groups = ep if model(base.model).experts and tp * dp % ep == 0 else 1
+    return msgspec.structs.replace(base, tp=tp, pp=pp, dp=dp, ep=groups)
 
 
 def _unstated_layout(row: Row, base: Replica, gpus: int) -> tuple[Replica, float]:
-    """One pipeline or GPU when that is all there is; of MLPerf's systems the smallest instance that fits."""
+    """By the notes, one pipeline or one GPU; of MLPerf's and of CPU systems the smallest instance that fits."""
     if row.pp == gpus or gpus == 1:
         return checked(msgspec.structs.replace(base, pp=gpus)), 1
+    said = _said_layout(row, gpus)
+    if said is not None:
+        tp, pp, ep, count = said
+        return checked(cut(base, tp, pp, 1, ep)), count
     if not is_mlperf(row):
         raise Inexpressible("layout not stated")
     reason = Inexpressible("does not fit by our count of memory")
@@ -196,6 +258,21 @@ def _unstated_layout(row: Row, base: Replica, gpus: int) -> tuple[Replica, float
             except Inexpressible as error:
                 reason = error
     raise reason
+
+
+def _said_layout(row: Row, gpus: int) -> tuple[int, int, int, int] | None:
+    """TP, PP and EP of an instance and how many there are, from words in the notes."""
+    whole = {"TP": (gpus, 1, 1, 1), "PP": (1, gpus, 1, 1), "EP": (gpus, 1, gpus, 1)}.get(row.notes.strip())
+    if whole:
+        return whole
+    for form in _HYBRID:
+        if found := form.search(row.notes):
+            part = {name: int(text) for name, text in found.groupdict().items()}
+            count, pp, ep = part.get("instances", 1), part.get("pp", 1), part.get("ep", 1)
+            tp = gpus // (pp * count)
+            if tp * pp * count == gpus and part.get("tp", tp) * (ep if "ep" in part else 1) == tp:
+                return tp, pp, ep, count
+    return None
 
 
 # --- load ---------------------------------------------------------------------------------------------------
@@ -220,7 +297,9 @@ def _load(row: Row) -> Callable[[Row, Replica, float, float, float], Case]:
 
 
 def _sized(row: Row, replica: Replica, sequences: float) -> Replica:
-    return checked(msgspec.structs.replace(replica, engine=engine_settings(row, sequences)))
+    """The replica with room for so many sequences, over all its data-parallel ranks."""
+    settings = engine_settings(row, gpu(replica.gpu), -(-sequences // replica.dp))
+    return checked(msgspec.structs.replace(replica, engine=settings))
 
 
 def _deployed(replica: Replica, count: int = 1) -> Deployment:
@@ -265,10 +344,12 @@ def _saturated(row: Row, replica: Replica, count: float, prompt: float, output: 
 
 
 def _full(row: Row, replica: Replica, prompt: float, output: float) -> int:
-    fit = memory_fit(_sized(row, replica, SEQUENCES_MAX))
-    blocks = (prompt + output) / replica.engine.block_tokens
-    pages = blocks + fit.window_group * min(blocks, fit.window_blocks)  # windowed layers keep their window's pages only
-    return max(1, min(SEQUENCES_MAX, int(fit.kv_blocks / pages)))
+    blocks, users = (prompt + output) / replica.engine.block_tokens, SEQUENCES_MAX
+    for _ in range(2):  # fewer sequences leave more memory for their KV
+        fit = memory_fit(_sized(row, replica, users * replica.dp))
+        pages = blocks + fit.window_group * min(blocks, fit.window_blocks)  # of windowed layers, the window's pages
+        users = max(1, min(SEQUENCES_MAX, int(fit.kv_blocks / pages)))
+    return users * replica.dp
 
 
 def _steady(row: Row, replica: Replica, count: float, users: int, prompt: float, output: float) -> Case:

@@ -2,45 +2,74 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import msgspec
 
-from headway.accuracy.express import express
+from headway.accuracy.express import Case, express
 from headway.accuracy.physics import broken
 from headway.accuracy.predict import predict
 from headway.accuracy.reading import Inexpressible
 from headway.accuracy.rows import Row
+from headway.cost.calibration import Calibration, mismatch
+from headway.cost.uncertainty import factors, worst_level
 from headway.errors import HeadwayError
 
-__all__ = ["Outcome", "judge", "make_judge"]
+__all__ = ["ELSEWHERE", "Outcome", "deployed", "judge", "make_judge"]
+
+ELSEWHERE = "not what was calibrated"
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of a row: figures by name (see `predict`), or why it was skipped; GPUs of the deployment."""
+    """What became of a row: figures by name (see `predict`), or why it was skipped; GPUs of the deployment.
+
+    `level` is the evidence the prediction rests on, `factors` by metric what it is multiplied by for the ends of its
+    90 % interval.
+    """
 
     predicted: dict[str, float]
     reason: str = ""
     gpus: int = 0
+    level: str = ""
+    factors: dict[str, tuple[float, float]] = msgspec.field(default_factory=dict)
 
 
-def judge(row: Row) -> Outcome:
+def judge(row: Row, calibration: Calibration | None = None) -> Outcome:
     """Return what the simulator says of the row's operating point; never raises for what a row holds."""
     try:
         case = express(row)
         reason = broken(row, case)
         if reason:
             return Outcome({}, reason)
+        differs = _differs(case, calibration)
+        if differs:
+            return Outcome({}, f"{ELSEWHERE}: {differs}")
+        case = deployed(case, calibration) if calibration else case
         predicted = predict(case)
         if not row.measured.keys() & predicted.keys():
             return Outcome({}, "no figure of ours was measured")
-        return Outcome(predicted, gpus=row.gpu_count or case.deployment.gpus)
+        replicas = [pool.replica for pool in case.deployment.pools]
+        gpus = row.gpu_count or case.deployment.gpus
+        return Outcome(predicted, gpus=gpus, level=worst_level(replicas), factors=factors(replicas))
     except Inexpressible as error:
         return Outcome({}, str(error))
     except HeadwayError as error:
         return Outcome({}, f"refused: {str(error)[:90]}")
 
 
-def make_judge() -> Callable[[Row], Outcome]:
-    """Return `judge`, for workers that are given a maker."""
-    return judge
+def deployed(case: Case, calibration: Calibration | None) -> Case:
+    """Return the case with every replica calibrated, or none."""
+    replace = msgspec.structs.replace
+    pools = tuple(replace(p, replica=replace(p.replica, calibration=calibration)) for p in case.deployment.pools)
+    return replace(case, deployment=replace(case.deployment, pools=pools))
+
+
+def _differs(case: Case, calibration: Calibration | None) -> str:
+    replica = case.deployment.pools[0].replica
+    return "" if calibration is None else mismatch(calibration, replica.gpu, replica.engine.name)
+
+
+def make_judge(calibration: Calibration | None = None) -> Callable[[Row], Outcome]:
+    """Return `judge` with a calibration, for workers that are given a maker."""
+    return functools.partial(judge, calibration=calibration)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cache
 from pathlib import Path
 
+from headway.accuracy.naming import gguf_format, named_format, named_model, named_size, slug
 from headway.accuracy.rows import Row
+from headway.cost.engines import engine_names
 from headway.hardware import Gpu, gpu, gpu_keys
-from headway.model import model_keys
+from headway.model import model, model_keys
 from headway.specs import Spec, from_mapping, read_yaml
 
 __all__ = [
     "Inexpressible",
     "Mlperf",
+    "cap_watts",
+    "exclusion",
+    "gpu_total",
     "is_mlperf",
     "is_sweep",
     "precisions",
+    "read_engine",
     "read_gpu",
     "read_model",
     "reading",
+    "served_model",
     "suspicion",
 ]
 
@@ -47,10 +55,19 @@ class Mlperf(Spec):
 
 
 class Unstated(Spec):
-    """Precision of rows that do not give one: fp4 on these GPUs, fp8 on the others."""
+    """Precision of a benchmark's rows that do not give one: the first of these that the hardware computes in."""
 
     workload: str
-    fp4_gpus: tuple[str, ...]
+    first_of: tuple[str, ...]
+
+
+class Version(Spec):
+    """The version of an engine that a source leaves out, or names in its own way in the notes."""
+
+    engine: str
+    version: str
+    source: str = ""
+    notes: str = ""
 
 
 class Budget(Spec):
@@ -63,12 +80,14 @@ class Budget(Spec):
 class Suspect(Spec):
     """Rows that look wrong and why: those with one of the values in every column of `where`.
 
-    Of `notes` at least one must occur in the row's notes, and its power must be below `power_below_watts`, where given.
+    Of `notes` at least one must occur in the row's notes, `gpu` in the GPU's full name without its marks, and the power
+    must be below `power_below_watts`, where given.
     """
 
     why: str
     where: dict[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
+    gpu: str = ""
     power_below_watts: float | None = None
 
     def names(self, row: Row) -> bool:
@@ -77,23 +96,47 @@ class Suspect(Spec):
             return False
         if self.notes and not any(word in row.notes for word in self.notes):
             return False
+        if self.gpu not in unmarked(row.gpu):
+            return False
         return self.power_below_watts is None or row.measured.get("power", math.inf) < self.power_below_watts
+
+
+class Poll(Spec):
+    """Recipes that let a busy engine look for requests every `few` steps, from `many_from` in flight every `many`."""
+
+    engine: str
+    gpu_keys: tuple[str, ...]
+    few: int
+    many: int
+    many_from: int
 
 
 class Reading(Spec):
     """The data file; see its comments."""
 
     models: dict[str, str]
+    model_names: tuple[tuple[str, str], ...]
     gpus: dict[str, str]
-    gpu_names: dict[str, str]
-    power_capped: tuple[str, ...]
+    gpu_names: tuple[tuple[str, str], ...]
+    gpu_words: tuple[str, ...]
+    cards_of_two: tuple[str, ...]
+    cpus: tuple[tuple[str, str], ...]
+    power_caps_watts: dict[str, float]
     precisions: dict[str, str]
+    name_precisions: tuple[tuple[str, str], ...]
+    engine_precisions: dict[str, str]
     mxfp4_models: tuple[str, ...]
+    engines: tuple[tuple[str, str], ...]
+    engine_default: str
+    mlperf_engines: dict[str, str]
+    engine_versions: tuple[Version, ...]
     unstated_precision: Unstated
     token_budget: dict[str, Budget]
     token_budget_default: int
+    polls: tuple[Poll, ...]
     prompts: dict[str, int]
     mlperf: dict[str, Mlperf]
+    excluded: tuple[Suspect, ...]
     suspects: tuple[Suspect, ...]
 
 
@@ -109,52 +152,143 @@ def _known() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def read_model(row: Row) -> str:
-    """Return the catalogue's key of the row's model.
+    """Return the catalogue's key of the row's model, or that of a typical one of the size its name says.
 
     Raises:
-        Inexpressible: it is not in the catalogue, or the key does not stand for the model that is named.
+        Inexpressible: neither is known.
     """
     key = reading().models.get(row.model_key, row.model_key.lower())
-    if "distill" in row.model.lower() and key.startswith("deepseek"):
-        raise Inexpressible("the model's key is not the model it names")
-    if key not in _known()[0]:
-        raise Inexpressible("model not in the catalogue")
-    return key
+    if key in _known()[0] and _agrees(key, row.model):
+        return key
+    found = _named(row.model or row.model_key)
+    if found is None:
+        raise Inexpressible("model not in the catalogue, and its name says no size")
+    return found
+
+
+@cache
+def _agrees(key: str, name: str) -> bool:
+    """Whether a size in the name is the model's, all of it or active: distillations go under the large one's key."""
+    size, spec = named_size(name), model(key)
+    return size is None or any(0.6 < size / count < 1.6 for count in (spec.total_params(), spec.active_params()))
+
+
+@cache
+def _named(name: str) -> str | None:
+    return named_model(name, reading().model_names)
 
 
 def read_gpu(row: Row) -> Gpu:
-    """Return the catalogue's GPU.
+    """Return the catalogue's GPU; a CPU without one counts as a socket.
 
     Raises:
-        Inexpressible: it is not in the catalogue, several kinds are mixed, or its power is capped.
+        Inexpressible: it is not in the catalogue, or several kinds are mixed.
     """
-    if row.gpu_count == 0:
-        raise Inexpressible("no GPU")
     if " and " in row.gpu:
         raise Inexpressible("several kinds of GPU in one deployment")
-    if any(word in row.gpu for word in reading().power_capped):
-        raise Inexpressible("power-capped GPU")
-    key = reading().gpu_names.get(row.gpu) or reading().gpus.get(row.gpu_key, row.gpu_key.lower())
-    if key not in _known()[1]:
-        raise Inexpressible("GPU not in the catalogue")
+    key = _gpu_key(row)
+    if key is None:
+        raise Inexpressible("no GPU" if row.gpu_count == 0 else "GPU not in the catalogue")
     return gpu(key)
+
+
+def _gpu_key(row: Row) -> str | None:
+    named = unmarked(row.gpu)
+    if row.gpu_count == 0:
+        return next((key for part, key in reading().cpus if part in named), None)
+    for part, key in reading().gpu_names:
+        if part in named:
+            return key
+    words = reading().gpu_words
+    tried = (reading().gpus.get(row.gpu_key, row.gpu_key.lower()), slug(row.gpu, words), slug(row.gpu_key, words))
+    plain = [name.replace("-", "") for name in tried]
+    return next((_joined()[name] for name in (*plain, *(f"radeon{name}" for name in plain)) if name in _joined()), None)
+
+
+@cache
+def _joined() -> dict[str, str]:
+    return {key.replace("-", ""): key for key in _known()[1]}
+
+
+def unmarked(name: str) -> str:
+    """Return a name without the marks of registered names and trade marks."""
+    return name.replace("(R)", "").replace("(TM)", "")
+
+
+def gpu_total(row: Row) -> int:
+    """Return how many GPUs the figures are of: cards with two count twice, and without a GPU the sockets the notes say.
+
+    Raises:
+        Inexpressible: it is not stated.
+    """
+    if row.gpu_count == 0:
+        sockets, nodes = re.search(r"(\d)S[-_ ]", row.notes), re.search(r"nodes=(\d+)", row.notes)
+        if sockets is None:
+            raise Inexpressible("number of CPU sockets not stated")
+        return int(sockets[1]) * (int(nodes[1]) if nodes else 1)
+    if not row.gpu_count:
+        raise Inexpressible("number of GPUs not stated")
+    return row.gpu_count * (2 if any(name in unmarked(row.gpu) for name in reading().cards_of_two) else 1)
+
+
+def cap_watts(row: Row) -> float | None:
+    """Return the power limit of each GPU that its name says, or None."""
+    said = re.search(r"Power Cap (\d+) ?W", row.gpu)
+    if said:
+        return float(said[1])
+    return next((watts for part, watts in reading().power_caps_watts.items() if part in row.gpu), None)
+
+
+def read_engine(row: Row, card: Gpu) -> tuple[str, str]:
+    """Return the name and the version of the engine, as the cost model knows them; "" is the newest version."""
+    said = row.engine.lower()
+    found = [name for part, name in reading().engines if part.lower() in said]
+    if not said and is_mlperf(row):
+        found = [reading().mlperf_engines.get(card.vendor, reading().engine_default)]
+    name = next((name for name in found if name in engine_names()), reading().engine_default)
+    for rule in reading().engine_versions:
+        if rule.engine == name and rule.source in ("", row.source) and rule.notes in row.notes:
+            return name, rule.version
+    of_software = re.search(rf"{name}[ -]v?(\d+(?:\.\d+)+)", said)  # MLPerf's strings: "vLLM v0.9.2, ROCm ..."
+    version = re.search(r"\d+(?:\.\d+)+", row.engine_version) or of_software
+    return name, version[version.re.groups] if version else ""
+
+
+def poll_steps(row: Row, engine: str) -> int:
+    """Return the decode steps between two looks for requests."""
+    for poll in reading().polls:
+        if poll.engine == engine and row.gpu_key in poll.gpu_keys and not is_sweep(row):
+            return poll.many if (row.concurrency or 0) >= poll.many_from else poll.few
+    return 1
 
 
 def precisions(row: Row, model_key: str, card: Gpu) -> tuple[str, str]:
     """Return the precisions of weights and KV cache.
 
+    What is not stated is read from the model's name, else it is what the engine or the rules of the benchmark use.
+
     Raises:
         Inexpressible: one that the cost model does not know.
     """
-    weights = reading().precisions.get(row.precision_weights.lower())
-    unstated = row.precision_weights in ("", "UNSET") and row.workload.startswith(reading().unstated_precision.workload)
-    if unstated:
-        weights = "fp4" if card.key in reading().unstated_precision.fp4_gpus else "fp8"
+    said = row.precision_weights.lower()
+    weights = reading().precisions.get(said) or gguf_format(said)
+    if said in ("", "unset"):
+        weights = _unstated(row, card) or weights
     if model_key in reading().mxfp4_models:
         weights = "mxfp4"
+    elif weights == "mxfp4":  # of a model published otherwise: four bits for all its matrices
+        weights = "fp4"
     if weights is None:
         raise Inexpressible("precision of the weights not modelled")
     return weights, _kv(row, weights, card)
+
+
+def _unstated(row: Row, card: Gpu) -> str | None:
+    rule = reading().unstated_precision
+    if row.workload.startswith(rule.workload):
+        return next((dtype for dtype in rule.first_of if dtype in card.peak_flops), None)
+    named = named_format(row.model, reading().name_precisions)
+    return named or reading().engine_precisions.get(row.engine)
 
 
 def _kv(row: Row, weights: str, card: Gpu) -> str:
@@ -166,6 +300,12 @@ def _kv(row: Row, weights: str, card: Gpu) -> str:
     return wants if "fp8" in card.peak_flops else "bf16"
 
 
+def served_model(key: str, weights: str, card: Gpu) -> str:
+    """Return the key with the format of its copy, where the GPU does not compute in it: weights are then widened."""
+    known = weights in card.peak_flops or weights == model(key).native_dtype
+    return key if known else f"{key}:{weights}"
+
+
 def is_mlperf(row: Row) -> bool:
     """Whether the load is one of MLPerf's scenarios."""
     return row.workload.startswith("mlperf")
@@ -174,6 +314,11 @@ def is_mlperf(row: Row) -> bool:
 def is_sweep(row: Row) -> bool:
     """Whether it is of a vendor's own sweep, with fixed lengths, and not of InferenceX."""
     return "measured=" not in row.notes
+
+
+def exclusion(row: Row) -> str:
+    """Return why a row's figures are not what their columns say, or ""; such rows are not used."""
+    return next((rule.why for rule in reading().excluded if rule.names(row)), "")
 
 
 def suspicion(row: Row) -> str:

@@ -19,7 +19,7 @@ from headway.hardware import gpu_keys
 from headway.metrics.records import Records
 from headway.model import model_keys
 from headway.sim import Deployment, Pool, simulate
-from headway.specs import Spec, to_mapping
+from headway.specs import Spec, json_text, to_mapping
 from headway.workload import Workload, WorkloadSpec
 from headway.workload.readers import read_trace
 from headway.workload.trace import Trace, open_bytes, reading_errors, take
@@ -68,7 +68,7 @@ class Replay(Spec):
 
     def to_json(self) -> str:
         """Return runs, skipped and reasons as JSON text."""
-        return msgspec.json.format(msgspec.json.encode(to_mapping(self, defaults=True)), indent=2).decode() + "\n"
+        return json_text(to_mapping(self, defaults=True)) + "\n"
 
 
 def replay_requests(folder: str | Path, trace: str | Path | None = None) -> Replay:
@@ -121,18 +121,19 @@ def _replay(folder: Path, name: str, meta: dict[str, Any], trace: str | Path | N
 
 def _replica(name: str, meta: dict[str, Any]) -> Replica:
     asked = meta["engine_kwargs"]
-    if asked.get("data_parallel_size", 1) > 1:
-        raise Inexpressible("data-parallel ranks that share experts are not modelled")
     kv = "fp8" if str(asked.get("kv_cache_dtype", "auto")).startswith("fp8") else "bf16"
     weights = reading().precisions.get(str(asked.get("dtype", "bf16")))
     if weights is None:
         raise Inexpressible("precision of the weights not modelled")
+    tp, dp = asked.get("tensor_parallel_size", 1), asked.get("data_parallel_size", 1)
     engine = EngineSettings(max_batched_tokens=asked["max_num_batched_tokens"], max_seqs=asked["max_num_seqs"])
     return checked(
         Replica(
             model=_model_key(meta["model"]),
             gpu=_gpu_key(name, meta),
-            tp=asked.get("tensor_parallel_size", 1),
+            tp=tp,
+            dp=dp,
+            ep=tp * dp if asked.get("enable_expert_parallel") else 1,
             weights=weights,
             kv=kv,
             engine=engine,

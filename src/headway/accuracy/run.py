@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import msgspec
-
+from headway.accuracy.coverage import Coverage, cover
 from headway.accuracy.judge import Outcome, judge
 from headway.accuracy.ranking import Ranking, rank
 from headway.accuracy.reading import suspicion
 from headway.accuracy.rows import Row
 from headway.accuracy.score import Errors, Judged, by_figure, by_group, summarize_errors
 from headway.errors import BadInput
-from headway.specs import Spec, to_mapping
+from headway.specs import Spec, json_text, to_mapping
 
 __all__ = ["Accuracy", "sample", "validate"]
 
@@ -32,8 +31,8 @@ class Accuracy(Spec):
 
     `errors` is one figure a row and metric, `by` the same by the values of a column, `figures` every figure there
     is. `broken` lists the rows that no hardware can have measured. `suspects` counts used rows that repeat another or
-    look wrong, by reason; `trusted` and `trusted_regret` are `errors` and `regret` without them. `judged` holds what
-    every row was compared with.
+    look wrong, by reason; `trusted` and `trusted_regret` are `errors` and `regret` without them. `coverage` says how
+    often the intervals held the figure measured. `judged` holds what every row was compared with.
     """
 
     rows: int
@@ -47,10 +46,11 @@ class Accuracy(Spec):
     suspects: dict[str, int]
     trusted: dict[str, Errors]
     trusted_regret: Ranking
+    coverage: Coverage
     judged: list[tuple[Row, Outcome]]
 
     def to_json(self) -> str:
-        """Return rows, used, skipped, errors, by and regret as JSON text; None is null."""
+        """Return rows, used, skipped, errors, by, regret and coverage as JSON text; None is null."""
         data: dict[str, Any] = {"rows": self.rows, "used": self.used, "skipped": self.skipped}
         data["errors"] = {metric: _plain(errors) for metric, errors in self.errors.items()}
         data["by"] = {
@@ -61,7 +61,8 @@ class Accuracy(Spec):
             for column in GROUPS
         }
         data["regret"] = _plain(self.regret)
-        return msgspec.json.format(msgspec.json.encode(data), indent=2).decode() + "\n"
+        data["coverage"] = _plain(self.coverage)
+        return json_text(data) + "\n"
 
     def table(self) -> list[tuple[str, str, str, float, float]]:
         """Return a line per figure: row id, source, figure, measured, predicted."""
@@ -128,6 +129,7 @@ def _account(pairs: list[Judged]) -> Accuracy:
         suspects=dict(Counter(doubt for doubt in doubts if doubt)),
         trusted=summarize_errors(trusted),
         trusted_regret=rank(trusted),
+        coverage=cover(judged, trusted),
         judged=judged,
     )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 import headway
+from headway.cli.calibrate import calibrate
 from headway.cli.listing import list_
 from headway.cli.plan import plan
+from headway.cli.profile import profile
 from headway.cli.simulate import simulate
 from headway.cli.validate import validate
 from headway.errors import HeadwayError, nearest
@@ -59,5 +61,5 @@ def main() -> None:
     """
 
 
-for verb in (plan, simulate, validate, list_):
+for verb in (plan, simulate, validate, calibrate, profile, list_):
     main.add_command(verb)

@@ -104,9 +104,11 @@ def workload_of(asked: Options, assignments: list[str], terminal: Terminal) -> W
         if LEAVE_OUT not in str(error):
             raise
         raise BadInput(str(error).replace(LEAVE_OUT, LEAVE_OUT.replace("skip_bad", "--skip-bad"))) from None
-    for said in _assumed(asked, lengths, made), *made.notes:
+    lines = "line" if made.skipped == 1 else "lines"
+    skipped = f"skipped {made.skipped:,} broken {lines} of {asked['workload']}" if made.skipped else ""
+    for said in _assumed(asked, lengths, made), *made.notes, skipped:
         if said:
-            terminal.note(said)
+            terminal.keep(said)
     return made
 
 
@@ -190,7 +192,7 @@ def note_idle_order(order: str, workload: Workload, terminal: Terminal) -> None:
     first = next(iter(workload.batches(0, chunk=SEEN_REQUESTS)))
     if order == "edf" and (first.deadline_s == float("inf")).all():
         none = f"order=edf: none of the first {len(first):,} requests has a deadline, and without any it is fcfs"
-        terminal.note(f"{none}; workload.classes with deadline_s give them")
+        terminal.keep(f"{none}; workload.classes with deadline_s give them")
     if order == "sjf" and (first.predicted_output_tokens == first.output_tokens).all():
         knows = "order=sjf knows every output length in advance, which no server does"
-        terminal.note(f"{knows}; --set workload.prediction_sigma=0.5 predicts with errors")
+        terminal.keep(f"{knows}; --set workload.prediction_sigma=0.5 predicts with errors")

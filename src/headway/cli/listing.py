@@ -39,6 +39,20 @@ def _gpus() -> list[Row]:
     return [to_mapping(gpu(key), defaults=True) for key in gpu_keys()]
 
 
+def _nodes() -> list[Row]:
+    from headway.hardware import nodes
+    from headway.specs import to_mapping
+
+    return [to_mapping(made, defaults=True) for made in map(_node, nodes())]
+
+
+def _node(key: str) -> Any:
+    from headway.hardware import node
+
+    gpu, _, size = key.rpartition("-")
+    return node(gpu, int(size.lstrip("xnvl")))
+
+
 def _policies() -> list[Row]:
     from headway.policies import policy, policy_names
 
@@ -100,18 +114,26 @@ _WORKLOAD = (
     ("shared prefixes", lambda r: "yes" if r["block_tokens"] else "no"),
     ("fitted on", lambda r: r["about"]),
 )
+_NODE = (
+    ("GPUs", lambda r: str(r["gpu_count"])),
+    ("inside", lambda r: r["scale_up"]["name"]),
+    ("GB/s one way", lambda r: f"{r['scale_up']['bytes_per_s'] / GB:,.0f}"),
+    ("to other nodes", lambda r: r["scale_out"]["name"]),
+    ("GB/s per GPU", lambda r: f"{r['scale_out']['bytes_per_s'] / GB:,.0f}"),
+)
 _POLICY = (("name", lambda r: r["name"]), ("what it does", lambda r: r["about"]))
 
 Columns = tuple[tuple[str, Callable[[Row], str]], ...]
 CATALOGUES: dict[str, tuple[Callable[[], list[Row]], str, Columns]] = {
     "models": (_models, "key", _MODEL),
     "gpus": (_gpus, "key", _GPU),
+    "nodes": (_nodes, "key", _NODE),
     "policies": (_policies, "kind", _POLICY),
     "workloads": (_workloads, "name", _WORKLOAD),
 }
 
 
-@click.command("list", cls=Verb, short_help="Models, GPUs, policies and workloads there are.")
+@click.command("list", cls=Verb, short_help="Models, GPUs, nodes, policies and workloads there are.")
 @click.argument("what", metavar=f"[{'|'.join(CATALOGUES)}]")
 @click.option("--json", "as_json", is_flag=True, help="Every field, as a JSON list on stdout.")
 def list_(what: str, as_json: bool) -> None:
@@ -121,11 +143,14 @@ def list_(what: str, as_json: bool) -> None:
     read, key, columns = CATALOGUES[what]
     rows = read()
     if as_json:
-        import msgspec
+        from headway.specs import json_text
 
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+        click.echo(json_text(rows))
         return
-    Terminal().show(_table(rows, key, columns))
+    terminal = Terminal()
+    terminal.show(_table(rows, key, columns))
+    if what == "models":
+        terminal.note("parameters are those of the text model; parts for images or sound are left out")
 
 
 def _table(rows: list[Row], key: str, columns: Columns) -> Any:
@@ -143,6 +168,8 @@ def _table(rows: list[Row], key: str, columns: Columns) -> Any:
             "published in",
             "name",
             "price of",
+            "inside",
+            "to other nodes",
         )
         table.add_column(heading, justify="left" if words else "right", overflow="fold")
     for row in rows:

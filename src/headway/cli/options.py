@@ -162,6 +162,25 @@ VALIDATION = (
     _option("Measurements", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),
 )
 JSON = OUTPUT[:1]
+CALIBRATION = (
+    _option("Cost model", "--calibration", "calibration_from", metavar="FILE",
+            help="Step times by own measurements, as headway calibrate writes them."),
+)
+CHOICE = (
+    _option("Measurements", "--where", "where", multiple=True, metavar="COLUMN=VALUE",
+            help="Only rows with it: gpu_key=H100, engine=vllm. Repeatable."),
+    _option("Measurements", "--fingerprint", "fingerprint_from", metavar="FILE",
+            help="Of the machine, as headway profile writes it: kept with the calibration."),
+)
+PROFILE = (
+    _option("Measurement", "--out", "out_to", metavar="DIR", help="Where ops_*.csv.gz and fingerprint.json go."),
+    _option("Measurement", "--compare", is_flag=True, help="Show our law's times beside the measured ones."),
+    _option("Measurement", "--gpu", metavar="NAME", help="The catalogue's name of this GPU.  [default: by its name]"),
+    _option("Measurement", "--full", is_flag=True, help="A fine grid of shapes: minutes instead of seconds."),
+)
+WRITTEN = (
+    _option("Output", "--out", "out_to", metavar="FILE|-", help="The calibration, for --calibration of other verbs."),
+)
 POINTS = (
     _option("Output", "--points", "points_to", metavar="FILE|-", help="A CSV of every figure, measured and predicted."),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from headway.cli import options as o
 from headway.cli.asked import DEFAULT_WORKLOAD, note_idle_order, slo_of, split_assignments, workload_of
 from headway.cli.blame import users_fault
+from headway.cli.calibration import ask_calibrated
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput
 
@@ -25,7 +27,7 @@ MISSING = {
 
 
 @click.command(cls=o.Verb, short_help="Which deployment to run, ranked, and why the others lost.")
-@o.options(o.MODEL, o.GPUS, o.WORKLOAD, o.TRACES, o.SLO, o.SEARCH, o.SEED, o.OUTPUT, o.BEST, o.QUIET)
+@o.options(o.MODEL, o.GPUS, o.WORKLOAD, o.TRACES, o.SLO, o.SEARCH, o.CALIBRATION, o.SEED, o.OUTPUT, o.BEST, o.QUIET)
 @click.pass_context
 def plan(ctx: click.Context, /, **asked: Any) -> None:
     """Find the deployments that serve a workload within its SLO, the best first.
@@ -39,15 +41,23 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
     headway simulate best.yaml --workload chat --rate 20 --ttft 500ms --tpot 50ms
     """
     from headway.plan import plan as run
+    from headway.sim import CtrlC
 
     terminal = Terminal(asked["json_to"], asked["yaml_to"], asked["html_to"], quiet=asked["quiet"])
     check_files(asked["html_to"], asked["json_to"], asked["yaml_to"])
     question, made = question_of(asked, terminal)
     note_interpreted(terminal)
-    with users_fault(question.policies), terminal.bar("planning") as bar:
-        found = run(question, made=made, workers=asked["workers"], progress=bar.tell)
-    _deliver(terminal, found, asked)
-    if found.interrupted:
+    with CtrlC(math.inf) as ctrl_c:
+        with users_fault(question.policies), terminal.stdout_for_data(), terminal.bar("planning") as bar:
+            found = run(question, made=made, workers=asked["workers"], progress=bar.tell)
+        _print(terminal, found, asked)
+    if asked["html_to"] and (found.interrupted or ctrl_c.came):
+        terminal.note(f"interrupted: {asked['html_to']} was not written, a report takes too long; --json FILE does not")
+    elif asked["html_to"]:
+        from headway.report import plan_html
+
+        terminal.write(asked["html_to"], plan_html(found))
+    if found.interrupted or ctrl_c.came:
         ctx.exit(INTERRUPTED)
     if not found.feasible:
         ctx.exit(NO_ANSWER)
@@ -68,8 +78,6 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
             raise BadInput(f"--{name} is missing: {MISSING[name]}")
     sets = split_assignments(asked["assignments"])
     workload = workload_of(asked, sets["workload"], terminal)
-    if workload.skipped:
-        terminal.note(f"skipped {workload.skipped} broken lines of {asked['workload']}")
     changed = sets["workload"] or asked["input"] or asked["output"]
     question = Question(
         model=asked["model"],
@@ -82,11 +90,13 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
         seed=asked["seed"],
     )
     question = override(question, sets["deployment"])
+    question = ask_calibrated(question, asked["calibration_from"], terminal)
     note_idle_order(question.policies.order, workload, terminal)
     return question, workload if workload.spec.trace else None
 
 
-def _deliver(terminal: Terminal, found: Plan, asked: o.Options) -> None:
+def _print(terminal: Terminal, found: Plan, asked: o.Options) -> None:
+    """The table, the JSON and the best deployment: what an interruption must not cost."""
     if not terminal.quiet:
         from headway.report import plan_text
 
@@ -97,7 +107,3 @@ def _deliver(terminal: Terminal, found: Plan, asked: o.Options) -> None:
         from headway.specs import write_yaml
 
         terminal.write(asked["yaml_to"], write_yaml(found.best.deployment))
-    if asked["html_to"]:
-        from headway.report import plan_html
-
-        terminal.write(asked["html_to"], plan_html(found))

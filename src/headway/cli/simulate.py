@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,19 +17,23 @@ from headway.cli.asked import (
     workload_of,
 )
 from headway.cli.blame import users_fault
+from headway.cli.calibration import with_calibration
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 
 if TYPE_CHECKING:
-    from headway.metrics import Result
+    from headway.metrics import Result, Slo
+    from headway.sim import Deployment
     from headway.workload import Workload
 
 INTERRUPTED = 130
-KEPT_REQUESTS = 1_000_000  # of two million the sums after Ctrl-C took 1.1 s on a busy core
+KEPT_REQUESTS = 1_000_000
+STOPPED_ROWS = 100_000  # written after Ctrl-C: as text that takes 0.5 s
 
 
 @click.command(cls=o.Verb, short_help="What one deployment does under one workload.")
 @click.argument("deployment_file", required=False, metavar="[DEPLOYMENT.yaml]")
-@o.options(o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS, o.TRACES, o.SLO, o.SEED, o.OUTPUT, o.RECORDS, o.QUIET)
+@o.options(o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS, o.TRACES, o.SLO)
+@o.options(o.CALIBRATION, o.SEED, o.OUTPUT, o.RECORDS, o.QUIET)
 @click.pass_context
 def simulate(ctx: click.Context, /, deployment_file: str | None, **asked: Any) -> None:
     """Simulate a deployment under a workload and print what happened.
@@ -44,33 +49,38 @@ def simulate(ctx: click.Context, /, deployment_file: str | None, **asked: Any) -
     terminal = Terminal(asked["json_to"], asked["html_to"], quiet=asked["quiet"])
     check_files(asked["html_to"], asked["json_to"], asked["records_to"])
     check_records(asked["records_to"], asked["no_records"])
-    result = _run(terminal, deployment_file, asked)
-    _deliver(terminal, result, asked)
-    if "stopped" in result.provenance:
+    deployment, workload, slo, records = _asked(terminal, deployment_file, asked)
+    from headway.sim import CtrlC
+    from headway.sim import simulate as run
+
+    with CtrlC(math.inf) as ctrl_c:
+        with users_fault(deployment.policies), terminal.stdout_for_data(), terminal.bar("simulating") as bar:
+            result = run(deployment, workload, slo=slo, seed=asked["seed"], records=records, progress=bar.tell)
+        result = _with_trace(result, workload)
+        _print(terminal, result, asked)
+    _write(terminal, result, asked, bool(ctrl_c.came))
+    if ctrl_c.came or "stopped" in result.provenance:
         ctx.exit(INTERRUPTED)
 
 
-def _run(terminal: Terminal, deployment_file: str | None, asked: o.Options) -> Result:
-    import msgspec
-
-    from headway.sim import simulate as run
-
+def _asked(
+    terminal: Terminal, deployment_file: str | None, asked: o.Options
+) -> tuple[Deployment, Workload, Slo | None, bool]:
+    """What is to be simulated, and whether rows are kept."""
     sets = split_assignments(asked["assignments"])
     deployment = deployment_of(deployment_file, asked, sets["deployment"])
+    deployment = with_calibration(deployment, asked["calibration_from"], terminal)
     workload = workload_of(asked, sets["workload"], terminal)
     slo = slo_of(asked, sets["slo"])
     note_interpreted(terminal)
     note_idle_order(deployment.policies.order, workload, terminal)
-    records = _keeps_records(asked, workload, terminal)
-    with users_fault(deployment.policies), terminal.bar("simulating") as bar:
-        result = run(
-            deployment,
-            workload,
-            slo=slo,
-            seed=asked["seed"],
-            records=records,
-            progress=bar.tell,
-        )
+    return deployment, workload, slo, _keeps_records(asked, workload, terminal)
+
+
+def _with_trace(result: Result, workload: Workload) -> Result:
+    """The result, with what the reader of a trace had to say."""
+    import msgspec
+
     told: dict[str, Any] = {"notes": list(workload.notes)} if workload.notes else {}
     told |= {"skipped_lines": workload.skipped} if workload.skipped else {}
     return msgspec.structs.replace(result, provenance=result.provenance | ({"trace": told} if told else {}))
@@ -81,21 +91,34 @@ def _keeps_records(asked: o.Options, workload: Workload, terminal: Terminal) -> 
     if asked["no_records"] or asked["records_to"] or asked["html_to"] or (workload.requests or 0) <= KEPT_REQUESTS:
         return not asked["no_records"]
     kept = f"no rows are kept of more than {KEPT_REQUESTS:,} requests (--records FILE keeps them)"
-    terminal.note(f"{kept}: percentiles come from histograms within 1 %")
+    terminal.keep(f"{kept}: percentiles come from histograms within 1 %")
     return False
 
 
-def _deliver(terminal: Terminal, result: Result, asked: o.Options) -> None:
+def _print(terminal: Terminal, result: Result, asked: o.Options) -> None:
+    """The table and the JSON: what an interruption must not cost."""
     if not terminal.quiet:
         from headway.report import result_text
 
         terminal.show(result_text(result))
     if asked["json_to"]:
         terminal.write(asked["json_to"], result.to_json() + "\n")
-    if asked["records_to"] and result.records is not None:
-        result.records.write(asked["records_to"])
-        terminal.note(f"wrote {asked['records_to']}")
-    if asked["html_to"]:
+
+
+def _write(terminal: Terminal, result: Result, asked: o.Options, interrupted: bool) -> None:
+    """The rows and the report; after Ctrl-C only what takes no time."""
+    records_to, html_to = asked["records_to"], asked["html_to"]
+    interrupted = interrupted or "stopped" in result.provenance
+    if records_to and interrupted and (result.records is None or result.requests.arrived > STOPPED_ROWS):
+        terminal.note(f"interrupted: {records_to} was not written, {result.requests.arrived:,} rows take too long")
+    elif records_to and interrupted and records_to.endswith(".parquet"):
+        terminal.note(f"interrupted: {records_to} was not written, loading Parquet takes too long; .csv does not")
+    elif records_to and result.records is not None:
+        result.records.write(records_to)
+        terminal.note(f"wrote {records_to}")
+    if html_to and interrupted:
+        terminal.note(f"interrupted: {html_to} was not written, a report takes too long; --json FILE does not")
+    elif html_to:
         from headway.report import result_html
 
-        terminal.write(asked["html_to"], result_html(result))
+        terminal.write(html_to, result_html(result))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -28,14 +30,31 @@ class Terminal:
             raise BadInput("only one answer can go to stdout (-): give the others a file")
         self.stdout_taken = "-" in data_to
         self.quiet = quiet
+        self.kept: list[str] = []
 
     def note(self, text: str) -> None:
         """Say something beside the answer."""
+        self.say_kept()
         if not self.quiet:
             click.echo(text, err=True)
 
+    def keep(self, text: str) -> None:
+        """Say something before the answer, unless there is none: it would stand between the user and the error."""
+        self.kept.append(text)
+
+    def say_kept(self) -> None:
+        """Say what was kept."""
+        kept, self.kept = self.kept, []
+        for text in kept:
+            self.note(text)
+
+    def stdout_for_data(self) -> AbstractContextManager[object]:
+        """Return a context in which what others print, as a user's policy may, does not get between the data."""
+        return redirect_stdout(sys.stderr) if self.stdout_taken else nullcontext()
+
     def show(self, *parts: RenderableType) -> None:
         """Print the answer for a reader."""
+        self.say_kept()
         if self.quiet:
             return
         console = _console(stderr=self.stdout_taken)
@@ -48,6 +67,7 @@ class Terminal:
         Raises:
             BadInput: it cannot be written.
         """
+        self.say_kept()
         if path == "-":
             click.echo(text, nl=False)
             return
@@ -59,15 +79,16 @@ class Terminal:
 
     def bar(self, doing: str) -> Bar:
         """Return a progress bar; it shows on a terminal, once the work takes more than a second."""
-        return Bar(doing, shown=not self.quiet and sys.stderr.isatty())
+        return Bar(doing, shown=not self.quiet and sys.stderr.isatty(), slow=self.say_kept)
 
 
 class Bar:
-    """A context manager whose `tell(done, total)` moves a progress bar on stderr."""
+    """A context manager whose `tell(done, total)` moves a progress bar on stderr; `slow` is called when it appears."""
 
-    def __init__(self, doing: str, shown: bool) -> None:
+    def __init__(self, doing: str, shown: bool, slow: Callable[[], None]) -> None:
         self.doing = doing
         self.shown = shown
+        self.slow = slow
         self.started_s = time.monotonic()
         self.progress: Any = None
         self.task: Any = None
@@ -83,10 +104,11 @@ class Bar:
 
     def tell(self, done: int, total: int | None) -> None:
         """Show `done` of `total` (None: unknown)."""
-        if not self.shown:
-            return
         if self.progress is None:
             if time.monotonic() - self.started_s < BAR_AFTER_S:
+                return
+            self.slow()
+            if not self.shown:
                 return
             from rich.progress import Progress
 
@@ -119,7 +141,7 @@ def check_files(html_to: str | None, *others: str | None) -> None:
 def note_interpreted(terminal: Terminal) -> None:
     """Say in one line when the core runs uncompiled."""
     if headway.interpreted_modules():
-        terminal.note("the core runs interpreted: same results, slower; install with a C compiler to compile it")
+        terminal.keep("the core runs interpreted: same results, slower; install with a C compiler to compile it")
 
 
 def _console(stderr: bool) -> Console:

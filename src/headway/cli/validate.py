@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
+from headway.cli.calibration import read_noted, refuse_elsewhere
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=o.Verb, short_help="How far the simulator is from measurements.")
 @click.argument("table_file", required=False, metavar="[FILE]")
-@o.options(o.VALIDATION, o.JSON, o.POINTS, o.QUIET)
+@o.options(o.VALIDATION, o.CALIBRATION, o.JSON, o.POINTS, o.QUIET)
 def validate(*, table_file: str | None, **asked: Any) -> None:
     """Simulate every operating point of a table of measurements, and print the errors of every figure it gives.
 
@@ -47,9 +48,10 @@ def _replay(terminal: Terminal, asked: o.Options) -> None:
     from headway.accuracy import replay_requests
     from headway.report import replay_text
 
-    for name in ("sample", "workers", "points_to"):
+    for name in ("sample", "workers", "points_to", "calibration_from"):
         if asked[name] is not None:
-            raise BadInput(f"--{name.removesuffix('_to')} belongs to a table of measurements, not to --requests")
+            option = name.removesuffix("_to").removesuffix("_from")
+            raise BadInput(f"--{option} belongs to a table of measurements, not to --requests")
     found = replay_requests(asked["requests_from"], asked["trace"])
     terminal.show(replay_text(found))
     if asked["json_to"]:
@@ -66,12 +68,14 @@ def _table(terminal: Terminal, path: str, asked: o.Options) -> None:
         raise BadInput("--trace belongs to --requests: a table of measurements needs no trace")
     count = asked["sample"]
     rows = sample(read_rows(path), None if count is None else int(count))
-    workers: Workers[Row, Outcome] = Workers(make_judge, (), asked["workers"])
+    calibration = read_noted(asked["calibration_from"], terminal)
+    workers: Workers[Row, Outcome] = Workers(make_judge, (calibration,), asked["workers"])
     try:
         with terminal.bar("validating") as bar:
             found = run(rows, answers=workers.answers, progress=bar.tell)
     finally:
         workers.close()
+    refuse_elsewhere(calibration, found.skipped, found.used)
     terminal.show(accuracy_text(found))
     if asked["json_to"]:
         terminal.write(asked["json_to"], found.to_json())

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 
+from headway.cost.calibration import Calibration, calibrated, mismatch
 from headway.cost.efficiency import Efficiency, Law, efficiency
+from headway.cost.engines import EngineFacts, HostTerms, engine_facts
 from headway.cost.memory import memory_fit
-from headway.cost.physics import Cost, Floats, all_reduce, experts, gemm, power_sum, stream
-from headway.cost.power import dynamic_joules
+from headway.cost.physics import (
+    Cost,
+    Floats,
+    all_reduce,
+    decode_attention,
+    dispatch,
+    experts,
+    gather,
+    gemm,
+    prefill_attention,
+    stream,
+)
+from headway.cost.power import resident_watts, spend, waiting_watts
 from headway.cost.provenance import provenance
 from headway.cost.replica import Replica, resolve
 from headway.cost.shard import Precision, Shard, precision, shard
 from headway.cost.steptable import StepTable
+from headway.errors import BadInput
 from headway.hardware import Gpu
-from headway.model import Model
+from headway.model import DTYPE_BYTES, FILE_DTYPES, Model
 
 __all__ = ["compile_replica"]
 
 _ELEMENTWISE_KERNELS: Final = 5  # a layer's two norms with residual, rotation, activation, cache write
+_ELEMENTWISE_S: Final = 2e-6  # one of their launches
 _SAMPLER_S: Final = 25e-6  # LLMServingSim's public vLLM timings: 25 us at one sequence ...
 _SAMPLER_SEQUENCE_S: Final = 0.5e-6  # ... to 118 us at 192
 _UNEQUAL_CONTEXTS: Final = 1.03  # a batch of unequal contexts against one of equal ones, same sum
@@ -34,47 +50,73 @@ class _Site(NamedTuple):
     card: Gpu
     part: Shard
     laws: Efficiency
+    engine: EngineFacts
     low: Precision  # linear layers
     expert: Precision
     plain: Precision  # router and output head: bf16
 
 
-def compile_replica(replica: Replica) -> StepTable:
+def compile_replica(
+    replica: Replica, *, laws: Efficiency | None = None, host: HostTerms | None = None
+) -> StepTable:
     """Return the step table of a replica; what it costs is a few hundred small array operations.
 
     Curves over tokens are computed on knots (every integer to 32, then four to an octave) and filled in
-    linearly.
+    linearly. `laws` and `host` take the place of those of its GPU and of its engine, to try others.
 
     Raises:
         UnknownName, BadInput, DoesNotFit: see `memory_fit`.
     """
+    if replica.calibration is not None:
+        return _calibrated(replica, replica.calibration, laws, host)
     spec, card = resolve(replica)
     fit = memory_fit(replica)
-    laws, part = efficiency(card), shard(replica, spec)
+    laws, part = laws or efficiency(card, replica.engine.name), shard(replica, spec)
     linear = "bf16" if replica.weights == "mxfp4" and spec.experts else replica.weights
-    low, expert, plain = (precision(dtype, card) for dtype in (linear, replica.weights, "bf16"))
-    site = _Site(replica, spec, card, part, laws, low, expert, plain)
+    low, expert, plain = (precision(dtype, card, spec) for dtype in (linear, replica.weights, "bf16"))
+    facts = engine_facts(replica.engine.name, replica.engine.version, card.key)
+    if host is not None:
+        facts = msgspec.structs.replace(facts, host=host)
+    site = _Site(replica, spec, card, part, laws, facts, low, expert, plain)
 
     curves = _curves(site)
-    joules = [dynamic_joules(laws.power, card, curve.cost, curve.gpus) for curve in curves]
+    idle_watts = waiting_watts(laws.power, card, replica.cap_watts)
+    spent = [spend(laws.power, card, curve.cost, curve.gpus, replica.cap_watts) for curve in curves]
     budget, seqs = replica.engine.max_batched_tokens, replica.engine.max_seqs
     return StepTable(
-        **{f"{curve.name}_s": curve.filled(curve.cost.seconds) for curve in curves},
-        **{f"{curve.name}_j": curve.filled(values) for curve, values in zip(curves, joules, strict=True)},
+        **{f"{curve.name}_s": curve.filled(each.seconds) for curve, each in zip(curves, spent, strict=True)},
+        **{f"{curve.name}_j": curve.filled(each.joules) for curve, each in zip(curves, spent, strict=True)},
         p2p_s=_frozen(_between_stages(site, np.arange(budget + 1.0))),
-        idle_watts=card.idle_watts * replica.gpus,
-        gpus=replica.gpus,
+        idle_watts=idle_watts * replica.rank_gpus,
+        resident_watts=resident_watts(laws.power, card, replica.cap_watts) * replica.rank_gpus,
+        gpus=replica.rank_gpus,
         stages=replica.pp,
         max_batched_tokens=budget,
         max_seqs=seqs,
         kv_blocks=fit.kv_blocks,
         block_tokens=replica.engine.block_tokens,
-        window=part.window,
+        window=part.window or 2 * bool(part.state_layers),  # states: pages beside the first block, whatever follows
         window_group=fit.window_group,
         window_blocks=fit.window_blocks,
         max_context=spec.max_context,
+        prefill_alone=facts.prefill_alone,
+        poll_steps=replica.engine.poll_steps,
+        prompt_step_s=part.layers * facts.host.prompt_layer_s + part.moe_layers * facts.host.prompt_moe_layer_s,
+        intake_s=facts.host.intake_s,
+        ranks=replica.dp,
         provenance=provenance(card, laws, _laws_used(site)),
     )
+
+
+def _calibrated(
+    replica: Replica, calibration: Calibration, laws: Efficiency | None, host: HostTerms | None
+) -> StepTable:
+    bare, engine = msgspec.structs.replace(replica, calibration=None), replica.engine
+    differs = mismatch(calibration, replica.gpu, engine.name)
+    if differs:
+        raise BadInput(f"the calibration does not hold here: {differs}; leave it out, or measure again there")
+    own = host or engine_facts(engine.name, engine.version, replica.gpu).host
+    return calibrated(calibration, own, lambda terms: compile_replica(bare, laws=laws, host=terms))
 
 
 class _Curve(NamedTuple):
@@ -99,16 +141,24 @@ def _curves(site: _Site) -> list[_Curve]:
     by_token, by_seq = _knots(budget), _knots(seqs)
     context, window = _decode_token(site)
     base, area, window_area = _prefill(site)
-    gpus, last_stage = site.replica.gpus, site.replica.tp
-    return [
-        _Curve("linear", _linear(site, by_token), gpus, by_token, budget),
-        _Curve("seq", _sequences(site, by_seq), last_stage, by_seq, seqs),
+    gpus, last_stage = site.replica.rank_gpus, site.replica.tp
+    curves = [
         _Curve("decode", _decode(site, by_seq), gpus, by_seq, seqs),
         _Curve("decode_ctx", context, gpus, by_seq, seqs),
         _Curve("decode_window", window, gpus, by_seq, seqs),
         _Curve("prefill_base", base, gpus),
         _Curve("prefill_area", area, gpus),
         _Curve("prefill_window_area", window_area, gpus),
+    ]
+    if site.replica.dp > 1:
+        of_all = _knots(site.replica.dp * budget)
+        shared = _Curve("shared", _shared(site, of_all), site.replica.gpus, of_all, site.replica.dp * budget)
+        curves.append(shared)
+    kernels = site.engine.host.kernels
+    return [
+        _Curve("linear", _linear(site, by_token), gpus, by_token, budget),
+        _Curve("seq", _sequences(site, by_seq), last_stage, by_seq, seqs),
+        *(curve._replace(cost=curve.cost._replace(seconds=kernels * curve.cost.seconds)) for curve in curves),
     ]
 
 
@@ -119,7 +169,9 @@ def _laws_used(site: _Site) -> dict[str, Law]:
         used[f"experts.{site.expert.law}"] = laws.experts[site.expert.law]
     if site.replica.tp > 1:
         used[f"collective.{card.link_kind}"] = laws.collective[card.link_kind]
-    return used | {"decode": laws.decode, "prefill": laws.prefill, "host": laws.host, "power": laws.power}
+    if site.spec.attention == "mla":
+        used["mla"] = laws.mla
+    return used | {"decode": laws.decode, "prefill": laws.prefill, "host": site.engine.host, "power": laws.power}
 
 
 def _gemm_law(how: Precision) -> str:
@@ -132,34 +184,57 @@ def _gemm_law(how: Precision) -> str:
 
 def _linear(site: _Site, tokens: Floats) -> Cost:
     """Everything that depends on the tokens of a step alone."""
-    card, part, laws, host = site.card, site.part, site.laws, site.laws.host
+    card, part, laws, host, replica = site.card, site.part, site.laws, site.engine.host, site.replica
     costs = []
     for product in part.products:
         how = site.low if product.low else site.plain
         law, sizes = laws.gemm[_gemm_law(how)], (how.weight_bytes, how.input_bytes)
         cost = gemm(law, card, how.peak_flops, tokens, product.n, product.k, sizes)
         costs.append(cost.times(product.times))
-    if part.moe_layers:
+    if part.moe_layers and replica.dp == 1:
         costs.append(_experts(site, tokens).times(part.moe_layers))
     costs.append(_prefill_tokens(site, tokens))
-    moved = stream(card, _ELEMENTWISE_KERNELS, host.kernel_s, _elementwise_bytes(site) * tokens)
+    moved = stream(card, _ELEMENTWISE_KERNELS, _ELEMENTWISE_S, _elementwise_bytes(site) * tokens)
     costs.append(moved.times(part.layers))
-    if site.replica.tp > 1:
-        reduced = all_reduce(
-            laws.collective[card.link_kind], card, site.replica.tp, 2.0 * site.spec.hidden * tokens
-        )
-        costs.append(reduced.times(2 * part.layers))
+    collective, hidden_bytes = laws.collective[card.link_kind], 2.0 * site.spec.hidden * tokens
+    if replica.tp > 1:
+        reduced = all_reduce(collective, card, replica.tp, hidden_bytes)
+        mixers_and_mlps = part.layers + -(-site.spec.mlp_layers() * part.layers // site.spec.layers)
+        costs.append(reduced.times(mixers_and_mlps - (part.moe_layers if replica.dp > 1 else 0)))
     total = _sum(costs)
-    seconds = total.seconds + part.layers * (host.layer_s + laws.decode.launch_s) + host.step_s
+    moe_layer_s = host.moe_layer_s + (host.fp8_experts_s if replica.weights == "fp8" else 0.0)
+    host_s = part.layers * host.layer_s + part.moe_layers * moe_layer_s + host.step_s
+    attention = laws.mla if site.spec.attention == "mla" else laws.decode
+    kernels_s = host.kernels * (total.seconds + part.layers * attention.launch_s)
+    seconds = np.maximum(kernels_s + host_s, np.maximum(total.flop_s, total.byte_s))
     return Cost(np.where(tokens > 0.0, seconds, 0.0), total.flop_s, total.byte_s)
 
 
+def _shared(site: _Site, tokens: Floats) -> Cost:
+    """What data-parallel ranks do together for the tokens of all: the experts, and the exchange around them."""
+    total = _sum([_experts(site, tokens), _exchange(site, tokens)]).times(site.part.moe_layers)
+    return Cost(np.where(tokens > 0.0, total.seconds, 0.0), total.flop_s, total.byte_s)
+
+
+def _exchange(site: _Site, tokens: Floats) -> Cost:
+    """Tokens of all ranks to the experts and back, the faster way: gathered and scattered whole, or as copies."""
+    spec, laws, gpus = site.spec, site.laws, site.replica.tp * site.replica.dp
+    whole = 2.0 * spec.hidden * tokens
+    ways = [_sum([gather(laws.gathers[op], site.card, gpus, whole) for op in ("all_gather", "reduce_scatter")])]
+    if laws.dispatch and site.replica.ep > 1:
+        topk = spec.experts_per_token
+        ways.append(dispatch(laws.dispatch, site.card, gpus, tokens / gpus, topk, spec.hidden))
+    return Cost(*(np.minimum.reduce(parts) for parts in zip(*ways, strict=True)))
+
+
 def _experts(site: _Site, tokens: Floats) -> Cost:
-    spec, how = site.spec, site.expert
-    params = spec.expert_params() / site.replica.tp
-    routed = tokens * spec.experts_per_token
+    """One layer's share of the experts on one GPU, for the tokens of all ranks."""
+    spec, how, replica = site.spec, site.expert, site.replica
+    params = spec.expert_params() * replica.ep / (replica.tp * replica.dp)
+    routed = tokens * spec.experts_per_token / replica.ep
     law = site.laws.experts[how.law]
-    return experts(law, site.card, how.peak_flops, routed, spec.experts, params, how.weight_bytes)
+    held = -(-spec.experts // replica.ep)
+    return experts(law, site.card, how.peak_flops, routed, held, params, how.weight_bytes, replica.ep)
 
 
 def _elementwise_bytes(site: _Site) -> float:
@@ -175,18 +250,27 @@ def _sequences(site: _Site, sequences: Floats) -> Cost:
     """Output head, gathering of logits, sampler and the host's work per sequence."""
     spec, card, laws, tp = site.spec, site.card, site.laws, site.replica.tp
     width = -(-spec.vocab // tp)
-    head = gemm(laws.gemm["bf16"], card, site.plain.peak_flops, sequences, width, spec.hidden, (2.0, 2.0))
-    seconds = head.seconds + _SAMPLER_S + (_SAMPLER_SEQUENCE_S + laws.host.sequence_s) * sequences
+    size = DTYPE_BYTES[site.replica.weights] if site.replica.weights in FILE_DTYPES else 2.0
+    head = gemm(laws.gemm["bf16"], card, site.plain.peak_flops, sequences, width, spec.hidden, (size, 2.0))
+    host = site.engine.host
+    seconds = head.seconds + _SAMPLER_S + _SAMPLER_SEQUENCE_S * sequences
     if tp > 1:
         law = laws.collective[card.link_kind]
         seconds = seconds + 0.5 * all_reduce(law, card, tp, 2.0 * spec.vocab * sequences).seconds
+    seconds = host.kernels * seconds + host.sequence_s * sequences
     return Cost(np.where(sequences > 0.0, seconds, 0.0), head.flop_s, head.byte_s)
 
 
 def _decode(site: _Site, sequences: Floats) -> Cost:
-    """Attention of decoding sequences, less the KV bytes: a block per sequence and KV head."""
-    seconds = site.part.layers * site.laws.decode.head_s * site.part.kv_heads / site.card.sm_count * sequences
-    return Cost(seconds, np.zeros_like(seconds), np.zeros_like(seconds))
+    """Attention of decoding sequences, less the KV bytes: a block per sequence and KV head; states read and written."""
+    part, card = site.part, site.card
+    block_s, _ = _attention_token(site, 0.0, 0.0)
+    seconds, nothing = part.attention_layers * block_s * sequences, np.zeros_like(sequences)
+    if not part.state_layers:
+        return Cost(seconds, nothing, nothing)
+    states = site.spec.state_bytes() * part.state_layers / (site.spec.state_layers * site.replica.tp)
+    byte_s = 2.0 * states * sequences / card.memory_bytes_per_s
+    return Cost(seconds + byte_s / site.laws.decode.memory, nothing, byte_s)
 
 
 def _decode_token(site: _Site) -> tuple[Cost, Cost]:
@@ -199,52 +283,54 @@ def _decode_token(site: _Site) -> tuple[Cost, Cost]:
     else:
         values = 2 * part.kv_heads * spec.head_dim
         flops = 4.0 * part.heads * spec.head_dim
-    layer = _attention_token(site, flops, values * size)
+    _, layer = _attention_token(site, flops, values * size)
     full, window = layer.times(part.full_layers), layer.times(part.window_layers)
     if spec.index_layers:  # the indexer scores every cached token in fp8, whatever attention then reads
         index_layers = -(-spec.index_layers * part.layers // spec.layers)
         key_bytes = spec.index_bytes_per_token() / spec.index_layers
-        index = _attention_token(site, 2.0 * spec.index_heads * spec.index_head_dim, key_bytes)
+        _, index = _attention_token(site, 2.0 * spec.index_heads * spec.index_head_dim, key_bytes)
         full = _sum([full, index.times(index_layers)])
     return full, window
 
 
-def _attention_token(site: _Site, flops: float, kv_bytes: float) -> Cost:
-    law, card = site.laws.decode, site.card
-    share = law.memory_fp8 if site.replica.kv == "fp8" else law.memory
-    flop_s = np.asarray(flops / card.peak_flops["bf16"])
-    byte_s = np.asarray(kv_bytes / card.memory_bytes_per_s)
-    seconds = power_sum(flop_s / site.laws.prefill.compute, byte_s / share, 2.0) * _UNEQUAL_CONTEXTS
-    return Cost(seconds, flop_s, byte_s)
+def _attention_token(site: _Site, flops: float, kv_bytes: float) -> tuple[float, Cost]:
+    """Seconds of a decoding sequence in one layer, and the cost of a token of its context."""
+    spec, part, laws = site.spec, site.part, site.laws
+    law, kv_heads = (laws.mla, 1) if spec.attention == "mla" else (laws.decode, part.kv_heads)
+    heads, fp8 = (part.heads, kv_heads), site.replica.kv == "fp8"
+    block_s, token = decode_attention(law, site.card, heads, spec.head_dim, (flops, kv_bytes), fp8)
+    return block_s, Cost(token.seconds * _UNEQUAL_CONTEXTS, token.flop_s, token.byte_s)
 
 
-def _pair_flops(site: _Site) -> float:
-    """FLOPs of one query with one attended token, all of a GPU's heads."""
+def _pair(site: _Site) -> tuple[float, float, Cost]:
+    """Seconds of a chunk and of a token, and the cost of a query with an attended token, in one layer."""
     spec = site.spec
-    return 2.0 * site.part.heads * (spec.head_dim + (spec.v_head_dim or spec.head_dim))
+    flops = 2.0 * site.part.heads * (spec.head_dim + (spec.v_head_dim or spec.head_dim))
+    law = site.laws.mla if spec.attention == "mla" else site.laws.prefill
+    return prefill_attention(law, site.card, site.part.heads, spec.head_dim, flops)
 
 
 def _prefill_tokens(site: _Site, tokens: Floats) -> Cost:
     """What a token costs in attention whatever its context: tiles half empty, queries and outputs moved."""
-    law, part = site.laws.prefill, site.part
-    flop_s = np.zeros_like(tokens)
-    pairs = law.tile_tokens * tokens * _pair_flops(site) / site.card.peak_flops["bf16"]
-    return Cost(pairs / law.compute, flop_s, flop_s).times(part.layers)
+    spec, part, replica = site.spec, site.part, site.replica
+    _, token_s, _ = _pair(site)
+    nothing = np.zeros_like(tokens)
+    flop_s = part.state_layers * spec.state_flops_per_token() / replica.tp * tokens / site.card.peak_flops["bf16"]
+    recurrence_s = flop_s / site.laws.prefill.compute
+    return Cost(part.attention_layers * token_s * tokens + recurrence_s, flop_s, nothing)
 
 
 def _prefill(site: _Site) -> tuple[Cost, Cost, Cost]:
     """One chunk; one query-token pair in the full-attention layers; one in the windowed layers."""
     law, part, card = site.laws.prefill, site.part, site.card
     nothing = np.zeros(())
-    base_s = np.asarray(part.layers * law.head_s * part.heads / card.sm_count)
-    flop_s = np.asarray(_pair_flops(site) / card.peak_flops["bf16"])
-    pair = Cost(flop_s / law.compute, flop_s, nothing)
+    chunk_s, _, pair = _pair(site)
     full, window = pair.times(part.full_layers), pair.times(part.window_layers)
     if site.spec.index_layers:
         index_layers = -(-site.spec.index_layers * part.layers // site.spec.layers)
         index_s = np.asarray(2.0 * site.spec.index_heads * site.spec.index_head_dim / card.peak_flops["bf16"])
         full = _sum([full, Cost(index_s / law.compute, index_s, nothing).times(index_layers)])
-    return Cost(base_s, nothing, nothing), full, window
+    return Cost(np.asarray(part.attention_layers * chunk_s), nothing, nothing), full, window
 
 
 def _between_stages(site: _Site, tokens: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""The coefficients of the step laws and where each one is from (`data/efficiency.yaml`)."""
+"""All laws for one GPU and engine: operators' from `data/operators.json`, assumed ones from `data/efficiency.yaml`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,31 @@ import functools
 from importlib import resources
 from typing import Any
 
+import msgspec
+import numpy as np
+
+from headway.cost.operators import (
+    CollectiveLaw,
+    DecodeLaw,
+    DispatchLaw,
+    ExpertLaw,
+    GemmLaw,
+    Law,
+    MlaLaw,
+    PrefillLaw,
+    find_law,
+    laws_of,
+    precisions,
+    source,
+    timed_families,
+)
+from headway.cost.power import PowerLaw, power_law
 from headway.hardware import Gpu
 from headway.specs import Spec, from_mapping, read_yaml
 
-__all__ = ["Efficiency", "Estimate", "efficiency"]
+__all__ = ["CollectiveLaw", "Efficiency", "Estimate", "Law", "PowerLaw", "efficiency"]
+
+GATHERS = ("all_gather", "reduce_scatter", "all_to_all")
 
 
 class Estimate(Spec):
@@ -26,103 +47,103 @@ class Estimate(Spec):
     high: float
 
 
-class Law(Spec, kw_only=True):
-    """What every law says about itself: its median relative error, and whether it was fitted or assumed."""
-
-    error: float
-    kind: str = "fitted"
-
-
-class GemmLaw(Law, kw_only=True):
-    """Matrix product: launch + p-norm of FLOPs at `compute` of the peak and bytes at `memory` of the peak."""
-
-    compute: float
-    memory: float
-    launch_s: float
-    p: float
-
-
-class ExpertLaw(Law, kw_only=True):
-    """Expert layer: launch + bytes of the experts touched + FLOPs; `skew` widens the routing's imbalance."""
-
-    compute: float
-    memory: float
-    launch_s: float
-    skew: float
-
-
-class DecodeLaw(Law, kw_only=True):
-    """Decode attention: launch + `head_s` per sequence, KV head and 1/SM + KV bytes at a share of peak."""
-
-    launch_s: float
-    head_s: float
-    memory: float
-    memory_fp8: float
-
-
-class PrefillLaw(Law, kw_only=True):
-    """Prefill attention: `head_s` per head and SM + FLOPs of the area and of `tile_tokens` more per token."""
-
-    compute: float
-    head_s: float
-    tile_tokens: float
-
-
-class CollectiveLaw(Law, kw_only=True):
-    """All-reduce over 2, 4 and 8 GPUs: latency + bytes on the wire at the share `bus` of the link."""
-
-    latency_s: tuple[float, float, float]
-    bus: tuple[float, float, float]
-
-
-class HostLaw(Law, kw_only=True):
-    """Time around the kernels: gaps per layer, one element-wise launch, one step, one sequence of a step."""
-
-    layer_s: float
-    kernel_s: float
-    step_s: float
-    sequence_s: float
-
-
-class PowerLaw(Law, kw_only=True):
-    """Power above idle in shares of TDP less idle: while stepping, at full memory and at full tensor use."""
-
-    resident: float
-    memory: float
-    compute: float
-
-
 class Efficiency(Spec):
-    """All laws for one GPU: `gemm` and `experts` by precision, `collective` by kind of link."""
+    """All laws for one GPU under one engine.
+
+    `gemm` and `experts` by precision; `collective` (all-reduce) by kind of link, `gathers` by operator, both over the
+    GPU's own links; `dispatch` by DeepEP's mode, empty without fast links. Each law says what it was timed on.
+    """
 
     source: str
-    own: bool  # timed on this GPU's family, not pooled over others
     gemm: dict[str, GemmLaw]
     experts: dict[str, ExpertLaw]
     decode: DecodeLaw
     prefill: PrefillLaw
+    mla: MlaLaw
     collective: dict[str, CollectiveLaw]
-    host: HostLaw
+    gathers: dict[str, CollectiveLaw]
+    dispatch: dict[str, DispatchLaw]
     power: PowerLaw
 
 
+class _Assumed(Spec):
+    """Laws without timings: by the data sheet alone, or by analogy."""
+
+    gemm: GemmLaw
+    experts: ExpertLaw
+    collective: dict[str, CollectiveLaw]
+    siblings: dict[str, str]  # beginnings of GPU keys: the timed family of the same architecture
+
+
 @functools.cache
-def _data() -> dict[str, Any]:
+def _assumed() -> _Assumed:
     with resources.as_file(resources.files("headway.cost") / "data" / "efficiency.yaml") as path:
-        return read_yaml(path)
+        return from_mapping(_Assumed, read_yaml(path), path.name)
+
+
+def efficiency(card: Gpu, engine: str = "vllm") -> Efficiency:
+    """Return the laws for a GPU under an engine.
+
+    Each is the nearest that was timed (`Law.evidence`): this GPU's family under this engine, the family under another
+    engine, a family of the same architecture, one pooled over other GPUs; else the data sheet with usual shares.
+    """
+    return _laws(card.key, card.link_kind, engine)
+
+
+def _family(key: str) -> tuple[str | None, bool]:
+    """The timed family a GPU belongs to, or is like, and whether it is only like it."""
+    own = next((name for name in timed_families() if key == name or key.startswith(f"{name}-")), None)
+    like = next((name for start, name in _assumed().siblings.items() if key.startswith(start)), None)
+    return own or like, own is None
+
+
+def _probe_s(op: str, law: Any) -> float:
+    """Geometric mean of the seconds of usual shapes: what an engine's tuner compares."""
+    from headway.cost.physics import experts, gemm
+    from headway.hardware import gpu
+
+    card, rows = gpu("h100-sxm"), np.exp2(np.arange(0.0, 13.0))
+    if op == "gemm":
+        shapes = ((8192, 8192), (7168, 2048), (4096, 14336), (2048, 4096))
+        costs = [gemm(law, card, 1e15, rows, n, k, (1.0, 1.0)).seconds for n, k in shapes]
+    else:
+        sizes = ((128, 4.7e6), (32, 44e6), (16, 44e6))
+        costs = [experts(law, card, 1e15, 8.0 * rows, count, params, 1.0).seconds for count, params in sizes]
+    return float(np.exp(np.mean(np.log(np.concatenate(costs)))))
 
 
 @functools.cache
-def _family(name: str | None) -> Efficiency:
-    data = _data()
-    merged: dict[str, Any] = {"source": data["source"], "own": name is not None, **data["default"]}
-    for section, laws in data[name].items() if name else ():
-        by_key = section in ("gemm", "experts", "collective")
-        merged[section] = {**merged[section], **laws} if by_key else laws
-    return from_mapping(Efficiency, merged, "efficiency.yaml")
+def _laws(key: str, link: str, engine: str) -> Efficiency:
+    family, sibling = _family(key)
 
+    def nearest(op: str, of: str) -> Any:
+        law = find_law(op, of, family, engine)
+        if law is None or not sibling or law.evidence == "pooled":
+            return law
+        return msgspec.structs.replace(law, evidence="sibling")
 
-def efficiency(card: Gpu) -> Efficiency:
-    """Return the laws for a GPU: its family's when that was timed, else those pooled over all timed ones."""
-    families = (name for name in _data() if card.key == name or card.key.startswith(f"{name}-"))
-    return _family(next(families, None))
+    def best(op: str, of: str) -> Any:
+        """The fastest kernel any engine was timed with on this GPU, where engines choose among kernels."""
+        names = ("fp8", "fp8_block") if of in ("fp8", "fp8_block") else (of,)
+        found = [law for name in names for law in laws_of(op, name, family)]
+        law = min(found, key=lambda law: _probe_s(op, law), default=None)
+        if law is None:
+            return nearest(op, of)
+        evidence = "sibling" if sibling else "own"
+        return msgspec.structs.replace(law, evidence=evidence)
+
+    assumed = _assumed()
+    linked = {op: nearest(op, link) or assumed.collective[link] for op in ("all_reduce", *GATHERS)}
+    modes = precisions("dispatch") if link == "nvlink" else []
+    return Efficiency(
+        source=source(),
+        gemm={of: best("gemm", of) or assumed.gemm for of in precisions("gemm")},
+        experts={of: best("experts", of) or assumed.experts for of in {*precisions("experts"), "int8"}},
+        decode=nearest("decode", "gqa"),
+        prefill=nearest("prefill", "gqa"),
+        mla=nearest("mla", "mla"),
+        collective={link: linked["all_reduce"]},
+        gathers={op: linked[op] for op in GATHERS},
+        dispatch={mode: nearest("dispatch", mode) for mode in modes},
+        power=power_law(key),
+    )

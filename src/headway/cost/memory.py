@@ -31,7 +31,8 @@ class MemoryFit(Spec):
     `window_group` more while it touches the last `window_blocks` blocks of its sequence. `kv_blocks` counts
     pages.
 
-    A model whose layers are all windowed is counted as if they were not: its pages are never dropped.
+    States of constant size take `window_group` pages beside one block of their sequence. A model whose layers
+    are all windowed is counted as if they were not: its pages are never dropped.
     """
 
     memory_bytes: int
@@ -76,18 +77,26 @@ def memory_fit(replica: Replica) -> MemoryFit:
 
 
 def kv_shard_bytes(replica: Replica, spec: Model, tokens: int) -> int:
-    """Return the KV bytes that one GPU of the fullest stage holds of one sequence, windows applied."""
+    """Return the KV and state bytes that one GPU of the fullest stage holds of one sequence, windows applied."""
     full, windowed = _kv_layer_bytes(replica, spec)
     part = shard(replica, spec)
     window_layers = part.window_layers if spec.window else 0
     inside = min(tokens, spec.window)
-    return (part.layers - window_layers) * full * tokens + window_layers * windowed * inside
+    kv_bytes = (part.attention_layers - window_layers) * full * tokens + window_layers * windowed * inside
+    return kv_bytes + _state_shard_bytes(replica, spec, part)
+
+
+def _state_shard_bytes(replica: Replica, spec: Model, part: Shard) -> int:
+    """Bytes of one sequence's states on one GPU, cut by heads."""
+    if not part.state_layers:
+        return 0
+    return -(-spec.state_bytes() * part.state_layers // (spec.state_layers * replica.tp))
 
 
 def _kv_layer_bytes(replica: Replica, spec: Model) -> tuple[int, int]:
     """Bytes of one token in one full and in one windowed layer on one GPU; MLA's latent is not cut."""
     ways = min(replica.tp, spec.kv_heads) if spec.attention == "gqa" else 1
-    full_layers = max(1, spec.layers - spec.window_layers)
+    full_layers = max(1, spec.attention_layers() - spec.window_layers)
     full = spec.kv_full_bytes_per_token(replica.kv) // (full_layers * ways)
     windowed = spec.kv_window_bytes_per_token(replica.kv) // (max(1, spec.window_layers) * ways)
     return full or windowed, windowed
@@ -97,14 +106,18 @@ def _fit(replica: Replica, spec: Model, card: Gpu) -> MemoryFit:
     part = shard(replica, spec)
     full_bytes, _ = _kv_layer_bytes(replica, spec)
     window_layers = part.window_layers if spec.window else 0
-    full_layers = part.layers - window_layers
-    group = full_layers or part.layers
+    full_layers = part.attention_layers - window_layers
+    group = full_layers or part.attention_layers
     weight_bytes = _weight_bytes(replica, spec, part)
     activation_bytes = _activation_bytes(replica, spec)
     overhead_bytes = _CONTEXT_BYTES + _GRAPH_BYTES + (_COLLECTIVE_BYTES if replica.gpus > 1 else 0)
     kv_bytes = max(0, _room(replica, card) - weight_bytes - activation_bytes - overhead_bytes)
     page_bytes = replica.engine.block_tokens * group * full_bytes
     windowed = bool(full_layers and window_layers)
+    window_group = -(-window_layers // full_layers) if windowed else 0
+    window_blocks = -(-spec.window // replica.engine.block_tokens) if windowed else 0
+    if part.state_layers:  # one block of a sequence carries the pages of its states
+        window_group, window_blocks = -(-_state_shard_bytes(replica, spec, part) // page_bytes), 1
     return MemoryFit(
         memory_bytes=card.memory_bytes,
         weight_bytes=weight_bytes,
@@ -113,8 +126,8 @@ def _fit(replica: Replica, spec: Model, card: Gpu) -> MemoryFit:
         kv_bytes=kv_bytes,
         page_bytes=page_bytes,
         kv_blocks=kv_bytes // page_bytes,
-        window_group=-(-window_layers // full_layers) if windowed else 0,
-        window_blocks=-(-spec.window // replica.engine.block_tokens) if windowed else 0,
+        window_group=window_group,
+        window_blocks=window_blocks,
     )
 
 
@@ -123,7 +136,10 @@ def _room(replica: Replica, card: Gpu) -> int:
 
 
 def _weight_bytes(replica: Replica, spec: Model, part: Shard) -> int:
-    """Weights on one GPU; the fullest stage holds an embedding or a head, and the only stage both."""
+    """Weights on one GPU; the fullest stage holds an embedding or a head, and the only stage both.
+
+    Experts are spread over the GPUs of all data-parallel ranks, everything else is held by each rank.
+    """
     embedding, head = 2 * spec.embedding_params(), 2 * spec.head_params()
     tables = embedding + (0 if spec.tied_embeddings else head)
     body = (spec.weight_bytes(replica.weights) - tables) * part.stage_share
@@ -135,7 +151,8 @@ def _weight_bytes(replica: Replica, spec: Model, part: Shard) -> int:
     if spec.attention == "mla":
         latent = spec.hidden * (spec.q_lora_rank + spec.kv_lora_rank + spec.qk_rope_head_dim)
         copies = part.layers * latent * (replica.tp - 1.0) * _linear_bytes(replica, spec)
-    return int((body + vocabulary + copies) / replica.tp)
+    experts = part.moe_layers * spec.experts * spec.expert_params() * DTYPE_BYTES[replica.weights]
+    return int((body - experts + vocabulary + copies) / replica.tp + experts / (replica.tp * replica.dp))
 
 
 def _linear_bytes(replica: Replica, spec: Model) -> float:
@@ -203,7 +220,8 @@ def _remedy(replica: Replica, spec: Model, card: Gpu) -> str:
     if tp:
         return f"{said}with tp={tp} would do"
     replica, said = (published, f"{said}on ") if smaller else (replica, "")
-    cards = [other for other in map(gpu, gpu_keys()) if other.link_kind != "upi"]  # a CPU is no remedy
+    # What can be rented; a CPU is no remedy.
+    cards = [other for other in map(gpu, gpu_keys()) if other.link_kind != "upi" and other.usd_per_hour is not None]
     cards.sort(key=lambda other: (other.memory_bytes, other.key))
     for other in cards:
         if _would_fit(replica, spec, other, replica.tp):

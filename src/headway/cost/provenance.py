@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import exp
+from typing import Any
 
 import msgspec
 
@@ -12,8 +14,16 @@ from headway.hardware import Gpu
 __all__ = ["provenance"]
 
 _HOST = "chosen on vLLM operating points published by NVIDIA aiconfigurator (Apache-2.0)"
-_POWER = "fitted on the GPU power of vLLM runs in ML.ENERGY Benchmark V3 (Apache-2.0); an estimate"
+_POWER = "fitted on the GPU power of vLLM runs in ML.ENERGY Benchmark V3 (Apache-2.0)"
+_SCALED = {"own": "this GPU", "sibling": "a GPU of the same architecture, by TDP", "pooled": "other GPUs, by TDP"}
 _ASSUMED = "assumed by analogy: no public timings of this kind"
+_EVIDENCE = {
+    "own": "this GPU and engine",
+    "engine": "this GPU under another engine",
+    "sibling": "another GPU of the same architecture",
+    "pooled": "pooled over other GPUs",
+    "sheet": "data sheet alone",
+}
 _CARD = {
     "memory_bytes": "byte",
     "memory_bytes_per_s": "byte/s",
@@ -23,25 +33,33 @@ _CARD = {
 }
 _UNITS = {
     "p": "exponent",
+    "padding": "tokens",
     "tile_tokens": "tokens",
     "compute": "share of peak",
+    "prefill_compute": "share of peak",
     "memory": "share of bandwidth",
     "memory_fp8": "share of bandwidth",
+    "ratio": "ratio by shape",
+    "ratio_fp8": "ratio by shape",
+    "root_s": "s/byte^0.5",
 }
 
 
 def provenance(card: Gpu, laws: Efficiency, used: Mapping[str, Law]) -> dict[str, Estimate]:
     """Return every number a table depends on by dotted name (`gpu.tdp_watts`, `gemm.bf16.compute`).
 
-    `used` are the laws that took part, by the name they have in the data file.
+    `used` are the laws that took part, by the name they have in the data file. A table of ratios is one number, 1,
+    whose interval is that of its nodes.
     """
     found = {f"gpu.{name}": _fact(card, name, getattr(card, name), unit) for name, unit in _CARD.items()}
     for dtype, flops in card.peak_flops.items():
         found[f"gpu.peak_flops.{dtype}"] = _fact(card, f"peak_flops.{dtype}", flops, "FLOP/s")
-    timed = laws.source if laws.own else f"{laws.source}; pooled over other GPUs"
     for name, law in used.items():
-        source = {"host": _HOST, "power": _POWER}.get(name, timed)
-        found |= _coefficients(name, law, source if law.kind == "fitted" else _ASSUMED)
+        timed = f"{laws.source}; {_EVIDENCE[law.evidence]}: {law.timed}"
+        source = {"host": _HOST}.get(name, timed) if law.kind == "fitted" else _ASSUMED
+        if name == "power":
+            source = f"{_POWER}; {_SCALED[law.evidence]}: {law.timed}"
+        found |= _coefficients(name, law, source)
     return found
 
 
@@ -53,21 +71,30 @@ def _fact(card: Gpu, name: str, value: float, unit: str) -> Estimate:
 
 def _coefficients(name: str, law: Law, source: str) -> dict[str, Estimate]:
     found = {}
-    for field, value in msgspec.to_builtins(law).items():
-        if field in ("error", "kind"):
+    for field, value in _fields(law).items():
+        unit = _UNITS.get(field) or ("s" if field.endswith("_s") else "ratio")
+        if name == "power":
+            unit = "share of TDP less idle"
+        if isinstance(value, dict):  # a table of ratios
+            nodes = [0, *value["permille"]]
+            edges = (1.0, exp(min(nodes) / 1000.0), exp(max(nodes) / 1000.0))
+            found[f"{name}.{field}"] = _estimate(edges, unit, law.kind, source)
             continue
         by_gpus = isinstance(value, (list, tuple))
         numbers = {f"{field}.{2 << i}gpus": v for i, v in enumerate(value)} if by_gpus else {field: value}
-        unit = "s" if field.endswith("_s") else _UNITS.get(field, "ratio")
-        if name == "power":
-            unit = "share of TDP less idle"
         for key, number in numbers.items():
-            found[f"{name}.{key}"] = Estimate(
-                value=number,
-                unit=unit,
-                kind=law.kind,
-                source=source,
-                low=number * (1.0 - law.error),
-                high=number * (1.0 + law.error),
-            )
+            if number:  # else a term the law does without
+                edges = (number, number - abs(number) * law.error, number + abs(number) * law.error)
+                found[f"{name}.{key}"] = _estimate(edges, unit, law.kind, source)
     return found
+
+
+def _fields(law: Law) -> dict[str, Any]:
+    said = ("error", "kind", "evidence", "timed")
+    fields: dict[str, Any] = msgspec.to_builtins(law)
+    return {field: value for field, value in fields.items() if field not in said and value is not None}
+
+
+def _estimate(edges: tuple[float, float, float], unit: str, kind: str, source: str) -> Estimate:
+    value, low, high = edges
+    return Estimate(value=value, unit=unit, kind=kind, source=source, low=low, high=high)

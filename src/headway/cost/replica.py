@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from headway.cost.calibration import Calibration
 from headway.errors import BadInput, nearest
 from headway.hardware import Gpu, gpu
 from headway.model import Model, model
@@ -15,23 +16,28 @@ _STEP_TOKENS_MAX = 1 << 20  # the step table holds one entry per token of the bu
 
 
 class EngineSettings(Spec):
-    """Settings of the engine's scheduler and of its KV cache, named after what they limit.
+    """Which engine runs, and the settings of its scheduler and KV cache, named after what they limit.
 
-    `max_batched_tokens` and `max_seqs` bound one step, `block_tokens` is the size of a KV block, and
-    `memory_utilization` the share of the GPU's memory that the engine may use.
+    `name` and `version` choose the host times and the batching discipline (`cost/data/engines.yaml`; "" is the
+    newest release known). `max_batched_tokens` and `max_seqs` bound one step, `block_tokens` is the size of a KV
+    block, and `memory_utilization` the share of the GPU's memory that the engine may use. `poll_steps`: a busy engine
+    looks for new requests every so many decode steps.
 
     Raises:
         BadInput: a number out of its range, or more sequences than tokens in a step.
     """
 
+    name: str = "vllm"
+    version: str = ""
     max_batched_tokens: int = 8192
     max_seqs: int = 256
     block_tokens: int = 16
     prefix_cache: bool = True
     memory_utilization: float = 0.90
+    poll_steps: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_batched_tokens", "max_seqs", "block_tokens"):
+        for name in ("max_batched_tokens", "max_seqs", "block_tokens", "poll_steps"):
             value = getattr(self, name)
             if not 1 <= value <= _STEP_TOKENS_MAX:
                 raise BadInput(f"{name}={value}: expected 1 to {_STEP_TOKENS_MAX}")
@@ -47,30 +53,47 @@ class EngineSettings(Spec):
 
 
 class Replica(Spec):
-    """One engine instance: `model` (catalogue key or path to a config.json) on `tp * pp` GPUs of one kind.
+    """One engine instance: `model` (catalogue key or path to a config.json) on `tp * dp * pp` GPUs of one kind.
 
-    `weights` is the precision of the weights and of the matrix products, `kv` that of the KV cache (bf16 or
-    fp8). Names are checked against the catalogues when the replica is used, not here.
+    `dp` ranks of `tp` GPUs each attend their own sequences and share the experts, which `ep` groups divide among
+    themselves, each expert cut over the `tp * dp / ep` GPUs of its group. `weights` is the precision of the weights
+    and of the matrix products, `kv` that of the KV cache (bf16 or fp8). `cap_watts` limits the power of each GPU.
+    `calibration` is what the user's own measurements change in the step law. Names are checked against the catalogues
+    when the replica is used, not here.
 
     Raises:
-        BadInput: tp or pp below 1.
+        BadInput: a degree below 1, an ep that does not divide tp * dp, or no power at all.
     """
 
     model: str
     gpu: str
     tp: int = 1
     pp: int = 1
+    dp: int = 1
+    ep: int = 1
     weights: str = "bf16"
     kv: str = "bf16"
+    cap_watts: float | None = None
     engine: EngineSettings = EngineSettings()
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        if self.tp < 1 or self.pp < 1:
-            raise BadInput(f"tp={self.tp}, pp={self.pp}: both are numbers of GPUs, at least 1")
+        for name in ("tp", "pp", "dp", "ep"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name}={getattr(self, name)}: a number of GPUs or groups, at least 1")
+        if self.tp * self.dp % self.ep:
+            raise BadInput(f"ep={self.ep} does not divide the tp * dp = {self.tp * self.dp} GPUs of a stage")
+        if self.cap_watts is not None and not 0.0 < self.cap_watts < math.inf:
+            raise BadInput(f"cap_watts={self.cap_watts}: expected watts above 0")
 
     @property
     def gpus(self) -> int:
         """GPUs of this replica."""
+        return self.tp * self.dp * self.pp
+
+    @property
+    def rank_gpus(self) -> int:
+        """GPUs of one data-parallel rank: all of them when `dp` is 1."""
         return self.tp * self.pp
 
 
@@ -117,6 +140,12 @@ def _check_layout(replica: Replica, spec: Model, card: Gpu) -> None:
         )
     if replica.pp > spec.layers:
         raise BadInput(f"pp={replica.pp}: {spec.key} has {spec.layers} layers, a stage needs at least one")
+    if replica.dp > 1 and not spec.experts:
+        raise BadInput(
+            f"dp={replica.dp}: {spec.key} has no experts for the ranks to share; use a pool of {replica.dp} replicas"
+        )
+    if replica.ep > max(1, spec.experts):
+        raise BadInput(f"ep={replica.ep}: {spec.key} has {spec.experts} experts, a group needs at least one")
 
 
 def _check_precision(replica: Replica, spec: Model, card: Gpu) -> None:

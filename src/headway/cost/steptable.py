@@ -34,13 +34,21 @@ class StepTable(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     Every ``*_s`` array holds seconds of one pipeline stage (the slowest one; all of the replica when `stages`
     is 1), every ``*_j`` array joules above idle of all the replica's GPUs, for the whole way through the
-    stages. Arrays are float64 and read-only. `linear_*` and `p2p_s` are indexed by the tokens of the step (0
-    to `max_batched_tokens`), `seq_*` by its sequences, `decode_*` by its decoding sequences (0 to
-    `max_seqs`). `linear_s` never decreases; single entries of a published law's `decode_s` may be negative, a
-    whole step is not.
+    stages. `idle_watts` are theirs with an engine loaded and no step in flight, `resident_watts` what comes on top
+    while a step is in flight and none of its operators runs: gaps that no array holds. Arrays are float64 and
+    read-only. `linear_*` and `p2p_s` are indexed by the tokens of the step (0 to `max_batched_tokens`), `seq_*` by its
+    sequences, `decode_*` by its decoding sequences (0 to `max_seqs`). `linear_s` never decreases; single entries
+    of a published law's `decode_s` may be negative, a whole step is not.
 
     A step of a pipeline takes ``stages * step_seconds + (stages - 1) * p2p_s[tokens]`` to come out, and a
     stage is busy for `step_seconds`.
+
+    `prefill_alone`: prompts are computed in steps of their own while decodes wait. `poll_steps`: a busy engine
+    looks for new requests every so many decode steps. `intake_s`: what a request and its answer spend outside the
+    engine (HTTP, tokenizer, detokenizer), put before its arrival. `prompt_step_s`: once for a step with chunks.
+
+    A table is one data-parallel rank's. With `ranks` above 1 all step together: as long as the slowest, and then
+    `shared_s`, indexed by the tokens of all ranks (0 to `ranks * max_batched_tokens`), for the experts they share.
 
     KV: a page holds `block_tokens` tokens of one group of layers. A block of tokens takes one page, and
     `window_group` more while any of its tokens is inside the window of `window` tokens (`window_blocks`
@@ -79,6 +87,15 @@ class StepTable(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     window_blocks: int
     max_context: int
 
+    prefill_alone: bool = False
+    poll_steps: int = 1
+    prompt_step_s: float = 0.0
+    intake_s: float = 0.0
+    resident_watts: float = 0.0
+    ranks: int = 1
+    shared_s: Floats | None = None
+    shared_j: Floats | None = None
+
     provenance: dict[str, Estimate]
 
     def __repr__(self) -> str:
@@ -92,15 +109,18 @@ class StepTable(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
         The step decodes one token of each of `n_decode` sequences, which attend `ctx` tokens in sum
         (`ctx_window` = the sum of each one's context capped by the window), and prefills `chunks` of (cached
-        prefix, new tokens).
+        prefix, new tokens). Of data-parallel ranks all are taken to be equally busy.
         """
         tokens = n_decode + sum(new for _, new in chunks)
         seconds = float(self.linear_s[tokens] + self.seq_s[n_decode + len(chunks)])
+        if self.shared_s is not None:
+            seconds += float(self.shared_s[tokens * self.ranks])
         if n_decode:
             seconds += float(self.decode_s[n_decode])
             seconds += (
                 float(self.decode_ctx_s[n_decode]) * ctx + float(self.decode_window_s[n_decode]) * ctx_window
             )
+        seconds += self.prompt_step_s if chunks else 0.0
         for prefix, new in chunks:
             seconds += self.prefill_base_s + self.prefill_area_s * chunk_area(prefix, new)
             seconds += self.prefill_window_area_s * chunk_area(prefix, new, self.window)
@@ -110,6 +130,8 @@ class StepTable(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """Return the estimated joules above idle of the same step on all the replica's GPUs."""
         tokens = n_decode + sum(new for _, new in chunks)
         joules = float(self.linear_j[tokens] + self.seq_j[n_decode + len(chunks)])
+        if self.shared_j is not None:
+            joules += float(self.shared_j[tokens * self.ranks])
         if n_decode:
             joules += float(self.decode_j[n_decode])
             joules += (

@@ -8,6 +8,7 @@ Start reading in `core.py` (`Engine.step`), then `lane.py`, where a batch is kep
 from headway.engine.core import Engine
 from headway.engine.gaps import Gaps, LogCounts
 from headway.engine.law import StepLaw
+from headway.engine.lockstep import Lockstep
 from headway.engine.sequence import FAILED, FINISHED, REJECTED, UNFINISHED, HashChains, Sequence
 from headway.engine.work import WorkDone
 
@@ -19,6 +20,7 @@ __all__ = [
     "Engine",
     "Gaps",
     "HashChains",
+    "Lockstep",
     "LogCounts",
     "Sequence",
     "StepLaw",

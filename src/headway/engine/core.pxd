@@ -6,7 +6,7 @@ from headway.engine.lane cimport Lane
 from headway.engine.law cimport StepLaw
 from headway.engine.queue cimport WaitingQueue
 from headway.engine.sequence cimport Line, Sequence
-from headway.engine.work cimport WorkDone
+from headway.engine.work cimport BusyTime, WorkDone
 from headway.state.views cimport ReplicaState, Request
 
 
@@ -18,13 +18,19 @@ cdef class Engine(ReplicaState):
     cdef long long max_seqs
     cdef long long window
     cdef long long max_context
+    cdef bint alone
+    cdef long long poll_steps
     cdef bint leaps
     cdef WaitingQueue queue
+    cdef Line inbox
     cdef readonly KvPages kv
+    cdef public list trace
     cdef list lanes
     cdef readonly Gaps gaps
     cdef Sequence partial
     cdef list flight
+    cdef public object group
+    cdef readonly bint single
     cdef double stage_free_s
     cdef double[::1] stage_s
     cdef Line incoming
@@ -33,8 +39,7 @@ cdef class Engine(ReplicaState):
     cdef double next_s
     cdef Line out
     cdef Line starts
-    cdef double busy_since_s
-    cdef readonly double busy_s
+    cdef readonly BusyTime busy
     cdef readonly long long preemptions
     cdef readonly long long queried_tokens
     cdef readonly long long hit_tokens
@@ -45,7 +50,7 @@ cdef class Engine(ReplicaState):
     cdef int land(self, Sequence seq, double now, bint late) except -1
     cdef int let_go(self, Sequence seq, double now) except -1
     cpdef int set_leaps(self, bint leaps) except -1
-    cdef int notice(self, double now, bint late) except -1
+    cdef int notice(self, double now, bint late, long long grid=*) except -1
     cdef int step(self, double now) except -1
     cdef int close(self, Lane lane, double now) except -1
     cdef int close_decodes(self, Lane lane, double now) except -1
@@ -54,7 +59,7 @@ cdef class Engine(ReplicaState):
     cdef bint open(self, Lane lane, double now) except -1
     cdef int open_pipeline(self, double now) except -1
     cdef int plan_leap(self, Lane lane, double now, bint preempted) except -1
-    cdef int start(self, Lane lane, double now) except -1
+    cdef int start(self, Lane lane, long long n, double now) except -1
     cdef double through_stages(self, double now, double stage_s, long long tokens) except? -1
     cdef bint grow(self, Lane lane) except -1
     cdef int preempt(self, Lane lane, Sequence seq, long long tokens) except -1
@@ -63,6 +68,3 @@ cdef class Engine(ReplicaState):
     cdef int admit_incoming(self, double now) except -1
     cdef int chunk(self, Lane lane, Sequence seq, long long prefix, long long tokens) except -1
     cpdef int refresh(self, double now, bint late=*) except -1
-    cpdef double busy_until(self, double now) except? -1
-    cpdef bint check_integrity(self) except -1
-    cpdef bint check_awake(self, double now) except -1

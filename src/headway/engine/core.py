@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import cython
-import numpy as np
 
 from headway.engine.gaps import Gaps
 from headway.engine.kv import KvPages
@@ -19,7 +18,7 @@ from headway.engine.lane import Lane
 from headway.engine.law import StepLaw, buffer
 from headway.engine.queue import WaitingQueue
 from headway.engine.sequence import FINISHED, Line, Sequence
-from headway.engine.work import WorkDone
+from headway.engine.work import BusyTime, WorkDone
 from headway.policies.base import Policy
 from headway.state.views import ReplicaState, Request
 
@@ -35,6 +34,7 @@ class Engine(ReplicaState):
 
     `work` and `gaps` may be shared with other engines: they only count. `out` collects sequences that ended (or, in a
     prefill replica, are ready to be handed over), `starts` those whose KV transfer may begin; the host empties both.
+    Set to a list, `trace` collects `Lane.as_row` of every step. In a `group` all ranks step together (`Lockstep`).
     """
 
     def __init__(
@@ -56,23 +56,28 @@ class Engine(ReplicaState):
         self.max_seqs = settings.max_seqs
         self.window = law.window
         self.max_context = law.max_context
+        self.alone = law.prefill_alone
+        self.poll_steps = law.poll_steps if law.stages == 1 else 1
         self.leaps = True
+        self.trace: Any = None
         self.queue = WaitingQueue(order)
+        self.inbox = Line()
         self.kv = KvPages(law, unit_tokens if settings.prefix_cache else 0)
         self.lanes = [Lane(law.block_tokens, law.window, law.window_group) for _ in range(law.stages)]
         self.gaps = gaps
         self.partial: Any = None
         self.flight: list[Lane] = []
+        self.group: Any = None
+        self.single = law.stages > 1
         self.stage_free_s = 0.0
-        self.stage_s = buffer(np.zeros(law.stages))
+        self.stage_s = buffer([0.0] * law.stages)
         self.incoming = Line()
         self.landed: list[Sequence] = []
         self.serial = 0
         self.next_s = NEVER
         self.out = Line()
         self.starts = Line()
-        self.busy_since_s = -1.0
-        self.busy_s = 0.0
+        self.busy = BusyTime()
         self.preemptions = self.queried_tokens = self.hit_tokens = 0
 
     # --- what the host tells the engine -------------------------------------------------------------------------
@@ -84,9 +89,14 @@ class Engine(ReplicaState):
 
     def enqueue(self, seq: Sequence, now: cython.double, late: cython.bint) -> cython.int:
         """A request arrives; its prompt is to be computed here."""
-        self.queue.push(seq)
         self.waiting += 1
         self.waiting_tokens += seq.target
+        if self.poll_steps > 1:
+            self.inbox.append(seq)
+            if self.inbox.size == 1:
+                self.notice(now, late, self.poll_steps)
+            return 0
+        self.queue.push(seq)
         if self.running < self.max_seqs and (self.waiting == 1 or self.queue.ordered):
             self.notice(now, late)
         return 0
@@ -112,14 +122,20 @@ class Engine(ReplicaState):
             self.notice(now, False)
         return 0
 
-    def notice(self, now: cython.double, late: cython.bint) -> cython.int:
-        """Look at the news at the next step boundary: now if idle, if `late` (see `Cluster.late`) after `now`."""
+    def notice(self, now: cython.double, late: cython.bint, grid: cython.longlong = 1) -> cython.int:
+        """Look at the news at the next step boundary on the grid: now if idle, after `now` if `late` (`Cluster`)."""
+        steps: cython.longlong
         lane: Lane = self.lanes[0]
-        if self.law.stages == 1:
+        if self.group is not None:
+            self.group.notice(now)
+        elif self.law.stages == 1:
             if not lane.busy:
                 self.next_s = now
             elif lane.chunk_count == 0 and lane.planned > lane.done + 1:
-                lane.planned = lane.steps_by(now, late, lane.planned)
+                steps = lane.steps_by(now, late, lane.planned)
+                if grid > 1:
+                    steps += (grid - (lane.step + steps - lane.done) % grid) % grid
+                lane.planned = min(lane.planned, steps)
                 self.next_s = lane.end_s = lane.after(lane.planned)
         elif len(self.flight) < len(self.lanes):
             self.next_s = min(self.next_s, max(now, self.stage_free_s))
@@ -136,6 +152,9 @@ class Engine(ReplicaState):
         """Close what ends now and open what can start."""
         lane: Lane = self.lanes[0]
         busy: cython.bint
+        if self.group is not None:
+            self.group.step(now)
+            return 0
         if self.law.stages == 1:
             if lane.busy and lane.end_s <= now:
                 self.close(lane, now)
@@ -152,19 +171,24 @@ class Engine(ReplicaState):
                 self.close(lane, now)
             self.open_pipeline(now)
             busy = len(self.flight) > 0
-        if busy and self.busy_since_s < 0.0:
-            self.busy_since_s = now
-        elif not busy and self.busy_since_s >= 0.0:
-            self.busy_s += now - self.busy_since_s
-            self.busy_since_s = -1.0
+        self.busy.note(busy, now)
         return 0
 
     def close(self, lane: Lane, now: cython.double) -> cython.int:
         """Apply the step, or the leap of steps, that this lane has finished."""
         seq: Sequence
+        alone: cython.bint = self.alone and lane.chunk_count > 0
         lane.busy = False
-        self.close_decodes(lane, now)
-        lane.last_end_s = now
+        if self.trace is not None:
+            self.trace.append(lane.as_row(alone, self.single, self.waiting))
+        if alone:
+            self.work.count(lane, 0, 1)
+            lane.stalled = lane.n > 0
+        else:
+            self.close_decodes(lane, now)
+        if not lane.stalled:
+            lane.last_end_s = now
+        lane.polls = lane.chunk_count > 0
         while lane.finish.size > 0 and lane.finish.keys[0] == lane.step:
             seq = lane.finish.pop()
             lane.leave(seq)
@@ -179,7 +203,7 @@ class Engine(ReplicaState):
     def close_decodes(self, lane: Lane, now: cython.double) -> cython.int:
         """Give each decoding sequence its tokens and count the gaps between them."""
         seq: Sequence
-        single: cython.bint = lane.chunk_count > 0 or self.law.stages > 1 or len(lane.fresh) > 0
+        single: cython.bint = self.single or lane.chunk_count > 0 or lane.stalled or len(lane.fresh) > 0
         steps: cython.longlong = 1 if single else lane.planned - lane.done
         if steps > 1:
             self.kv.take(lane.demand(lane.step + 1, steps - 1))
@@ -192,8 +216,9 @@ class Engine(ReplicaState):
                     self.gaps.add(now - seq.last_s, 1)
             if lane.fresh:
                 lane.fresh = []
-        self.work.count(lane, steps)
+        self.work.count(lane, lane.n, steps)
         lane.advance(steps)
+        lane.stalled = False
         return 0
 
     def token(self, lane: Lane, seq: Sequence, now: cython.double) -> cython.int:
@@ -211,6 +236,8 @@ class Engine(ReplicaState):
             self.out.append(seq)
         else:
             lane.join(seq)
+            if lane.stalled:
+                lane.fresh.append(seq)
         return 0
 
     def end(self, seq: Sequence, now: cython.double) -> cython.int:
@@ -227,7 +254,8 @@ class Engine(ReplicaState):
     def open(self, lane: Lane, now: cython.double) -> cython.bint:
         """Compose this lane's next step: its own sequences first, then the prompt under way, then who waits.
 
-        True when somebody was preempted; then nobody is admitted in this step.
+        Where prompts are computed alone, sequences decode only when no prompt can be. True when somebody was
+        preempted; then nobody is admitted in this step.
         """
         seq: Sequence
         for seq in self.landed:
@@ -237,13 +265,20 @@ class Engine(ReplicaState):
             self.landed = []
         if self.incoming.size > 0:
             self.admit_incoming(now)
-        preempted: cython.bint = self.grow(lane)
+        if self.inbox.size > 0 and (lane.n == 0 or lane.polls or lane.step % self.poll_steps == 0):
+            while self.inbox.size > 0:
+                self.queue.push(self.inbox.take())
+        preempted: cython.bint = False if self.alone else self.grow(lane)
         if self.partial is not None:
             preempted = self.continue_partial(lane) or preempted
         if self.queue.size > 0 and not preempted:
             self.admit_waiting(lane, now)
-        if lane.chunk_count > 0 or self.law.stages > 1:
-            self.start(lane, now)
+        if self.alone and lane.chunk_count == 0:
+            preempted = self.grow(lane) or preempted
+        if self.group is not None:
+            lane.busy = lane.n > 0 or lane.chunk_count > 0
+        elif lane.chunk_count > 0 or self.law.stages > 1:
+            self.start(lane, 0 if self.alone and lane.chunk_count > 0 else lane.n, now)
         elif lane.n > 0:
             self.plan_leap(lane, now, preempted)
         return preempted
@@ -287,7 +322,9 @@ class Engine(ReplicaState):
         steps: cython.longlong = lane.finish.keys[0] - lane.step
         if lane.cross.size > 0:
             steps = min(steps, lane.cross.keys[0] - lane.step)
-        if not self.leaps or lane.fresh or (self.queue.size > 0 and (preempted or self.queue.rekeys)):
+        if self.inbox.size > 0:
+            steps = min(steps, self.poll_steps - lane.step % self.poll_steps)
+        if not self.leaps or lane.stalled or lane.fresh or (self.queue.size > 0 and (preempted or self.queue.rekeys)):
             steps = 1
         if steps > 1:
             steps = 1 + lane.affordable(steps - 1, self.kv.total - self.kv.used)
@@ -296,13 +333,13 @@ class Engine(ReplicaState):
         lane.busy = True
         return 0
 
-    def start(self, lane: Lane, now: cython.double) -> cython.int:
-        """Run one step of this lane, prefill chunks and all."""
-        tokens: cython.longlong = lane.n + lane.chunk_tokens
+    def start(self, lane: Lane, n: cython.longlong, now: cython.double) -> cython.int:
+        """Run one step of this lane, prefill chunks and all; n of its sequences decode: all, or none."""
+        tokens: cython.longlong = n + lane.chunk_tokens
         if tokens == 0:
             return 0
         seconds: cython.double = lane.chunk_s + self.law.mixed_s(
-            lane.n, lane.ctx, lane.ctx_window, tokens, lane.n + lane.chunk_count
+            n, lane.ctx, lane.ctx_window, tokens, n + lane.chunk_count
         )
         if self.law.stages == 1:
             lane.end_s = now + seconds
@@ -367,7 +404,7 @@ class Engine(ReplicaState):
     def continue_partial(self, lane: Lane) -> cython.bint:
         """Schedule the next chunk of the prompt under way; without pages it is preempted, and True returned."""
         seq: Sequence = self.partial
-        tokens: cython.longlong = min(seq.target - seq.computed, self.max_tokens - lane.n)
+        tokens: cython.longlong = min(seq.target - seq.computed, self.max_tokens - (0 if self.alone else lane.n))
         if tokens <= 0:
             return False
         if self.kv.price(seq, seq.computed + tokens) > self.kv.total - self.kv.used:
@@ -386,7 +423,7 @@ class Engine(ReplicaState):
         seq: Sequence
         hit: cython.longlong
         tokens: cython.longlong
-        budget: cython.longlong = self.max_tokens - lane.n - lane.chunk_tokens
+        budget: cython.longlong = self.max_tokens - (0 if self.alone else lane.n) - lane.chunk_tokens
         while self.queue.size > 0 and budget > 0 and self.running < self.max_seqs:
             seq = self.queue.peek(now)
             hit = self.kv.hit(seq)
@@ -429,15 +466,13 @@ class Engine(ReplicaState):
 
     def chunk(self, lane: Lane, seq: Sequence, prefix: cython.longlong, tokens: cython.longlong) -> cython.int:
         """Put `tokens` prompt tokens behind `prefix` into this lane's step."""
-        lane.chunk_s += self.law.chunk_s(prefix, tokens, self.window)
-        lane.chunk_tokens += tokens
-        lane.chunk_count += 1
-        self.work.count_chunk(prefix, tokens, self.window)
+        lane.add_chunk(self.law, prefix, tokens)
         if seq.most > prefix:
             seq.recomputed += min(seq.most, prefix + tokens) - prefix
         seq.computed = prefix + tokens
         if seq.computed == seq.target:
             lane.chunks.append(seq)
+            lane.chunk_context += seq.target
             self.partial = None
         else:
             self.partial = seq
@@ -456,40 +491,10 @@ class Engine(ReplicaState):
         self.kv_used_blocks = self.kv.used
         self.context_tokens = 0 if self.partial is None else self.partial.computed
         for lane in self.lanes:
-            self.context_tokens += lane.ctx - lane.n
+            self.context_tokens += lane.ctx - lane.n + lane.chunk_context
             if lane.busy and lane.chunk_count == 0 and self.law.stages == 1 and lane.planned > lane.done + 1:
                 steps = lane.steps_by(now, late, lane.planned) - 1 - lane.done
                 self.context_tokens += steps * lane.n
                 self.kv_used_blocks += lane.demand(lane.step + 1, steps)
         self.kv.evict_down_to(self.kv_used_blocks)
         return 0
-
-    def busy_until(self, now: cython.double) -> cython.double:
-        """Seconds with a step in flight, from the start to `now`."""
-        return self.busy_s + (now - self.busy_since_s if self.busy_since_s >= 0.0 else 0.0)
-
-    def check_integrity(self) -> cython.bint:
-        """Check the sums against what they stand for; raises AssertionError naming what is broken."""
-        lane: Lane
-        for lane in self.lanes:
-            assert lane.n == lane.finish.size, f"{lane.n} decode, {lane.finish.size} have an end"
-            assert lane.n == np.asarray(lane.due).sum(), "block demand lost a sequence"
-            assert lane.n_window == np.asarray(lane.due_window).sum(), "window demand lost a sequence"
-        return self.kv.check_integrity()
-
-    def check_awake(self, now: cython.double) -> cython.bint:
-        """Check, when all that happens at `now` has happened, that no lane idles over what it could start."""
-        lane: Lane
-        seq: Sequence
-        free: cython.longlong = self.kv.total - self.kv.used
-        idle: list[Lane] = [lane for lane in self.lanes if not lane.busy]
-        if not idle or self.stage_free_s > now or self.next_s <= now:
-            return True
-        for lane in idle:
-            assert lane.n == 0 and self.partial is None and not self.landed, "a lane idles over its own requests"
-        if self.queue.size > 0 and self.running < self.max_seqs:
-            seq = self.queue.peek(now)
-            assert self.kv.entry_price(seq, self.kv.hit(seq)) > free, f"a lane idles, and request {seq.id} could start"
-        elif self.incoming.size > 0 and self.running < self.max_seqs:
-            assert self.kv.pages(self.incoming.first().target) > free, "a lane idles, and KV could be fetched"
-        return True

@@ -102,6 +102,8 @@ class KvPages:
     def evict_down_to(self, used: cython.longlong) -> cython.int:
         """Evict idle units until `used` pages have room beside them."""
         while used + self.cache.idle * self.unit_pages > self.total:
+            if self.cache.idle == 0:
+                raise RuntimeError(f"{used} KV pages in use of {self.total}: a bug, please report it")
             self.cache.evict()
         return 0
 

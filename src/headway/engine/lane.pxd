@@ -23,6 +23,11 @@ cdef class Lane:
     cdef double chunk_s
     cdef long long chunk_tokens
     cdef long long chunk_count
+    cdef long long chunk_context
+    cdef long long chunk_area
+    cdef long long chunk_window_area
+    cdef bint stalled
+    cdef bint polls
     cdef list fresh
     cdef bint busy
     cdef double end_s
@@ -37,6 +42,8 @@ cdef class Lane:
     cdef long long done
     cdef long long planned
     cdef int clear_chunks(self) except -1
+    cdef int add_chunk(self, StepLaw law, long long prefix, long long tokens) except -1
+    cdef tuple as_row(self, bint alone, bint single, long long waiting)
     cdef int join(self, Sequence seq) except -1
     cdef int leave(self, Sequence seq) except -1
     cdef int withdraw(self, Sequence seq) except -1

@@ -18,7 +18,7 @@ import numpy as np
 from cython.cimports.libc.math import nextafter, sqrt
 
 from headway.engine.gaps import Gaps
-from headway.engine.law import StepLaw, buffer
+from headway.engine.law import StepLaw, buffer, window_area
 from headway.engine.sequence import Line, Sequence, StepHeap
 
 FOREVER = cython.declare(cython.double, float("inf"))
@@ -28,6 +28,8 @@ class Lane:
     """One batch of decoding sequences and the step it has under way.
 
     `ctx` is the sum of the tokens that the next step's attention reads (each sequence's own new token included).
+    `stalled`: its sequences waited while prompts were computed alone, since `last_end_s`. `polls`: the last step held
+    a prompt.
     """
 
     def __init__(self, block_tokens: cython.longlong, window: cython.longlong, window_group: cython.longlong) -> None:
@@ -46,6 +48,7 @@ class Lane:
         self.fresh: list[Sequence] = []
         self.chunks = Line()
         self.clear_chunks()
+        self.stalled = self.polls = False
         self.busy = False
         self.end_s = 0.0
         self.last_end_s = 0.0
@@ -62,7 +65,30 @@ class Lane:
         self.chunk_s = 0.0
         self.chunk_tokens = 0
         self.chunk_count = 0
+        self.chunk_context = 0
+        self.chunk_area = 0
+        self.chunk_window_area = 0
         return 0
+
+    def add_chunk(self, law: StepLaw, prefix: cython.longlong, tokens: cython.longlong) -> cython.int:
+        """Put `tokens` prompt tokens behind `prefix` into the next step."""
+        area: cython.longlong = tokens * prefix + tokens * (tokens + 1) // 2
+        windowed: cython.longlong = window_area(prefix, tokens, self.window) if self.window > 0 else 0
+        if self.chunk_count == 0:
+            self.chunk_s = law.prompt_step_s
+        self.chunk_s += law.chunk_s(area, windowed)
+        self.chunk_tokens += tokens
+        self.chunk_count += 1
+        self.chunk_area += area
+        self.chunk_window_area += windowed
+        return 0
+
+    def as_row(self, alone: cython.bint, single: cython.bint, waiting: cython.longlong) -> tuple[int, ...]:
+        """The step or leap that ends now: steps, decodes, what the first one reads, prompts, who waits, who stays."""
+        n: cython.longlong = 0 if alone else self.n
+        steps: cython.longlong = 1 if self.chunk_count > 0 or single else self.planned - self.done
+        prompts = (self.chunk_tokens, self.chunk_count, self.chunk_area, self.chunk_window_area)
+        return (steps, n, self.ctx, self.ctx_window, self.n_window, *prompts, waiting, self.n)
 
     def join(self, seq: Sequence) -> cython.int:
         """Let a sequence decode from the next step on; its KV holds `target` tokens."""

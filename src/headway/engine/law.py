@@ -4,8 +4,10 @@ A step with n decoding sequences, whose attention reads `ctx` tokens in all, and
 
     linear_s[tokens] + seq_s[sequences] + decode_s[n] + decode_ctx_s[n] * ctx + decode_window_s[n] * ctx_window
     + sum over chunks (prefill_base_s + prefill_area_s * area + prefill_window_area_s * window_area)
+    + prompt_step_s, if there are chunks
 
-where area is the sum over the chunk's tokens of the context each attends to, itself included.
+where area is the sum over the chunk's tokens of the context each attends to, itself included. Data-parallel ranks wait
+for the slowest of them and then for what they share: shared_s[tokens of all ranks].
 """
 
 from __future__ import annotations
@@ -47,24 +49,27 @@ class StepLaw:
         self.prefill_base_s = table.prefill_base_s
         self.prefill_area_s = table.prefill_area_s
         self.prefill_window_area_s = table.prefill_window_area_s
+        self.prompt_step_s = table.prompt_step_s
+        self.shared_s = buffer(np.zeros(1) if table.shared_s is None else table.shared_s)
         self.stages = table.stages
         self.kv_blocks = table.kv_blocks
         self.block_tokens = table.block_tokens
         self.window = table.window
         self.window_group = table.window_group
         self.max_context = table.max_context
+        self.prefill_alone = table.prefill_alone
+        self.poll_steps = table.poll_steps
 
     def decode_base(self, n: cython.longlong) -> cython.double:
         """Seconds of a step with n decoding sequences and nothing else, but for what its context costs."""
         seconds: cython.double = self.linear_s[n] + self.seq_s[n] + self.decode_s[n]
         return seconds
 
-    def chunk_s(self, prefix: cython.longlong, tokens: cython.longlong, window: cython.longlong) -> cython.double:
-        """Attention seconds of a prefill chunk of `tokens` behind `prefix` tokens."""
-        area: cython.longlong = tokens * prefix + tokens * (tokens + 1) // 2
+    def chunk_s(self, area: cython.longlong, windowed: cython.longlong) -> cython.double:
+        """Attention seconds of a prefill chunk that attends `area` tokens in all, `windowed` of them in a window."""
         seconds: cython.double = self.prefill_base_s + self.prefill_area_s * area
-        if window > 0:
-            seconds += self.prefill_window_area_s * window_area(prefix, tokens, window)
+        if self.window > 0:
+            seconds += self.prefill_window_area_s * windowed
         return seconds
 
     def mixed_s(

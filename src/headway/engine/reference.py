@@ -62,6 +62,9 @@ class Batch:
     end_s: float = 0.0
     last_end_s: float = 0.0
     busy: bool = False
+    step: int = 0
+    stalled: bool = False
+    polls: bool = False
 
 
 class ReferenceEngine:
@@ -78,6 +81,8 @@ class ReferenceEngine:
         self.lanes = [Batch() for _ in range(table.stages)]
         self.stage_free_s = [0.0] * table.stages
         self.waiting: list[Row] = []
+        self.inbox: list[Row] = []
+        self.poll_steps = table.poll_steps if table.stages == 1 else 1
         self.partial: Row | None = None
         self.serial = self.place = 0
         self.anchor: tuple[frozenset[int], float, int, int, int] | None = None
@@ -87,7 +92,7 @@ class ReferenceEngine:
     def run(self, rows: list[Row]) -> list[Row]:
         """Serve all rows to their end."""
         coming = list(rows)
-        while coming or any(lane.busy for lane in self.lanes) or self.waiting:
+        while coming or any(lane.busy for lane in self.lanes) or self.waiting or self.inbox:
             ends = [lane.end_s for lane in self.lanes if lane.busy]
             times = ends + [row.arrival_s for row in coming[:1]]
             if self.table.stages > 1 and not all(lane.busy for lane in self.lanes) and ends:
@@ -122,17 +127,21 @@ class ReferenceEngine:
         row.target = row.prompt
         self.place += 1
         row.place = self.place
-        self.waiting.append(row)
+        (self.inbox if self.poll_steps > 1 else self.waiting).append(row)
 
     # --- a step -------------------------------------------------------------------------------------------------
 
     def close(self, lane: Batch) -> None:
         """Everybody in the step gets a token; who has all of them leaves."""
+        alone = self.table.prefill_alone and bool(lane.chunks)
+        stalled = lane.stalled
         lane.busy = False
         self.steps += 1
-        for row in sorted(lane.decoding, key=lambda row: row.serial):
+        lane.step += not alone
+        lane.stalled = alone and bool(lane.decoding)
+        for row in sorted(() if alone else lane.decoding, key=lambda row: row.serial):
             row.tokens += 1
-            self.token(row, lane)
+            self.token(row, None if stalled else lane)
             if row.generated == row.output:
                 lane.decoding.remove(row)
                 self.finish(row)
@@ -142,13 +151,16 @@ class ReferenceEngine:
                 self.finish(row)
             else:
                 lane.decoding.append(row)
-        lane.completing, lane.chunks, lane.last_end_s = [], [], self.now
+        lane.polls = bool(lane.chunks)
+        lane.completing, lane.chunks = [], []
+        if not lane.stalled:
+            lane.last_end_s = self.now
 
     def token(self, row: Row, lane: Batch | None) -> None:
         """Note one token of a row; in a step of decodes only, the gap is the step's own duration."""
         if row.generated == 0:
             row.first_s = self.now
-        elif lane is not None and not lane.chunks and self.table.stages == 1:
+        elif lane is not None and not lane.chunks and self.table.stages == self.table.ranks == 1:
             self.gaps.append(self.step_s)
         else:
             self.gaps.append(self.now - row.last_s)
@@ -162,8 +174,12 @@ class ReferenceEngine:
 
     def open(self, lane: Batch) -> bool:
         """Compose the next step of a lane and work out when it ends; True when somebody was preempted."""
-        preempted = self.grow(lane)
-        budget = self.settings.max_batched_tokens - len(lane.decoding)
+        alone = self.table.prefill_alone
+        if not lane.decoding or lane.polls or lane.step % self.poll_steps == 0:
+            self.waiting += self.inbox
+            self.inbox = []
+        preempted = False if alone else self.grow(lane)
+        budget = self.settings.max_batched_tokens - (0 if alone else len(lane.decoding))
         if self.partial is not None and budget > 0:
             row = self.partial
             tokens = min(row.target - row.tokens, budget)
@@ -183,6 +199,8 @@ class ReferenceEngine:
             self.admit(row, hit)
             budget -= self.chunk(lane, row, hit, tokens)
             running += 1
+        if alone and not lane.chunks:
+            preempted = self.grow(lane) or preempted
         if lane.decoding or lane.chunks:
             lane.busy = True
             self.time(lane)
@@ -190,8 +208,9 @@ class ReferenceEngine:
 
     def time(self, lane: Batch) -> None:
         """When this lane's step ends."""
-        n = len(lane.decoding)
-        reads = [row.tokens + 1 for row in lane.decoding]
+        decoding = [] if self.table.prefill_alone and lane.chunks else lane.decoding
+        n = len(decoding)
+        reads = [row.tokens + 1 for row in decoding]
         ctx, ctx_window = sum(reads), sum(min(r, self.window) for r in reads)
         if lane.chunks or self.table.stages > 1:
             self.anchor = None
@@ -224,7 +243,7 @@ class ReferenceEngine:
     def seconds(self, n: int, ctx: int, ctx_window: int, chunks: list[tuple[int, int]]) -> float:
         """Seconds of a mixed step, the chunks first: the order of the sum is part of the specification."""
         t = self.table
-        chunk_s = 0.0
+        chunk_s = t.prompt_step_s if chunks else 0.0
         for prefix, tokens in chunks:
             area = tokens * prefix + tokens * (tokens + 1) // 2
             attention_s = t.prefill_base_s + t.prefill_area_s * area
@@ -377,6 +396,55 @@ class ReferenceEngine:
             if unit.users == 0:
                 self.idle[name] = unit
         row.own, row.units = [], []
+
+
+class ReferenceRank(ReferenceEngine):
+    """One data-parallel rank: it says how long its own part of a step takes, and `ReferenceRanks` when that ends."""
+
+    own_s = 0.0
+
+    def time(self, lane: Batch) -> None:
+        """Seconds of this rank's own part."""
+        alone = self.table.prefill_alone and bool(lane.chunks)
+        reads = [] if alone else [row.tokens + 1 for row in lane.decoding]
+        window = sum(min(r, self.window) for r in reads)
+        self.own_s = self.seconds(len(reads), sum(reads), window, lane.chunks)
+        self.step_tokens = len(reads) + sum(tokens for _, tokens in lane.chunks)
+
+    step_tokens: int = 0
+
+
+class ReferenceRanks:
+    """Ranks that step together: each step is as long as the slowest rank's part and the part they share."""
+
+    def __init__(self, table: StepTable, settings: EngineSettings, unit_tokens: int, order: Policy | None) -> None:
+        self.ranks = [ReferenceRank(table, settings, unit_tokens, order) for _ in range(table.ranks)]
+        self.shared_s = table.shared_s
+
+    def run(self, rows: list[Row]) -> list[Row]:
+        """Serve all rows to their end, each rank every so manieth of them."""
+        assert self.shared_s is not None
+        coming, end_s = list(enumerate(rows)), float("inf")
+        while coming or end_s < float("inf"):
+            now = min(end_s, coming[0][1].arrival_s if coming else end_s)
+            while coming and coming[0][1].arrival_s == now:
+                i, row = coming.pop(0)
+                self.ranks[i % len(self.ranks)].arrive(row)
+            if now < end_s < float("inf"):
+                continue
+            lanes = [(rank, rank.lanes[0]) for rank in self.ranks]
+            for rank, lane in lanes:
+                rank.now = now
+                if lane.busy:
+                    rank.close(lane)
+            for rank, lane in lanes:
+                if rank.open(lane) and not lane.busy:
+                    rank.open(lane)
+            busy = [rank for rank, lane in lanes if lane.busy]
+            tokens = sum(rank.step_tokens for rank in busy)
+            longest_s = max((rank.own_s for rank in busy), default=0.0)
+            end_s = now + (longest_s + float(self.shared_s[tokens])) if busy else float("inf")
+        return rows
 
 
 class ViewOf:

@@ -15,5 +15,12 @@ cdef class WorkDone:
     cdef long long[::1] steps_by_decodes
     cdef long long[::1] ctx_by_decodes
     cdef long long[::1] window_by_decodes
-    cdef int count(self, Lane lane, long long steps) except -1
-    cdef int count_chunk(self, long long prefix, long long tokens, long long window) except -1
+    cdef int count(self, Lane lane, long long n, long long steps) except -1
+
+
+@cython.final
+cdef class BusyTime:
+    cdef double since_s
+    cdef double total_s
+    cdef int note(self, bint busy, double now) except -1
+    cpdef double until(self, double now) except? -1

@@ -8,7 +8,6 @@ import cython
 import numpy as np
 
 from headway.engine.lane import Lane
-from headway.engine.law import window_area
 
 
 class WorkDone:
@@ -27,9 +26,8 @@ class WorkDone:
         self.ctx_by_decodes = np.zeros(max_seqs + 1, dtype=np.int64)
         self.window_by_decodes = np.zeros(max_seqs + 1, dtype=np.int64)
 
-    def count(self, lane: Lane, steps: cython.longlong) -> cython.int:
-        """Count `steps` steps of a lane that is about to make them."""
-        n: cython.longlong = lane.n
+    def count(self, lane: Lane, n: cython.longlong, steps: cython.longlong) -> cython.int:
+        """Count `steps` steps, with n decoding sequences, of a lane that is about to make them: all it has, or 0."""
         tokens: cython.longlong = n + lane.chunk_tokens
         pairs: cython.longlong = steps * (steps - 1) // 2
         self.steps += steps
@@ -37,16 +35,12 @@ class WorkDone:
         self.prefill_by_tokens[tokens] += lane.chunk_tokens
         self.steps_by_seqs[n + lane.chunk_count] += steps
         self.steps_by_decodes[n] += steps
-        self.ctx_by_decodes[n] += steps * lane.ctx + n * pairs
-        self.window_by_decodes[n] += steps * lane.ctx_window + lane.n_window * pairs
-        return 0
-
-    def count_chunk(self, prefix: cython.longlong, tokens: cython.longlong, window: cython.longlong) -> cython.int:
-        """Count a prefill chunk of `tokens` behind `prefix`."""
-        self.chunks += 1
-        self.area += tokens * prefix + tokens * (tokens + 1) // 2
-        if window > 0:
-            self.window_area += window_area(prefix, tokens, window)
+        self.chunks += lane.chunk_count
+        self.area += lane.chunk_area
+        self.window_area += lane.chunk_window_area
+        if n > 0:
+            self.ctx_by_decodes[n] += steps * lane.ctx + n * pairs
+            self.window_by_decodes[n] += steps * lane.ctx_window + lane.n_window * pairs
         return 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,3 +57,24 @@ class WorkDone:
             "ctx_by_decodes": np.array(self.ctx_by_decodes),
             "window_by_decodes": np.array(self.window_by_decodes),
         }
+
+
+class BusyTime:
+    """Seconds with a step in flight."""
+
+    def __init__(self) -> None:
+        self.since_s = -1.0
+        self.total_s = 0.0
+
+    def note(self, busy: cython.bint, now: cython.double) -> cython.int:
+        """Note whether a step is in flight from `now` on."""
+        if busy and self.since_s < 0.0:
+            self.since_s = now
+        elif not busy and self.since_s >= 0.0:
+            self.total_s += now - self.since_s
+            self.since_s = -1.0
+        return 0
+
+    def until(self, now: cython.double) -> cython.double:
+        """Seconds so far."""
+        return self.total_s + (now - self.since_s if self.since_s >= 0.0 else 0.0)

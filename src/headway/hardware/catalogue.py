@@ -1,4 +1,4 @@
-"""The catalogue: reads the data files once, looks up GPUs by name, builds nodes."""
+"""The catalogue: reads a data file once, looks up GPUs by name, builds nodes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ def gpu(key: str) -> Gpu:
     Raises:
         UnknownName: naming the nearest.
     """
-    catalogue = _catalogue()
-    if key not in catalogue:
-        raise UnknownName("GPU", key, catalogue)
-    return catalogue[key]
+    # An entry begins with its name on a line of its own, so that one GPU costs the reading of one file.
+    for path in _paths():
+        if f"\n  {key}:\n" in _text(path) and key in _cards(path):
+            return _cards(path)[key]
+    raise UnknownName("GPU", key, gpu_keys())
 
 
 def gpu_keys() -> list[str]:
     """Return the names of all GPUs, sorted."""
-    return sorted(_catalogue())
+    return sorted(key for path in _paths() for key in _cards(path))
 
 
 @cache
@@ -102,12 +103,19 @@ class _File(Spec, frozen=True, kw_only=True):
 
 
 @cache
-def _catalogue() -> dict[str, Gpu]:
-    catalogue: dict[str, Gpu] = {}
-    for path in sorted(_DATA.glob("*.yaml")):
-        file = from_mapping(_File, read_yaml(path), path.name)
-        catalogue |= {key: _gpu(key, entry, file.sources) for key, entry in file.gpus.items()}
-    return catalogue
+def _paths() -> tuple[Path, ...]:
+    return tuple(sorted(_DATA.glob("*.yaml")))
+
+
+@cache
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
+def _cards(path: Path) -> dict[str, Gpu]:
+    file = from_mapping(_File, read_yaml(path), path.name)
+    return {key: _gpu(key, entry, file.sources) for key, entry in file.gpus.items()}
 
 
 def _gpu(key: str, entry: _Entry, documents: dict[str, Source]) -> Gpu:

@@ -77,7 +77,7 @@ class Gpu(Spec, frozen=True, kw_only=True):
 class Link(Spec, frozen=True, kw_only=True):
     """One GPU's way to its peers: bandwidth in one direction and the fixed time of a small exchange."""
 
-    name: str
+    name: str = ""
     bytes_per_s: float
     latency_s: float
 

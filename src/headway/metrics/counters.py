@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,7 @@ class Counters:
     idle_watts: float = 0.0  # per GPU; the mean where pools differ
     prefill_joules: float = 0.0  # above idle
     decode_joules: float = 0.0  # above idle
+    energy_kind: Literal["estimated", "fitted", "measured"] = "estimated"
     duration_s: float = 0.0  # start to last event
 
     itl: Histogram = field(default_factory=Histogram)  # every gap that ends after the first measured arrival

@@ -15,9 +15,9 @@ from headway.metrics.attainment import SloOutcome, attained, count_by_class, jud
 from headway.metrics.histogram import Histogram
 from headway.metrics.records import Records
 from headway.metrics.slo import Slo, Slos
-from headway.specs import Spec, from_mapping, to_mapping
+from headway.specs import Spec, from_json, json_text, to_mapping
 
-__all__ = ["Latency", "Result"]
+__all__ = ["Latency", "Result", "Uncertainty"]
 
 SCHEMA = "headway.result/1"
 PERCENTS = (50.0, 90.0, 95.0, 99.0)
@@ -99,7 +99,10 @@ class ReplicaLoad(Spec, frozen=True, kw_only=True):
 
 
 class Energy(Spec, frozen=True, kw_only=True):
-    """Energy of all GPUs over the whole run; joules = idle + prefill + decode."""
+    """Energy of all GPUs over the whole run; joules = idle + prefill + decode.
+
+    Of a simulation it is "fitted" where every GPU's power law was fitted on watts of that GPU, else "estimated".
+    """
 
     joules: float
     idle_joules: float
@@ -107,16 +110,17 @@ class Energy(Spec, frozen=True, kw_only=True):
     decode_joules: float
     joules_per_output_token: float | None
     mean_watts: float | None
-    kind: Literal["estimated", "measured"]
+    kind: Literal["estimated", "fitted", "measured"]
 
 
 class Carbon(Spec, frozen=True, kw_only=True):
-    """Grams of CO2 of that energy, with the site's overhead."""
+    """Grams of CO2 of that energy, with the site's overhead; apart from them those of making the GPUs."""
 
     grams: float
     grams_per_million_output_tokens: float | None
     g_per_kwh: float
     pue: float
+    embodied_grams: float | None = None
 
 
 class Cost(Spec, frozen=True, kw_only=True):
@@ -125,6 +129,28 @@ class Cost(Spec, frozen=True, kw_only=True):
     usd: float | None
     usd_per_hour: float | None
     usd_per_million_output_tokens: float | None
+
+
+class Uncertainty(Spec, frozen=True, kw_only=True):
+    """The cost model's own error: what a predicted mean or median is multiplied by for the ends of its interval.
+
+    `level` is the evidence the step times rest on, `coverage` the share of measurements that such intervals held.
+    The error is common to the whole run; the noise of its random numbers is not in it.
+    """
+
+    level: str
+    coverage: float
+    ttft: tuple[float, float]
+    tpot: tuple[float, float]
+    e2e: tuple[float, float]
+    output_throughput: tuple[float, float]
+    energy_per_token: tuple[float, float]
+    power: tuple[float, float]
+
+    def around(self, metric: str, value: float) -> tuple[float, float]:
+        """Return the ends of the interval of a predicted value; `metric` names a field."""
+        low, high = getattr(self, metric)
+        return value * low, value * high
 
 
 class Result(Spec, frozen=True, kw_only=True):
@@ -151,6 +177,7 @@ class Result(Spec, frozen=True, kw_only=True):
     energy: Energy
     carbon: Carbon
     cost: Cost
+    uncertainty: Uncertainty | None = None
     provenance: dict[str, Any] = msgspec.field(default_factory=dict)
     records: Records | None = None
 
@@ -184,7 +211,7 @@ class Result(Spec, frozen=True, kw_only=True):
 
     def to_json(self, indent: int = 2) -> str:
         """Return the schema headway.result/1 as JSON text; equal results give equal bytes."""
-        return msgspec.json.format(msgspec.json.encode(self.to_mapping()), indent=indent).decode()
+        return json_text(self.to_mapping(), indent)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "result") -> Result:
@@ -193,11 +220,4 @@ class Result(Spec, frozen=True, kw_only=True):
         Raises:
             BadInput: not JSON, another schema, or a field that is missing, unknown or of a wrong type.
         """
-        try:
-            data = msgspec.json.decode(text)
-        except msgspec.DecodeError as error:
-            raise BadInput(f"{where}: not JSON: {error}") from None
-        schema = data.get("schema") if isinstance(data, dict) else None
-        if schema != SCHEMA:
-            raise BadInput(f"{where}: expected a JSON object of the schema {SCHEMA!r}, came {schema!r}")
-        return from_mapping(cls, data, where)
+        return from_json(cls, text, SCHEMA, where)

@@ -15,6 +15,8 @@ from headway.units import parse_seconds
 
 __all__ = ["Prices", "Slo", "Slos"]
 
+_HOURS_PER_YEAR = 8766.0
+
 
 class Slo(Spec, frozen=True, kw_only=True):
     """Limits a request must meet, and the share of arrived requests that must meet all of them.
@@ -88,18 +90,35 @@ class Prices(Spec, frozen=True, kw_only=True):
         (International Energy Agency, *Electricity 2025*, chapter Emissions).
     pue: power usage effectiveness, site energy over computing energy. Default: 1.56, the mean of the
         respondents' largest data centres (Uptime Institute, *Global Data Center Survey 2024*).
+    embodied_kg_per_gpu, lifetime_years: CO2 of making a GPU, with its share of the server if wanted, and the years it
+        will serve; None leaves making out. Given both, every GPU hour bears its share of the years (the method of the
+        Software Carbon Intensity specification, ISO/IEC 21031:2024).
     """
 
     usd_per_gpu_hour: float | None = None
     carbon_g_per_kwh: float = 445.0
     pue: float = 1.56
+    embodied_kg_per_gpu: float | None = None
+    lifetime_years: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise `BadInput` for a negative or non-finite price or intensity, or a PUE below 1."""
-        for name, least in (("usd_per_gpu_hour", 0.0), ("carbon_g_per_kwh", 0.0), ("pue", 1.0)):
+        """Raise `BadInput` for a number out of its range, or one of the two on making a GPU without the other."""
+        limits = {"usd_per_gpu_hour": 0.0, "carbon_g_per_kwh": 0.0, "pue": 1.0, "embodied_kg_per_gpu": 0.0}
+        for name, least in limits.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise BadInput(f"{name} {value:g}: give a finite number of at least {least:g}")
+        if self.lifetime_years is not None and not 0.0 < self.lifetime_years < math.inf:
+            raise BadInput(f"lifetime_years {self.lifetime_years:g}: give a finite number above 0")
+        if (self.embodied_kg_per_gpu is None) != (self.lifetime_years is None):
+            raise BadInput("embodied_kg_per_gpu and lifetime_years: give both, or neither")
+
+    @property
+    def embodied_g_per_gpu_hour(self) -> float | None:
+        """Grams of CO2 of making a GPU that one hour of its life bears."""
+        if self.embodied_kg_per_gpu is None or self.lifetime_years is None:
+            return None
+        return self.embodied_kg_per_gpu * 1000 / (self.lifetime_years * _HOURS_PER_YEAR)
 
 
 Slos: TypeAlias = Slo | Mapping[int, Slo]  # one for all requests, or one per SLO class

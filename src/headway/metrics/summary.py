@@ -87,7 +87,7 @@ def summarize(
         steps=counters.steps,
         replicas=_replicas(counters),
         energy=energy,
-        carbon=_carbon(energy, prices, counters.output_tokens),
+        carbon=_carbon(energy, prices, counters),
         cost=_cost(counters, prices),
         provenance=_as_json(provenance) or {},
         records=records,
@@ -287,17 +287,20 @@ def _energy(counters: Counters) -> r.Energy:
         decode_joules=counters.decode_joules,
         joules_per_output_token=_ratio(joules, counters.output_tokens),
         mean_watts=_ratio(joules, counters.duration_s),
-        kind="estimated",
+        kind=counters.energy_kind,
     )
 
 
-def _carbon(energy: r.Energy, prices: Prices, output_tokens: int) -> r.Carbon:
+def _carbon(energy: r.Energy, prices: Prices, counters: Counters) -> r.Carbon:
+    """Energy x PUE x intensity: the formula of Green Algorithms (Lannelongue et al., Advanced Science 8, 2021)."""
+    hourly_g = prices.embodied_g_per_gpu_hour
     grams = energy.joules / _JOULES_PER_KWH * prices.carbon_g_per_kwh * prices.pue
     return r.Carbon(
         grams=grams,
-        grams_per_million_output_tokens=_ratio(grams * 1e6, output_tokens),
+        grams_per_million_output_tokens=_ratio(grams * 1e6, counters.output_tokens),
         g_per_kwh=prices.carbon_g_per_kwh,
         pue=prices.pue,
+        embodied_grams=None if hourly_g is None else hourly_g * counters.gpus * counters.duration_s / 3600,
     )
 
 

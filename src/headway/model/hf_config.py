@@ -17,6 +17,7 @@ from headway.specs import from_mapping
 _Facts = Mapping[str, Any]
 
 _BIASES: Final[_Facts] = {"qkv_bias": True, "o_bias": True, "mlp_bias": True}
+_BLOOM_FACTS: Final[_Facts] = {"gated_mlp": False, "norm_bias": True, "embedding_norm": True, **_BIASES}
 _GEMMA3: Final[tuple[_Facts, _Facts]] = (
     {
         "vocab_size": 262208,
@@ -33,6 +34,8 @@ _LLAMA4: Final[tuple[_Facts, _Facts]] = ({"n_shared_experts": 1, "interleave_moe
 _DEEPSEEK: Final[tuple[_Facts, _Facts]] = ({}, {"router_bias": True, "active_vocab": "head"})
 _GLM: Final[_Facts] = {"router_bias": True, "active_vocab": "none"}
 
+_QWEN_DELTA: Final[tuple[_Facts, _Facts]] = ({}, {"attention_gate": True, "qk_norm": "head", "state_kind": "delta"})
+
 # architecture: (config fields that may be missing, fields of Model that no config field states)
 _FAMILIES: Final[dict[str, tuple[_Facts, _Facts]]] = {
     "LlamaForCausalLM": ({}, {}),
@@ -43,7 +46,13 @@ _FAMILIES: Final[dict[str, tuple[_Facts, _Facts]]] = {
     "Qwen3MoeForCausalLM": ({}, {"qk_norm": "head"}),
     "Gemma3ForCausalLM": _GEMMA3,
     "Gemma3ForConditionalGeneration": _GEMMA3,
+    "Gemma2ForCausalLM": (
+        {"tie_word_embeddings": True, "sliding_window_pattern": 2},
+        {"norms_per_layer": 4},
+    ),
     "Phi3ForCausalLM": ({}, {}),
+    "BloomForCausalLM": ({"tie_word_embeddings": True, "seq_length": 2048}, _BLOOM_FACTS),
+    "DeciLMForCausalLM": ({}, {}),
     "OPTForCausalLM": ({"tie_word_embeddings": True}, {"gated_mlp": False, "norm_bias": True, **_BIASES}),
     "DeepseekV3ForCausalLM": _DEEPSEEK,
     "DeepseekV32ForCausalLM": _DEEPSEEK,
@@ -55,10 +64,22 @@ _FAMILIES: Final[dict[str, tuple[_Facts, _Facts]]] = {
         {"attention_sinks": True, "expert_bias": True, "router_bias": True, "active_vocab": "head"},
     ),
     "MiniMaxM2ForCausalLM": ({}, {"qk_norm": "full", "router_bias": True, "active_vocab": "none"}),
+    "Qwen3NextForCausalLM": _QWEN_DELTA,
+    "Qwen3_5ForCausalLM": _QWEN_DELTA,
+    "Qwen3_5ForConditionalGeneration": _QWEN_DELTA,
+    "Qwen3_5MoeForCausalLM": _QWEN_DELTA,
+    "Qwen3_5MoeForConditionalGeneration": _QWEN_DELTA,
+    "NemotronHForCausalLM": ({}, {"gated_mlp": False, "state_kind": "mamba2"}),
     "Llama4ForCausalLM": _LLAMA4,
     "Llama4ForConditionalGeneration": _LLAMA4,
 }
 
+_CONTEXT = ("max_position_embeddings", "seq_length")
+_SHARED_WIDTHS = (
+    "shared_intermediate_size",
+    "shared_expert_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+)
 _LAYERS_MAX = 10_000  # a longer count is a mistake, and would be walked layer by layer
 _LIMITED_LAYERS = {"sliding_attention", "chunked_attention"}
 _FULL_LAYERS = {"full_attention", "indexed_attention"}
@@ -76,8 +97,10 @@ def from_hf_config(config: Mapping[str, Any], name: str) -> Model:
     fields = _Fields(name, defaults, config, _Fields(name, config).mapping("text_config"))
     if architecture.startswith("OPT"):
         facts = {**facts, **_opt_facts(fields)}
+    if architecture.startswith("Bloom"):
+        facts = {**facts, "intermediate": 4 * fields.count("hidden_size", "n_embed")}
     read = {"key": name, "name": name, "source": f"config of {name}", **_common(fields), **_moe(fields)}
-    read |= _attention(fields)
+    read |= _attention(fields) | _states(fields)
     if fields.get("use_qk_norm") is False:
         facts = {key: value for key, value in facts.items() if key != "qk_norm"}
     return from_mapping(Model, {**read, **facts}, name)
@@ -144,7 +167,7 @@ def _architecture(config: Mapping[str, Any], name: str) -> str:
 
 
 def _common(fields: _Fields) -> dict[str, Any]:
-    hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
+    hidden, heads = fields.count("hidden_size", "n_embed"), fields.count("num_attention_heads", "n_head")
     return {
         "layers": _layers(fields),
         "hidden": hidden,
@@ -152,17 +175,18 @@ def _common(fields: _Fields) -> dict[str, Any]:
         "kv_heads": fields.count("num_key_value_heads", default=heads),
         "head_dim": fields.count("head_dim", default=hidden // max(heads, 1)),
         "vocab": fields.count("vocab_size"),
-        "max_context": fields.count("max_position_embeddings"),
+        "max_context": fields.count(*_CONTEXT),
         "tied_embeddings": bool(fields.get("tie_word_embeddings")),
         "qkv_bias": bool(fields.get("attention_bias")),
         "o_bias": bool(fields.get("attention_bias")),
         "mlp_bias": bool(fields.get("mlp_bias")),
         "native_dtype": _native_dtype(fields),
+        "fp8_blocks": fields.mapping("quantization_config").get("quant_method") == "fp8",
     }
 
 
 def _layers(fields: _Fields) -> int:
-    layers = fields.count("num_hidden_layers")
+    layers = fields.count("num_hidden_layers", "n_layer")
     if layers > _LAYERS_MAX:
         raise BadInput(f"{fields.name}: 'num_hidden_layers' is {layers}, expected at most {_LAYERS_MAX}")
     return layers
@@ -171,7 +195,8 @@ def _layers(fields: _Fields) -> int:
 def _moe(fields: _Fields) -> dict[str, Any]:
     experts = fields.count("num_local_experts", "n_routed_experts", "num_experts", default=0)
     if not experts:
-        return {"intermediate": fields.count("intermediate_size", "ffn_dim")}
+        default = 0 if fields.get("n_embed") else None  # BLOOM's is fixed by its width
+        return {"intermediate": fields.count("intermediate_size", "ffn_dim", default=default)}
     dense = _dense_layers(fields)
     width = fields.count("moe_intermediate_size", "intermediate_size")
     shared = fields.count("n_shared_experts", default=0) * width
@@ -180,7 +205,8 @@ def _moe(fields: _Fields) -> dict[str, Any]:
         "experts": experts,
         "experts_per_token": fields.count("num_experts_per_tok", "experts_per_token"),
         "expert_intermediate": width,
-        "shared_intermediate": fields.count("shared_intermediate_size", default=shared),
+        "shared_intermediate": fields.count(*_SHARED_WIDTHS, default=shared),
+        "shared_gate": fields.get("shared_expert_intermediate_size") is not None,
         "dense_layers": dense,
     }
 
@@ -201,8 +227,10 @@ def _dense_layers(fields: _Fields) -> int:
 
 def _attention(fields: _Fields) -> dict[str, Any]:
     if fields.get("kv_lora_rank") is None:
+        if fields.get("linear_num_value_heads", "hybrid_override_pattern") is not None:
+            return {}
         window, window_layers = _window(fields)
-        return {"window": window, "window_layers": window_layers}
+        return {"window": window, "window_layers": window_layers, **_uneven_heads(fields)}
     nope, rope = fields.count("qk_nope_head_dim"), fields.count("qk_rope_head_dim")
     read = {
         "attention": "mla",
@@ -222,6 +250,57 @@ def _attention(fields: _Fields) -> dict[str, Any]:
             "sparse_topk": fields.count("index_topk"),
         }
     return read
+
+
+def _uneven_heads(fields: _Fields) -> dict[str, Any]:
+    """KV heads that differ from layer to layer (DeciLM): their sum, and the number that is nearest to most."""
+    listed = fields.items("num_key_value_heads_per_layer")
+    if not listed:
+        return {}
+    numbers = [number for number in listed if isinstance(number, int) and 0 < number < 2**31]
+    if len(numbers) != _layers(fields):
+        raise BadInput(f"{fields.name}: 'num_key_value_heads_per_layer' needs one whole number per layer")
+    heads = fields.count("num_attention_heads")
+    most = next((n for n in range(sum(numbers) // len(numbers), 0, -1) if heads % n == 0), 1)
+    return {"kv_heads": most, "kv_heads_total": sum(numbers)}
+
+
+def _states(fields: _Fields) -> dict[str, Any]:
+    """Layers that keep a state of constant size: by their kinds or interval (Qwen), or by a pattern (Nemotron-H)."""
+    pattern = fields.get("hybrid_override_pattern")
+    if isinstance(pattern, str):
+        return _pattern_states(fields, pattern)
+    if fields.get("linear_num_value_heads") is None:
+        return {}
+    layers, kinds = _layers(fields), fields.items("layer_types")
+    every = max(fields.count("full_attention_interval", default=4), 1)
+    return {
+        "state_layers": kinds.count("linear_attention") if kinds is not None else layers - layers // every,
+        "state_heads": fields.count("linear_num_value_heads"),
+        "state_head_dim": fields.count("linear_value_head_dim"),
+        "state_keys": fields.count("linear_num_key_heads"),
+        "state_key_dim": fields.count("linear_key_head_dim"),
+        "state_conv": fields.count("linear_conv_kernel_dim", default=4),
+    }
+
+
+def _pattern_states(fields: _Fields, pattern: str) -> dict[str, Any]:
+    """A letter for each block: M mixes with a state, * attends, - is an MLP, E routes to experts."""
+    if len(pattern) > _LAYERS_MAX or not set(pattern) <= set("M*-E"):
+        raise BadInput(f"{fields.name}: 'hybrid_override_pattern' is {pattern!r:.80}, expected letters out of M*-E")
+    mixers, dense = pattern.count("M") + pattern.count("*"), pattern.count("-")
+    return {
+        "layers": mixers,
+        "bare_layers": mixers - dense - pattern.count("E"),
+        "dense_layers": dense if "E" in pattern else 0,
+        "router_bias": "E" in pattern,
+        "state_layers": pattern.count("M"),
+        "state_heads": fields.count("mamba_num_heads"),
+        "state_head_dim": fields.count("mamba_head_dim"),
+        "state_keys": fields.count("n_groups"),
+        "state_key_dim": fields.count("ssm_state_size"),
+        "state_conv": fields.count("conv_kernel", default=4),
+    }
 
 
 def _index_layers(fields: _Fields) -> int:
@@ -245,7 +324,7 @@ def _window(fields: _Fields) -> tuple[int, int]:
         )
     chunk = fields.count("attention_chunk_size", default=0)
     window = chunk or fields.count("sliding_window", default=0)
-    if fields.get("use_sliding_window") is False or window >= fields.count("max_position_embeddings"):
+    if fields.get("use_sliding_window") is False or window >= fields.count(*_CONTEXT):
         return 0, 0
     if kinds is not None:
         limited = sum(kind in _LIMITED_LAYERS for kind in kinds)

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from headway.errors import BadInput
+from headway.metrics.result import Uncertainty
 from headway.plan.question import Question
-from headway.specs import Spec, from_mapping, to_mapping
+from headway.specs import Spec, from_json, json_text, to_mapping
 
 __all__ = ["SCHEMA", "Binding", "Candidate", "Plan"]
 
@@ -86,6 +86,10 @@ class Plan(Spec, frozen=True, kw_only=True):
             and goodput per GPU at once; of those that meet the SLO if any does.
         ranked: all evaluated candidates, the best first.
         long_runs, confirmed: how many of these rest on runs of `requests`, and how many on further seeds.
+        uncertainty: the cost model's own error in the figures of the first of `ranked`, as factors.
+        ratio_error: how far the ratio of two candidates may be off, in 90 % of cases: less than each of them, as
+            errors of one model and GPU are alike.
+        ties: names of candidates that the cost model's error does not tell from `best`.
     """
 
     schema: str = SCHEMA
@@ -106,6 +110,9 @@ class Plan(Spec, frozen=True, kw_only=True):
     ranked: list[Candidate]
     long_runs: int = 0
     confirmed: int = 0
+    uncertainty: Uncertainty | None = None
+    ratio_error: float | None = None
+    ties: list[str] = msgspec.field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return every field as builtins in the order of the schema, nulls included."""
@@ -113,7 +120,7 @@ class Plan(Spec, frozen=True, kw_only=True):
 
     def to_json(self, indent: int = 2) -> str:
         """Return the schema headway.plan/1 as JSON text."""
-        return msgspec.json.format(msgspec.json.encode(self.to_mapping()), indent=indent).decode()
+        return json_text(self.to_mapping(), indent)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "plan") -> Plan:
@@ -122,11 +129,4 @@ class Plan(Spec, frozen=True, kw_only=True):
         Raises:
             BadInput: not JSON, another schema, or a field that is missing, unknown or of a wrong type.
         """
-        try:
-            data = msgspec.json.decode(text)
-        except msgspec.DecodeError as error:
-            raise BadInput(f"{where}: not JSON: {error}") from None
-        schema = data.get("schema") if isinstance(data, dict) else None
-        if schema != SCHEMA:
-            raise BadInput(f"{where}: expected a JSON object of the schema {SCHEMA!r}, came {schema!r}")
-        return from_mapping(cls, data, where)
+        return from_json(cls, text, SCHEMA, where)

@@ -99,7 +99,7 @@ class Evaluator:
         Raises:
             KeyboardInterrupt: while it simulated.
         """
-        deployment, slo = job.deployment, self.question.slo
+        deployment, slo = job.deployment, self.question.aimed_slo
         loads = [self.load(job.requests, seed) for seed in job.seeds or (None,)]
         load = loads[0]
         tables = tuple(compiled(pool.replica) for pool in deployment.pools)

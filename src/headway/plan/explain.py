@@ -13,7 +13,7 @@ from headway.plan.question import Question
 from headway.plan.ranking import Entry
 from headway.units import format_rate, format_seconds
 
-__all__ = ["nothing_fits", "reason", "too_much", "too_tight", "verdict"]
+__all__ = ["nothing_fits", "reason", "so_far", "too_much", "too_tight", "verdict"]
 
 _NAMES: dict[Binding, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
 
@@ -50,15 +50,31 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     runs = f" on {len(seeds)} seeds that had no part in the choice" if seeds else ""
     text = (
         f"{best.deployment.name}: {best.deployment.gpus} {question.gpu}{cost}. At {format_rate(rate_req_s)} "
-        f"{asked.attainment:.1%} of requests meet the SLO{runs} ({interval}; target {question.slo.attainment:.0%}); "
-        f"it serves up to {format_rate(goodput)}."
+        f"{asked.attainment:.1%} of requests meet the SLO{_less(question)}{runs} ({interval}; target "
+        f"{question.slo.attainment:.0%}); it serves up to {format_rate(goodput)}."
     )
     again = f"{seeds[0]} to {seeds[-1]}" if seeds else f"{question.seed}"
     those = "these runs, one each" if seeds else "this run"
-    text += f" `headway simulate` with --requests {best.outcome.requests} --seed {again} repeats {those}."
+    tighter = _limits(question)
+    text += f" `headway simulate` with --requests {best.outcome.requests}{tighter} --seed {again} repeats {those}."
     if asked.attainment_low < question.slo.attainment:
         text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."
     return text
+
+
+def _less(question: Question) -> str:
+    """That limits on the time per token were taken tighter, where that is so."""
+    names = [name for name, limit in (("TPOT", question.slo.tpot_s), ("ITL", question.slo.itl_s)) if limit is not None]
+    return f" with {question.margin:.0%} of margin on {' and '.join(names)}" if names and question.margin else ""
+
+
+def _limits(question: Question) -> str:
+    """The limits that candidates were judged by, as options, where they are not those of the SLO."""
+    aimed = question.aimed_slo
+    if not question.margin:
+        return ""
+    tpot = "" if aimed.tpot_s is None else f" --tpot {1000 * aimed.tpot_s:.12g}ms"
+    return tpot if aimed.itl_s is None else f"{tpot} --set slo.itl_s={aimed.itl_s:.12g}"
 
 
 def too_much(entry: Entry, question: Question, rate_req_s: float, frugal: Entry) -> str:
@@ -72,6 +88,16 @@ def too_much(entry: Entry, question: Question, rate_req_s: float, frugal: Entry)
         f"No plan on {question.gpus} {question.gpu} serves {format_rate(rate_req_s)}: the nearest, "
         f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. About {copies * gpus} GPUs "
         f"would do ({copies} times {frugal.deployment.name}){_larger(question)}."
+    )
+
+
+def so_far(entry: Entry, tried: int, candidates: int, rate_req_s: float) -> str:
+    """Return the answer of a search that was interrupted before anything met the SLO; `entry` comes nearest."""
+    goodput = entry.outcome.goodput.req_s
+    serves = f"serves {format_rate(goodput)}" if goodput > 0 else "meets it at no rate"
+    return (
+        f"none of {tried:,} tried of {candidates:,} candidates meets the SLO at {format_rate(rate_req_s)}; the nearest "
+        f"of those, {entry.deployment.name}, {serves}. The others are not known."
     )
 
 
@@ -103,10 +129,13 @@ def too_tight(entry: Entry, question: Question) -> str:
     start = f"No plan on {question.gpus} {question.gpu} meets the SLO at any rate:"
     if outcome.worst_s <= outcome.limit_s:
         return f"{start} {who} keeps each limit for {target:.0%} of requests, but not all at once; {name} is tightest."
+    share, less = 1.0, ""
+    if outcome.binding in ("tpot", "itl") and question.margin:
+        share, less = 1 - question.margin, f" less {question.margin:.0%} of margin"
     return (
         f"{start} {who} needs {takes} of {name} for {target:.0%} of requests even when they hardly meet, and the "
-        f"limit is {limit}. Ask for {format_seconds(1.01 * outcome.worst_s)} or more, or try a faster GPU, "
-        "more of them, or a narrower precision."
+        f"limit{less} is {limit}. Ask for {format_seconds(1.01 * outcome.worst_s / share)} or more, or try a faster "
+        "GPU, more of them, or a narrower precision."
     )
 
 

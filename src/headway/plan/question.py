@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import msgspec
+
 from headway.cost import EngineSettings
+from headway.cost.calibration import Calibration
 from headway.errors import BadInput
 from headway.metrics import Prices, Slo
 from headway.sim import Policies
@@ -44,6 +47,9 @@ class Question(Spec, frozen=True, kw_only=True):
             matters there: 3 % of goodput), a decode pool, which computes no prompts, the smallest.
         layouts: "mixed" replicas, or prefill and decode "split" over two pools.
         engine: every other engine setting.
+        margin: share by which the limits on the time per token (TPOT, ITL) are taken tighter than `slo` has them, as a
+            prediction may be off. Measured: 10 % costs least (docs/accuracy.md, "How sure").
+        calibration: what own measurements change in the step law of the GPU and the engine.
         policies, prices: given to every candidate.
 
     Raises:
@@ -65,7 +71,9 @@ class Question(Spec, frozen=True, kw_only=True):
     kv: tuple[str, ...] | None = None
     budget_tokens: tuple[int, ...] = (2048, 8192)
     layouts: tuple[Layout, ...] = ("mixed", "split")
+    margin: float = 0.1
     engine: EngineSettings = EngineSettings()
+    calibration: Calibration | None = None
     policies: Policies = Policies()
     prices: Prices = Prices()
 
@@ -81,12 +89,22 @@ class Question(Spec, frozen=True, kw_only=True):
             raise BadInput(f"seed {self.seed}: give 0 or more")
         if all(limit is None for limit in (self.slo.ttft_s, self.slo.tpot_s, self.slo.itl_s, self.slo.e2e_s)):
             raise BadInput("the SLO limits nothing, so any deployment meets it: give a TTFT, TPOT, ITL or E2E limit")
+        if not 0 <= self.margin < 1:
+            raise BadInput(f"margin {self.margin:g}: give a share of the limit from 0 to below 1, as in 0.1")
         for name in ("tp", "pp", "weights", "kv", "budget_tokens", "layouts"):
             tried = getattr(self, name)
             if tried is None:
                 continue
             if not tried or (name in ("tp", "pp") and min(tried) < 1):
                 raise BadInput(f"{name} {list(tried)}: give at least one value to try, degrees from 1")
+
+
+    @property
+    def aimed_slo(self) -> Slo:
+        """The SLO that candidates are judged by: limits on the time per token less the margin."""
+        share = 1 - self.margin
+        tpot_s, itl_s = (None if limit is None else limit * share for limit in (self.slo.tpot_s, self.slo.itl_s))
+        return msgspec.structs.replace(self.slo, tpot_s=tpot_s, itl_s=itl_s)
 
 
 def default_requests(slo: Slo, rate_req_s: float, output_tokens: float) -> int:

@@ -10,12 +10,14 @@ from headway.errors import BadInput
 from headway.plan import explain
 from headway.plan.answer import Binding, Candidate, Plan
 from headway.plan.contest import Contest
+from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.question import Question, default_requests
 from headway.plan.ranking import Entry, front
 from headway.plan.space import Space, enumerate_space
 from headway.plan.trial import STEP
 from headway.plan.workers import Workers
+from headway.sim import CtrlC
 from headway.specs import to_mapping
 from headway.workload import Workload, workload
 from headway.workload.arrivals import Replay
@@ -50,24 +52,38 @@ def plan(
         UnknownName: model, GPU, workload or policy. BadInput: anything else wrong with the question.
     """
     started_s = time.perf_counter()
-    source = made or workload(question.workload)
-    rate_req_s = _rate(question, source)
-    requests = _requests(question, source, rate_req_s, made is not None)
-    space = enumerate_space(question)
-    contest = Contest(question, rate_req_s, requests, space.options, _seeds(question, source))
-    crew: Workers[Job, Outcome] = Workers(Evaluator, (question, source, rate_req_s), workers)
-    interrupted = _evaluate(contest, crew, progress)
+    with CtrlC() as ctrl_c:
+        source = made or workload(question.workload)
+        rate_req_s = _rate(question, source)
+        requests = _requests(question, source, rate_req_s, made is not None)
+        space = enumerate_space(question)
+        contest = Contest(question, rate_req_s, requests, space.options, _seeds(question, source))
+        crew: Workers[Job, Outcome] = Workers(Evaluator, (question, source, rate_req_s), workers)
+        interrupted = _evaluate(contest, crew, progress, ctrl_c)
+        return _answer(contest, space, question, rate_req_s, requests, interrupted, started_s)
+
+
+def _answer(
+    contest: Contest,
+    space: Space,
+    question: Question,
+    rate_req_s: float,
+    requests: int,
+    interrupted: bool,
+    started_s: float,
+) -> Plan:
     ranked = contest.ranked()
-    verdict = _verdict(ranked, space, question, rate_req_s)
-    message = f"Interrupted; so far: {verdict.message}" if interrupted else verdict.message
+    verdict = _verdict(ranked, space, question, rate_req_s, interrupted)
     candidates = [_candidate(entry, ranked[0], question, rate_req_s) for entry in ranked]
+    sure = doubt(ranked, question, rate_req_s)
+    message = " ".join(filter(None, (verdict.message, sure.words)))
     return Plan(
         question=question,
         rate_req_s=rate_req_s,
         requests=requests,
         feasible=verdict.feasible,
         binding=verdict.binding,
-        message=message,
+        message=f"Interrupted; so far: {message}" if interrupted else message,
         interrupted=interrupted,
         enumerated=len(space.options) + sum(space.discarded.values()),
         evaluated=len(candidates),
@@ -79,18 +95,23 @@ def plan(
         ranked=candidates,
         long_runs=sum(candidate.requests == requests for candidate in candidates),
         confirmed=sum(candidate.confirmed for candidate in candidates),
+        uncertainty=sure.error,
+        ratio_error=sure.ratio if ranked else None,
+        ties=sure.ties,
     )
 
 
 def _evaluate(
-    contest: Contest, crew: Workers[Job, Outcome], progress: Callable[[int, int], None] | None
+    contest: Contest, crew: Workers[Job, Outcome], progress: Callable[[int, int], None] | None, ctrl_c: CtrlC
 ) -> bool:
     """Let the crew do all there is to do; whether Ctrl-C came before the end."""
     try:
         while jobs := contest.jobs():
             for position, outcome in crew.answers(jobs):
                 contest.note(jobs[position], outcome, progress)
+        ctrl_c.hold()
     except KeyboardInterrupt:
+        ctrl_c.hold()
         return True
     finally:
         crew.close()
@@ -125,7 +146,9 @@ class _Verdict(NamedTuple):
     message: str
 
 
-def _verdict(ranked: list[Entry], space: Space, question: Question, rate_req_s: float) -> _Verdict:
+def _verdict(
+    ranked: list[Entry], space: Space, question: Question, rate_req_s: float, interrupted: bool
+) -> _Verdict:
     if not space.options:
         return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question))
     if not ranked:
@@ -133,6 +156,8 @@ def _verdict(ranked: list[Entry], space: Space, question: Question, rate_req_s: 
     best = ranked[0]
     if best.meets:
         return _Verdict(True, None, explain.verdict(best, question, rate_req_s))
+    if interrupted:
+        return _Verdict(False, None, explain.so_far(best, len(ranked), len(space.options), rate_req_s))
     if best.outcome.goodput.req_s > 0:
         frugal = max(ranked, key=lambda entry: entry.goodput_per_gpu)
         return _Verdict(False, "rate", explain.too_much(best, question, rate_req_s, frugal))

@@ -112,7 +112,7 @@ class _Known(NamedTuple):
         engine = msgspec.structs.replace(self.question.engine, max_batched_tokens=budget_tokens)
         return Replica(
             model=self.question.model, gpu=self.question.gpu, tp=shape.tp, pp=shape.pp, weights=self.weights,
-            kv=self.kv, engine=engine,
+            kv=self.kv, engine=engine, calibration=self.question.calibration,
         )  # fmt: skip
 
     def mixed(self) -> list[Shape]:

@@ -77,18 +77,18 @@ class Workers(Generic[J, R]):
             self.here = self.here or self.make(*self.context)
             yield from ((i, self.here(job)) for i, job in enumerate(jobs))
             return
-        while len(self.started) < count:
-            self.started.append(self._start())
-            self.idle.append(self.started[-1])
-        with ThreadPoolExecutor(count) as threads:
+        threads = ThreadPoolExecutor(count)
+        try:
+            while len(self.started) < count:
+                self.idle.append(self._start())
             futures: dict[Future[R], int] = {threads.submit(self._ask, job): i for i, job in enumerate(jobs)}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                self.close()
-                raise
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:  # Ctrl-C above all, at any line of these: nobody waits for what is under way
+            threads.shutdown(wait=False, cancel_futures=True)
+            self.close()
+            raise
+        threads.shutdown()
 
     def close(self) -> None:
         """End all processes; what they were computing is lost."""
@@ -102,6 +102,7 @@ class Workers(Generic[J, R]):
         process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
+        self.started.append(process)
         assert process.stdin is not None
         for setup in (sys.path, (self.make, self.context)):
             pickle.dump(setup, process.stdin, pickle.HIGHEST_PROTOCOL)

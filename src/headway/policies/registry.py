@@ -53,13 +53,15 @@ def policy(kind: str, name: str, params: dict[str, Any] | None = None) -> Policy
         raise BadInput(f"{kind} policy {name!r} cannot be built with {params or {}}: {error}") from None
     if not isinstance(built, Policy):
         raise BadInput(f"{name!r} is not a policy: make its class a subclass of headway.Policy")
-    if kind != "admit" and getattr(cls, kind) is getattr(Policy, kind):
-        raise BadInput(f"{name!r} does not define {kind}(): a {kind} policy overrides it")
+    if ":" in name and getattr(cls, kind) is getattr(Policy, kind):
+        raise BadInput(f"{name!r} does not define {kind}(), which every policy for {kind}= overrides")
     return built
 
 
 def _user_class(name: str) -> type[Policy]:
     module_name, _, class_name = name.partition(":")
+    if not all(module_name.split(".")):
+        raise BadInput(f"policy {name!r}: {module_name!r} names no module; write module:Class, as in mine:Router")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -6,6 +6,7 @@ Start reading in `text.py`; nothing here prints: the command line does.
 """
 
 from headway.report.accuracy_text import accuracy_text, replay_text
+from headway.report.calibration_text import calibration_text
 from headway.report.page import check_html
 from headway.report.plan_page import plan_html
 from headway.report.result_page import result_html
@@ -13,6 +14,7 @@ from headway.report.text import plan_text, result_text
 
 __all__ = [
     "accuracy_text",
+    "calibration_text",
     "check_html",
     "plan_html",
     "plan_text",

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from headway.accuracy import Accuracy, Errors, Replay
+    from headway.accuracy import Accuracy, Replay
+    from headway.accuracy.score import Errors
 
 NAMES = {
     "ttft": "TTFT",
@@ -53,7 +54,7 @@ def accuracy_text(accuracy: Accuracy) -> RenderableType:
     if accuracy.skipped:
         parts.append(_skipped(accuracy.skipped))
     parts += [Text(line) for line in _broken(accuracy.broken)]
-    parts += [_agreement(accuracy), _regret(accuracy)]
+    parts += [_agreement(accuracy), _regret(accuracy), _coverage(accuracy)]
     return Group(*parts)
 
 
@@ -152,6 +153,20 @@ def _regret(accuracy: Accuracy) -> Table:
             for margin, mean in found.by_margin.items():
                 if margin != "0":
                     table.add_row(f"  {float(margin):.0%} under the limit", _percent(mean), "", "", "", "")
+    return table
+
+
+def _coverage(accuracy: Accuracy) -> Table:
+    found = accuracy.coverage
+    table = _table(f"measured inside the {found.claimed:.0%} interval", "share", "median high / low", "n")
+    named = [("all", found.overall), *((NAMES[name], held) for name, held in found.metrics.items())]
+    if accuracy.suspects:
+        named.insert(1, ("suspects left out", found.trusted))
+    for level, metrics in found.levels.items():
+        named += [(level if name == "all" else f"  {NAMES[name]}", held) for name, held in metrics.items()]
+    for name, held in named:
+        if held.n:
+            table.add_row(name, _percent(held.share), f"{held.width:.2f}", f"{held.n:,}")
     return table
 
 

@@ -9,6 +9,7 @@ from headway.report import words as w
 from headway.report.page import NUMBER, Card, Cell, Column, Figure, Page, Row, Section, Table, rendered
 from headway.report.result_page import sources
 from headway.report.text import CANDIDATE_HEADINGS, candidate_cells
+from headway.report.trust_words import plan_error_rows
 from headway.sim import Deployment
 from headway.sim.run import compiled, to_mapping_all
 from headway.specs import from_mapping, write_yaml
@@ -38,7 +39,7 @@ def plan_html(plan: Plan) -> str:
         lead=w.unbroken(plan.message) if plan.best else "",
         verdict=verdict,
         tone="bad",
-        question=w.question_rows(plan),
+        question=[*w.question_rows(plan), *plan_error_rows(plan)],
         cards=_cards(plan.best) if plan.best else [],
         sections=[*_tradeoffs(plan), *_candidates(plan), *_best(plan)],
         datasets={charts.CANDIDATES: points},
@@ -137,8 +138,9 @@ def _best(plan: Plan) -> list[Section]:
         return []
     data = plan.best.deployment
     note = "The best deployment as a file for headway simulate; what is not named has its default."
-    pools = from_mapping(Deployment, data, "deployment").pools
-    provenance: dict[str, Any] = {pool.role: to_mapping_all(compiled(pool.replica)) for pool in pools}
+    deployment = from_mapping(Deployment, data, "deployment")
+    named = zip(deployment.pool_names(), deployment.pools, strict=True)
+    provenance: dict[str, Any] = {name: to_mapping_all(compiled(pool.replica)) for name, pool in named}
     return [
         Section(key="deployment", title="Deployment", note=note, code=write_yaml(data)),
         *sources(provenance),

@@ -21,7 +21,8 @@ from headway.report.page import (
     rendered,
     table,
 )
-from headway.report.text import asked_rows, attainment_rows, busy_words, cost_words, latency_rows
+from headway.report.text import asked_rows, attainment_rows, busy_words, carbon_words, cost_words, latency_rows
+from headway.report.trust_words import INTERVAL_HEADINGS, interval_note, interval_rows
 from headway.specs import write_yaml
 from headway.units import format_rate, format_seconds
 
@@ -54,6 +55,7 @@ def result_html(result: Result) -> str:
         cards=_cards(result),
         sections=[
             _latency(result),
+            *_error(result),
             _load(result),
             _spent(result),
             *_deployment(result),
@@ -108,6 +110,14 @@ def _latency(result: Result) -> Section:
     return Section(key="latency", title="Latency", note=note, figures=figures, tables=tables)
 
 
+def _error(result: Result) -> list[Section]:
+    rows = [[name, *cells] for name, cells in interval_rows(result)]
+    if not rows:
+        return []
+    tables = [table(["figure", *INTERVAL_HEADINGS], rows, numeric=3)]
+    return [Section(key="error", title="How sure", note=interval_note(result), tables=tables)]
+
+
 def _load(result: Result) -> Section:
     kv, tokens = result.kv, result.tokens
     hits = "none: prompts share no prefix"
@@ -126,15 +136,11 @@ def _load(result: Result) -> Section:
 
 
 def _spent(result: Result) -> Section:
-    energy, carbon = result.energy, result.carbon
+    energy = result.energy
     facts = [
         ("Cost", cost_words(result)),
         ("Energy", f"{w.joules(energy.joules)}, {w.amount(energy.mean_watts)} W on average ({energy.kind})"),
-        (
-            "Carbon",
-            f"{w.grams(carbon.grams)} CO2, {w.grams(carbon.grams_per_million_output_tokens)} per million output "
-            f"tokens, at {w.amount(carbon.g_per_kwh)} g/kWh and PUE {carbon.pue:g}",
-        ),
+        ("Carbon", f"{w.grams(result.carbon.grams)} CO2 in all, {carbon_words(result)} ({energy.kind})"),
     ]
     figures = [
         Figure(
@@ -174,7 +180,7 @@ def sources(provenance: dict[str, Any]) -> list[Section]:
         )
         title = "Assumptions" if role == "mixed" else f"Assumptions: {role} replicas"
         tables = [Table(columns, rows, sortable=True)]
-        sections.append(Section(key=f"assumptions-{role}", title=title, note=note, tables=tables))
+        sections.append(Section(key=f"assumptions-{role.replace('.', '-')}", title=title, note=note, tables=tables))
     return sections
 
 

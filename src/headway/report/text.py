@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from headway.metrics import Latency, Result, Slo
 from headway.report import words as w
+from headway.report.trust_words import INTERVAL_HEADINGS, interval_note, interval_rows, plan_error_rows
 from headway.units import format_count, format_rate, format_seconds
 
 if TYPE_CHECKING:
@@ -31,8 +32,26 @@ def result_text(result: Result) -> RenderableType:
     if "stopped" in result.provenance:
         stopped = f"Stopped early ({result.provenance['stopped']}): what follows covers the run so far."
         parts = [Text(stopped, style=WARNING), *parts]
-    parts += [_facts(asked_rows(result)), _latencies(result), _facts(_happened(result))]
+    parts += [_facts(asked_rows(result)), _latencies(result), *_error(result), _facts(_happened(result))]
     return Group(*parts)
+
+
+def _error(result: Result) -> list[RenderableType]:
+    """How far off the cost model may be: a table and what it rests on."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = interval_rows(result)
+    if not rows:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("model error", min_width=LABEL_COLUMNS - 1)
+    for heading in INTERVAL_HEADINGS:
+        table.add_column(heading, justify="right")
+    for name, cells in rows:
+        table.add_row(name, *cells)
+    return [table, Text(interval_note(result), style="dim"), Text("")]
 
 
 def plan_text(plan: Plan, top: int) -> RenderableType:
@@ -45,7 +64,7 @@ def plan_text(plan: Plan, top: int) -> RenderableType:
     if plan.interrupted:
         stopped = f"Interrupted after {w.counted(plan.evaluated, 'deployment')}: what follows is known so far."
         parts.insert(0, Text(stopped, style=WARNING))
-    parts.append(_facts(w.question_rows(plan)))
+    parts.append(_facts([*w.question_rows(plan), *plan_error_rows(plan)]))
     if plan.ranked:
         parts += [_candidates(plan, top), Text("Why", style="bold"), _facts(_reasons(plan, top), columns=2)]
     if len(plan.ranked) > top:
@@ -87,7 +106,7 @@ def _candidates(plan: Plan, top: int) -> Table:
 
 CANDIDATE_HEADINGS = (
     "GPUs", "attained", "TTFT\np90", "TPOT\np90", "goodput\nreq/s", "req/s\nper GPU", "$/h", "$ per\n1M tokens",
-    "MJ per\n1M tokens",
+    "MJ per 1M\ntokens, est.",
 )  # fmt: skip
 
 
@@ -184,7 +203,7 @@ def _happened(result: Result) -> list[tuple[str, str]]:
             f"(idle {w.joules(energy.idle_joules)}, prefill {w.joules(energy.prefill_joules)}, "
             f"decode {w.joules(energy.decode_joules)}), {w.amount(energy.mean_watts)} W on average",
         ),
-        ("Carbon", f"{w.grams(result.carbon.grams_per_million_output_tokens)} CO2 per million output tokens"),
+        (f"Carbon, {energy.kind}", carbon_words(result)),
         ("Cost", cost_words(result)),
     ]
 
@@ -210,6 +229,18 @@ def busy_words(result: Result) -> str:
     low, high = w.share(min(shares)), w.share(max(shares))
     busy = low if low == high else f"{low} to {high}"
     return f"{w.counted(len(result.replicas), 'replica')}, busy {busy} of {format_seconds(result.duration_s)}"
+
+
+def carbon_words(result: Result) -> str:
+    """Return CO2 per million output tokens with the two figures it was reckoned by, and that of making the GPUs."""
+    carbon = result.carbon
+    words = (
+        f"{w.grams(carbon.grams_per_million_output_tokens)} CO2 per million output tokens, at "
+        f"{w.amount(carbon.g_per_kwh)} g/kWh and PUE {carbon.pue:g}"
+    )
+    if carbon.embodied_grams is None:
+        return words
+    return f"{words}; besides {w.grams(carbon.embodied_grams)} in all for making the GPUs"
 
 
 def cost_words(result: Result) -> str:

@@ -199,6 +199,8 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
     question = plan.question
     named = question.workload if isinstance(question.workload, str) else question.workload.name
     slo = f"{limits(question.slo)} for {share(question.slo.attainment)} of requests"
+    if question.margin and (question.slo.tpot_s or question.slo.itl_s):
+        slo += f"; judged with {question.margin:.0%} of margin on the time per token"
     tried = f"{counted(plan.evaluated, 'deployment')} in {format_seconds(plan.seconds)}"
     if plan.interrupted:
         tried += ", then interrupted"

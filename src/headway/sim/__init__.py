@@ -6,6 +6,7 @@ Start reading in `run.py` (`simulate`), then `cluster.py` (`Cluster.advance`), t
 """
 
 from headway.sim.deployment import Deployment, Policies, Pool
+from headway.sim.interrupt import CtrlC
 from headway.sim.run import simulate
 
-__all__ = ["Deployment", "Policies", "Pool", "simulate"]
+__all__ = ["CtrlC", "Deployment", "Policies", "Pool", "simulate"]

@@ -12,6 +12,7 @@ cdef class Arrivals:
     cdef readonly long long taken
     cdef readonly bint exhausted
     cdef readonly double next_s
+    cdef readonly double intake_s
     cdef bint with_chains
     cdef long long[::1] id
     cdef double[::1] arrival_s

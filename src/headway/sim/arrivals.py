@@ -15,10 +15,14 @@ NEVER = cython.declare(cython.double, float("inf"))
 
 
 class Arrivals:
-    """The stream of requests; `next_s` is when the next one arrives, `exhausted` when there is none left."""
+    """The stream of requests; `next_s` is when the next one comes to be routed, `exhausted` when there is none left.
 
-    def __init__(self, batches: Iterator[Any]) -> None:
+    A request arrives when its client sends it, and comes to be routed `intake_s` later.
+    """
+
+    def __init__(self, batches: Iterator[Any], intake_s: cython.double = 0.0) -> None:
         self.batches = batches
+        self.intake_s = intake_s
         self.at = 0
         self.size = 0
         self.taken = 0
@@ -52,7 +56,7 @@ class Arrivals:
             if self.with_chains:
                 self.offsets = buffer(batch.hash_offsets.astype(np.int64, copy=False))
                 self.chains = HashChains(buffer(batch.hashes.astype(np.int64, copy=False)))
-        self.next_s = self.arrival_s[self.at]
+        self.next_s = self.arrival_s[self.at] + self.intake_s
         return 0
 
     def take(self) -> Sequence:
@@ -76,5 +80,5 @@ class Arrivals:
         if self.at == self.size:
             self.refill()
         else:
-            self.next_s = self.arrival_s[self.at]
+            self.next_s = self.arrival_s[self.at] + self.intake_s
         return seq

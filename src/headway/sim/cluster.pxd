@@ -26,6 +26,7 @@ cdef class Handoff:
 cdef class Cluster:
     cdef list engines
     cdef tuple first
+    cdef long long[::1] leaders
     cdef readonly ClusterState state
     cdef Policy admit
     cdef Policy route
@@ -51,6 +52,8 @@ cdef class Cluster:
     cdef int place(self, Sequence seq, Py_ssize_t pool, double now) except -1
     cdef int step(self, double now) except -1
     cdef bint late(self, Py_ssize_t engine, double now) noexcept
+    cdef int hand_on(self, Engine engine, double now) except -1
+    cdef int wake(self, Py_ssize_t replica) except -1
     cdef int fail(self, Sequence seq, Engine engine, double now) except -1
     cdef int settle(self, Sequence seq, double now) except -1
     cdef int timer(self, double time_s, int priority, object what) except -1

@@ -84,6 +84,8 @@ class Cluster:
     ) -> None:
         self.engines = [engine for pool in pools for engine in pool]
         self.first = (0, len(pools[0]))
+        groups = [[engine] if engine.group is None else engine.group.ranks for engine in self.engines]
+        self.leaders = buffer(np.array([self.engines.index(ranks[0]) for ranks in groups], dtype=np.int64))
         self.state = state
         self.admit = policies.get("admit")
         self.route = policies["route"]
@@ -104,7 +106,7 @@ class Cluster:
         if closed is not None:
             self.think_s = closed[1]
             for _ in range(closed[0]):
-                self.timer(0.0, ARRIVAL, None)
+                self.timer(arrivals.intake_s, ARRIVAL, None)
 
     def advance(self, events: cython.longlong) -> cython.bint:
         """Let up to `events` events happen; False when none is left."""
@@ -155,9 +157,9 @@ class Cluster:
         source: Engine = self.engines[seq.source]
         target: Engine = self.engines[seq.replica]
         source.let_go(seq, now)
-        self.clock.set(seq.source, source.next_s)
+        self.wake(seq.source)
         target.land(seq, now, self.late(seq.replica, now))
-        self.clock.set(seq.replica, target.next_s)
+        self.wake(seq.replica)
         return 0
 
     # --- requests -----------------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ class Cluster:
         engine: Engine
         seq: Sequence = self.arrivals.take()
         if self.closed:
-            seq.arrival_s = now
+            seq.arrival_s = now - self.arrivals.intake_s
         self.recorder.arrive(seq)
         if seq.row == self.recorder.warmup:
             for engine in self.engines:
@@ -211,7 +213,11 @@ class Cluster:
     def place(self, seq: Sequence, pool: cython.Py_ssize_t, now: cython.double) -> cython.int:
         """Send a request to a replica of the pool: its prompt to the first, its KV to the second."""
         engine: Engine = self.choose(seq, pool, now)
-        if pool == 0 and not engine.fits(seq):
+        if not engine.fits(seq):
+            if pool > 0:
+                source: Engine = self.engines[seq.replica]
+                source.let_go(seq, now)
+                self.wake(seq.replica)
             return self.fail(seq, engine, now)
         seq.pool = pool
         seq.source = seq.replica
@@ -220,7 +226,13 @@ class Cluster:
             engine.enqueue(seq, now, self.late(seq.replica, now))
         else:
             engine.expect(seq, now, self.late(seq.replica, now))
-        self.clock.set(seq.replica, engine.next_s)
+        return self.wake(seq.replica)
+
+    def wake(self, replica: cython.Py_ssize_t) -> cython.int:
+        """Put a replica's next event, or that of the rank that leads it, into the clock."""
+        leader: cython.Py_ssize_t = self.leaders[replica]
+        engine: Engine = self.engines[leader]
+        self.clock.set(leader, engine.next_s)
         return 0
 
     def fail(self, seq: Sequence, engine: Engine, now: cython.double) -> cython.int:
@@ -234,7 +246,7 @@ class Cluster:
         """A request has ended, one way or another; a closed loop sends its next."""
         self.recorder.end(seq)
         if self.closed and not self.arrivals.exhausted:
-            self.timer(now + self.think_s, ARRIVAL, None)
+            self.timer(now + self.think_s + self.arrivals.intake_s, ARRIVAL, None)
         return 0
 
     def late(self, engine: cython.Py_ssize_t, now: cython.double) -> cython.bint:
@@ -247,25 +259,26 @@ class Cluster:
         """The engine whose turn it is closes a step and opens the next."""
         index: cython.Py_ssize_t = self.clock.heap[0]
         engine: Engine = self.engines[index]
-        seq: Sequence
-        target: Engine
         self.turn = max(self.turn, index) if self.turn_s == now else index
         self.turn_s = now
         engine.step(now)
         self.clock.set(index, engine.next_s)
+        if engine.group is None:
+            return self.hand_on(engine, now) if engine.out.size + engine.starts.size > 0 else 0
+        for rank in engine.group.ranks:
+            self.hand_on(rank, now)
+        return 0
+
+    def hand_on(self, engine: Engine, now: cython.double) -> cython.int:
+        """Settle what has ended here, place what was prefilled, start the transfers that may start."""
+        seq: Sequence
         while engine.out.size > 0:
             seq = engine.out.take()
             if seq.status == ENDED:
                 self.settle(seq, now)
                 continue
-            target = self.engines[self.first[1]]
             seq.handoff = False
-            if target.fits(seq):
-                self.place(seq, 1, now)
-            else:
-                engine.let_go(seq, now)
-                self.clock.set(index, engine.next_s)
-                self.fail(seq, target, now)
+            self.place(seq, 1, now)
         while engine.starts.size > 0:
             seq = engine.starts.take()
             self.timer(self.handoff.send(seq.source, seq.replica, seq.target, now), TRANSFER, seq)

@@ -1,4 +1,4 @@
-"""Energy above idle of what an engine has computed, split into prefill and decode."""
+"""Energy above idle of what engines have computed, and of the gaps between, split into prefill and decode."""
 
 from __future__ import annotations
 
@@ -29,3 +29,22 @@ def dynamic_joules(table: StepTable, work: dict[str, Any]) -> tuple[float, float
     decode += float((table.decode_ctx_j * work["ctx_by_decodes"]).sum())
     decode += float((table.decode_window_j * work["window_by_decodes"]).sum())
     return float(prefill), decode
+
+
+def gap_joules(table: StepTable, work: dict[str, Any], busy_s: float) -> float:
+    """Joules above idle of the time with a step in flight that the step's operators do not account for.
+
+    `busy_s` is summed over the engines of the pool, less what ranks compute together. Such gaps are the host's around
+    prompts, transfers between stages and waiting for other ranks; the GPU draws resident power in them.
+    """
+    return table.resident_watts * max(0.0, busy_s - _operator_seconds(table, work))
+
+
+def _operator_seconds(table: StepTable, work: dict[str, Any]) -> float:
+    by_tokens, by_seqs, by_decodes = work["steps_by_tokens"], work["steps_by_seqs"], work["steps_by_decodes"]
+    seconds = float(table.linear_s[: len(by_tokens)] @ by_tokens) + float(table.seq_s[: len(by_seqs)] @ by_seqs)
+    seconds += float((table.decode_s * by_decodes)[1:].sum())
+    seconds += float((table.decode_ctx_s * work["ctx_by_decodes"]).sum())
+    seconds += float((table.decode_window_s * work["window_by_decodes"]).sum())
+    seconds += table.prefill_base_s * work["chunks"] + table.prefill_area_s * work["area"]
+    return float(seconds + table.prefill_window_area_s * work["window_area"])

@@ -7,6 +7,7 @@ from headway.engine.sequence cimport Sequence
 @cython.final
 cdef class Recorder:
     cdef readonly bint keep
+    cdef readonly bint tallies
     cdef readonly long long warmup
     cdef readonly long long arrived
     cdef readonly long long finished
@@ -32,6 +33,14 @@ cdef class Recorder:
     cdef double start_s
     cdef double end_s
     cdef long long[::1] at_window
+    cdef double[::1] recent_s
+    cdef long long[::1] recent_tokens
+    cdef Py_ssize_t recent_at
+    cdef Py_ssize_t recent_size
+    cdef long long ended
+    cdef long long ended_tokens
+    cdef int remember(self, double last_s, long long tokens) except -1
+    cdef int count_until(self, double time_s) except -1
     cdef int room(self, long long row) except -1
     cdef int arrive(self, Sequence seq) except -1
     cdef int end(self, Sequence seq) except -1

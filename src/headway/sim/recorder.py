@@ -26,10 +26,13 @@ COUNTS = (
     "slo_class",
     "tenant",
 )
+ROWS_SUMMED_AT_ONCE = 1_000_000  # in 0.3 s
 
 
 class Recorder:
     """Counts requests; keeps rows (`keep`), or histograms of the latencies of all requests after the `warmup` first.
+
+    Of very many requests it keeps both: sums over the rows take too long for a run that was interrupted.
 
     `limits[c]` are the (TTFT, TPOT, E2E) limits of SLO class c in seconds, infinity where there is none; the last
     row serves all higher classes. Of `expected` requests in all, those after the warm-up are cut into batches.
@@ -37,6 +40,7 @@ class Recorder:
 
     def __init__(self, keep: cython.bint, expected: int, warmup: cython.longlong, limits: Any, bins: Any) -> None:
         self.keep = keep
+        self.tallies = not keep or expected > ROWS_SUMMED_AT_ONCE
         self.warmup = warmup
         self.arrived = self.finished = self.rejected = self.failed = 0
         self.prompt_tokens = self.cached_tokens = self.output_tokens = self.recomputed_tokens = 0
@@ -54,6 +58,10 @@ class Recorder:
         self.e2e = LogCounts(*bins)
         self.start_s = self.end_s = 0.0
         self.at_window = np.zeros(4, dtype=np.int64)
+        self.recent_s = np.zeros(1024)
+        self.recent_tokens = np.zeros(1024, dtype=np.int64)
+        self.recent_at = self.recent_size = 0
+        self.ended = self.ended_tokens = 0
 
     def room(self, row: cython.longlong) -> cython.int:
         """Double the columns when a row lies beyond them."""
@@ -74,14 +82,15 @@ class Recorder:
         if self.keep:
             self.room(seq.row)
             self.write(seq)
-        else:
+        if self.tallies:
+            self.count_until(seq.arrival_s)
             if seq.row == self.warmup:
                 self.start_s = seq.arrival_s
-                self.at_window[0] = self.finished
-                self.at_window[1] = self.output_tokens
+                self.at_window[0] = self.ended
+                self.at_window[1] = self.ended_tokens
             self.end_s = seq.arrival_s
-            self.at_window[2] = self.finished
-            self.at_window[3] = self.output_tokens
+            self.at_window[2] = self.ended
+            self.at_window[3] = self.ended_tokens
             if seq.row >= self.warmup:
                 self.classes[0, min(seq.slo_class, self.limits.shape[0] - 1), self.batch(seq.row)] += 1
         return 0
@@ -95,13 +104,40 @@ class Recorder:
         elif seq.status == ENDED:
             self.finished += 1
             self.last_end_s = max(self.last_end_s, seq.last_s)
-            if not self.keep and seq.row >= self.warmup:
-                self.tally(seq)
+            if self.tallies:
+                self.remember(seq.last_s, seq.generated)
+                if seq.row >= self.warmup:
+                    self.tally(seq)
         self.output_tokens += seq.generated
         self.cached_tokens += seq.cached
         self.recomputed_tokens += seq.recomputed
         if self.keep:
             self.write(seq)
+        return 0
+
+    def remember(self, last_s: cython.double, tokens: cython.longlong) -> cython.int:
+        """Queue a finished request until an arrival is known to come after it: a request is routed after it arrives."""
+        size: cython.Py_ssize_t = self.recent_s.shape[0]
+        if self.recent_size == size:
+            order = (np.arange(size) + self.recent_at) % size
+            self.recent_s = np.concatenate([np.asarray(self.recent_s)[order], np.zeros(size)])
+            self.recent_tokens = np.concatenate([np.asarray(self.recent_tokens)[order], np.zeros(size, dtype=np.int64)])
+            self.recent_at = 0
+            size *= 2
+        at: cython.Py_ssize_t = (self.recent_at + self.recent_size) % size
+        self.recent_s[at] = last_s
+        self.recent_tokens[at] = tokens
+        self.recent_size += 1
+        return 0
+
+    def count_until(self, time_s: cython.double) -> cython.int:
+        """Count the requests, and their tokens, that had ended by a time."""
+        size: cython.Py_ssize_t = self.recent_s.shape[0]
+        while self.recent_size > 0 and self.recent_s[self.recent_at] <= time_s:
+            self.ended += 1
+            self.ended_tokens += self.recent_tokens[self.recent_at]
+            self.recent_at = (self.recent_at + 1) % size
+            self.recent_size -= 1
         return 0
 
     def write(self, seq: Sequence) -> cython.int:

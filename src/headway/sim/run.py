@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import time
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import msgspec
+import numpy as np
+
 from headway.cost import Replica, StepTable, compile_replica, kv_link, kv_transfer_bytes
-from headway.engine import Engine, Gaps, StepLaw, WorkDone
+from headway.engine import Engine, Gaps, Lockstep, StepLaw, WorkDone
 from headway.errors import BadInput
 from headway.metrics import Counters, Histogram, Result, Slo, Tally, summarize, warmup_requests
 from headway.metrics.records import Records
@@ -17,15 +22,18 @@ from headway.policies import Policy, policy
 from headway.sim.arrivals import Arrivals
 from headway.sim.cluster import Cluster, Handoff
 from headway.sim.deployment import Deployment
-from headway.sim.energy import dynamic_joules
+from headway.sim.energy import dynamic_joules, gap_joules
+from headway.sim.interrupt import CtrlC
 from headway.sim.recorder import Recorder
+from headway.sim.trust import uncertainty
 from headway.specs import to_mapping
 from headway.state import ClusterState, PoolState
 from headway.workload import Workload
 
 Progress = Callable[[int, int | None], None]
 
-EVENTS_AT_ONCE = 20_000  # between looks at signals and progress: about 10 ms
+LOOK_EVERY_S = 0.02  # at signals and progress
+MOST_EVENTS = 20_000  # between two looks: about 10 ms compiled
 BINS = (Histogram.BINS, Histogram.MIN_S, Histogram.INV_LOG_GROWTH)
 SYNTHETIC_WARMUP = 0.05
 
@@ -43,12 +51,15 @@ def simulate(
 ) -> Result:
     """Serve the workload with the deployment in virtual time.
 
+    Ctrl-C ends the run: the result covers what has happened by then, and its provenance says "stopped".
+
     Args:
         deployment: what serves.
         workload: what arrives; deterministic per `seed`.
         slo: limits that attainment is judged by, for all or per SLO class.
         seed: of every random stream.
-        records: keep a row per request; without, memory does not grow with the number of requests.
+        records: keep a row per request; without, memory does not grow with the number of requests. A run of more than
+            a million that was interrupted comes without.
         warmup: share of the requests left out of the measurement, the first ones; default 0.05 for synthetic open
             loops, 0 for traces and closed loops.
         progress: called now and then with requests ended and, when known, requests in all.
@@ -58,24 +69,73 @@ def simulate(
         BadInput: something in the deployment, the workload or a policy's answer that cannot be.
         DoesNotFit: a model that its GPUs cannot hold.
     """
-    warmup = _warmup(workload) if warmup is None else warmup
-    expected = workload.requests
-    first_measured = warmup_requests(expected or 0, warmup)
-    recorder = Recorder(records, expected or 0, first_measured, _limits(slo), BINS)
-    tables = tables or tuple(compiled(pool.replica) for pool in deployment.pools)
-    cluster, pools = build(deployment, workload, tables, recorder, seed)
-    stopped = ""
+    with CtrlC() as ctrl_c:
+        warmup = _warmup(workload) if warmup is None else warmup
+        expected = workload.requests
+        first_measured = warmup_requests(expected or 0, warmup)
+        recorder = Recorder(records, expected or 0, first_measured, _limits(slo), BINS)
+        error = uncertainty(deployment) if tables is None else None
+        tables = tables or tuple(compiled(pool.replica) for pool in deployment.pools)
+        cluster, pools = build(deployment, workload, tables, recorder, seed)
+        stopped = _serve(cluster, expected, progress, ctrl_c)
+        try:
+            result = _sum_up(
+                deployment, workload, cluster, pools, tables, slo=slo, warmup=warmup, seed=seed, stopped=stopped
+            )
+        except ValueError:  # the counts contradict each other: a second Ctrl-C came in the midst of an event
+            if ctrl_c.came < 2:
+                raise
+            raise KeyboardInterrupt from None
+    result = msgspec.structs.replace(result, uncertainty=error)
+    if ctrl_c.came and not stopped:
+        return msgspec.structs.replace(result, provenance=result.provenance | {"stopped": "interrupted at its end"})
+    return result
+
+
+def _serve(cluster: Cluster, expected: int | None, progress: Progress | None, ctrl_c: CtrlC) -> str:
+    """Let everything happen, or what does until Ctrl-C; says so then.
+
+    Ctrl-C ends it between two events, where the counts agree with each other: a second one does not wait for that, as
+    a policy may never answer.
+    """
+    seen: Recorder = cluster.recorder
+    events, started_s, more = 1000, time.perf_counter(), True
     try:
-        while cluster.advance(EVENTS_AT_ONCE):
+        ctrl_c.spare = 1
+        while not ctrl_c.came and (more := cluster.advance(events)):
             if progress is not None:
-                progress(recorder.finished + recorder.rejected + recorder.failed, expected)
+                progress(seen.finished + seen.rejected + seen.failed, expected)
+            now_s = time.perf_counter()
+            events = min(2 * events, MOST_EVENTS) if now_s - started_s < LOOK_EVERY_S else max(events // 2, 1)
+            started_s = now_s
+        ctrl_c.hold()
     except KeyboardInterrupt:
-        stopped = f"interrupted after {recorder.finished} finished requests"
+        ctrl_c.hold()
+        more = True
+    return f"interrupted after {seen.finished} finished requests" if more else ""
+
+
+def _sum_up(
+    deployment: Deployment,
+    workload: Workload,
+    cluster: Cluster,
+    pools: list[list[Engine]],
+    tables: tuple[StepTable, ...],
+    *,
+    slo: Slo | dict[int, Slo] | None,
+    warmup: float,
+    seed: int,
+    stopped: str,
+) -> Result:
+    recorder: Recorder = cluster.recorder
     counters = count(deployment, tables, pools, cluster, slo)
+    records = recorder.keep and not (stopped and recorder.tallies)
+    if not records:
+        counters.tally = _tally(recorder)
     if counters.unfinished and not stopped:
         raise RuntimeError(f"{counters.unfinished} of {counters.arrived} requests never ended: a bug, please report it")
     provenance: dict[str, Any] = {
-        pool.role: to_mapping_all(t) for pool, t in zip(deployment.pools, tables, strict=True)
+        name: to_mapping_all(t) for name, t in zip(deployment.pool_names(), tables, strict=True)
     }
     if counters.failed:
         provenance["failed"] = _reasons(deployment, counters.failed, cluster.over_context)
@@ -101,13 +161,17 @@ def compiled(replica: Replica) -> StepTable:
 def build(
     deployment: Deployment, workload: Workload, tables: tuple[StepTable, ...], recorder: Recorder, seed: int
 ) -> tuple[Cluster, list[list[Engine]]]:
-    """Make engines, policies and the cluster; a random stream of its own for each subsystem."""
+    """Make engines, policies and the cluster; a random stream of its own for each subsystem.
+
+    The engines come as lists, one for each of the deployment's pools.
+    """
     chosen = deployment.policies
     order = None if chosen.order == "fcfs" else policy("order", chosen.order, chosen.params.get("order"))
     policies: dict[str, Policy] = {"route": policy("route", chosen.route, chosen.params.get("route"))}
     if chosen.admit != "accept-all":
         policies["admit"] = policy("admit", chosen.admit, chosen.params.get("admit"))
     pools = []
+    sizes: Counter[str] = Counter()
     for pool, table in zip(deployment.pools, tables, strict=True):
         settings = pool.replica.engine
         if workload.block_tokens % table.block_tokens and settings.prefix_cache:
@@ -119,30 +183,37 @@ def build(
         law, work = StepLaw(table), WorkDone(settings.max_batched_tokens, settings.max_seqs)
         gaps = Gaps(*BINS, settings.max_seqs)
         unit = workload.block_tokens
-        pools.append([Engine(i, law, settings, pool.role, order, unit, work, gaps) for i in range(pool.count)])
-    state = ClusterState(
-        tuple(
-            PoolState(pool.role, engines, Random(f"{seed}/route/{i}"))
-            for i, (pool, engines) in enumerate(zip(deployment.pools, pools, strict=True))
-        ),
-        Random(f"{seed}/admit"),
-    )
-    handoff = _handoff(deployment) if len(pools) > 1 else None
-    arrivals = Arrivals(workload.batches(seed))
+        places = range(sizes[pool.role], sizes[pool.role] + pool.ranks)
+        sizes[pool.role] += pool.ranks
+        engines = [Engine(i, law, settings, pool.role, order, unit, work, gaps) for i in places]
+        if table.ranks > 1:
+            for first in range(0, pool.ranks, table.ranks):
+                Lockstep(engines[first : first + table.ranks])
+        pools.append(engines)
+    groups: dict[str, list[Engine]] = {}  # who is routed among: all replicas of one role
+    for pool, engines in zip(deployment.pools, pools, strict=True):
+        groups.setdefault(pool.role, []).extend(engines)
+    views = [PoolState(role, group, Random(f"{seed}/route/{i}")) for i, (role, group) in enumerate(groups.items())]
+    state = ClusterState(tuple(views), Random(f"{seed}/admit"))
+    handoff = _handoff(deployment) if len(groups) > 1 else None
+    arrivals = Arrivals(workload.batches(seed), tables[0].intake_s)
     closed = None if workload.concurrency is None else (workload.concurrency, workload.think_s)
-    return Cluster(pools, state, policies, arrivals, recorder, handoff, closed), pools
+    return Cluster(list(groups.values()), state, policies, arrivals, recorder, handoff, closed), pools
 
 
 def _handoff(deployment: Deployment) -> Handoff:
-    prefill, decode = (pool.replica for pool in deployment.pools)
-    link = deployment.kv_link or kv_link(prefill, decode)
+    """The link for all pairs of replicas: the slowest of theirs where there are several kinds."""
+    senders = [pool.replica for pool in deployment.pools if pool.role == "prefill"]
+    receivers = [pool.replica for pool in deployment.pools if pool.role == "decode"]
+    links = [kv_link(sender, receiver) for sender in senders for receiver in receivers]
+    link = deployment.kv_link or min(links, key=lambda link: link.bytes_per_s)
     # Each GPU moves its own shard; the side with fewer GPUs has the larger shards and sets the pace.
-    window = model(prefill.model).window
-    slow = max(prefill, decode, key=lambda replica: kv_transfer_bytes(replica, 1))
+    window = model(senders[0].model).window
+    slow = max(*senders, *receivers, key=lambda replica: kv_transfer_bytes(replica, 1))
     full = kv_transfer_bytes(slow, window + 1) - kv_transfer_bytes(slow, window) if window else 0
     each = kv_transfer_bytes(slow, 1)
     rates = (float(full), float(each - full)) if window else (float(each), 0.0)
-    return Handoff(sum(pool.count for pool in deployment.pools), rates, window, link.bytes_per_s, link.latency_s)
+    return Handoff(sum(pool.ranks for pool in deployment.pools), rates, window, link.bytes_per_s, link.latency_s)
 
 
 def count(
@@ -170,24 +241,38 @@ def count(
         duration_s=duration_s,
     )
     for pool, table, engines in zip(deployment.pools, tables, pools, strict=True):
-        counters.idle_watts += table.idle_watts * pool.count / deployment.gpus
+        counters.idle_watts += table.idle_watts * pool.ranks / deployment.gpus
         work, gaps = engines[0].work.as_dict(), engines[0].gaps
+        busy_s = sum(engine.busy.until(duration_s) for engine in engines)
         prefill_j, decode_j = dynamic_joules(table, work)
-        counters.prefill_joules += prefill_j
-        counters.decode_joules += decode_j
+        prompts = prefill_j / max(prefill_j + decode_j, 1e-300)
+        for group in {id(engine.group): engine.group for engine in engines if engine.group is not None}.values():
+            shared_j, tokens = float(group.shared_by_tokens @ table.shared_j), work["steps_by_tokens"]
+            share = float(work["prefill_by_tokens"].sum() / (tokens * np.arange(len(tokens))).sum())
+            busy_s -= table.ranks * float(group.shared_by_tokens @ table.shared_s)
+            prefill_j += shared_j * share
+            decode_j += shared_j * (1.0 - share)
+        gap_j = gap_joules(table, work, busy_s)
+        counters.prefill_joules += prefill_j + gap_j * prompts
+        counters.decode_joules += decode_j + gap_j * (1.0 - prompts)
         counters.steps += work["steps"]
         itl.merge(Histogram(gaps.as_array(), gaps.sum_s(engines[0].law)))
         for engine in engines:
             counters.preemptions += engine.preemptions
             counters.prefix_queried_tokens += engine.queried_tokens
             counters.prefix_hit_tokens += engine.hit_tokens
-            counters.busy_s.append(engine.busy_until(duration_s))
+            counters.busy_s.append(engine.busy.until(duration_s))
             counters.kv_peak_blocks.append(engine.kv.peak)
             counters.kv_total_blocks.append(engine.kv_total_blocks)
     counters.itl = itl
-    if not seen.keep:
-        counters.tally = _tally(seen)
+    fitted = all(_power_kind(table) == "fitted" for table in tables)
+    counters.energy_kind = "fitted" if fitted else "estimated"
     return counters
+
+
+def _power_kind(table: StepTable) -> str:
+    law = table.provenance.get("power.resident")
+    return law.kind if law else "modelled"
 
 
 def _reasons(deployment: Deployment, failed: int, over_context: int) -> dict[str, int]:

@@ -56,7 +56,7 @@ class ReplicaState:
 
 
 class PoolState:
-    """Identical replicas in one role: "mixed", "prefill" or "decode"."""
+    """All replicas in one role: "mixed", "prefill" or "decode"; alike where the deployment has one pool of it."""
 
     def __init__(self, role: str, replicas: list[Any], rng: Random) -> None:
         self.role = role

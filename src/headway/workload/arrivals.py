@@ -21,7 +21,8 @@ from headway.units import parse_count, parse_rate, parse_seconds
 from headway.workload.batch import Floats, stream
 
 _FORMS = (
-    "poisson, constant, gamma:cv=3, diurnal:peak_to_trough=4,period=24h, onoff:rate_on=20,on=5s,off=30s,cv=1 "
+    "poisson, constant, gamma:cv=3, diurnal:peak_to_trough=4,period=24h, "
+    "onoff:rate_on=20,rate_off=2,on=5s,off=30s,cv=1 "
     "(each of these takes rate=5 too, onoff excepted), replay:FILE or closed:64[,think=1s]"
 )
 _PIECES = 1024  # straight pieces a diurnal period is cut into; sojourns of on and off drawn at a time
@@ -226,7 +227,7 @@ def parse_arrival(text: str) -> Arrival:
         return Replay(path=rest)
     if kind not in _FIELDS:
         allowed = ["poisson", "constant", "gamma", "onoff", "diurnal", "replay", "closed"]
-        raise UnknownName(f"arrival {text!r}: model", kind, allowed)
+        raise UnknownName(f"process in the arrival {text!r}:", kind, allowed)
     model, fields = _FIELDS[kind]
     values = {}
     try:

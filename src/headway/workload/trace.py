@@ -91,6 +91,9 @@ class Lines:
 def said(error: msgspec.DecodeError) -> str:
     """Return msgspec's message in the words of a trace error: "int >= 1 at input_length"."""
     text = str(error).replace("`", "").replace("Expected ", "").replace("$.", "").replace(" - at", " at")
+    text = text.replace("int that's a multiple of", "a multiple of")
+    if text == "Input data was truncated":
+        return "valid JSON: it ends too early"
     return "valid JSON" + text.removeprefix("JSON is malformed") if text.startswith("JSON is") else text
 
 

@@ -23,6 +23,7 @@ from headway.workload.trace import Trace
 
 _PRESETS = Path(__file__).parent / "data"
 _REQUESTS = 10_000  # where neither spec nor trace says how many
+_LONGEST_S = 2.0**32  # a float64 of that size still tells microseconds apart
 _CHUNK = 65_536  # requests per batch: 5 MB of columns
 
 
@@ -46,6 +47,12 @@ class Workload:
             )
         self.spec = msgspec.structs.replace(spec, arrival=spec.process)
         self.name = spec.name
+        rate_req_s = self.rate_req_s
+        if rate_req_s is not None and self.requests > rate_req_s * _LONGEST_S:
+            raise BadInput(
+                f"{self.requests:,} requests at {rate_req_s:g} req/s take longer than 136 years, in which a number "
+                "cannot tell microseconds apart: raise the rate, or ask for fewer requests"
+            )
 
     def batches(self, seed: int, rate_req_s: float | None = None, chunk: int = _CHUNK) -> Iterator[Batch]:
         """Return the requests in order of arrival, at most `chunk` at a time; `rate_req_s` as in `at_rate`.

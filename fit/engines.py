@@ -1,0 +1,351 @@
+"""Fits the host terms of every engine release on serving measurements, and writes `cost/data/engines.yaml`.
+
+    python -m fit.engines TABLE.csv.gz [--cores 2] [--write]
+
+Every row is simulated once; its steps do not depend on how long they take (`accuracy.schedule`), so each of its
+figures is then the kernels' seconds plus a sum of host terms, with known factors. The terms of a release are fitted
+on all its rows by robust least squares on log ratios, every (model, GPU, precision) weighing as the root of its rows,
+with a ridge toward the prior. Printed beside it: the error where whole (model, GPU) pairs are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from scipy.optimize import least_squares
+
+from headway.accuracy.express import Case, express
+from headway.accuracy.physics import broken
+from headway.accuracy.reading import Inexpressible, suspicion
+from headway.accuracy.rows import Row, read_rows
+from headway.accuracy.schedule import Schedule, Steps, schedule
+from headway.cost import Replica, compile_replica
+from headway.cost.engines import HostTerms
+from headway.errors import HeadwayError
+from headway.model import model
+
+BARE = HostTerms(error=0.0)
+DATA = Path(__file__).resolve().parents[1] / "src" / "headway" / "cost" / "data" / "engines.yaml"
+BLACKWELL = ("b200", "gb200", "b300", "gb300")
+REQUESTS_MAX = 40_000
+FOLDS = 8
+NOTHING = 1e-3  # of a term's usual size
+# name, a usual size in seconds (the ridge's unit), smallest value
+TERMS = (
+    ("layer_s", 10e-6, -8e-6),
+    ("moe_layer_s", 20e-6, 0.0),
+    ("fp8_experts_s", 20e-6, 0.0),
+    ("step_s", 300e-6, 0.0),
+    ("sequence_s", 10e-6, 0.0),
+    ("prompt_layer_s", 200e-6, 0.0),
+    ("prompt_moe_layer_s", 500e-6, 0.0),
+    ("intake_s", 20e-3, 0.0),
+)
+NAMES = tuple(name for name, _, _ in TERMS)
+
+
+class Figure(NamedTuple):
+    """One measured figure: kernel seconds, and how often each host term is in it."""
+
+    kind: str
+    kernels_s: float
+    counts: tuple[float, ...]
+    measured_s: float
+
+
+class Point(NamedTuple):
+    """A row's figures and what they are grouped by."""
+
+    row_id: str
+    source: str
+    pair: tuple[str, str]
+    precision: str
+    engine: str
+    version: str
+    gpu: str
+    suspect: str
+    figures: tuple[Figure, ...]
+
+
+def point(row: Row) -> Point | None:
+    """Simulate a row once; None where it cannot be expressed or says nothing of time."""
+    try:
+        case = express(row)
+        if case.kind not in ("closed", "steady", "static") or broken(row, case):
+            return None
+        if (case.workload.requests or 0) > REQUESTS_MAX:
+            return None
+        made = schedule(case, 0.2 if case.kind == "steady" else 0.0)
+    except (Inexpressible, HeadwayError):
+        return None
+    replica = case.deployment.pools[-1].replica
+    figures = tuple(_figures(row, case, made))
+    if not figures:
+        return None
+    return Point(
+        row.row_id,
+        row.source,
+        (row.model_key, row.gpu_key),
+        replica.weights,
+        replica.engine.name,
+        replica.engine.version,
+        replica.gpu,
+        suspicion(row),
+        figures,
+    )
+
+
+def _figures(row: Row, case: Case, made: Schedule) -> list[Figure]:
+    first, last = made.pools[0], made.pools[-1]
+    prefill, decode = case.deployment.pools[0].replica, case.deployment.pools[-1].replica
+    tokens = float((last.times * last.decodes).sum())
+    found = []
+    said = row.measured
+    if "tpot_mean" in said and case.kind == "closed":
+        found.append(_sum("tpot", last, decode, last.times * last.resident, tokens, said["tpot_mean"]))
+    elif "itl_p50" in said or "itl_mean" in said:
+        pure = last.times * last.decodes * (last.chunks == 0)
+        found.append(_sum("tpot", last, decode, pure, float(pure.sum()), said.get("itl_p50") or said["itl_mean"]))
+    if "ttft_mean" in said and case.kind == "closed":
+        ttft = _sum("ttft", first, prefill, first.times * first.waiting, made.requests, said["ttft_mean"])
+        found.append(ttft._replace(counts=(*ttft.counts[:-1], 1.0)))
+    if "ttft_mean" in said and case.kind == "static":
+        prompts = _sum("ttft", last, decode, last.times * (last.chunks > 0), 1.0, said["ttft_mean"])
+        found.append(prompts._replace(counts=(*prompts.counts[:-1], 1.0)))
+    if "e2e_mean" in said and case.kind == "static":
+        whole = _sum("e2e", last, decode, last.times, 1.0, said["e2e_mean"])
+        found.append(whole._replace(counts=(*whole.counts[:-1], 1.0)))
+    elif case.kind == "steady" and "tpot" not in {figure.kind for figure in found}:
+        rate = said.get("output_throughput")
+        if rate and len(made.pools) == 1:
+            produced = tokens * case.deployment.pools[0].ranks
+            found.append(_sum("rate", last, decode, last.times, produced, case.scale / rate))
+    return [figure for figure in found if np.isfinite(figure.kernels_s) and figure.kernels_s > 0.0]
+
+
+def _sum(kind: str, steps: Steps, replica: Replica, weights: Any, total: float, measured_s: float) -> Figure:
+    spec = model(replica.model)
+    stages = replica.pp if kind in ("tpot", "ttft") else 1  # a pipeline's lanes overlap: each step holds one stage
+    table = _bare(replica)
+    layers, moe_layers = spec.layers, spec.moe_layers()
+    share = weights / max(total, 1e-12) * stages
+    once, prompts = float(share.sum()), float((share * (steps.chunks > 0)).sum())
+    sequences = float((share * steps.sequences).sum())
+    fp8 = once * moe_layers * (replica.weights == "fp8")
+    counts = (once * layers / replica.pp, once * moe_layers / replica.pp, fp8 / replica.pp, once, sequences,
+              prompts * layers / replica.pp, prompts * moe_layers / replica.pp, 0.0)  # fmt: skip
+    return Figure(kind, float((share * steps.seconds(table)).sum()), counts, measured_s)
+
+
+@functools.lru_cache(maxsize=4096)
+def _bare(replica: Replica) -> Any:
+    return compile_replica(replica, host=BARE)
+
+
+# --- the fit ------------------------------------------------------------------------------------------------
+
+
+class Group(NamedTuple):
+    """Points of one release: kernel seconds, counts of terms (Blackwell's layers apart), measured seconds."""
+
+    kernels_s: Any
+    counts: Any
+    measured_s: Any
+    weights: Any
+    kinds: Any
+    pairs: list[tuple[str, str]]
+
+
+def grouped(points: list[Point], slow: dict[str, int]) -> Group:
+    """Stack the figures of a release; `slow` numbers the GPU families whose kernels get a factor of their own."""
+    rows = [(one, figure) for one in points for figure in one.figures]
+    size = Counter((one.pair, one.precision, figure.kind) for one, figure in rows)
+    weigh = {"tpot": 1.0, "e2e": 1.0, "rate": 1.0, "ttft": 0.4}
+    weights = [weigh[f.kind] / np.sqrt(size[(one.pair, one.precision, f.kind)]) for one, f in rows]
+    counts = []
+    for one, figure in rows:
+        blackwell = one.gpu.startswith(BLACKWELL)
+        layer, *others = figure.counts
+        family = [0.0] * len(slow)
+        if one.gpu in slow:
+            family[slow[one.gpu]] = 1.0
+        counts.append([layer * (not blackwell), layer * blackwell, *others, *family])
+    return Group(
+        np.array([f.kernels_s for _, f in rows]),
+        np.array(counts),
+        np.array([f.measured_s for _, f in rows]),
+        np.array(weights) / np.mean(weights),
+        np.array([f.kind for _, f in rows]),
+        [one.pair for one, _ in rows],
+    )
+
+
+SIZES = np.array([TERMS[0][1], *(size for _, size, _ in TERMS)])
+FLOORS = np.array([TERMS[0][2], *(floor for _, _, floor in TERMS)])
+
+
+def predicted_s(values: Any, group: Group) -> Any:
+    """Seconds of every figure: kernels, times a family's factor, plus host terms."""
+    terms, factors = values[: len(SIZES)], values[len(SIZES) :]
+    slowed = group.kernels_s * np.exp(group.counts[:, len(SIZES) :] @ factors)
+    return np.maximum(slowed + group.counts[:, : len(SIZES)] @ (terms * SIZES), 0.3 * slowed)
+
+
+def fitted(group: Group, families: int, ridge: float = 0.05, only: Any = None) -> Any:
+    """Values in units of their usual size, then log factors of the slow families."""
+    rows = slice(None) if only is None else only
+    part = Group(*(np.asarray(column)[rows] for column in group[:5]), [])
+    start = np.concatenate([np.full(len(SIZES), 0.5), np.zeros(families)])
+    low = np.concatenate([FLOORS / SIZES - 1e-9, np.full(families, -1.0)])
+    wide = np.concatenate([np.full(len(SIZES), ridge), np.full(families, ridge)]) * np.sqrt(len(part.kernels_s) / 10)
+
+    def residuals(values: Any) -> Any:
+        logs = np.log(predicted_s(values, part) / part.measured_s)
+        return np.concatenate([part.weights * logs, wide * values])
+
+    return least_squares(residuals, start, bounds=(low, np.inf), loss="soft_l1", f_scale=0.15).x
+
+
+def left_out(group: Group, families: int) -> Any:
+    """Log ratios where each (model, GPU) pair was predicted without it."""
+    pairs = sorted(set(group.pairs))
+    fold = {pair: i % FOLDS for i, pair in enumerate(pairs)}
+    of = np.array([fold[pair] for pair in group.pairs])
+    logs = np.zeros(len(of))
+    for k in sorted(set(of)):
+        values = fitted(group, families, only=of != k) if (of != k).any() else np.zeros(len(SIZES) + families)
+        logs[of == k] = np.log(predicted_s(values, group) / group.measured_s)[of == k]
+    return logs
+
+
+# --- releases -----------------------------------------------------------------------------------------------
+
+RELEASES: dict[str, list[str]] = {
+    "vllm": ["0.2", "0.5", "0.6", "0.9", "0.11", "0.12"],
+    "sglang": ["0"],
+    "trtllm": ["0.10", "0.17", "1.0", "1.1"],
+    "llama.cpp": ["0"],
+    "deepspeed": ["0"],
+    "deepspeed-mii": ["0"],
+}
+ALONE = {"sglang"}
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in version.split(".")[:3])
+
+
+def release(engine: str, version: str) -> str:
+    """The newest release up to a version; the last for none."""
+    known = RELEASES[engine]
+    if not version:
+        return known[-1]
+    return ([since for since in known if _number(since) <= _number(version)] or known[:1])[-1]
+
+
+def main() -> None:
+    """Fit, print, and write when asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--write", action="store_true")
+    asked = parser.parse_args()
+    rows = read_rows(asked.table)
+    with ProcessPoolExecutor(asked.cores) as pool:
+        points = [one for one in pool.map(point, rows, chunksize=20) if one is not None]
+    print(f"{len(points)} of {len(rows)} rows")
+    groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    for one in points:
+        if not one.suspect:
+            groups[(one.engine, release(one.engine, one.version))].append(one)
+    found: dict[tuple[str, str], Fit] = {}
+    for engine, sinces in RELEASES.items():
+        for since in reversed(sinces):  # what an older release has no figures for is taken from a newer one
+            if groups[(engine, since)]:
+                newer = [found[(engine, other)] for other in sinces if (engine, other) in found]
+                found[(engine, since)] = report((engine, since), groups[(engine, since)], newer)
+    if asked.write:
+        DATA.write_text(document(found), encoding="utf-8")
+
+
+class Fit(NamedTuple):
+    """Values in units of their usual size, which terms had figures, the slow families, and the median error."""
+
+    values: Any
+    told: Any
+    slow: dict[str, int]
+    error: float
+
+
+def report(key: tuple[str, str], members: list[Point], newer: list[Fit]) -> Fit:
+    """Fit one release and print its errors."""
+    count = Counter(one.gpu for one in members)
+    timed = ("h100", "h200", "b200", "gb200", "gb300", "l40s", "rtx-pro-6000")
+    slow = {gpu: i for i, gpu in enumerate(sorted(g for g in count if not g.startswith(timed)))}
+    group = grouped(members, slow)
+    values = fitted(group, len(slow))
+    logs, out = np.log(predicted_s(values, group) / group.measured_s), left_out(group, len(slow))
+    bare = np.log(group.kernels_s / group.measured_s)
+    told = (group.counts[:, : len(SIZES)] > 0.0).any(axis=0)
+    for other in newer[:1]:
+        values[: len(SIZES)] = np.where(told, values[: len(SIZES)], other.values[: len(SIZES)])
+        told = told | other.told
+    terms = {name: f"{value * size * 1e6:.1f}us" for name, value, size in
+             zip(("layer_s", "blackwell", *NAMES[1:]), values, SIZES, strict=False)}  # fmt: skip
+    print(*key, len(members), terms, {gpu: round(float(np.exp(values[len(SIZES) + i])), 2) for gpu, i in slow.items()})
+    error = 0.3
+    for kind in sorted(set(group.kinds)):
+        at = group.kinds == kind
+        print(
+            f"    {kind:5} {at.sum():5} bare {_words(bare[at])}  fitted {_words(logs[at])}  pairs out {_words(out[at])}"
+        )
+        error = float(np.median(np.abs(out[at]))) if kind != "ttft" else error
+    return Fit(values, told, slow, error)
+
+
+def _words(logs: Any) -> str:
+    errors = np.abs(np.expm1(logs))
+    return f"{np.median(errors):.3f}/{np.quantile(errors, 0.9):.3f} ({np.median(logs):+.3f})"
+
+
+def document(found: dict[tuple[str, str], Fit]) -> str:
+    """The data file."""
+    engines: dict[str, Any] = {}
+    for engine, sinces in RELEASES.items():
+        releases = []
+        for since in sinces:
+            if (engine, since) not in found:
+                continue
+            values, told, slow, error = found[(engine, since)]
+            terms = [
+                float(f"{v * size:.3g}") if abs(v) > NOTHING else 0.0 for v, size in zip(values, SIZES, strict=False)
+            ]
+            host: dict[str, Any] = {"layer_s": terms[0]}
+            host |= {name: value for name, value in zip(NAMES[1:], terms[2:], strict=True) if value}
+            by_gpu: dict[str, Any] = {family: {"layer_s": terms[1]} for family in BLACKWELL if told[1]}
+            for gpu, i in slow.items():
+                by_gpu[gpu] = {"kernels": float(f"{np.exp(values[len(SIZES) + i]):.3g}")}
+            releases.append({"since": since, "host": {**host, "error": round(error, 2)}, "by_gpu": by_gpu})
+        engines[engine] = {"prefill_alone": engine in ALONE, "releases": releases}
+    head = (
+        "# What an engine adds to its kernels, and how it batches: seconds on the host that the GPU waits for. A\n"
+        "# release's numbers hold from that version on; `by_gpu` replaces some on a GPU family. By fit/engines.py.\n"
+    )
+    source = (
+        "fitted on serving measurements of aiconfigurator and ML.ENERGY (Apache-2.0), TensorRT-LLM's documentation "
+        "(Apache-2.0), MLPerf Inference, LLM-Inference-Bench (BSD-3-Clause), splitwise-sim (MIT), dstack (Apache-2.0), "
+        "llmfit (MIT)"
+    )
+    body = yaml.safe_dump({"source": source, "engines": engines}, sort_keys=False, width=118, default_flow_style=None)
+    return head + body
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What was aimed at, and what is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fit.study import SERVED, Flags, Floats, Study, figures, is_from
+from headway.accuracy import Replay
+
+DENSE, MIXED = "Llama", "A3B"  # in the names of the recorded runs
+
+
+class Target(NamedTuple):
+    """A line: figure, target, what is reached on all rows and on trusted ones, by the data sheet, and whether met."""
+
+    what: str
+    wanted: str
+    reached: str
+    trusted: str
+    sheet: str
+    verdict: str
+    rows: int
+
+
+def targets(study: Study, replay: Replay | None) -> list[Target]:
+    """Return all lines."""
+    served, docs, mlperf = is_from(study, *SERVED), is_from(study, "trtllm-docs"), is_from(study, "mlperf")
+    split = np.array([sample.row.mode == "disagg" for sample in study.samples])
+    pairs, seen = study.splits["pair"].logs, study.splits["rows"].levelled
+    return [
+        _line(study, "TPOT or ITL, unseen pair", pairs, "tpot", served, 0.08, 0.25),
+        _line(study, "the same, unseen model", study.splits["model"].logs, "tpot", served, 0.08, 0.25),
+        _line(study, "TPOT or ITL, seen pair", seen, "tpot", served, 0.04, 0.15),
+        _line(study, "the same, level and slopes", study.splits["rows"].sloped, "tpot", served, 0.04, 0.15),
+        _line(study, "TPOT, split prefill and decode, unseen pair", pairs, "tpot", split, 0.09),
+        _line(study, "TTFT, closed loop, unseen pair", pairs, "ttft", served, 0.20, 0.60),
+        _line(study, "TTFT, closed loop, seen pair", seen, "ttft", served, 0.12),
+        _line(study, "the same, level and slopes", study.splits["rows"].sloped, "ttft", served, 0.12),
+        _line(study, "output throughput, unseen pair", pairs, "throughput", served, 0.10),
+        _line(study, "TensorRT-LLM docs, unseen pair", pairs, "throughput", docs, 0.15),
+        _line(study, "MLPerf Offline, unseen pair", pairs, "throughput", mlperf, 0.12),
+        *_new_gpu(study, served),
+        *_energy(study),
+        *_choices(study),
+        *_replays(replay),
+        _expressed(study),
+    ]
+
+
+def _line(
+    study: Study, what: str, logs: Sequence[Floats], kind: str, member: Flags, median: float, p90: float | None = None
+) -> Target:
+    found, sheet = figures(study, logs, kind), figures(study, study.stages["data sheet"], kind)
+    trusted = found.of(member & ~study.doubted)
+    off = np.abs(np.expm1(trusted))
+    met = bool(np.median(off) <= median)
+    wanted = f"{100 * median:g}"
+    verdict = _yes(met)
+    if p90 is not None:
+        wanted += f" / {100 * p90:g}"
+        tail = bool(np.quantile(off, 0.9) <= p90)
+        verdict = _yes(met) if met == tail else f"median {_yes(met)}, p90 {_yes(tail)}"
+    by_sheet = _two(sheet.of(member & ~study.doubted), p90)
+    every = found.of(member)
+    return Target(what, wanted, _two(every, p90), _two(trusted, p90), by_sheet, verdict, len(every))
+
+
+def _yes(met: bool) -> str:
+    return "yes" if met else "no"
+
+
+def _two(logs: Floats, p90: float | None) -> str:
+    if not len(logs):
+        return ""
+    off = 100 * np.abs(np.expm1(logs))
+    median = f"{np.median(off):.1f}"
+    return median if p90 is None else f"{median} / {np.quantile(off, 0.9):.0f}"
+
+
+def _new_gpu(study: Study, served: Flags) -> list[Target]:
+    found = []
+    names = {"sibling": "TPOT, unseen GPU, laws of its architecture", "stranger": "TPOT, unseen GPU, laws of another"}
+    for law, name in names.items():
+        had = served & np.array([bool(sample.kernels.get(law)) for sample in study.samples])
+        found.append(_line(study, name, study.splits[law].logs, "tpot", had, 0.15))
+    return found
+
+
+def _energy(study: Study) -> list[Target]:
+    found = []
+    lines = (("power", study.watts, study.shipped.errors["power"], study.sheet.errors["power"], 0.10),
+             ("energy per token", study.joules, study.shipped.errors["energy_per_token"],
+              study.sheet.errors["energy_per_token"], 0.15))  # fmt: skip
+    for name, logs, shipped, sheet, wanted in lines:
+        if "pair" in logs and shipped.median is not None and sheet.median is not None:
+            median = float(np.median(np.abs(np.expm1(logs["pair"]))))
+            clean = study.shipped.trusted["power" if name == "power" else "energy_per_token"].median
+            trusted = f"{100 * (clean or 0.0):.1f}"
+            found.append(Target(f"{name}, unseen pair", f"{100 * wanted:g}", "", f"{100 * median:.1f}",
+                                f"{100 * sheet.median:.1f}", _yes(median <= wanted), len(logs["pair"])))  # fmt: skip
+            found.append(Target(f"{name}, as shipped", f"{100 * wanted:g}", f"{100 * shipped.median:.1f}", trusted,
+                                f"{100 * sheet.median:.1f}", _yes(shipped.median <= wanted), shipped.n))  # fmt: skip
+    return found
+
+
+def _choices(study: Study) -> list[Target]:
+    regrets = (study.shipped.regret, study.shipped.trusted_regret, study.sheet.regret)
+    mine, trusted, sheet = (ranking.throughput_per_gpu for ranking in regrets)
+    if mine.mean is None or trusted.mean is None or sheet.mean is None:
+        return []
+    best = {name: min(regret.by_margin.items(), key=lambda item: item[1]) for name, regret in
+            (("all", mine), ("trusted", trusted), ("sheet", sheet))}  # fmt: skip
+
+    def words(pair: tuple[str, float]) -> str:
+        return f"{100 * pair[1]:.1f} (margin {100 * float(pair[0]):g} %)"
+
+    return [
+        Target(
+            "regret, tokens/s per GPU under a limit, mean",
+            "5",
+            words(best["all"]),
+            words(best["trusted"]),
+            words(best["sheet"]),
+            _yes(best["trusted"][1] <= 0.05),
+            mine.n,
+        )
+    ]
+
+
+def _replays(replay: Replay | None) -> list[Target]:
+    found = []
+    for name, run in (replay.runs if replay else {}).items():
+        wanted = 0.03 if DENSE in name else 0.05
+        for stat, limit in (("mean", wanted), ("p99", 0.12)):
+            errors = {metric: points[stat].error for metric, points in run.latencies.items()}
+            text = ", ".join(f"{metric.upper()} {100 * error:+.1f}" for metric, error in errors.items())
+            label = "dense" if DENSE in name else "experts"
+            met = max(abs(error) for error in errors.values()) <= limit
+            what = f"recorded run, {label}, {stat}"
+            found.append(Target(what, f"{100 * limit:g}", text, "", "", _yes(met), run.requests))
+    return found
+
+
+def _expressed(study: Study) -> Target:
+    share = study.shipped.used / study.shipped.rows
+    text = f"{100 * share:.1f}"
+    return Target("rows expressed", "90", text, "", text, _yes(share >= 0.9), study.shipped.rows)

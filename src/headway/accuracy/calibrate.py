@@ -1,0 +1,262 @@
+"""`calibrate`: from a user's own measured points, the few numbers that bring the shipped law nearest to them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from headway.accuracy.calibration_fit import (
+    INTERVAL_SDS,
+    Fit,
+    Judgement,
+    Prior,
+    errors_by_metric,
+    fit,
+    judge_fit,
+    predictions,
+    shipped_prior,
+)
+from headway.accuracy.calibration_points import TERMS, Figure, Point, linearize, term_values
+from headway.accuracy.reading import Inexpressible, read_engine, read_gpu, suspicion
+from headway.accuracy.rows import Row
+from headway.accuracy.run import NAMES_A_ROW, PHYSICS
+from headway.cost.calibration import FACTORS, Calibration, Evidence, Term
+from headway.errors import BadInput
+from headway.specs import Spec
+
+__all__ = ["Calibrated", "calibrate"]
+
+Progress = Callable[[int, int | None], None]
+
+LEAST_POINTS: Final = 10
+LOADS: Final = (1, 8, 64, 256)  # requests in flight worth measuring, few to many
+PROMPTS: Final = (128, 1024, 8192)
+CONTRADICTION: Final = {"ttft": 1.6, "tpot": 1.25, "output_throughput": 1.25, "e2e": 1.25}
+SHOWN: Final = 12  # row ids in one line
+REPEAT: Final = "repeats another row"
+ALREADY: Final = 0.7  # of a term's prior width: above, the points say little about it
+
+
+class Calibrated(Spec):
+    """A calibration, what it rests on, and what to know before trusting it.
+
+    `broken` are rows that no hardware can have measured, `suspects` rows that look wrong, by reason, `contradictions`
+    repeats of one setting that disagree; the last two were used, weighed down where they lie far out. `advice` says
+    which points to measure next.
+    """
+
+    calibration: Calibration
+    evidence: Evidence
+    broken: dict[str, str]
+    suspects: dict[str, str]
+    contradictions: list[str]
+    advice: list[str]
+
+
+def calibrate(
+    rows: Sequence[Row], *, source: str = "", prior: Prior | None = None, progress: Progress | None = None
+) -> Calibrated:
+    """Fit a calibration on measured rows of one GPU and engine.
+
+    Args:
+        rows: as `read_rows` gives them.
+        source: where they are from, for the provenance of results.
+        prior: widths and noise; None takes the shipped ones.
+        progress: called with rows done and rows in all.
+
+    Raises:
+        BadInput: several GPUs or engines, fewer than ten usable points, or all of them at one load.
+    """
+    prior = prior or shipped_prior()
+    gpu_key, engine = _fingerprint(rows)
+    points, left_out = _points(rows, progress)
+    _check_enough(points, left_out)
+    judged = judge_fit(points, prior)
+    found = fit(_figures(points, judged.without), prior, judged.strength or 1.0)
+    if judged.strength and any(point.case.kind == "open" for point in points):
+        points = _around(points, _calibration(found, judged, points, prior, (gpu_key, engine), source))
+        found = fit(_figures(points, judged.without), prior, judged.strength)
+    calibration = _calibration(found, judged, points, prior, (gpu_key, engine), source)
+    figures = _figures(points)
+    measured = np.array([f.measured for f in figures])
+    after = predictions(figures, term_values(calibration))
+    evidence = Evidence(
+        points=len(points),
+        left_out=dict(Counter(_kind(reason) for reason in left_out.values()).most_common()),
+        kept=bool(judged.strength),
+        before=_rounded(errors_by_metric(figures, np.log(np.array([f.shipped for f in figures]) / measured))),
+        held_out=_rounded(errors_by_metric(figures, judged.held_out)),
+        after=_rounded(errors_by_metric(figures, np.log(after / measured))),
+    )
+    return Calibrated(
+        calibration=msgspec.structs.replace(calibration, held_out=tuple(evidence.held_out.items())),
+        evidence=evidence,
+        broken={row_id: reason for row_id, reason in left_out.items() if reason.startswith(PHYSICS)},
+        suspects={point.row.row_id: why for point in points if (why := suspicion(point.row))},
+        contradictions=_contradictions(points),
+        advice=_advice(points, found, judged.without),
+    )
+
+
+def _fingerprint(rows: Sequence[Row]) -> tuple[str, str]:
+    """The one GPU and engine of the rows."""
+    found: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        try:
+            card = read_gpu(row)
+            found[card.key, read_engine(row, card)[0]] += 1
+        except Inexpressible:
+            continue
+    if not found:
+        raise BadInput("no row names a GPU of the catalogue: `headway list gpus` shows them")
+    if len(found) > 1:
+        held = ", ".join(f"{gpu} with {engine} ({count} rows)" for (gpu, engine), count in found.most_common(6))
+        raise BadInput(f"a calibration is of one GPU and one engine; the file holds {held}: choose with --where, as "
+                       "in --where gpu_key=H100 --where engine=vllm")  # fmt: skip
+    return next(iter(found))
+
+
+def _points(rows: Sequence[Row], progress: Progress | None) -> tuple[list[Point], dict[str, str]]:
+    """Usable points, and why each other row is none."""
+    points: list[Point] = []
+    left_out: dict[str, str] = {}
+    seen: set[tuple[object, ...]] = set()
+    for done, row in enumerate(rows, start=1):
+        settings = [getattr(row, name) for name in row.__struct_fields__ if name not in NAMES_A_ROW]
+        key = (*settings, *row.measured.items())
+        point = REPEAT if key in seen else linearize(row)
+        seen.add(key)
+        if isinstance(point, str):
+            left_out[row.row_id] = point
+        else:
+            points.append(point)
+        if progress is not None:
+            progress(done, len(rows))
+    return points, left_out
+
+
+def _check_enough(points: list[Point], left_out: dict[str, str]) -> None:
+    loads = {_load(point) for point in points}
+    if len(points) >= LEAST_POINTS and len(loads) > 1:
+        return
+    missing = (
+        f"all {len(points)} points are at one load"
+        if len(points) >= LEAST_POINTS
+        else f"{len(points)} usable points, a calibration takes at least {LEAST_POINTS}"
+    )
+    reasons = Counter(_kind(reason) for reason in left_out.values()).most_common(3)
+    unusable = "; ".join(f"{count} rows left out: {reason}" for reason, count in reasons)
+    nexts = "; ".join(_uncovered(points)) or "repeat the points you have at further loads"
+    raise BadInput(f"{missing}{'; ' + unusable if unusable else ''}. Measure next: {nexts}")
+
+
+def _kind(reason: str) -> str:
+    """A reason without the particulars of one row."""
+    return reason.partition(";")[0]
+
+
+def _load(point: Point) -> tuple[float | None, ...]:
+    return point.row.concurrency, point.row.request_rate, point.row.batch_size
+
+
+def _figures(points: Sequence[Point], without: str = "") -> list[Figure]:
+    return [figure for point in points for figure in point.figures if figure.metric != without]
+
+
+def _around(points: list[Point], calibration: Calibration) -> list[Point]:
+    """The points with open loops simulated again: which steps happen there depends on how long they take."""
+    moved = []
+    for point in points:
+        again = linearize(point.row, calibration, point) if point.case.kind == "open" else point
+        moved.append(point if isinstance(again, str) else again)
+    return moved
+
+
+# --- what comes out -------------------------------------------------------------------------------------------
+
+
+def _calibration(
+    found: Fit, judged: Judgement, points: Sequence[Point], prior: Prior, where: tuple[str, str], source: str
+) -> Calibration:
+    """The fit as numbers with intervals; neutral ones where the shipped law stays."""
+    widths = (judged.strength or 1.0) * np.array([prior.widths[name] for name in TERMS])
+    sds = np.maximum(np.sqrt(np.diag(found.covariance)) * widths, judged.spread) * INTERVAL_SDS
+    values = found.values if judged.strength else term_values(None)
+    floor = np.max([figure.floors for figure in _figures(points)], axis=0)
+    terms = {}
+    for place, name in enumerate(TERMS):
+        value, width = float(values[place]), float(sds[place])
+        if name in FACTORS:
+            low, high = value * float(np.exp(-width)), value * float(np.exp(width))
+        else:
+            least = -float(floor[place - len(FACTORS)])
+            value = max(value, least)
+            low, high = max(value - width, least), value + width
+        terms[name] = Term(value=_short(value), low=min(_short(low), _short(value)),
+                           high=max(_short(high), _short(value)))  # fmt: skip
+    replicas = [point.case.deployment.pools[-1].replica for point in points]
+    return Calibration(
+        gpu=where[0],
+        engine=where[1],
+        versions=tuple(sorted({replica.engine.version for replica in replicas} - {""})),
+        models=tuple(sorted({replica.model for replica in replicas})),
+        weights=tuple(sorted({replica.weights for replica in replicas})),
+        gpu_counts=tuple(sorted({replica.gpus for replica in replicas})),
+        source=source,
+        **terms,  # type: ignore[arg-type]
+    )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}") + 0.0  # no minus zero
+
+
+def _rounded(errors: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in errors.items()}
+
+
+def _contradictions(points: Sequence[Point]) -> list[str]:
+    """Repeats of one setting whose figures are further apart than repeats are."""
+    groups: dict[tuple[object, ...], list[Point]] = defaultdict(list)
+    for point in points:
+        groups[point.setting].append(point)
+    found = []
+    for group in groups.values():
+        for metric, limit in CONTRADICTION.items():
+            figures = [(f.measured, p.row.row_id) for p in group for f in p.figures if f.metric == metric]
+            if figures and max(figures)[0] > limit * min(figures)[0]:
+                ids = ", ".join(row_id for _, row_id in sorted(figures)[:SHOWN])
+                ratio = max(figures)[0] / min(figures)[0]
+                found.append(f"{metric} of one setting differs {ratio:.1f} times between rows {ids}")
+    return found
+
+
+def _advice(points: Sequence[Point], found: Fit, without: str) -> list[str]:
+    """What to measure next: loads and lengths not covered, for the terms the points leave open."""
+    open_terms = [name for name, sd in zip(TERMS, np.sqrt(np.diag(found.covariance)), strict=True) if sd > ALREADY]
+    said = _uncovered(points)
+    if open_terms:
+        said.append(f"the points say little about {', '.join(open_terms)}: these stay near the shipped law")
+    if without:
+        said.append(f"the points' {without} was not fitted: with it, other figures of points left out came out worse")
+    return said
+
+
+def _uncovered(points: Sequence[Point]) -> list[str]:
+    loads = [load for point in points for load in (point.row.concurrency or point.row.batch_size,) if load]
+    prompts = [point.row.isl_mean for point in points if point.row.isl_mean]
+    said = []
+    missing = [str(load) for load in LOADS if not any(load / 2 <= seen <= load * 2 for seen in loads)]
+    if missing:
+        said.append(f"{', '.join(missing)} requests in flight")
+    far = [str(length) for length in PROMPTS if not any(length / 3 <= seen <= length * 3 for seen in prompts)]
+    if far:
+        said.append(f"prompts of about {', '.join(far)} tokens")
+    for metric, column in (("ttft", "ttft_mean_ms"), ("tpot", "tpot_mean_ms")):
+        if not any(figure.metric == metric for point in points for figure in point.figures):
+            said.append(f"the column {column}")
+    return said

@@ -1,0 +1,124 @@
+"""`headway calibrate`: own measurements become a calibration that `simulate`, `plan` and `validate` take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headway.cli import options as o
+from headway.cli.terminal import Terminal, check_files, note_interpreted
+from headway.errors import BadInput
+
+if TYPE_CHECKING:
+    from headway.accuracy import Calibrated, Row
+    from headway.cost.calibration import CalibrationFile
+
+
+@click.command(cls=o.Verb, short_help="Step times by own measurements, from ten points on.")
+@click.argument("table_file", metavar="FILE")
+@o.options(o.CHOICE, o.WRITTEN, o.JSON, o.QUIET)
+def calibrate(*, table_file: str, **asked: Any) -> None:
+    """Fit the step law to measured operating points of one GPU and engine, starting from the shipped law.
+
+    FILE is a CSV, plain or gzipped, in the form that `headway validate` reads; docs/calibration.md describes the
+    columns. Held-out points decide: where they are predicted no better, the shipped law is kept.
+
+    \b
+    headway calibrate mine.csv --out cal.yaml
+    headway calibrate mine.csv --where gpu_key=H100 --where engine=vllm --out cal.yaml
+    headway simulate best.yaml --calibration cal.yaml
+    """
+    from headway.accuracy import calibrate as run
+    from headway.accuracy import read_rows
+    from headway.report import calibration_text
+
+    terminal = Terminal(asked["json_to"], asked["out_to"], quiet=asked["quiet"])
+    check_files(None, asked["json_to"], asked["out_to"])
+    rows = _chosen(read_rows(table_file), asked["where"])
+    fingerprint = _fingerprint(asked["fingerprint_from"])
+    note_interpreted(terminal)
+    name, digest = _named(table_file)
+    with terminal.bar("calibrating") as bar:
+        found = run(rows, source=f"{name} (sha256 {digest[:12]})", progress=bar.tell)
+    terminal.show(calibration_text(found))
+    _deliver(terminal, found, _file(found, fingerprint, name, digest), asked)
+
+
+def _chosen(rows: list[Row], wanted: tuple[str, ...]) -> list[Row]:
+    """The rows that have every value asked for."""
+    from headway.errors import UnknownName
+
+    for text in wanted:
+        column, equals, value = text.partition("=")
+        known = [name for name in rows[0].__struct_fields__ if name != "measured"]
+        if not equals:
+            raise BadInput(f"--where {text!r}: write COLUMN=VALUE, as in gpu_key=H100")
+        if column not in known:
+            raise UnknownName("column", column, known)
+        values = {_cell(row, column) for row in rows}
+        rows = [row for row in rows if _cell(row, column) == value]
+        if not rows:
+            raise BadInput(f"--where {text!r}: no row is left; there is {', '.join(sorted(values)[:8])}")
+    return rows
+
+
+def _cell(row: Row, column: str) -> str:
+    """What a row has in a column, numbers without a needless point."""
+    value = getattr(row, column)
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _fingerprint(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    from pathlib import Path
+
+    import msgspec
+
+    try:
+        data = msgspec.json.decode(Path(path).read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadInput(f"{path}: not the JSON of `headway profile`: {error}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: expected a JSON object of names and values")
+    return data
+
+
+def _named(path: str) -> tuple[str, str]:
+    """Name and SHA-256 of the measured file."""
+    import hashlib
+    from pathlib import Path
+
+    return Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _file(found: Calibrated, fingerprint: dict[str, Any], name: str, digest: str) -> CalibrationFile:
+    import datetime
+
+    from headway.cost.calibration import SCHEMA, CalibrationFile
+
+    return CalibrationFile(
+        schema=SCHEMA,
+        calibration=found.calibration,
+        evidence=found.evidence,
+        fingerprint=fingerprint,
+        file=name,
+        sha256=digest,
+        date=datetime.date.today().isoformat(),
+    )
+
+
+def _deliver(terminal: Terminal, found: Calibrated, file: CalibrationFile, asked: o.Options) -> None:
+    from headway.specs import json_text, to_mapping, write_yaml
+
+    if asked["out_to"]:
+        terminal.write(asked["out_to"], write_yaml(file))
+    elif not asked["json_to"]:
+        terminal.note("nothing was written: --out cal.yaml keeps the calibration")
+    if asked["json_to"]:
+        told = to_mapping(file, defaults=True)
+        told |= {name: getattr(found, name) for name in ("broken", "suspects", "contradictions", "advice")}
+        terminal.write(asked["json_to"], json_text(told) + "\n")

@@ -1,0 +1,115 @@
+"""`--calibration FILE`: read, compared with what is asked, and put into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from headway.cli.terminal import Terminal
+from headway.errors import BadInput
+
+if TYPE_CHECKING:
+    from headway.cost import Replica
+    from headway.cost.calibration import Calibration
+    from headway.plan import Question
+    from headway.sim import Deployment
+
+
+def read_noted(path: str | None, terminal: Terminal) -> Calibration | None:
+    """Return the calibration of a file, and say what it rests on; None without a file.
+
+    Raises:
+        BadInput: no such file, or it is no calibration.
+    """
+    if path is None:
+        return None
+    from headway.cost.calibration import read_calibration
+
+    file = read_calibration(path)
+    evidence = file.evidence
+    if not evidence.kept:
+        terminal.note(f"{path} changes nothing: held-out points were predicted no better with it")
+    elif evidence.held_out:
+        errors = ", ".join(f"{name} {100 * error:.1f} %" for name, error in evidence.held_out.items())
+        terminal.note(f"step times calibrated on {evidence.points} points of {path}; on held-out ones {errors} off")
+    machine = ", ".join(f"{name} {value}" for name, value in file.fingerprint.items())
+    if machine:
+        terminal.note(f"{path} was measured on {machine}")
+    return file.calibration
+
+
+def with_calibration(deployment: Deployment, path: str | None, terminal: Terminal) -> Deployment:
+    """Return the deployment with every replica calibrated by the file, if there is one.
+
+    Raises:
+        BadInput: it is of another GPU or engine, or cannot be read.
+    """
+    calibration = read_noted(path, terminal)
+    if calibration is None or path is None:
+        return deployment
+    import msgspec
+
+    replace = msgspec.structs.replace
+    pools = tuple(
+        replace(pool, replica=_fitting(pool.replica, calibration, path, terminal)) for pool in deployment.pools
+    )
+    return replace(deployment, pools=pools)
+
+
+def ask_calibrated(question: Question, path: str | None, terminal: Terminal) -> Question:
+    """Return the question about calibrated replicas, if there is a file.
+
+    Raises:
+        BadInput: it is of another GPU or engine, or cannot be read.
+    """
+    calibration = read_noted(path, terminal)
+    if calibration is None or path is None:
+        return question
+    import msgspec
+
+    from headway.cost import Replica
+    from headway.model import model
+
+    native = model(question.model).native_dtype
+    weights = calibration.weights[0] if calibration.weights else native
+    seen = Replica(model=question.model, gpu=question.gpu, weights=weights, engine=question.engine)
+    engine = _fitting(seen, calibration, path, terminal).engine
+    return msgspec.structs.replace(question, engine=engine, calibration=calibration)
+
+
+def refuse_elsewhere(calibration: Calibration | None, skipped: Mapping[str, int], used: int) -> None:
+    """Refuse a table none of whose rows is of what was calibrated.
+
+    Raises:
+        BadInput: naming the difference.
+    """
+    from headway.accuracy.judge import ELSEWHERE
+
+    if calibration is not None and not used:
+        reason = next((text for text in skipped if text.startswith(ELSEWHERE)), None)
+        if reason:
+            raise BadInput(f"no row of the table is of the calibrated GPU and engine: {reason}")
+
+
+def _fitting(replica: Replica, calibration: Calibration, path: str, terminal: Terminal) -> Replica:
+    """The calibrated replica; an engine version left open becomes the measured one."""
+    import msgspec
+
+    from headway.cost.calibration import mismatch
+
+    differs = mismatch(calibration, replica.gpu, replica.engine.name)
+    if differs:
+        raise BadInput(f"{path} does not hold here: {differs}; leave it out, or measure there and calibrate again")
+    engine, versions = replica.engine, calibration.versions
+    if not engine.version and len(versions) == 1:
+        engine = msgspec.structs.replace(engine, version=versions[0])
+    elif engine.version and versions and engine.version not in versions:
+        measured = ", ".join(versions)
+        terminal.note(f"{path} was measured with {engine.name} {measured}, not {engine.version}: times may differ")
+    for what, came, seen in (
+        ("model", replica.model, calibration.models),
+        ("weights", replica.weights, calibration.weights),
+    ):
+        if seen and came not in seen:
+            terminal.note(f"{path} holds no points of {what} {came} (it has {', '.join(seen)}): less sure there")
+    return msgspec.structs.replace(replica, engine=engine, calibration=calibration)

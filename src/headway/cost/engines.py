@@ -1,0 +1,110 @@
+"""Inference engines: how each one batches, and the time its host adds to the kernels (`data/engines.yaml`)."""
+
+from __future__ import annotations
+
+import functools
+import re
+from importlib import resources
+from typing import Any
+
+import msgspec
+
+from headway.cost.efficiency import Law
+from headway.errors import BadInput, UnknownName
+from headway.specs import Spec, from_mapping, read_yaml
+
+__all__ = ["EngineFacts", "HostTerms", "engine_facts", "engine_names"]
+
+
+class HostTerms(Law, kw_only=True):
+    """Seconds that the GPU waits for the host, or that a request spends outside the engine.
+
+    `layer_s` a layer of every step, `moe_layer_s` more for one with experts, `fp8_experts_s` more still where these
+    are in fp8, `step_s` a step, `sequence_s` a sequence of a step, `prompt_layer_s` more for a layer of a step that
+    holds a prompt and so runs outside captured graphs, `prompt_moe_layer_s` more still for one with experts, `intake_s`
+    a request. `layer_s` may be negative: launches timed
+    one by one overlap in a graph. `kernels` multiplies the time of all kernels: above 1 where they are not those timed.
+    """
+
+    layer_s: float = 0.0
+    moe_layer_s: float = 0.0
+    fp8_experts_s: float = 0.0
+    step_s: float = 0.0
+    sequence_s: float = 0.0
+    prompt_layer_s: float = 0.0
+    prompt_moe_layer_s: float = 0.0
+    intake_s: float = 0.0
+    kernels: float = 1.0
+
+
+class EngineFacts(Spec):
+    """One release of an engine: its batching discipline and its host's times on one GPU."""
+
+    name: str
+    since: str
+    prefill_alone: bool
+    host: HostTerms
+    source: str
+
+
+class _Release(Spec):
+    since: str
+    host: HostTerms
+    by_gpu: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
+
+
+class _Family(Spec):
+    prefill_alone: bool
+    releases: list[_Release]
+
+
+class _File(Spec):
+    source: str
+    engines: dict[str, _Family]
+
+
+@functools.cache
+def _file() -> _File:
+    with resources.as_file(resources.files("headway.cost") / "data" / "engines.yaml") as path:
+        return from_mapping(_File, read_yaml(path), path.name)
+
+
+def engine_names() -> list[str]:
+    """Names of the engines known."""
+    return sorted(_file().engines)
+
+
+@functools.cache
+def engine_facts(name: str, version: str, gpu_key: str) -> EngineFacts:
+    """Return the facts of the newest release up to `version`; "" is the newest of all.
+
+    Raises:
+        UnknownName: an engine that is not in the data file.
+        BadInput: a version that does not begin with a number.
+    """
+    families = _file().engines
+    if name not in families:
+        raise UnknownName("engine", name, families)
+    family = families[name]
+    wanted = _number(version) if version else (1 << 30,)
+    known = [release for release in family.releases if _number(release.since) <= wanted] or family.releases[:1]
+    release = known[-1]
+    host = release.host
+    for key, terms in release.by_gpu.items():
+        if gpu_key == key or gpu_key.startswith(f"{key}-"):
+            host = from_mapping(HostTerms, _merged(host, terms), "engines.yaml")
+    return EngineFacts(
+        name=name, since=release.since, prefill_alone=family.prefill_alone, host=host, source=_file().source
+    )
+
+
+def _merged(host: HostTerms, terms: dict[str, float]) -> dict[str, Any]:
+    return {**msgspec.to_builtins(host), **terms}
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "0.5.8.post1" is (0, 5, 8)."""
+    found = re.match(r"v?(\d+(?:\.\d+)*)", version)
+    if not found:
+        raise BadInput(f"engine version {version!r}: expected numbers with dots, as in 0.11.1")
+    return tuple(int(part) for part in found[1].split("."))

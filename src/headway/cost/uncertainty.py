@@ -1,0 +1,183 @@
+"""How far an estimate may be off: intervals from the residuals of its evidence level (`data/uncertainty.yaml`).
+
+The level says what the estimate rests on, the best first: `calibrated` on the user's own measurements of this model;
+`seen pair`: this model on this GPU under this engine release was measured, and its host terms were fitted on that;
+`seen GPU`: other models were, so the residuals are those of pairs left out; `family`: the GPU was not, its laws are
+from timings of it, of its architecture or pooled over its vendor's (residuals of GPUs left out); `data sheet`: no
+timings of its vendor. A factor times the prediction is an end of the interval.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from importlib import resources
+from math import exp, log1p
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from headway.cost.efficiency import efficiency
+from headway.cost.engines import engine_facts
+from headway.cost.power import power_law
+from headway.cost.replica import Replica
+from headway.errors import BadInput
+from headway.hardware import gpu
+from headway.model import model
+from headway.specs import Spec, from_mapping, read_yaml
+
+__all__ = ["COVERAGE", "LEVELS", "METRICS", "evidence_level", "factors", "interval", "ranking_spread", "worst_level"]
+
+LEVELS: Final = ("calibrated", "seen pair", "seen GPU", "family", "data sheet")
+METRICS: Final = ("ttft", "tpot", "e2e", "output_throughput", "energy_per_token", "power")
+COVERAGE: Final = 0.90
+_WATTS: Final = ("energy_per_token", "power")
+
+
+class _Cell(Spec):
+    """Quantiles of ln(predicted / measured) of one level, metric and engine: "vllm 0.12", "vllm", or "" for all."""
+
+    level: str
+    engine: str
+    metric: str
+    rows: int
+    pairs: int
+    logs: tuple[float, ...]
+
+
+class _File(Spec):
+    source: str
+    probabilities: tuple[float, ...]
+    cells: list[_Cell]
+    tails: dict[str, float]
+    ranking: dict[str, dict[str, float]]
+    seen: dict[str, dict[str, dict[str, list[str]]]]
+
+
+@functools.cache
+def _file() -> _File:
+    with resources.as_file(resources.files("headway.cost") / "data" / "uncertainty.yaml") as path:
+        return from_mapping(_File, read_yaml(path), path.name)
+
+
+@functools.lru_cache(maxsize=512)
+def evidence_level(replica: Replica) -> str:
+    """Return which of `LEVELS` the step times of a replica rest on.
+
+    Raises:
+        UnknownName: a model, a GPU or an engine that is not known.
+    """
+    calibration, shape = replica.calibration, _shape(replica.model)
+    if calibration is not None and calibration.held_out and shape in map(_shape, calibration.models):
+        return "calibrated"
+    card, engine = gpu(replica.gpu), replica.engine
+    since = engine_facts(engine.name, engine.version, card.key).since
+    models = _file().seen.get(engine.name, {}).get(since, {}).get(card.key)
+    if models is not None:
+        return "seen pair" if shape in map(_shape, models) else "seen GPU"
+    if calibration is not None and calibration.held_out:
+        return "seen GPU"
+    return _unseen(card.key)
+
+
+@functools.cache
+def _shape(key: str) -> tuple[int, ...]:
+    """What makes models the same to a GPU: fine-tuned ones and those with a longer context are."""
+    spec = model(key)
+    return (spec.layers, spec.hidden, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.experts,
+            spec.experts_per_token, spec.expert_intermediate)  # fmt: skip
+
+
+def _unseen(key: str) -> str:
+    """The level of a GPU without serving measurements: who was timed is NVIDIA's."""
+    card = gpu(key)
+    timed = efficiency(card).gemm["bf16"].evidence in ("own", "engine", "sibling")
+    return "family" if timed or card.vendor.lower() == "nvidia" else "data sheet"
+
+
+def worst_level(replicas: Iterable[Replica]) -> str:
+    """Return the poorest of the replicas' levels."""
+    return max((evidence_level(replica) for replica in replicas), key=LEVELS.index)
+
+
+@functools.lru_cache(maxsize=4096)
+def interval(replica: Replica, metric: str, coverage: float = COVERAGE) -> tuple[float, float, str]:
+    """Return what a predicted metric is to be multiplied by for the ends of its interval, and its level.
+
+    The interval holds the prediction and `coverage` of the measurements of that level, as far as past ones tell. Power,
+    and energy with it, is of level `family` at best where the GPU's watts were never measured.
+
+    Args:
+        replica: what the prediction is of.
+        metric: one of `METRICS`; its times are means or medians, not tails.
+        coverage: above 0, up to 0.90.
+
+    Raises:
+        BadInput: another metric or coverage.
+    """
+    if metric not in METRICS:
+        raise BadInput(f"no interval is known of {metric!r}; of {', '.join(METRICS)} one is")
+    if not 0.0 < coverage <= COVERAGE:
+        raise BadInput(f"coverage {coverage:g}: give a share above 0 and up to {COVERAGE:g}")
+    level, engine = evidence_level(replica), replica.engine
+    release = f"{engine.name} {engine_facts(engine.name, engine.version, replica.gpu).since}"
+    if level != "calibrated":
+        return *_factors(_level_of(replica, metric, level), release, metric, coverage), level
+    bare = msgspec.structs.replace(replica, calibration=None)
+    base = _level_of(replica, metric, evidence_level(bare))
+    low, high = _factors(base, release, metric, coverage)
+    own = dict(replica.calibration.held_out).get(metric) if replica.calibration is not None else None
+    if own is None:
+        return low, high, level
+    width = log1p(own) * _file().tails[metric] * _share_of_tail(metric, coverage)
+    return max(low, exp(-width)), min(high, exp(width)), level
+
+
+def factors(replicas: Iterable[Replica], coverage: float = COVERAGE) -> dict[str, tuple[float, float]]:
+    """Return `interval` of every metric for a deployment of these replicas: the widest of theirs."""
+    found = {metric: [interval(replica, metric, coverage) for replica in replicas] for metric in METRICS}
+    return {name: (min(each[0] for each in ends), max(each[1] for each in ends)) for name, ends in found.items()}
+
+
+def ranking_spread(level: str, metric: str) -> float:
+    """Return ln of how far the error of a ratio of two layouts of one model and GPU reaches, in 90 % of cases.
+
+    `metric` is "output_throughput" (per GPU) or "energy_per_token". Errors that both share cancel out.
+    """
+    return _file().ranking[metric]["seen pair" if level == "calibrated" else level]
+
+
+def _level_of(replica: Replica, metric: str, level: str) -> str:
+    if metric in _WATTS and power_law(replica.gpu).evidence != "own":
+        return max(level, "family", key=LEVELS.index)
+    return level
+
+
+@functools.cache
+def _quantiles(level: str, release: str, metric: str) -> Any:
+    """Quantiles of a level, no narrower than those of better ones; of the release or engine where it has its own.
+
+    A level without a cell takes those of the levels around it.
+    """
+    cells = {(cell.level, cell.engine): cell.logs for cell in _file().cells if cell.metric == metric}
+    names = (release, release.partition(" ")[0], "")
+    found = [next((logs for name in names if (logs := cells.get((rung, name)))), None) for rung in LEVELS[1:]]
+    place = LEVELS.index(level)
+    known = [logs for logs in found[:place] if logs] or [next(logs for logs in found if logs)]
+    table, below = np.array(known), np.array(_file().probabilities) < 0.5
+    return np.where(below, table.min(axis=0), table.max(axis=0))
+
+
+def _factors(level: str, release: str, metric: str, coverage: float) -> tuple[float, float]:
+    logs = _quantiles(level, release, metric)
+    tail = (1.0 - coverage) / 2.0
+    low, high = np.interp((tail, 1.0 - tail), _file().probabilities, logs)
+    return exp(-max(0.0, float(high))), exp(-min(0.0, float(low)))  # measured is predicted over the ratio
+
+
+def _share_of_tail(metric: str, coverage: float) -> float:
+    """How much narrower an interval of less coverage is, by the residuals of seen pairs."""
+    low, high = _factors("seen pair", "", metric, coverage)
+    widest = _factors("seen pair", "", metric, COVERAGE)
+    return float(np.log(high / low) / np.log(widest[1] / widest[0]))

@@ -1,0 +1,85 @@
+"""How sure a plan is: the cost model's error for its best, and which others that error does not tell from it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from headway.cost.uncertainty import ranking_spread
+from headway.metrics.result import Uncertainty
+from headway.plan.question import Question
+from headway.plan.ranking import Entry
+from headway.sim.trust import uncertainty
+from headway.units import format_rate
+
+__all__ = ["Doubt", "doubt"]
+
+_NAMED = 3  # in the sentence; the plan's `ties` has all
+_LEVELS = {
+    "calibrated": "calibrated models", "seen pair": "seen pairs", "seen GPU": "unseen pairs on seen GPUs",
+    "family": "unseen GPUs", "data sheet": "data sheets alone",
+}  # fmt: skip
+
+
+class Doubt(NamedTuple):
+    """Error of the best's figures, of ratios between candidates, who is tied with the best by it, and in words."""
+
+    error: Uncertainty | None
+    ratio: float
+    ties: list[str]
+    words: str
+
+
+def doubt(ranked: list[Entry], question: Question, rate_req_s: float) -> Doubt:
+    """Return how sure the first place is; `ranked` as the plan has them.
+
+    Errors of candidates of one model, GPU and engine are alike, so their ratio is surer than each of them. Ties are
+    those that meet the SLO and whose objective (at an equal price: whose goodput) is within the error of a ratio.
+    """
+    if not ranked:
+        return Doubt(None, 0.0, [], "")
+    best = ranked[0]
+    error = uncertainty(best.deployment)
+    energy = question.objective == "energy"
+    spread = ranking_spread(error.level, "energy_per_token" if energy else "output_throughput")
+    ratio = math.expm1(spread)
+    if not best.meets:
+        return Doubt(error, ratio, [], "")
+    ties = [
+        entry.deployment.name
+        for entry in ranked[1:]
+        if entry.meets
+        and (question.objective != "cost" or entry.price == best.price)
+        and _near(entry, best, spread, energy)
+    ]
+    said = (_tied(ties, error.level, ratio, question), _tight(best, error, rate_req_s))
+    return Doubt(error, ratio, ties, " ".join(filter(None, said)))
+
+
+def _near(entry: Entry, best: Entry, spread: float, energy: bool) -> bool:
+    one, other = (entry.joules, best.joules) if energy else (entry.goodput_per_gpu, best.goodput_per_gpu)
+    return 0.0 < one < math.inf and 0.0 < other < math.inf and abs(math.log(one / other)) <= spread
+
+
+def _tied(ties: list[str], level: str, ratio: float, question: Question) -> str:
+    if not ties:
+        return ""
+    named = ", ".join(ties[:_NAMED])
+    more = f" and {len(ties) - _NAMED} more" if len(ties) > _NAMED else ""
+    what = {"energy": "joules per token", "cost": "goodput at the same price"}.get(question.objective, "goodput")
+    return (
+        f"In {what} it lies within the error of the cost model for {_LEVELS[level]} (±{ratio:.0%} between layouts) "
+        f"of {named}{more}."
+    )
+
+
+def _tight(best: Entry, error: Uncertainty, rate_req_s: float) -> str:
+    """Whether the headroom is less than the cost model's error."""
+    goodput = best.outcome.goodput.req_s
+    low, _ = error.around("output_throughput", goodput)
+    if low >= rate_req_s:
+        return ""
+    return (
+        f"Its headroom of {goodput / rate_req_s - 1:+.0%} is less than the error of the cost model: the "
+        f"{error.coverage:.0%} interval of what it serves reaches down to {format_rate(low)}."
+    )

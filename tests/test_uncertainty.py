@@ -1,0 +1,260 @@
+"""Intervals of estimates: laws of evidence and coverage, what results and plans say of them, and whether they hold."""
+
+import itertools
+import math
+import re
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import report_cases as cases
+from headway.accuracy.coverage import cover
+from headway.accuracy.judge import Outcome
+from headway.accuracy.rows import Row
+from headway.cost import EngineSettings, Replica
+from headway.cost.calibration import Calibration
+from headway.cost.engines import engine_names
+from headway.cost.uncertainty import LEVELS, METRICS, evidence_level, factors, interval, ranking_spread
+from headway.errors import BadInput
+from headway.hardware import gpu_keys
+from headway.metrics import Result, Slo
+from headway.model import model_keys
+from headway.plan import plan
+from headway.plan.doubt import doubt
+from headway.plan.evaluate import Asked, Goodput
+from headway.plan.evaluate import Outcome as Found
+from headway.plan.question import Question
+from headway.plan.ranking import Entry
+from headway.report import plan_text, result_text
+from headway.sim import Deployment, Pool, simulate
+from headway.workload import workload
+
+ENGINES = engine_names()
+RATES = ("output_throughput", "energy_per_token")
+replicas = st.builds(
+    Replica,
+    model=st.sampled_from(model_keys()),
+    gpu=st.sampled_from(gpu_keys()),
+    engine=st.sampled_from([EngineSettings(name=name) for name in ENGINES]),
+)
+
+
+def at_every_level(engine):
+    """A replica under the engine for each level of evidence there is one of."""
+    found = {}
+    for card in gpu_keys():
+        for name in ("llama-3-70b", "llama-3.1-8b", "llama-2-7b", "qwen3-32b", "gpt-oss-120b", "phi-4"):
+            replica = Replica(model=name, gpu=card, engine=EngineSettings(name=engine))
+            found.setdefault(evidence_level(replica), replica)
+    return found
+
+
+@given(replicas, st.sampled_from(METRICS), st.floats(0.01, 0.90))
+def test_an_interval_holds_its_prediction(replica, metric, coverage):
+    low, high, level = interval(replica, metric, coverage)
+    assert 0.0 < low <= 1.0 <= high < math.inf
+    assert level in LEVELS
+
+
+@given(replicas, st.sampled_from(METRICS), st.floats(0.01, 0.90), st.floats(0.01, 0.90))
+def test_more_coverage_is_never_narrower(replica, metric, one, other):
+    less, more = sorted((one, other))
+    inner, outer = interval(replica, metric, less), interval(replica, metric, more)
+    assert outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_poorer_evidence_is_never_narrower(engine):
+    found = at_every_level(engine)
+    ordered = [found[level] for level in LEVELS if level in found]
+    assert len(ordered) > 1
+    for better, poorer in itertools.pairwise(ordered):
+        for metric in ("ttft", "tpot", "e2e", "output_throughput"):
+            inner, outer = interval(better, metric), interval(poorer, metric)
+            assert outer[0] <= inner[0] and inner[1] <= outer[1], (metric, better, poorer)
+
+
+def test_levels_follow_what_was_measured():
+    found = at_every_level("vllm")
+    assert {"seen pair", "seen GPU", "family", "data sheet"} <= found.keys()
+    for same in ("llama-3.1-70b", "llama-3.3-70b", "llama-3.1-70b:262144"):
+        assert evidence_level(Replica(model=same, gpu="h100-sxm")) == "seen pair"
+    assert evidence_level(msgspec.structs.replace(found["seen pair"], model="sized:9b")) == "seen GPU"
+
+
+@pytest.mark.parametrize("metric", RATES)
+def test_ratios_are_surer_the_better_the_evidence_and_surer_than_single_figures(metric):
+    spreads = [ranking_spread(level, metric) for level in LEVELS]
+    assert spreads == sorted(spreads)
+    replica = at_every_level("vllm")["seen pair"]
+    low, high, _ = interval(replica, metric)
+    assert 0.0 < spreads[0] < math.log(high / low)
+
+
+def test_a_calibration_of_the_model_is_never_wider_and_narrower_where_it_was_near():
+    bare = Replica(model="llama-3.1-8b", gpu="rtx-4090")
+    own = Calibration(gpu="rtx-4090", engine="vllm", models=("llama-3.1-8b",), held_out=(("tpot", 0.03), ("ttft", 9.0)))
+    replica = msgspec.structs.replace(bare, calibration=own)
+    assert evidence_level(replica) == "calibrated"
+    for coverage in (0.5, 0.9):
+        tight, wide = interval(replica, "tpot", coverage), interval(bare, "tpot", coverage)
+        assert wide[0] < tight[0] < 1.0 < tight[1] < wide[1]
+        assert interval(replica, "ttft", coverage)[:2] == interval(bare, "ttft", coverage)[:2]
+    other = msgspec.structs.replace(replica, model="llama-3.1-70b")
+    assert evidence_level(other) == "seen GPU"
+
+
+def test_a_deployment_is_as_unsure_as_its_least_sure_replica():
+    sure, unsure = (at_every_level("vllm")[level] for level in ("seen pair", "data sheet"))
+    together = factors([sure, unsure])
+    for metric in METRICS:
+        ends = [interval(replica, metric)[:2] for replica in (sure, unsure)]
+        assert together[metric] == (min(low for low, _ in ends), max(high for _, high in ends))
+
+
+@pytest.mark.parametrize(("metric", "coverage"), [("itl", 0.9), ("tpot", 0.0), ("tpot", 0.95), ("tpot", math.nan)])
+def test_what_has_no_interval_is_refused(metric, coverage):
+    with pytest.raises(BadInput):
+        interval(Replica(model="llama-3.1-8b", gpu="h100-sxm"), metric, coverage)
+
+
+# --- results and plans say it ---------------------------------------------------------------------------------
+
+
+def test_a_result_carries_the_interval_of_its_deployment_through_json():
+    replica = Replica(model="llama-3.1-8b", gpu="h100-sxm")
+    result = simulate(Deployment(pools=(Pool(replica=replica),)), workload("chat", rate=2, requests=20))
+    error = result.uncertainty
+    assert error is not None
+    assert error.level == evidence_level(replica)
+    assert {name: getattr(error, name) for name in METRICS} == factors([replica])
+    low, high = error.around("tpot", 0.02)
+    assert low < 0.02 < high
+    assert Result.from_json(result.to_json()).uncertainty == error
+
+
+def test_other_step_laws_have_no_interval():
+    from headway.sim.run import compiled
+
+    replica = Replica(model="llama-3.1-8b", gpu="h100-sxm")
+    deployment = Deployment(pools=(Pool(replica=replica),))
+    result = simulate(deployment, workload("chat", rate=2, requests=20), tables=(compiled(replica),))
+    assert result.uncertainty is None
+    assert "model error" not in shown(result_text(result))
+
+
+def test_the_terminal_shows_interval_and_evidence():
+    result = cases.result()
+    text = shown(result_text(result))
+    assert "model error" in text and result.uncertainty.level in text
+    low, high = result.uncertainty.tpot
+    assert f"{low - 1:+.0%} to {high - 1:+.0%}" in text
+    made = cases.plan(uncertainty=result.uncertainty, ratio_error=0.07)
+    assert "±7%" in shown(plan_text(made, 5)) and result.uncertainty.level in shown(plan_text(made, 5))
+
+
+def shown(renderable):
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get()
+
+
+def entry(name, count, goodput, meets=True):
+    deployment = cases.deployment(count, name=name)
+    asked = Asked(0.97, 0.96, 0.98, 0.1, 0.02, 0.5, 0.3, meets)
+    return Entry(deployment, Found(Goodput(goodput, goodput, goodput * 1.03), asked, "ttft", 0.6, 0.5, 4000, 9), meets)
+
+
+def question(**changes):
+    return Question(model="llama-3.1-8b", gpu="h100-sxm", gpus=8, slo=Slo(ttft_s=0.5), **changes)
+
+
+def test_what_the_error_does_not_tell_apart_is_tied_and_said_so():
+    spread = doubt([entry("a", 2, 100.0)], question(), 10.0).ratio
+    near, far = 100.0 / (1.0 + 0.5 * spread), 100.0 / (1.0 + 3.0 * spread)
+    ranked = [entry("a", 2, 100.0), entry("b", 2, near), entry("c", 2, far), entry("d", 3, 1.5 * near)]
+    found = doubt(ranked, question(), 10.0)
+    assert found.ties == ["b"]
+    assert "of b." in found.words and f"±{found.ratio:.0%}" in found.words
+    assert doubt(ranked, question(objective="goodput"), 10.0).ties == ["b", "d"]
+    alone = doubt([ranked[0], ranked[2]], question(), 10.0)
+    assert alone.ties == [] and alone.words == ""
+
+
+def test_headroom_below_the_error_is_said():
+    found = doubt([entry("a", 2, 100.0)], question(), 99.0)
+    low, _ = found.error.around("output_throughput", 100.0)
+    assert low < 99.0 and "headroom" in found.words
+    assert doubt([entry("a", 2, 100.0)], question(), 0.99 * low).words == ""
+
+
+def test_a_plan_that_meets_nothing_has_no_ties():
+    found = doubt([entry("a", 2, 100.0, meets=False), entry("b", 2, 99.0, meets=False)], question(), 200.0)
+    assert found.ties == [] and found.words == ""
+    assert doubt([], question(), 1.0).error is None
+
+
+# --- the planner's margin -------------------------------------------------------------------------------------
+
+
+def asked(tpot_s, margin, **changes):
+    slo = Slo(ttft_s=1.0, tpot_s=tpot_s)
+    fields = {"model": "llama-3.1-8b", "gpu": "h100-sxm", "gpus": 1, "rate_req_s": 10.0, "requests": 300, "slo": slo}
+    return Question(**{**fields, "kv": ("bf16",), "weights": ("bf16",), "margin": margin, **changes})
+
+
+def test_the_margin_tightens_the_time_per_token_and_nothing_else():
+    slo = Slo(ttft_s=0.5, tpot_s=0.05, itl_s=0.08, e2e_s=9.0, attainment=0.95)
+    assert asked(1.0, 0.2, slo=slo).aimed_slo == msgspec.structs.replace(slo, tpot_s=0.05 * 0.8, itl_s=0.08 * 0.8)
+    assert asked(1.0, 0.0, slo=slo).aimed_slo == slo
+
+
+@pytest.mark.parametrize("margin", [-0.1, 1.0, math.nan])
+def test_a_margin_that_is_no_share_is_refused(margin):
+    with pytest.raises(BadInput, match="margin"):
+        asked(0.05, margin)
+
+
+def test_a_plan_judges_by_the_limit_less_its_margin_and_says_so():
+    with_margin, tighter = (plan(asked(*each), workers=1) for each in ((0.05, 0.2), (0.05 * 0.8, 0.0)))
+    same = ("name", "goodput_req_s", "attainment", "meets", "binding")
+    assert [[getattr(c, name) for name in same] for c in with_margin.ranked] == [
+        [getattr(c, name) for name in same] for c in tighter.ranked
+    ]
+    assert "20% of margin on TPOT" in with_margin.message and "--tpot 40ms" in with_margin.message
+    assert "margin" not in tighter.message
+    assert "20% of margin" in shown(plan_text(with_margin, 3)) and "margin" not in shown(plan_text(tighter, 3))
+
+
+def test_what_is_too_tight_is_told_by_the_limit_that_was_asked_for():
+    found = plan(asked(0.003, 0.5), workers=1)
+    assert not found.feasible and found.binding == "tpot"
+    enough = float(re.search(r"Ask for ([\d.]+) ms", found.message)[1]) / 1000
+    assert plan(asked(enough, 0.5, rate_req_s=0.05), workers=1).feasible
+
+
+# --- and whether it holds -------------------------------------------------------------------------------------
+
+
+def test_coverage_counts_what_lies_inside():
+    def judged(measured, level, ends):
+        row = Row(row_id="r", source="s", engine="vllm", model_key="m", gpu_key="g", mode="agg",
+                  measured={"tpot_mean": measured})  # fmt: skip
+        return row, Outcome({"tpot_mean": 0.010}, gpus=1, level=level, factors={"tpot": ends})
+
+    rows = [
+        judged(0.010, "seen pair", (0.9, 1.1)), judged(0.012, "seen pair", (0.9, 1.1)),
+        judged(0.012, "seen GPU", (0.5, 2.0)),
+    ]  # fmt: skip
+    found = cover(rows, rows[1:])
+    assert (found.trusted.share, found.trusted.n) == (0.5, 2)
+    assert (found.overall.share, found.overall.n) == (pytest.approx(2 / 3), 3)
+    assert found.metrics["tpot"].n == 3 and found.metrics["ttft"].share is None
+    assert found.levels["seen pair"]["tpot"].share == 0.5
+    assert found.levels["seen GPU"]["all"].width == pytest.approx(4.0)
+    assert list(found.levels) == ["seen pair", "seen GPU"]
