@@ -30,6 +30,7 @@ from headway.specs import from_mapping, read_yaml
 
 SHEET = engines.DATA.with_name("efficiency.yaml")
 STEADY_WARMUP = 0.2
+POOLED = "pooled over"  # in the source of a number of the step table
 # GPU families by the beginning of their keys, and the GPU whose laws stand in for theirs when they are left out: one of
 # the same architecture, and one of another.
 SIBLING = {
@@ -87,7 +88,7 @@ def measured(row: Row) -> Sample:
         return nothing
     kernels = {}
     for name, (law, mixing) in LAWS.items():
-        if law(case.deployment.pools[-1].replica) is not None:
+        if all(law(pool.replica) is not None for pool in case.deployment.pools):
             steps = plain_made if mixing else made
             with _bare(law):
                 other = _pointed(row, case, steps)
@@ -196,18 +197,27 @@ def _scalars(gpu_key: str, engine: str) -> Efficiency:
 
 
 def sibling_laws(replica: Replica) -> Efficiency | None:
-    """Return the laws timed on another GPU of the architecture; None without such."""
+    """Return the laws timed on another GPU of the architecture; None without such for every operator."""
     return _of_another(SIBLING, replica)
 
 
 def stranger_laws(replica: Replica) -> Efficiency | None:
-    """Return the laws timed on a GPU of another architecture; None where the GPU itself was never timed."""
+    """Return the laws timed on a GPU of another architecture; None without such for every operator."""
     return _of_another(STRANGER, replica)
 
 
 def _of_another(stand_ins: dict[str, str], replica: Replica) -> Efficiency | None:
     other = next((key for start, key in stand_ins.items() if replica.gpu.startswith(start)), None)
-    return efficiency(gpu(other), replica.engine.name) if other else None
+    return _foreign(replica, other) if other else None
+
+
+@functools.lru_cache(1024)
+def _foreign(replica: Replica, other: str) -> Efficiency | None:
+    """Another GPU's laws; None where a pooled law is among them: the GPU that is left out took part in its fit."""
+    laws = efficiency(gpu(other), replica.engine.name)
+    made = compile_replica(replica, laws=laws, host=engines.BARE).provenance
+    pooled = any(POOLED in number.source for name, number in made.items() if not name.startswith("power."))
+    return None if pooled else laws
 
 
 LAWS: dict[str, tuple[Law, bool]] = {  # and whether the steps are those of `plain`

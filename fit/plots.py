@@ -81,7 +81,7 @@ def _by_load(study: Study) -> Any:
 
     member = is_from(study, *SERVED) & ~study.doubted
     stages = {"data sheet": study.stages["data sheet"], "unseen pair": study.splits["pair"].logs,
-              "seen pair": study.splits["rows"].sloped}  # fmt: skip
+              "seen pair, level": study.splits["rows"].levelled}  # fmt: skip
     bins: dict[tuple[str, str, int], list[float]] = {}
     for i, sample in enumerate(study.samples):
         users = sample.row.concurrency or sample.row.batch_size
@@ -117,7 +117,7 @@ def _cumulative(study: Study) -> Any:
 
     member = is_from(study, *SERVED) & ~study.doubted
     stages = {"data sheet": study.stages["data sheet"], "unseen pair": study.splits["pair"].logs,
-              "seen pair": study.splits["rows"].sloped}  # fmt: skip
+              "seen pair, level": study.splits["rows"].levelled}  # fmt: skip
     values = []
     for kind in ("tpot", "ttft"):
         for stage, logs in stages.items():

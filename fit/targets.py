@@ -10,7 +10,8 @@ import numpy as np
 from fit.study import SERVED, Flags, Floats, Study, figures, is_from
 from headway.accuracy import Replay
 
-DENSE, MIXED = "Llama", "A3B"  # in the names of the recorded runs
+DENSE = "Llama"  # in the names of the recorded runs
+MARGIN = "0.1"  # on limits on the time per token, as `plan` keeps it
 
 
 class Target(NamedTuple):
@@ -107,24 +108,18 @@ def _energy(study: Study) -> list[Target]:
 
 
 def _choices(study: Study) -> list[Target]:
-    regrets = (study.shipped.regret, study.shipped.trusted_regret, study.sheet.regret)
+    regrets = (study.shipped.regret, study.shipped.trusted_regret, study.sheet.trusted_regret)
     mine, trusted, sheet = (ranking.throughput_per_gpu for ranking in regrets)
     if mine.mean is None or trusted.mean is None or sheet.mean is None:
         return []
-    best = {name: min(regret.by_margin.items(), key=lambda item: item[1]) for name, regret in
-            (("all", mine), ("trusted", trusted), ("sheet", sheet))}  # fmt: skip
-
-    def words(pair: tuple[str, float]) -> str:
-        return f"{100 * pair[1]:.1f} (margin {100 * float(pair[0]):g} %)"
+    kept = [regret.by_margin[MARGIN] for regret in (mine, trusted, sheet)]
 
     return [
         Target(
             "regret, tokens/s per GPU under a limit, mean",
             "5",
-            words(best["all"]),
-            words(best["trusted"]),
-            words(best["sheet"]),
-            _yes(best["trusted"][1] <= 0.05),
+            *(f"{100 * value:.1f}" for value in kept),
+            _yes(kept[1] <= 0.05),
             mine.n,
         )
     ]
