@@ -246,8 +246,8 @@ def _new_gpus(study: Study) -> str:
     return (
         "## A GPU never seen\n\nIts host terms are those of the other GPUs, its operator laws those of "
         "another GPU at the\n"
-        "same shares of the data sheet, on the rows where these exist for every operator. Last: its own operator laws, or for GPUs that were never timed the pooled law\n"
-        "or the data sheet.\n\n" + lines(head, rows)
+        "same shares of the data sheet, on the rows where these exist for every operator. Last: its own operator\n"
+        "laws, or for GPUs that were never timed the pooled law or the data sheet.\n\n" + lines(head, rows)
     )
 
 
