@@ -103,7 +103,11 @@ def energy(result: Result) -> Spec:
     }
     rows = [{"part": part, "joules": value, "label": w.joules(value)} for part, value in parts.items()]
     chart = _inline(rows).encode(
-        x=alt.X("joules:Q", title=f"energy, {result.energy.kind}", axis=alt.Axis(labelExpr=JOULES, tickCount=5)),
+        x=alt.X(
+            "joules:Q",
+            title=f"energy, {w.certainty(result.energy.kind)}",
+            axis=alt.Axis(labelExpr=JOULES, tickCount=5),
+        ),
         y=alt.Y("part:N", title=None, sort=list(parts)),
         color=alt.Color("part:N", scale=alt.Scale(domain=list(parts), range=[GREY, ORANGE, BLUE]), legend=None),
         tooltip=alt.Tooltip("label:N", title=" "),

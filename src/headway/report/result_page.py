@@ -80,7 +80,7 @@ def _cards(result: Result) -> list[Card]:
             w.usd(cost.usd_per_million_output_tokens),
             f"{w.usd(cost.usd_per_hour)} per hour, idle or busy",
         ),
-        Card("Energy per token", w.joules(energy.joules_per_output_token), energy.kind),
+        Card("Energy per token", w.joules(energy.joules_per_output_token), w.certainty(energy.kind)),
     ]
     if slo.attainment is not None:
         interval = f"95% interval {w.share(slo.attainment_low)} to {w.share(slo.attainment_high)}"
@@ -136,11 +136,11 @@ def _load(result: Result) -> Section:
 
 
 def _spent(result: Result) -> Section:
-    energy = result.energy
+    energy, certainty = result.energy, w.certainty(result.energy.kind)
     facts = [
         ("Cost", cost_words(result)),
-        ("Energy", f"{w.joules(energy.joules)}, {w.amount(energy.mean_watts)} W on average ({energy.kind})"),
-        ("Carbon", f"{w.grams(result.carbon.grams)} CO2 in all, {carbon_words(result)} ({energy.kind})"),
+        ("Energy", f"{w.joules(energy.joules)}, {w.amount(energy.mean_watts)} W on average ({certainty})"),
+        ("Carbon", f"{w.grams(result.carbon.grams)} CO2 in all, {carbon_words(result)} ({certainty})"),
     ]
     figures = [
         Figure(

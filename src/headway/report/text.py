@@ -198,12 +198,12 @@ def _happened(result: Result) -> list[tuple[str, str]]:
         ),
         ("Replicas", busy_words(result)),
         (
-            f"Energy, {energy.kind}",
+            f"Energy, {w.certainty(energy.kind)}",
             f"{w.joules(energy.joules_per_output_token)} per output token, {w.joules(energy.joules)} in all "
             f"(idle {w.joules(energy.idle_joules)}, prefill {w.joules(energy.prefill_joules)}, "
             f"decode {w.joules(energy.decode_joules)}), {w.amount(energy.mean_watts)} W on average",
         ),
-        (f"Carbon, {energy.kind}", carbon_words(result)),
+        (f"Carbon, {w.certainty(energy.kind)}", carbon_words(result)),
         ("Cost", cost_words(result)),
     ]
 

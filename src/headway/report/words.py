@@ -23,6 +23,11 @@ OBJECTIVES = {"cost": "dollars per hour", "energy": "joules per output token", "
 DISCARDED = {"memory": "do not fit into memory"}
 
 
+def certainty(kind: str) -> str:
+    """How a figure of energy came about: estimated unless measured, by a law that was fitted on watts or not."""
+    return "fitted estimate" if kind == "fitted" else kind
+
+
 def share(value: float | None) -> str:
     """Return ``93.4%``; what is neither none nor all does not read as if it were."""
     if value is None or math.isnan(value):
