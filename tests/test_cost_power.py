@@ -176,6 +176,15 @@ def test_joules_add_up_and_a_gpu_that_does_nothing_counts():
     assert three.energy.idle_joules == pytest.approx(3 * idle * three.duration_s)
 
 
+def test_ranks_whose_requests_all_fail_draw_what_they_draw_idle():
+    pool = Pool(replica=Replica(model="qwen3-30b-a3b", gpu="h100-sxm", dp=2, ep=2, engine=ENGINE))
+    spec = WorkloadSpec(prompt=Constant(tokens=200_000), output=Constant(tokens=4), requests=5)  # beyond the context
+    result = simulate(Deployment(pools=(pool,)), workload(spec, rate=1.0))
+    assert result.requests.failed == 5
+    assert (result.energy.prefill_joules, result.energy.decode_joules) == (0.0, 0.0)
+    assert result.energy.joules == result.energy.idle_joules > 0.0
+
+
 def test_a_limit_holds_over_a_run_and_lowers_energy_at_an_easy_rate():
     free, capped = (run(Poisson(rate_req_s=2.0), limit) for limit in (None, 300.0))
     assert capped.energy.mean_watts < 300.0

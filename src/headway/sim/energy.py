@@ -9,8 +9,25 @@ import numpy as np
 from headway.cost import StepTable
 
 
+def pool_joules(table: StepTable, work: dict[str, Any], busy_s: float) -> tuple[float, float]:
+    """Joules above idle that the engines of a pool spent on prefill and on decode, gaps inside busy time included.
+
+    `work` is what they computed, with `shared_by_tokens`, the steps by the tokens of all ranks, where ranks share
+    experts; `busy_s` is summed over them. What ranks share goes by tokens, gaps go by the joules of all else.
+    """
+    prefill, decode = dynamic_joules(table, work)
+    prompts = prefill / max(prefill + decode, 1e-300)
+    gap = _gap_joules(table, work, busy_s)
+    shared, by_tokens = 0.0, work["steps_by_tokens"]
+    if table.shared_j is not None:
+        shared = float(work["shared_by_tokens"] @ table.shared_j)
+    tokens = max(int((by_tokens * np.arange(len(by_tokens))).sum()), 1)
+    share = float(work["prefill_by_tokens"].sum() / tokens)
+    return prefill + shared * share + gap * prompts, decode + shared * (1.0 - share) + gap * (1.0 - prompts)
+
+
 def dynamic_joules(table: StepTable, work: dict[str, Any]) -> tuple[float, float]:
-    """Joules above idle spent on prefill and on decode.
+    """Joules of what each engine computes for itself, above idle.
 
     A step's token-wise energy is shared between its prompt tokens and its decodes in proportion to their number;
     attention is known apart for both; what is spent per sequence goes by the number of sequences.
@@ -31,11 +48,11 @@ def dynamic_joules(table: StepTable, work: dict[str, Any]) -> tuple[float, float
     return float(prefill), decode
 
 
-def gap_joules(table: StepTable, work: dict[str, Any], busy_s: float) -> float:
+def _gap_joules(table: StepTable, work: dict[str, Any], busy_s: float) -> float:
     """Joules above idle of the time with a step in flight that the step's operators do not account for.
 
-    `busy_s` is summed over the engines of the pool, less what ranks compute together. Such gaps are the host's around
-    prompts, transfers between stages and waiting for other ranks; the GPU draws resident power in them.
+    Such gaps are the host's around prompts, transfers between stages and waiting for other ranks; the GPU draws
+    resident power in them.
     """
     return table.resident_watts * max(0.0, busy_s - _operator_seconds(table, work))
 
@@ -47,4 +64,6 @@ def _operator_seconds(table: StepTable, work: dict[str, Any]) -> float:
     seconds += float((table.decode_ctx_s * work["ctx_by_decodes"]).sum())
     seconds += float((table.decode_window_s * work["window_by_decodes"]).sum())
     seconds += table.prefill_base_s * work["chunks"] + table.prefill_area_s * work["area"]
+    if table.shared_s is not None:
+        seconds += table.ranks * float(work["shared_by_tokens"] @ table.shared_s)
     return float(seconds + table.prefill_window_area_s * work["window_area"])

@@ -10,7 +10,6 @@ from random import Random
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from headway.cost import Replica, StepTable, compile_replica, kv_link, kv_transfer_bytes
 from headway.engine import Engine, Gaps, Lockstep, StepLaw, WorkDone
@@ -22,7 +21,7 @@ from headway.policies import Policy, policy
 from headway.sim.arrivals import Arrivals
 from headway.sim.cluster import Cluster, Handoff
 from headway.sim.deployment import Deployment
-from headway.sim.energy import dynamic_joules, gap_joules
+from headway.sim.energy import pool_joules
 from headway.sim.interrupt import CtrlC
 from headway.sim.recorder import Recorder
 from headway.sim.trust import uncertainty
@@ -243,18 +242,11 @@ def count(
     for pool, table, engines in zip(deployment.pools, tables, pools, strict=True):
         counters.idle_watts += table.idle_watts * pool.ranks / deployment.gpus
         work, gaps = engines[0].work.as_dict(), engines[0].gaps
-        busy_s = sum(engine.busy.until(duration_s) for engine in engines)
-        prefill_j, decode_j = dynamic_joules(table, work)
-        prompts = prefill_j / max(prefill_j + decode_j, 1e-300)
-        for group in {id(engine.group): engine.group for engine in engines if engine.group is not None}.values():
-            shared_j, tokens = float(group.shared_by_tokens @ table.shared_j), work["steps_by_tokens"]
-            share = float(work["prefill_by_tokens"].sum() / (tokens * np.arange(len(tokens))).sum())
-            busy_s -= table.ranks * float(group.shared_by_tokens @ table.shared_s)
-            prefill_j += shared_j * share
-            decode_j += shared_j * (1.0 - share)
-        gap_j = gap_joules(table, work, busy_s)
-        counters.prefill_joules += prefill_j + gap_j * prompts
-        counters.decode_joules += decode_j + gap_j * (1.0 - prompts)
+        if table.ranks > 1:
+            work["shared_by_tokens"] = sum(engine.group.shared_by_tokens for engine in engines[:: table.ranks])
+        prefill_j, decode_j = pool_joules(table, work, sum(engine.busy.until(duration_s) for engine in engines))
+        counters.prefill_joules += prefill_j
+        counters.decode_joules += decode_j
         counters.steps += work["steps"]
         itl.merge(Histogram(gaps.as_array(), gaps.sum_s(engines[0].law)))
         for engine in engines:
