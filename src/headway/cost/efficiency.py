@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from importlib import resources
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from headway.cost.datafile import alike, family_of, packaged
 from headway.cost.operators import (
     CollectiveLaw,
     DecodeLaw,
@@ -24,9 +24,10 @@ from headway.cost.operators import (
     source,
     timed_families,
 )
+from headway.cost.physics import experts, gemm
 from headway.cost.power import PowerLaw, power_law
-from headway.hardware import Gpu
-from headway.specs import Spec, from_mapping, read_yaml
+from headway.hardware import Gpu, gpu
+from headway.specs import Spec
 
 __all__ = ["CollectiveLaw", "Efficiency", "Estimate", "Law", "PowerLaw", "efficiency"]
 
@@ -77,8 +78,7 @@ class _Assumed(Spec):
 
 @functools.cache
 def _assumed() -> _Assumed:
-    with resources.as_file(resources.files("headway.cost") / "data" / "efficiency.yaml") as path:
-        return from_mapping(_Assumed, read_yaml(path), path.name)
+    return packaged(_Assumed, "efficiency.yaml")
 
 
 def efficiency(card: Gpu, engine: str = "vllm") -> Efficiency:
@@ -92,16 +92,12 @@ def efficiency(card: Gpu, engine: str = "vllm") -> Efficiency:
 
 def _family(key: str) -> tuple[str | None, bool]:
     """The timed family a GPU belongs to, or is like, and whether it is only like it."""
-    own = next((name for name in timed_families() if key == name or key.startswith(f"{name}-")), None)
-    like = next((name for start, name in _assumed().siblings.items() if key.startswith(start)), None)
-    return own or like, own is None
+    own = family_of(key, timed_families())
+    return own or alike(key, _assumed().siblings), own is None
 
 
 def _probe_s(op: str, law: Any) -> float:
     """Geometric mean of the seconds of usual shapes: what an engine's tuner compares."""
-    from headway.cost.physics import experts, gemm
-    from headway.hardware import gpu
-
     card, rows = gpu("h100-sxm"), np.exp2(np.arange(0.0, 13.0))
     if op == "gemm":
         shapes = ((8192, 8192), (7168, 2048), (4096, 14336), (2048, 4096))
@@ -110,6 +106,14 @@ def _probe_s(op: str, law: Any) -> float:
         sizes = ((128, 4.7e6), (32, 44e6), (16, 44e6))
         costs = [experts(law, card, 1e15, 8.0 * rows, count, params, 1.0).seconds for count, params in sizes]
     return float(np.exp(np.mean(np.log(np.concatenate(costs)))))
+
+
+@functools.cache
+def _fastest(op: str, of: str, family: str | None) -> Law | None:
+    """The fastest kernel any engine was timed with on a GPU family: engines choose among kernels."""
+    names = ("fp8", "fp8_block") if of in ("fp8", "fp8_block") else (of,)
+    found = [law for name in names for law in laws_of(op, name, family)]
+    return min(found, key=lambda law: _probe_s(op, law), default=None)
 
 
 @functools.cache
@@ -123,14 +127,10 @@ def _laws(key: str, link: str, engine: str) -> Efficiency:
         return msgspec.structs.replace(law, evidence="sibling")
 
     def best(op: str, of: str) -> Any:
-        """The fastest kernel any engine was timed with on this GPU, where engines choose among kernels."""
-        names = ("fp8", "fp8_block") if of in ("fp8", "fp8_block") else (of,)
-        found = [law for name in names for law in laws_of(op, name, family)]
-        law = min(found, key=lambda law: _probe_s(op, law), default=None)
+        law = _fastest(op, of, family)
         if law is None:
             return nearest(op, of)
-        evidence = "sibling" if sibling else "own"
-        return msgspec.structs.replace(law, evidence=evidence)
+        return msgspec.structs.replace(law, evidence="sibling") if sibling else law
 
     assumed = _assumed()
     linked = {op: nearest(op, link) or assumed.collective[link] for op in ("all_reduce", *GATHERS)}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from importlib import resources
 from typing import Any
 
 import msgspec
 
+from headway.cost.datafile import family_of, packaged
 from headway.cost.efficiency import Law
 from headway.errors import BadInput, UnknownName
-from headway.specs import Spec, from_mapping, read_yaml
+from headway.specs import Spec, from_mapping
 
 __all__ = ["EngineFacts", "HostTerms", "engine_facts", "engine_names"]
 
@@ -65,8 +65,7 @@ class _File(Spec):
 
 @functools.cache
 def _file() -> _File:
-    with resources.as_file(resources.files("headway.cost") / "data" / "engines.yaml") as path:
-        return from_mapping(_File, read_yaml(path), path.name)
+    return packaged(_File, "engines.yaml")
 
 
 def engine_names() -> list[str]:
@@ -91,7 +90,7 @@ def engine_facts(name: str, version: str, gpu_key: str) -> EngineFacts:
     release = known[-1]
     host = release.host
     for key, terms in release.by_gpu.items():
-        if gpu_key == key or gpu_key.startswith(f"{key}-"):
+        if family_of(gpu_key, (key,)):
             host = from_mapping(HostTerms, _merged(host, terms), "engines.yaml")
     return EngineFacts(
         name=name, since=release.since, prefill_alone=family.prefill_alone, host=host, source=_file().source

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-from importlib import resources
 from typing import Any, Final
 
 import numpy as np
 
+from headway.cost.datafile import packaged
 from headway.cost.efficiency import Estimate
 from headway.cost.replica import EngineSettings
 from headway.cost.steptable import StepTable
 from headway.errors import BadInput, UnknownName
 from headway.hardware import Gpu, gpu
 from headway.model import model as model_facts
-from headway.specs import Spec, from_mapping, read_yaml
+from headway.specs import Spec
 
 __all__ = ["distserve_table"]
 
@@ -45,8 +45,7 @@ class _Published(Spec):
 
 @functools.cache
 def _published() -> _Published:
-    with resources.as_file(resources.files("headway.cost") / "data" / "distserve.yaml") as path:
-        return from_mapping(_Published, read_yaml(path), path.name)
+    return packaged(_Published, "distserve.yaml")
 
 
 def distserve_table(model: str, tp: int, pp: int = 1, engine: EngineSettings | None = None) -> StepTable:

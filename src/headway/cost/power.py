@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-from importlib import resources
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 
+from headway.cost.datafile import alike, family_of, packaged
 from headway.cost.operators import Law
 from headway.cost.physics import Cost, Floats
 from headway.errors import BadInput
 from headway.hardware import Gpu
-from headway.specs import Spec, from_mapping, read_yaml
+from headway.specs import Spec
 
 __all__ = ["PowerLaw", "Spent", "power_law", "resident_watts", "spend", "waiting_watts"]
 
@@ -49,8 +49,7 @@ class _File(Spec):
 
 @functools.cache
 def _file() -> _File:
-    with resources.as_file(resources.files("headway.cost") / "data" / "power.yaml") as path:
-        return from_mapping(_File, read_yaml(path), path.name)
+    return packaged(_File, "power.yaml")
 
 
 @functools.cache
@@ -60,10 +59,10 @@ def power_law(key: str) -> PowerLaw:
     `Law.evidence` says which of the three: "own", "sibling" or "pooled".
     """
     file = _file()
-    own = next((name for name in file.families if key == name or key.startswith(f"{name}-")), None)
+    own = family_of(key, file.families)
     if own is not None:
         return file.families[own]
-    like = next((name for start, name in file.like.items() if key.startswith(start)), None)
+    like = alike(key, file.like)
     if like is None:
         return file.default
     return msgspec.structs.replace(file.families[like], evidence="sibling", kind="modelled")

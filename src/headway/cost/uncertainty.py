@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from importlib import resources
 from math import exp, log1p
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
+from headway.cost.datafile import packaged
 from headway.cost.efficiency import efficiency
 from headway.cost.engines import engine_facts
 from headway.cost.power import power_law
@@ -25,7 +25,7 @@ from headway.cost.replica import Replica
 from headway.errors import BadInput
 from headway.hardware import gpu
 from headway.model import model
-from headway.specs import Spec, from_mapping, read_yaml
+from headway.specs import Spec
 
 __all__ = ["COVERAGE", "LEVELS", "METRICS", "evidence_level", "factors", "interval", "ranking_spread", "worst_level"]
 
@@ -57,8 +57,7 @@ class _File(Spec):
 
 @functools.cache
 def _file() -> _File:
-    with resources.as_file(resources.files("headway.cost") / "data" / "uncertainty.yaml") as path:
-        return from_mapping(_File, read_yaml(path), path.name)
+    return packaged(_File, "uncertainty.yaml")
 
 
 @functools.lru_cache(maxsize=512)
