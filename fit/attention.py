@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fit.read import FAMILIES, Columns, Floats, choose, groups, sheet
-from fit.solve import Errors, errors, held_out, ratio_table, read_ratio, scalars
+from fit.solve import Errors, errors, evenly, held_out, ratio_table, read_ratio, scalars
 from headway.cost.operators import Ratio
 from headway.cost.physics import power_sum
 
@@ -212,8 +212,7 @@ def pool(groups_: list[Timings]) -> Timings:
     """Return rows of several groups together, as many of each; SMs are put into the blocks."""
     parts = []
     for rows in groups_:
-        count = len(rows.seconds)
-        part = rows.rows(np.unique(np.linspace(0, count - 1, min(count, _POOL_ROWS)).astype(int)))
+        part = rows.rows(evenly(len(rows.seconds), _POOL_ROWS))
         parts.append(part._replace(blocks=part.blocks * 132.0 / part.sms, sms=132.0))
     merged = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ROW_FIELDS}
     return Timings("pooled", groups_[0].engine, "", sms=132.0, **merged)

@@ -195,5 +195,3 @@ def _split(known: npt.NDArray, residual: Floats) -> tuple[int, int] | None:
     if gain[column, bin_] <= total[0, 0] ** 2 / len(residual) + 1e-12:
         return None
     return int(column), int(bin_)
-
-

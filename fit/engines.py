@@ -34,6 +34,8 @@ from headway.model import model
 BARE = HostTerms(error=0.0)
 DATA = Path(__file__).resolve().parents[1] / "src" / "headway" / "cost" / "data" / "engines.yaml"
 BLACKWELL = ("b200", "gb200", "b300", "gb300")
+TIMED = ("h100", "h200", "b200", "gb200", "gb300", "l40s", "rtx-pro-6000")  # kernels timed: no factor of their own
+STEADY_WARMUP = 0.2
 REQUESTS_MAX = 40_000
 FOLDS = 8
 NOTHING = 1e-3  # of a term's usual size
@@ -78,15 +80,27 @@ def point(row: Row) -> Point | None:
     """Simulate a row once; None where it cannot be expressed or says nothing of time."""
     try:
         case = express(row)
-        if case.kind not in ("closed", "steady", "static") or broken(row, case):
+        if not usable(case) or broken(row, case):
             return None
-        if (case.workload.requests or 0) > REQUESTS_MAX:
-            return None
-        made = schedule(case, 0.2 if case.kind == "steady" else 0.0)
+        return point_of(row, case, scheduled(case))
     except (Inexpressible, HeadwayError):
         return None
+
+
+def usable(case: Case) -> bool:
+    """Whether a case is a closed loop, so that its steps do not depend on their times, and not too long."""
+    return case.kind in ("closed", "steady", "static") and (case.workload.requests or 0) <= REQUESTS_MAX
+
+
+def scheduled(case: Case) -> Schedule:
+    """Return the steps of a case, of a steady state those after its start."""
+    return schedule(case, STEADY_WARMUP if case.kind == "steady" else 0.0)
+
+
+def point_of(row: Row, case: Case, made: Schedule) -> Point | None:
+    """Return the figures of a row whose case has these steps; None where there is none."""
     replica = case.deployment.pools[-1].replica
-    figures = tuple(_figures(row, case, made))
+    figures = tuple(figures_of(row, case, made))
     if not figures:
         return None
     return Point(
@@ -102,35 +116,37 @@ def point(row: Row) -> Point | None:
     )
 
 
-def _figures(row: Row, case: Case, made: Schedule) -> list[Figure]:
+def figures_of(row: Row, case: Case, made: Schedule) -> list[Figure]:
+    """Return what the row measured of time, as kernel seconds and counts of host terms."""
     first, last = made.pools[0], made.pools[-1]
     prefill, decode = case.deployment.pools[0].replica, case.deployment.pools[-1].replica
     tokens = float((last.times * last.decodes).sum())
     found = []
     said = row.measured
     if "tpot_mean" in said and case.kind == "closed":
-        found.append(_sum("tpot", last, decode, last.times * last.resident, tokens, said["tpot_mean"]))
+        found.append(figure_of("tpot", last, decode, last.times * last.resident, tokens, said["tpot_mean"]))
     elif "itl_p50" in said or "itl_mean" in said:
         pure = last.times * last.decodes * (last.chunks == 0)
-        found.append(_sum("tpot", last, decode, pure, float(pure.sum()), said.get("itl_p50") or said["itl_mean"]))
+        found.append(figure_of("tpot", last, decode, pure, float(pure.sum()), said.get("itl_p50") or said["itl_mean"]))
     if "ttft_mean" in said and case.kind == "closed":
-        ttft = _sum("ttft", first, prefill, first.times * first.waiting, made.requests, said["ttft_mean"])
+        ttft = figure_of("ttft", first, prefill, first.times * first.waiting, made.requests, said["ttft_mean"])
         found.append(ttft._replace(counts=(*ttft.counts[:-1], 1.0)))
     if "ttft_mean" in said and case.kind == "static":
-        prompts = _sum("ttft", last, decode, last.times * (last.chunks > 0), 1.0, said["ttft_mean"])
+        prompts = figure_of("ttft", last, decode, last.times * (last.chunks > 0), 1.0, said["ttft_mean"])
         found.append(prompts._replace(counts=(*prompts.counts[:-1], 1.0)))
     if "e2e_mean" in said and case.kind == "static":
-        whole = _sum("e2e", last, decode, last.times, 1.0, said["e2e_mean"])
+        whole = figure_of("e2e", last, decode, last.times, 1.0, said["e2e_mean"])
         found.append(whole._replace(counts=(*whole.counts[:-1], 1.0)))
     elif case.kind == "steady" and "tpot" not in {figure.kind for figure in found}:
         rate = said.get("output_throughput")
         if rate and len(made.pools) == 1:
             produced = tokens * case.deployment.pools[0].ranks
-            found.append(_sum("rate", last, decode, last.times, produced, case.scale / rate))
+            found.append(figure_of("rate", last, decode, last.times, produced, case.scale / rate))
     return [figure for figure in found if np.isfinite(figure.kernels_s) and figure.kernels_s > 0.0]
 
 
-def _sum(kind: str, steps: Steps, replica: Replica, weights: Any, total: float, measured_s: float) -> Figure:
+def figure_of(kind: str, steps: Steps, replica: Replica, weights: Any, total: float, measured_s: float) -> Figure:
+    """Return the weighted sum over steps, over `total`, that a figure is."""
     spec = model(replica.model)
     stages = replica.pp if kind in ("tpot", "ttft") else 1  # a pipeline's lanes overlap: each step holds one stage
     table = _bare(replica)
@@ -287,8 +303,7 @@ class Fit(NamedTuple):
 def report(key: tuple[str, str], members: list[Point], newer: list[Fit]) -> Fit:
     """Fit one release and print its errors."""
     count = Counter(one.gpu for one in members)
-    timed = ("h100", "h200", "b200", "gb200", "gb300", "l40s", "rtx-pro-6000")
-    slow = {gpu: i for i, gpu in enumerate(sorted(g for g in count if not g.startswith(timed)))}
+    slow = {gpu: i for i, gpu in enumerate(sorted(g for g in count if not g.startswith(TIMED)))}
     group = grouped(members, slow)
     values = fitted(group, len(slow))
     logs, out = np.log(predicted_s(values, group) / group.measured_s), left_out(group, len(slow))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fit.read import DTYPES, FAMILIES, PEAK_OF, Columns, Floats, choose, groups, sheet
-from fit.solve import Errors, errors, held_out, ratio_table, read_ratio, scalars
+from fit.solve import Errors, errors, held_out, pool, ratio_table, read_ratio, scalars
 from headway.cost.operators import Ratio
 from headway.cost.physics import power_sum
 
@@ -97,9 +97,7 @@ def core(numbers: Floats, rows: Timings, at: np.ndarray | slice = slice(None)) -
     count = rows.count[at]
     routed = rows.routed[at] * (1.0 + load * np.sqrt((rows.ep[at] - 1.0) / count))
     touched = count * -np.expm1(-routed / (count * (1.0 + skew)))
-    return power_sum(
-        (routed + padding * touched) * rows.flop_s[at] / compute, touched * rows.byte_s[at] / memory, p
-    )
+    return power_sum((routed + padding * touched) * rows.flop_s[at] / compute, touched * rows.byte_s[at] / memory, p)
 
 
 def predict(fit: Fit, rows: Timings) -> Floats:
@@ -117,9 +115,7 @@ def coordinates(rows: Timings) -> tuple[Floats, Floats, Floats]:
 
 def fit(rows: Timings, axes: tuple = AXES, ridge: float = 3.0) -> Fit:
     """Return the law fitted on some rows."""
-    numbers = scalars(
-        lambda x, at: x[2] * 1e-6 + core(x, rows, at), rows.seconds, START, BOUNDS
-    )
+    numbers = scalars(lambda x, at: x[2] * 1e-6 + core(x, rows, at), rows.seconds, START, BOUNDS)
     launch = np.full(len(rows.seconds), numbers[2] * 1e-6)
     table = ratio_table(axes, coordinates(rows), launch, core(numbers, rows), rows.seconds, ridge, ridge)
     return Fit(numbers, table)
@@ -145,16 +141,6 @@ def _fold(model: Floats, fold: int) -> np.ndarray:
     return inverse % 3 == fold
 
 
-def pool(groups_: list[Timings]) -> Timings:
-    """Return rows of several groups together, as many of each."""
-    parts = []
-    for rows in groups_:
-        count = len(rows.seconds)
-        parts.append(rows.rows(np.unique(np.linspace(0, count - 1, min(count, _POOL_ROWS)).astype(int))))
-    merged = (np.concatenate(column) for column in zip(*(part[4:] for part in parts), strict=True))
-    return Timings("pooled", groups_[0].engine, groups_[0].of, "", *merged)
-
-
 def fit_pooled(groups_: list[Timings]) -> Fit:
     """Return one law for several families: a coarser table, drawn harder toward 1."""
-    return fit(pool(groups_), POOLED_AXES, ridge=100.0)
+    return fit(pool(groups_, _POOL_ROWS), POOLED_AXES, ridge=100.0)

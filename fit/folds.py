@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fit import engines
-from fit.engines import RELEASES, SIZES, Fit, Point, release
+from fit.engines import RELEASES, SIZES, TIMED, Fit, Point, release
 from fit.measure import FEATURES, Sample
 
 Floats = npt.NDArray[np.float64]
 FOLDS = 8
 MODEL_FOLDS = 6
-TIMED = ("h100", "h200", "b200", "gb200", "gb300", "l40s", "rtx-pro-6000")  # kernels timed: no factor of their own
 CHIPS = {"gb200": "b200", "gb300": "b300", "gh200": "h200"}  # cards with the chip of another
 LEVEL_ROWS = 2.0  # rows of a pair that count as much as the belief that its level is that of all
 SLOPE_ROWS = 3.0  # the same of its slopes
@@ -139,9 +138,7 @@ def _fit(members: list[Point], newer: Fit | None, factors: bool) -> Fit:
     return Fit(values, told, slow, 0.0)
 
 
-def predict(
-    fits: dict[tuple[str, str], Fit], points: Sequence[Point], keys: Sequence[tuple[str, str]]
-) -> list[Floats]:
+def predict(fits: dict[tuple[str, str], Fit], points: Sequence[Point], keys: Sequence[tuple[str, str]]) -> list[Floats]:
     """Return the log ratios of each point's figures; a release never fitted takes the nearest newer, else none."""
     found: list[Floats] = [np.zeros(0)] * len(points)
     by_key: dict[tuple[str, str], list[int]] = defaultdict(list)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fit.read import DTYPES, FAMILIES, PEAK_OF, WORKSTATION, Columns, Floats, Sheet, groups, sheet
-from fit.solve import Errors, errors, held_out, ratio_table, read_ratio, scalars
+from fit.solve import Errors, errors, held_out, pool, ratio_table, read_ratio, scalars
 from headway.cost.operators import Ratio
 from headway.cost.physics import power_sum
 
@@ -105,16 +105,6 @@ def outside(rows: Timings) -> tuple[Errors, Errors]:
     return errors(roofline(law.numbers, seen), seen.seconds), errors(predict(law, seen), seen.seconds)
 
 
-def pool(groups_: list[Timings]) -> Timings:
-    """Return rows of several groups together, as many of each."""
-    parts = []
-    for rows in groups_:
-        count = len(rows.m)
-        parts.append(rows.rows(np.unique(np.linspace(0, count - 1, min(count, _POOL_ROWS)).astype(int))))
-    merged = (np.concatenate(column) for column in zip(*(part[4:] for part in parts), strict=True))
-    return Timings("pooled", groups_[0].engine, groups_[0].of, "", *merged)
-
-
 def fit_pooled(groups_: list[Timings]) -> Fit:
     """Return one law for several families: a coarser table, drawn harder toward 1."""
-    return fit(pool(groups_), POOLED_AXES, ridge=200.0)
+    return fit(pool(groups_, _POOL_ROWS), POOLED_AXES, ridge=200.0)

@@ -60,17 +60,22 @@ def gemm_law(fit: gemm.Fit) -> dict[str, Any]:
 
 def gemm_lines(table: Columns) -> list[Line]:
     """Return the laws of matrix products."""
-    groups = gemm.timings(table)
+    return _own_and_pooled("gemm", gemm, table, gemm_law)
+
+
+def _own_and_pooled(op: str, module: Any, table: Columns, law_of: Callable[[Any], dict[str, Any]]) -> list[Line]:
+    """A law for every family, engine and precision that was timed, and one a precision pooled over families."""
+    groups = module.timings(table)
     found = []
     for rows in groups:
-        plain, full = gemm.outside(rows)
-        law = {"timed": _timed(rows, len(rows.m)), **gemm_law(gemm.fit(rows))}
-        found.append(Line("gemm", rows.gpu, rows.engine, rows.of, law, plain, full))
+        plain, full = module.outside(rows)
+        law = {"timed": _timed(rows, len(rows.seconds)), **law_of(module.fit(rows))}
+        found.append(Line(op, rows.gpu, rows.engine, rows.of, law, plain, full))
     for of in sorted({rows.of for rows in groups}):
         parts = _to_pool([rows for rows in groups if rows.of == of])
-        left = _left_out(parts, gemm.fit_pooled, gemm.predict)
-        law = {"timed": _pooled(parts), **gemm_law(gemm.fit_pooled(parts))}
-        found.append(Line("gemm", "pooled", "", of, law, None, left))
+        left = _left_out(parts, module.fit_pooled, module.predict)
+        law = {"timed": _pooled(parts), **law_of(module.fit_pooled(parts))}
+        found.append(Line(op, "pooled", "", of, law, None, left))
     return found
 
 
@@ -84,18 +89,7 @@ def expert_law(fit: experts.Fit) -> dict[str, Any]:
 
 def expert_lines(table: Columns) -> list[Line]:
     """Return the laws of expert layers."""
-    groups = experts.timings(table)
-    found = []
-    for rows in groups:
-        plain, full = experts.outside(rows)
-        law = {"timed": _timed(rows, len(rows.seconds)), **expert_law(experts.fit(rows))}
-        found.append(Line("experts", rows.gpu, rows.engine, rows.of, law, plain, full))
-    for of in sorted({rows.of for rows in groups}):
-        parts = _to_pool([rows for rows in groups if rows.of == of])
-        left = _left_out(parts, experts.fit_pooled, experts.predict)
-        law = {"timed": _pooled(parts), **expert_law(experts.fit_pooled(parts))}
-        found.append(Line("experts", "pooled", "", of, law, None, left))
-    return found
+    return _own_and_pooled("experts", experts, table, expert_law)
 
 
 def decode_law(fit: attention.Fit) -> dict[str, Any]:

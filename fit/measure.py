@@ -15,9 +15,9 @@ from fit import engines
 from headway.accuracy.express import Case, express
 from headway.accuracy.judge import Outcome, judge
 from headway.accuracy.physics import broken
-from headway.accuracy.reading import Inexpressible, suspicion
+from headway.accuracy.reading import Inexpressible
 from headway.accuracy.rows import Row
-from headway.accuracy.schedule import Schedule, schedule
+from headway.accuracy.schedule import Schedule
 from headway.cost import Replica, StepTable, compile_replica
 from headway.cost.efficiency import Efficiency, efficiency
 from headway.cost.engines import engine_facts
@@ -29,7 +29,6 @@ from headway.model import model
 from headway.specs import from_mapping, read_yaml
 
 SHEET = engines.DATA.with_name("efficiency.yaml")
-STEADY_WARMUP = 0.2
 POOLED = "pooled over"  # in the source of a number of the step table
 # GPU families by the beginning of their keys, and the GPU whose laws stand in for theirs when they are left out: one of
 # the same architecture, and one of another.
@@ -74,16 +73,14 @@ def measured(row: Row) -> Sample:
     nothing = Sample(row, shipped, sheet, None, None, None, {}, ())
     try:
         case = express(row)
-        if case.kind not in ("closed", "steady", "static") or broken(row, case):
+        if not engines.usable(case) or broken(row, case):
             return nothing
-        if (case.workload.requests or 0) > engines.REQUESTS_MAX:
-            return nothing
-        made = _scheduled(case)
-        point = _pointed(row, case, made)
+        made = engines.scheduled(case)
+        point = engines.point_of(row, case, made)
         if point is None:
             return nothing
-        plain_made = _scheduled(_mixing(case)) if _mixing(case) != case else made
-        plain = _pointed(row, case, plain_made)
+        plain_made = engines.scheduled(_mixing(case)) if _mixing(case) != case else made
+        plain = engines.point_of(row, case, plain_made)
     except (Inexpressible, HeadwayError):
         return nothing
     kernels = {}
@@ -91,28 +88,11 @@ def measured(row: Row) -> Sample:
         if all(law(pool.replica) is not None for pool in case.deployment.pools):
             steps = plain_made if mixing else made
             with _bare(law):
-                other = _pointed(row, case, steps)
+                other = engines.point_of(row, case, steps)
                 found = other and _whole(row, case, steps, other)
             kernels[name] = tuple(figure.kernels_s for figure in found.figures) if found else ()
     whole, same = _whole(row, case, made, point), plain and _whole(row, case, plain_made, plain)
     return Sample(row, shipped, sheet, point, whole, same, kernels, _features(case))
-
-
-def _scheduled(case: Case) -> Schedule:
-    return schedule(case, STEADY_WARMUP if case.kind == "steady" else 0.0)
-
-
-def _pointed(row: Row, case: Case, made: Schedule) -> engines.Point | None:
-    replica = case.deployment.pools[-1].replica
-    figures = tuple(engines._figures(row, case, made))
-    pair = (row.model_key, row.gpu_key)
-    engine = replica.engine
-    doubt = suspicion(row)
-    if not figures:
-        return None
-    return engines.Point(
-        row.row_id, row.source, pair, replica.weights, engine.name, engine.version, replica.gpu, doubt, figures
-    )
 
 
 def _whole(row: Row, case: Case, made: Schedule, point: engines.Point) -> engines.Point:
@@ -122,7 +102,7 @@ def _whole(row: Row, case: Case, made: Schedule, point: engines.Point) -> engine
         return point
     steps, pool = made.pools[0], case.deployment.pools[0]
     produced = float((steps.times * steps.decodes).sum()) * pool.ranks
-    extra = engines._sum("rate", steps, pool.replica, steps.times, produced, case.scale / rate)
+    extra = engines.figure_of("rate", steps, pool.replica, steps.times, produced, case.scale / rate)
     return point._replace(figures=(*point.figures, extra))
 
 

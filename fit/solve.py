@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -97,9 +97,7 @@ def _roughness(axes: Sequence[Sequence[float]]) -> sparse.csr_matrix:
     ]
     ends = np.concatenate(pairs)
     rows = np.repeat(np.arange(len(ends)), 2)
-    return sparse.csr_matrix(
-        (np.tile([-1.0, 1.0], len(ends)), (rows, ends.ravel())), shape=(len(ends), numbers.size)
-    )
+    return sparse.csr_matrix((np.tile([-1.0, 1.0], len(ends)), (rows, ends.ravel())), shape=(len(ends), numbers.size))
 
 
 def ratio_table(
@@ -138,3 +136,18 @@ def ratio_table(
 def read_ratio(ratio: Ratio, coordinates: Sequence[Floats]) -> Floats:
     """Return the ratios at rows of coordinates on all axes."""
     return np.exp(basis(ratio.axes, coordinates) @ (np.array(ratio.permille) / 1000.0))
+
+
+def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
+    """Return at most so many places among `count`, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+def pool(groups: Sequence[Any], most: int) -> Any:
+    """Return rows of several groups together, at most so many of each, so that none outweighs the others.
+
+    A group is a named tuple of GPU, engine, precision and one more name, then columns; `seconds` is one of them.
+    """
+    parts = [rows.rows(evenly(len(rows.seconds), most)) for rows in groups]
+    merged = (np.concatenate(column) for column in zip(*(part[4:] for part in parts), strict=True))
+    return type(groups[0])("pooled", groups[0].engine, groups[0].of, "", *merged)

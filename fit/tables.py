@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -92,8 +93,7 @@ def _targets(found: list[Target]) -> str:
         "The form with slopes was the best of eleven tried on these same rows, so its errors are a little too good;\n"
         "the level was fixed beforehand. An unseen GPU's rows are those for which another GPU's timings have every\n"
         "law: where only a pooled law would stand in, the GPU left out took part in it. Regret is with the margin of\n"
-        "10 % on limits that `plan` keeps, which was chosen on these rows too.\n\n"
-        + lines(head, rows)
+        "10 % on limits that `plan` keeps, which was chosen on these rows too.\n\n" + lines(head, rows)
     )
 
 
@@ -114,7 +114,7 @@ def _shipped(study: Study) -> str:
         + lines(head, rows)
         + "\nNot used, by reason:\n\n"
         + lines(("reason", "rows"), skipped)
-        + "\nUsed but doubted; left out of the columns \"trusted\":\n\n"
+        + '\nUsed but doubted; left out of the columns "trusted":\n\n'
         + lines(("reason", "rows"), doubts)
         + (f"\nBreaking physics: {len(one.broken)} rows.\n")
     )
@@ -252,38 +252,30 @@ def _new_gpus(study: Study) -> str:
 
 
 def _ablation(study: Study) -> str:
-    served, rows = ~study.doubted & is_from(study, *SERVED), []
-    for stage, logs in study.stages.items():
-        cells: list[str] = []
-        for kind in ("tpot", "ttft", "throughput"):
-            found = figures(study, logs, kind)
-            cells.append(two(found.of(served)))
-            cells += [two(found.of(served & engine_is(study, engine))).split(" /")[0] for engine in BIG_THREE]
-        rows.append((stage, *cells))
-    head = ("stage", "TPOT", *BIG_THREE, "TTFT", *BIG_THREE, "throughput", *BIG_THREE)
+    served = ~study.doubted & is_from(study, *SERVED)
     return (
         "## What each part earns\n\nInferenceX, sweeps and ML.ENERGY without suspects and repeats: median / "
         "p90 of all,\n"
         "medians by engine. Terms are fitted without the pair they are judged on. Batching discipline: prompts alone\n"
         "in a step and looking for requests only every few steps (SGLang); data-parallel ranks are in lock-step in\n"
-        "every stage.\n\n" + lines(head, rows) + _lacking(study, served)
+        "every stage.\n\n"
+        + _by_engine(study, served, "stage", study.stages)
+        + "\nThe same rows, fitted on no others, where one part is missing and the other terms are fitted again:\n\n"
+        + _by_engine(study, served, "lacking", study.lacking)
     )
 
 
-def _lacking(study: Study, served: Flags) -> str:
+def _by_engine(study: Study, served: Flags, what: str, variants: Mapping[str, Any]) -> str:
+    """A line a variant: median and p90 of all rows, medians by engine."""
     rows = []
-    for name, logs in study.lacking.items():
+    for name, logs in variants.items():
         cells: list[str] = []
         for kind in ("tpot", "ttft", "throughput"):
             found = figures(study, logs, kind)
             cells.append(two(found.of(served)))
             cells += [two(found.of(served & engine_is(study, engine))).split(" /")[0] for engine in BIG_THREE]
         rows.append((name, *cells))
-    head = ("lacking", "TPOT", *BIG_THREE, "TTFT", *BIG_THREE, "throughput", *BIG_THREE)
-    return (
-        "\nThe same rows, fitted on no others, where one part is missing and the other terms are fitted again:\n\n"
-        + lines(head, rows)
-    )
+    return lines((what, "TPOT", *BIG_THREE, "TTFT", *BIG_THREE, "throughput", *BIG_THREE), rows)
 
 
 def _contest(study: Study) -> str:
@@ -370,4 +362,3 @@ def _replay(replay: Replay | None) -> str:
         text.append(lines(("sequences", "mean distance", "largest", "measured mean"), curves))
     text += [f"Skipped: {name}: {reason}.\n" for name, reason in replay.reasons.items()]
     return "\n".join(text)
-

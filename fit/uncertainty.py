@@ -30,7 +30,7 @@ from headway.accuracy.judge import Outcome, judge
 from headway.accuracy.ranking import LIMITS_S
 from headway.accuracy.reading import Inexpressible, suspicion
 from headway.accuracy.rows import Row, read_rows
-from headway.accuracy.schedule import Steps, schedule
+from headway.accuracy.schedule import Steps
 from headway.accuracy.score import headline
 from headway.cost import compile_replica
 from headway.cost.efficiency import efficiency
@@ -42,7 +42,6 @@ from headway.hardware import gpu
 
 DATA = Path(__file__).resolve().parents[1] / "src" / "headway" / "cost" / "data" / "uncertainty.yaml"
 PROBABILITIES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-TIMED = ("h100", "h200", "b200", "gb200", "gb300", "l40s", "rtx-pro-6000")  # their kernels get no factor of their own
 RELATIVES = {"h100": "h200", "h200": "h100", "gh200": "h100", "b200": "b300", "b300": "b200", "gb200": "gb300",
              "gb300": "gb200"}  # fmt: skip
 ROWS, LEFT_OUT = 40, 8  # a cell has at least so many rows, that of an engine at least so many pairs (or GPUs) left out
@@ -92,20 +91,18 @@ def seen(row: Row) -> Seen | None:
     name = replica.model.rpartition(":")[0] if replica.model.rpartition(":")[2].isdigit() else replica.model
     place = replica.engine.name, since, replica.gpu, name
     none = Seen(row, outcome, place, None, {})
-    if case.kind not in ("closed", "steady", "static") or (case.workload.requests or 0) > engines.REQUESTS_MAX:
+    if not engines.usable(case):
         return none
     try:
-        made = schedule(case, 0.2 if case.kind == "steady" else 0.0)
-        figures = tuple(engines._figures(row, case, made))
+        made = engines.scheduled(case)
+        point = engines.point_of(row, case, made)
         strange = made._replace(pools=tuple(map(_elsewhere, made.pools, case.deployment.pools)))
-        elsewhere = {figure.kind: figure.kernels_s for figure in engines._figures(row, case, strange)}
+        elsewhere = {figure.kind: figure.kernels_s for figure in engines.figures_of(row, case, strange)}
     except (Inexpressible, HeadwayError):
         return none
-    pair = row.model_key, row.gpu_key
-    point = engines.Point(
-        row.row_id, row.source, pair, replica.weights, *place[:2], replica.gpu, suspicion(row), figures
-    )  # fmt: skip
-    return none._replace(point=point, elsewhere=elsewhere) if figures else none
+    if point is None:
+        return none
+    return none._replace(point=point._replace(version=since), elsewhere=elsewhere)
 
 
 def _elsewhere(steps: Steps, pool: Any) -> _Elsewhere:
@@ -147,7 +144,7 @@ def shifts(rows: list[Seen]) -> tuple[Shifts, Shifts]:
 
 def _shift_release(members: list[Seen], by_pair: Shifts, by_gpu: Shifts) -> None:
     points = [one.point for one in members]
-    slow = {g: i for i, g in enumerate(sorted({p.gpu for p in points if not p.gpu.startswith(TIMED)}))}
+    slow = {g: i for i, g in enumerate(sorted({p.gpu for p in points if not p.gpu.startswith(engines.TIMED)}))}
     group = engines.grouped(points, slow)
     figures = [(one, f) for one in members for f in one.point.figures]
     gpus = np.array([one.point.gpu for one, _ in figures])

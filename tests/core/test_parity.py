@@ -7,10 +7,30 @@ from drive import BINS, make_case, order_of, run_core, run_ranks, run_reference,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.engine import LogCounts
-from headway.engine.reference import ReferenceRanks
+from headway.engine import Engine, LogCounts
+from headway.engine.reference import ReferenceRanks, Row
 
 SEEDS = st.integers(0, 2**40)
+REFERENCE_NAMES = {  # of the columns
+    "admitted_s": "admitted_s",
+    "first_token_s": "first_s",
+    "last_token_s": "last_s",
+    "cached_tokens": "cached",
+    "preemptions": "preemptions",
+}
+
+
+def assert_same_rows(columns: dict[str, np.ndarray], rows: list[Row]) -> None:
+    for name, mine in REFERENCE_NAMES.items():
+        theirs = np.array([getattr(row, mine) for row in rows], dtype=np.float64)
+        np.testing.assert_array_equal(columns[name].astype(np.float64), theirs, err_msg=name)
+
+
+def assert_same_gaps(engine: Engine, gaps: list[float]) -> None:
+    counts = LogCounts(*BINS)
+    for gap in gaps:
+        counts.add(gap, 1)
+    np.testing.assert_array_equal(engine.gaps.as_array(), counts.as_array())
 
 
 @settings(max_examples=500, deadline=None)
@@ -22,24 +42,13 @@ def test_core_equals_reference(seed: int) -> None:
     columns, engine = run_core(case)
     words = {0: "finished", 2: "failed"}
     assert [words[int(s)] for s in columns["status"]] == [row.status for row in case.rows]
-    for name, mine in (
-        ("admitted_s", "admitted_s"),
-        ("first_token_s", "first_s"),
-        ("last_token_s", "last_s"),
-        ("cached_tokens", "cached"),
-        ("preemptions", "preemptions"),
-    ):
-        theirs = np.array([getattr(row, mine) for row in case.rows], dtype=np.float64)
-        np.testing.assert_array_equal(columns[name].astype(np.float64), theirs, err_msg=name)
+    assert_same_rows(columns, case.rows)
     assert engine.kv.peak == reference.peak
     assert engine.work.steps == reference.steps
     assert engine.kv_used_blocks == 0
     assert engine.hit_tokens == reference.hit_tokens
     assert columns["recomputed_tokens"] == sum(row.recomputed for row in case.rows)
-    counts = LogCounts(*BINS)
-    for gap in reference.gaps:
-        counts.add(gap, 1)
-    np.testing.assert_array_equal(engine.gaps.as_array(), counts.as_array())
+    assert_same_gaps(engine, reference.gaps)
     assert np.isclose(engine.gaps.sum_s(engine.law), sum(reference.gaps), rtol=1e-9)
 
 
@@ -66,18 +75,7 @@ def test_ranks_that_step_together_equal_the_reference(seed: int) -> None:
     reference = ReferenceRanks(case.table, case.settings, case.unit_tokens, order_of(case))
     columns, engines = run_ranks(case)
     reference.run(case.rows)
-    for name, mine in (
-        ("admitted_s", "admitted_s"),
-        ("first_token_s", "first_s"),
-        ("last_token_s", "last_s"),
-        ("cached_tokens", "cached"),
-        ("preemptions", "preemptions"),
-    ):
-        theirs = np.array([getattr(row, mine) for row in case.rows], dtype=np.float64)
-        np.testing.assert_array_equal(columns[name].astype(np.float64), theirs, err_msg=name)
+    assert_same_rows(columns, case.rows)
     assert [engine.kv.peak for engine in engines] == [rank.peak for rank in reference.ranks]
     assert engines[0].work.steps == sum(rank.steps for rank in reference.ranks)
-    counts = LogCounts(*BINS)
-    for gap in (gap for rank in reference.ranks for gap in rank.gaps):
-        counts.add(gap, 1)
-    np.testing.assert_array_equal(engines[0].gaps.as_array(), counts.as_array())
+    assert_same_gaps(engines[0], [gap for rank in reference.ranks for gap in rank.gaps])
