@@ -1,14 +1,14 @@
 # `make demo` on a fresh machine: a plan in under a minute after the install. `make test`: every test, compiled and interpreted.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench accuracy clean
+.PHONY: help demo test check bench accuracy fit clean
 
 # The first Python of at least 3.11; `make PYTHON=/path/to/python3` chooses another.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := .venv/bin
 PACKAGED := $(shell find src -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*')
-# Published measurements, which are no part of the repository; `make accuracy DATA=FOLDER` reads others.
+# Published measurements, which are no part of the repository; `make accuracy` and `make fit DATA=FOLDER` read others.
 DATA ?= ../shared/data/measured
 PLAN := plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --workload chat --rate 20 --ttft 500ms --tpot 50ms
 
@@ -18,6 +18,7 @@ help:
 	@echo 'make check   ruff, mypy --strict, sizes and imports'
 	@echo 'make bench   the benchmarks behind benchmarks/README.md'
 	@echo 'make accuracy DATA=FOLDER   the tables and plots behind docs/accuracy.md'
+	@echo 'make fit DATA=FOLDER        fit the data files of the cost model again (docs/cost-model.md)'
 	@echo 'make clean   remove what the above made'
 
 demo: .venv/.installed
@@ -28,7 +29,7 @@ test: .venv/.installed
 	PYTHONPATH=src $(BIN)/python -m pytest tests/core
 
 check: .venv/.installed
-	$(BIN)/ruff check src tests setup.py
+	$(BIN)/ruff check src tests fit setup.py
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_tidy.py
 
@@ -38,9 +39,12 @@ bench: .venv/.installed
 accuracy: .venv/.installed
 	$(BIN)/python -m fit.accuracy $(DATA)
 
+fit: .venv/.installed
+	$(BIN)/python -m fit $(DATA)
+
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis headway-plan.html
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests fit -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # How the core is compiled has changed: objects of an earlier build are stale.
 .venv/.tools: setup.py pyproject.toml

@@ -1,0 +1,49 @@
+"""Points of engines made by known host terms, for the tests of the fits."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from fit import engines
+from fit.engines import NAMES, Figure, Point
+
+TRUE_S = dict(zip(NAMES, (20e-6, 15e-6, 30e-6, 200e-6, 12e-6, 150e-6, 400e-6, 15e-3), strict=True))
+BLACKWELL_S = -5e-6
+TERMS = np.array([TRUE_S["layer_s"], BLACKWELL_S, *(TRUE_S[name] for name in NAMES[1:])])
+
+
+def synthetic(
+    model="m", gpu="h100-sxm", spread=0.0, seed=1, factor=1.0, terms=TERMS, count=40, release_of="0.12"
+):
+    """Points of a pair whose time per token and time to first token follow the terms, with or without experts."""
+    rng = np.random.default_rng([seed, sum(map(ord, model + gpu))])
+    moe, fp8 = (model.startswith("moe")), model.endswith("fp8")
+    blackwell, made = gpu.startswith(engines.BLACKWELL), []
+    for i in range(count):
+        layers = float(rng.choice([8, 32, 128]))
+        users = float(rng.choice([1, 8, 64, 256]))
+        figures = []
+        for kind in ("tpot", "ttft"):
+            waits = 1.0 if kind == "tpot" else float(rng.uniform(1.0, 6.0))
+            prompts = waits * rng.uniform(0.05, 0.5) if kind == "tpot" else waits
+            counts = [waits * layers, waits * layers * moe, waits * layers * moe * fp8, waits, waits * users,
+                      prompts * layers, prompts * layers * moe, float(kind == "ttft")]  # fmt: skip
+            kernels = waits * float(rng.uniform(5e-4, 5e-3))
+            host = sum(
+                c * t for c, t in zip(counts, (terms[1] if blackwell else terms[0], *terms[2:]), strict=True)
+            )
+            seconds = (kernels * factor + host) * np.exp(spread * rng.standard_normal())
+            figures.append(Figure(kind, kernels, tuple(counts), float(seconds)))
+        made.append(
+            Point(f"{model}{i}", "made-up", (model, gpu), "fp8", "vllm", release_of, gpu, "", tuple(figures))
+        )
+    return made
+
+
+MODELS = ("dense", "dense2", "moe", "moe fp8", "moe2 fp8")
+
+
+def every(gpus=("h100-sxm", "b200"), **how):
+    return [one for name, card in product(MODELS, gpus) for one in synthetic(name, card, **how)]

@@ -1,0 +1,201 @@
+"""Host terms of engines: rows as sums, terms found from synthetic steps, releases that borrow, the data file."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+import yaml
+from engine_cases import BLACKWELL_S, TERMS, TRUE_S, every, synthetic
+
+from accuracy_cases import measured_by_ourselves, point
+from fit import engines
+from fit.engines import NAMES, SIZES, fitted, grouped, left_out, predicted_s, release
+from headway.accuracy import schedule as scheduling
+from headway.accuracy.express import express
+from headway.cost.engines import _File as EngineFile
+from headway.cost.engines import engine_facts
+from headway.specs import from_mapping
+
+# --- the fit
+
+
+@pytest.mark.parametrize(("spread", "within"), [(0.0, 0.01), (0.05, 0.1)])
+def test_the_terms_are_found_from_what_they_add(spread, within):
+    values = fitted(grouped(every(spread=spread), {}), 0, ridge=1e-3)
+    for name, value, true in zip(("layer_s", "Blackwell", *NAMES[1:]), values * SIZES, TERMS, strict=True):
+        assert value == pytest.approx(true, rel=within, abs=4e-6 * spread / 0.05), name
+
+
+def test_the_ridge_that_is_used_moves_terms_and_hardly_predictions():
+    group = grouped(every(), {})
+    values = fitted(group, 0)
+    assert np.quantile(np.abs(np.log(predicted_s(values, group) / group.measured_s)), 0.9) < 0.02
+    assert values[0] * SIZES[0] == pytest.approx(TRUE_S["layer_s"], rel=0.1)
+
+
+def test_outliers_do_not_move_the_terms():
+    points = every(spread=0.03)
+    wild = [
+        one._replace(figures=tuple(f._replace(measured_s=6.0 * f.measured_s) for f in one.figures))
+        if i % 20 == 0
+        else one
+        for i, one in enumerate(points)
+    ]
+    clean, spoilt = (fitted(grouped(some, {}), 0) * SIZES for some in (points, wild))
+    assert spoilt == pytest.approx(clean, rel=0.2, abs=6e-6)
+
+
+def test_a_gpu_whose_kernels_were_not_timed_gets_a_factor_of_its_own():
+    group = grouped(every() + synthetic("dense", "mi300x", factor=1.6), {"mi300x": 0})
+    values = fitted(group, 1)
+    assert np.exp(values[-1]) == pytest.approx(1.6, rel=0.05)
+    assert values[0] * SIZES[0] == pytest.approx(TRUE_S["layer_s"], rel=0.05)
+
+
+def test_a_pair_with_many_rows_weighs_as_the_root_of_them():
+    group = grouped(synthetic("dense", count=100) + synthetic("moe", count=4), {})
+    tpot = group.kinds == "tpot"
+    first, second = (
+        group.weights[tpot & np.array([pair[0] == name for pair in group.pairs])] for name in ("dense", "moe")
+    )
+    assert second[0] / first[0] == pytest.approx(5.0)
+
+
+def test_terms_without_evidence_stay_small():
+    values = fitted(grouped(synthetic("dense"), {}), 0)
+    assert np.abs(values[[1, 2, 3]]).max() < 1e-3  # Blackwell, experts
+
+
+def test_kernels_slower_than_what_was_measured_push_no_term_below_its_floor():
+    values = fitted(grouped(synthetic("dense", factor=0.6, terms=np.zeros(len(TERMS))), {}), 0)
+    assert np.all(values >= engines.FLOORS / engines.SIZES - 1e-8)
+    assert values[0] < 0.0
+
+
+def test_a_pair_left_out_takes_no_part_in_its_own_prediction():
+    points = every()
+    base = left_out(grouped(points, {}), 0)
+    moved = [
+        one._replace(figures=tuple(f._replace(measured_s=3.0 * f.measured_s) for f in one.figures))
+        if one.pair == ("moe", "b200")
+        else one
+        for one in points
+    ]
+    pairs = grouped(points, {}).pairs
+    mine = np.array([pair == ("moe", "b200") for pair in pairs])
+    fold = {pair: i % engines.FOLDS for i, pair in enumerate(sorted(set(pairs)))}
+    beside = np.array([fold[pair] == fold["moe", "b200"] for pair in pairs])
+    logs = left_out(grouped(moved, {}), 0)
+    assert logs[mine] == pytest.approx(base[mine] - np.log(3.0))
+    assert logs[beside & ~mine] == pytest.approx(base[beside & ~mine])
+    assert not np.allclose(logs[~beside], base[~beside])
+
+
+# --- rows as sums
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"isl_mean": 3000.0, "concurrency": 1.0},
+        {"model_key": "qwen3-30b-a3b", "gpu_count": 2, "ep": 2, "dp": 1},
+        {"gpu_key": "B200", "model_key": "llama-3-70b"},
+        {"engine": "sglang", "engine_version": "0.5.8"},
+        {"engine": "trtllm", "engine_version": "1.2.0", "concurrency": 1.0},
+        {"engine_version": "0.11.1"},
+    ],
+    ids=["plain", "long prompts", "experts", "Blackwell", "SGLang", "TensorRT-LLM", "older vLLM"],
+)
+def test_a_figure_simulated_is_its_kernels_and_its_host_terms(changes):
+    row = measured_by_ourselves(**changes)
+    made = engines.point(row)
+    replica = express(row).deployment.pools[-1].replica
+    host = engine_facts(replica.engine.name, replica.engine.version, replica.gpu).host
+    terms = np.array([getattr(host, name) for name in NAMES])
+    assert {figure.kind for figure in made.figures} == {"tpot", "ttft"}
+    for figure in made.figures:
+        total = host.kernels * figure.kernels_s + float(np.dot(figure.counts, terms))
+        assert total == pytest.approx(figure.measured_s, rel=1e-3), figure.kind
+
+
+def test_terms_are_found_from_simulated_rows():
+    shapes = [
+        {"isl_mean": prompt, "osl_mean": 32.0, "concurrency": users, "model_key": model, "gpu_key": gpu}
+        for prompt, users in ((128.0, 1.0), (256.0, 4.0), (2048.0, 2.0), (512.0, 8.0))
+        for model, gpu in (("llama-3-8b", "H100"), ("qwen3-8b", "H200"), ("qwen3-30b-a3b", "H100"))
+    ]
+    points = [engines.point(measured_by_ourselves(row_id=str(i), **shape)) for i, shape in enumerate(shapes)]
+    group = grouped(points, {})
+    found = fitted(group, 0, ridge=0.005)
+    assert np.abs(np.log(predicted_s(found, group) / group.measured_s)).max() < 0.05
+    host = engine_facts("vllm", "", "h100-sxm").host
+    assert found[0] * SIZES[0] == pytest.approx(host.layer_s, rel=0.35)
+    assert found[-1] * SIZES[-1] == pytest.approx(host.intake_s, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        point(concurrency=None, request_rate=20.0, num_prompts=80.0, measured={"tpot_mean": 0.01}),
+        point(model_key="unheard-of", measured={"tpot_mean": 0.01}),
+        point(measured={"power": 300.0}),
+        point(measured={"tpot_mean": 1e-6, "ttft_mean": 0.1}),
+    ],
+    ids=["open loop", "unknown model", "no time", "faster than physics"],
+)
+def test_nothing_is_made_of_a_row_that_is(row):
+    assert engines.point(row) is None
+    assert engines.point(measured_by_ourselves())
+
+
+def test_the_warm_up_of_a_steady_state_is_left_out():
+    case = express(point(batch_size=6.5, dist_note="avg running batch", workload="gpqa", isl_mean=None))
+    assert case.kind == "steady"
+    whole, kept = scheduling.schedule(case).pools[0], engines.scheduled(case).pools[0]
+    assert len(kept.times) == len(whole.times) - int(engines.STEADY_WARMUP * len(whole.times))
+
+
+# --- releases and the file
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("", "0.12"),
+        ("0.12.1", "0.12"),
+        ("0.11.1", "0.11"),
+        ("0.10.2", "0.9"),
+        ("0.1", "0.2"),
+        ("0.6.3.post1", "0.6"),
+    ],
+)
+def test_a_version_is_of_the_newest_release_up_to_it(version, expected):
+    assert release("vllm", version) == expected
+
+
+def test_an_older_release_takes_what_it_has_no_figures_for_from_the_newer():
+    newer = engines.report(("vllm", "0.12"), every(), [])
+    older = engines.report(("vllm", "0.9"), synthetic("dense", terms=TERMS * 1.5), [newer])
+    told = dict(zip(("layer_s", "Blackwell", *NAMES[1:]), older.values * SIZES, strict=True))
+    assert told["layer_s"] == pytest.approx(1.5 * TRUE_S["layer_s"], rel=0.1)
+    assert told["moe_layer_s"] == pytest.approx(TRUE_S["moe_layer_s"], rel=0.05)
+    assert told["Blackwell"] == pytest.approx(BLACKWELL_S, abs=1e-6)
+    assert np.all(older.told)
+
+
+def test_the_file_written_is_the_file_read():
+    points = every() + synthetic("dense", "mi300x", factor=1.6)
+    text = engines.document({("vllm", "0.12"): engines.report(("vllm", "0.12"), points, [])})
+    file = from_mapping(EngineFile, yaml.safe_load(text), "engines.yaml")
+    (made,) = file.engines["vllm"].releases
+    assert made.since == "0.12"
+    host = msgspec.to_builtins(made.host)
+    for name, true in TRUE_S.items():
+        assert host[name] == pytest.approx(true, rel=0.2), name
+    assert {
+        family: terms["layer_s"] for family, terms in made.by_gpu.items() if "layer_s" in terms
+    } == pytest.approx(dict.fromkeys(engines.BLACKWELL, BLACKWELL_S), abs=1e-6)
+    assert made.by_gpu["mi300x"]["kernels"] == pytest.approx(1.6, rel=0.05)
+    assert file.engines["sglang"].prefill_alone and not file.engines["vllm"].prefill_alone

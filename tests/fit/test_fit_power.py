@@ -1,0 +1,200 @@
+"""Power: shares of TDP found from watts, families drawn toward the pooled law, nothing left out takes part."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from timing_cases import noisy
+
+from fit import power
+from fit.power import Points, joined
+from headway.accuracy.rows import Row
+from headway.cost import compile_replica
+from headway.cost.power import PowerLaw
+from headway.cost.power import _File as PowerFile
+from headway.hardware import gpu
+from headway.specs import from_mapping, read_yaml
+
+LAW = np.array([0.45, 0.25, 0.6])
+
+
+def points(count=300, family="h100", law=LAW, model="m", spread=0.0, outliers=0.0) -> Points:
+    """Points of one family by a law, far enough below TDP that it is never reached."""
+    rng = np.random.default_rng(count)
+    terms = np.column_stack([np.ones(count), rng.uniform(0.05, 0.6, count), rng.uniform(0.05, 0.6, count)])
+    card = gpu(power.SERVED[family])
+    span, idle = card.tdp_watts - card.idle_watts, card.idle_watts
+    return Points(
+        watts=noisy(idle + span * (terms @ law), spread) / np.where(rng.random(count) < outliers, 2.5, 1.0),
+        terms=terms,
+        span=np.full(count, span),
+        idle=np.full(count, idle),
+        weight=np.ones(count),
+        family=np.full(count, family),
+        model=np.full(count, model),
+        pictures=np.zeros(count, dtype=bool),
+    )
+
+
+@pytest.mark.parametrize(
+    ("spread", "outliers", "within"), [(0.0, 0.0, 0.003), (0.05, 0.0, 0.03), (0.05, 0.05, 0.06)]
+)
+def test_the_shares_are_found_under_noise_and_outliers(spread, outliers, within):
+    made = points(spread=spread, outliers=outliers)
+    assert power.shares(made, points(30)) == pytest.approx(LAW, abs=within)
+
+
+def test_no_watts_exceed_tdp():
+    made = points()
+    watts = made.predicted(np.array([0.9, 0.9, 0.9]))
+    assert watts.max() == pytest.approx(made.idle[0] + made.span[0])
+
+
+def test_many_kernels_do_not_outweigh_the_points_served():
+    other = np.array([0.1, 0.9, 0.1])
+    few, many = (power.shares(points(), points(count, law=other)) for count in (50, 5000))
+    assert few == pytest.approx(LAW, abs=0.06)
+    assert many == pytest.approx(LAW, abs=0.06)
+
+
+def test_a_family_is_drawn_toward_the_pooled_law_and_without_points_takes_it():
+    own = np.array([0.6, 0.1, 0.4])
+    mine, cells = points(family="b200", law=own, spread=0.05), joined([points(30), points(30, "b200", own)])
+    both = joined([points(), mine])
+    pooled, alone = power.shares(both, cells), power.shares(mine, cells.of(cells.family == "b200"))
+    drawn = power.fitted(both, cells, "b200")
+    assert (
+        0.3 * np.linalg.norm(alone - pooled)
+        < np.linalg.norm(drawn - pooled)
+        < 0.97 * np.linalg.norm(alone - pooled)
+    )
+    assert drawn == pytest.approx(own, abs=0.08)
+    assert np.array_equal(power.fitted(both, cells, "default"), pooled)
+
+
+@pytest.mark.parametrize("split", ["pair", "model", "gpu"])
+def test_what_is_left_out_takes_no_part_in_its_own_prediction(split):
+    base = [
+        points(model="a"),
+        points(model="b"),
+        points(200, "b200", model="a"),
+        points(200, "b200", model="b"),
+    ]
+    cells = joined([points(30), points(30, "b200")])
+    every = joined(base)
+    out = (every.model == "a") & (every.family == "h100")
+    if split == "gpu":
+        out = every.family == "h100"
+    doubled = every._replace(watts=np.where(out, 2.0 * every.watts, every.watts))
+    left, moved = (power.predictions(table, cells, power.fitted, split)[out] for table in (every, doubled))
+    assert np.array_equal(left, moved)
+    assert np.any(power.predictions(doubled, cells, power.fitted, "seen")[out] > 1.05 * left)
+
+
+def test_an_unseen_model_is_left_out_on_both_gpus():
+    every = joined([points(model="a"), points(200, "b200", model="a"), points(200, "b200", model="b")])
+    other = joined([points(30), points(30, "b200")])
+    out = (every.model == "a") & (every.family == "b200")
+    doubled = every._replace(watts=np.where((every.model == "a") & ~out, 2.0 * every.watts, every.watts))
+    left, moved = (power.predictions(table, other, power.fitted, "model")[out] for table in (every, doubled))
+    assert np.array_equal(left, moved)
+
+
+# --- kernels
+
+
+def products(count=400, family="h200"):
+    """Long products by the law of watts, one shape of each in two cells of use."""
+    card, k = gpu(family), np.full(2 * count, 8192.0)
+    m, n = np.repeat([8.0, 16384.0], count), np.full(2 * count, 8192.0)
+    moved, flops = 2.0 * (n * k + m * k + m * n), 2.0 * m * n * k
+    seconds = np.maximum(moved / card.memory_bytes_per_s, flops / card.peak_flops["bf16"]) / 0.75
+    used, busy = moved / card.memory_bytes_per_s / seconds, flops / card.peak_flops["bf16"] / seconds
+    share = LAW[0] + LAW[1] * used + LAW[2] * np.sqrt(busy)
+    watts = card.idle_watts + (card.tdp_watts - card.idle_watts) * np.minimum(share, 1.0)
+    dtype = np.full(2 * count, "bfloat16", dtype=object)
+    return {"time_us": 1e6 * seconds, "power_w": watts, "dtype": dtype, "m": m, "n": n, "k": k}
+
+
+def test_cells_of_kernels_are_the_medians_of_long_possible_products():
+    read = products()
+    short = {name: values.copy() for name, values in read.items()}
+    short["time_us"], short["power_w"] = np.full(800, 90.0), np.full(800, 9000.0)
+    impossible = read | {"time_us": read["time_us"] * 0.5, "power_w": np.full(800, 9000.0)}
+    long_m = read["m"] > 100
+    impossible = {name: values[long_m] for name, values in impossible.items()}
+    table = {name: np.concatenate([read[name], short[name], impossible[name]]) for name in read}
+    cells = power._cells("h100", "h200", table)
+    assert len(cells.watts) == 1  # products of 8 rows are over in less than a tenth of a millisecond
+    assert cells.watts == pytest.approx(read["power_w"][-1])
+    assert cells.predicted(LAW) == pytest.approx(cells.watts, rel=1e-6)
+
+
+def test_a_cell_with_few_kernels_is_left_out():
+    read = products(19)
+    assert len(power._cells("h100", "h200", read).watts) == 0
+    assert len(power._cells("h100", "h200", products(20)).watts) == 1
+
+
+# --- serving
+
+
+def served(**changes):
+    """A steady state as the benchmark of its source has it."""
+    said = {
+        "row_id": "a", "source": "ml.energy-v3", "engine": "vllm", "engine_version": "0.11.1",
+        "model_key": "qwen3-8b", "precision_weights": "bf16", "gpu_key": "H100", "gpu_count": 1, "tp": 1, "mode": "agg",
+        "workload": "gpqa", "dist_note": "avg running batch", "osl_mean": 512.0, "concurrency": 64.0,
+        "batch_size": 60.0, "measured": {"output_throughput": 3000.0, "power": 500.0, "itl_mean": 0.02},
+    }  # fmt: skip
+    return Row(**(said | changes))
+
+
+def test_a_slower_step_reads_less_a_second_and_computes_less_by_the_root():
+    fast, slow = served(), served(measured=served().measured | {"output_throughput": 1500.0})
+    first, second = power.serving_point(fast), power.serving_point(slow)
+    assert first[0] == second[0] == 1.0
+    assert second[1] == pytest.approx(first[1] / 2.0)
+    assert second[2] == pytest.approx(first[2] / 2.0**0.5)
+    assert 0.0 < first[1] < 1.0 and 0.0 < first[2] < 1.0
+
+
+def test_a_resident_step_alone_has_the_energy_of_its_time():
+    replica = power.express(served()).deployment.pools[0].replica
+    table = power.unit_table(replica, resident=1.0)
+    card, plain = gpu("h100-sxm"), compile_replica(replica)
+    joules = power.mean_step(table, 8.0, 1000.0, 1e9)
+    context = 1000.0 + power.MEAN_AGE * 1e9
+    seconds = plain.linear_s[8] + plain.seq_s[8] + plain.decode_s[8] + plain.decode_ctx_s[8] * 8.0 * context
+    assert joules == pytest.approx((card.tdp_watts - card.idle_watts) * seconds, rel=0.02)
+
+
+def test_suspect_rows_and_other_sources_have_no_watts_to_fit(monkeypatch):
+    bound = served(gpu_key="B200", gpu_count=1, row_id="b", measured=served().measured | {"power": 300.0})
+    trusted = served(gpu_key="B200", gpu_count=1, row_id="c", measured=served().measured | {"power": 600.0})
+    rows = [
+        served(),
+        bound,
+        trusted,
+        served(source="elsewhere"),
+        served(measured={"output_throughput": 3000.0}),
+    ]
+    monkeypatch.setattr(power, "read_rows", lambda path: rows)
+    found = power.serving(power.Path("."))
+    assert sorted(found.watts) == [500.0, 600.0]
+    assert list(found.family) == ["h100", "b200"]
+
+
+def test_the_file_written_is_the_file_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(power, "DATA", tmp_path / "power.yaml")
+    every = joined([points(20), points(30, "b200")])
+    laws = {family: LAW + i / 100 for i, family in enumerate(("h100", "b200", "default"))}
+    medians = {("model", "h100"): 0.1, ("model", "b200"): 0.12, ("gpu", "both"): 0.2}
+    power.write(every, laws, medians)
+    found = from_mapping(PowerFile, read_yaml(tmp_path / "power.yaml"), "power.yaml")
+    expected = PowerLaw(
+        waiting=0.10, resident=0.46, memory=0.26, compute=0.61, error=0.12, timed=found.families["b200"].timed
+    )
+    assert found.families["b200"] == expected
+    assert "30 rows" in expected.timed
+    assert (found.default.kind, found.default.evidence, found.default.error) == ("modelled", "pooled", 0.2)
