@@ -107,11 +107,11 @@ def _whole(row: Row, case: Case, made: Schedule, point: engines.Point) -> engine
 
 
 def _mixing(case: Case) -> Case:
-    """The case under an engine that computes prompts beside decodes and looks for requests before every step."""
+    """The case under an engine that computes prompts beside decodes, as soon as they come."""
     replace = msgspec.structs.replace
 
     def plain(replica: Replica) -> Replica:
-        engine = replace(replica.engine, poll_steps=1)
+        engine = replace(replica.engine, poll_steps=1, align_steps=0, gather_steps=0)
         if engine_facts(engine.name, engine.version, replica.gpu).prefill_alone:
             engine = replace(engine, name="vllm", version="")
         return replace(replica, engine=engine)

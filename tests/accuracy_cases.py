@@ -51,6 +51,7 @@ KINDS = {
         "precision_weights": "Q4_K_M",
         "tp": None,
     },
+    "drafted": {"notes": "speculative_tokens=2 draft=mtp acceptance=0.7"},
     "states": {"model_key": "nemotron-nano-9b", "precision_weights": "bf16"},
     "split": {"mode": "disagg", "notes": SPLIT, "gpu_count": 4, "tp": None},
 }

@@ -9,7 +9,7 @@ import hashlib
 import sys
 
 import numpy as np
-from drive import Nosy, Served, make_case, make_cluster_case, run_cluster, run_core
+from drive import Nosy, Served, make_case, make_cluster_case, run_cluster, run_core, run_ranks, with_ranks
 
 import headway
 from headway.engine import Engine
@@ -41,10 +41,13 @@ def cluster_words(served: Served) -> list[str]:
 
 
 def digest(seed: int) -> str:
-    """Case `seed`: one replica where it is even, a cluster where it is odd."""
+    """Case `seed`: a cluster where it is odd, else one replica; every sixth on data-parallel ranks."""
     if seed % 2:
         served = run_cluster(make_cluster_case(seed))
         columns, engines, told = served.columns, served.engines, cluster_words(served)
+    elif seed % 6 == 0:
+        columns, engines = run_ranks(with_ranks(make_case(seed), seed))
+        told = words(engines[0].group.shared_by_tokens)
     else:
         columns, engine = run_core(make_case(seed))
         engines, told = [engine], []

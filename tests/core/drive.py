@@ -190,7 +190,9 @@ def with_ranks(case: Case, seed: int) -> Case:
     ranks = rng.randint(2, 4)
     tokens = np.arange(ranks * case.settings.max_batched_tokens + 1.0)
     shared_s = np.where(tokens > 0, rng.uniform(0, 1e-2) + rng.uniform(0, 1e-5) * tokens, 0.0)
-    table = msgspec.structs.replace(case.table, stages=1, ranks=ranks, shared_s=shared_s, shared_j=shared_s)
+    shared = {"shared_s": shared_s, "shared_j": shared_s}
+    aligned = {"align_steps": rng.choice([0, 1, 2, 5, 30]), "gather_steps": rng.choice([0, 0, 1, 4])}
+    table = msgspec.structs.replace(case.table, stages=1, ranks=ranks, **shared, **aligned)
     return Case(table, case.settings, case.unit_tokens, case.order, case.rows)
 
 

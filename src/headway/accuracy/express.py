@@ -11,6 +11,7 @@ import msgspec
 from headway.accuracy.reading import (
     Inexpressible,
     Mlperf,
+    alignment,
     cap_watts,
     exclusion,
     gpu_total,
@@ -23,6 +24,7 @@ from headway.accuracy.reading import (
     read_model,
     reading,
     served_model,
+    speculation,
 )
 from headway.accuracy.rows import Row
 from headway.cost import EngineSettings, Replica, memory_fit
@@ -117,6 +119,7 @@ def checked(replica: Replica) -> Replica:
             continue
         except BadInput as error:
             what = "TP degree" if "tp=" in str(error) else "precision"
+            what = "speculation" if str(error).startswith(("speculation", "draft", "unknown draft")) else what
             raise Inexpressible(f"{what} refused by the cost model") from None
         return candidate
     raise Inexpressible("does not fit by our count of memory")
@@ -132,6 +135,7 @@ def reaching(replica: Replica, tokens: float) -> Replica:
 def engine_settings(row: Row, card: Gpu, sequences: float) -> EngineSettings:
     """Return the settings of the row's engine for so many sequences at a time; stated limits come first."""
     name, version = read_engine(row, card)
+    align_steps, gather_steps = alignment(row, name)
     budget = reading().token_budget.get(name)
     tokens = reading().token_budget_default
     if budget is not None:
@@ -139,13 +143,17 @@ def engine_settings(row: Row, card: Gpu, sequences: float) -> EngineSettings:
     stated = _TOKEN_LIMIT.search(row.notes), _BATCH_LIMIT.search(row.notes)
     tokens = int(stated[0][1]) if stated[0] else tokens
     most = int(stated[1][1]) if stated[1] else 1 << max(4, (int(sequences) - 1).bit_length())
+    drafted = speculation(row)
     return EngineSettings(
         name=name,
         version=version,
         max_batched_tokens=tokens,
-        max_seqs=min(most, tokens),
+        max_seqs=min(most, tokens if drafted is None else tokens // drafted.verified),
         prefix_cache=False,
         poll_steps=poll_steps(row, name),
+        align_steps=align_steps,
+        gather_steps=gather_steps,
+        speculation=drafted,
     )
 
 

@@ -15,8 +15,9 @@ def broken(row: Row, case: Case) -> str:
     """Return what law the row's figures break, or "".
 
     A decode step reads at least the weights that one token uses: no time per token is below their bytes over the
-    bandwidth of all GPUs of an instance. Every prompt and output token costs two operations a weight: no throughput is
-    above the dense peak. Embedding tables are not counted: a token reads one line of them.
+    bandwidth of all GPUs of an instance, divided by the tokens a step gives at most where some are drafted. Every
+    prompt and output token costs two operations a weight: no throughput is above the dense peak. Embedding tables are
+    not counted: a token reads one line of them.
     """
     pool = case.deployment.pools[-1]
     replica = pool.replica
@@ -25,7 +26,7 @@ def broken(row: Row, case: Case) -> str:
     body = spec.active_params() - tables
     share = body / (spec.total_params() - tables)
     weight_bytes = (spec.weight_bytes(replica.weights) - 2 * tables) * share
-    step_s = weight_bytes / (card.memory_bytes_per_s * replica.gpus)
+    step_s = weight_bytes / (card.memory_bytes_per_s * replica.gpus * replica.engine.step_tokens)
     for name in ("tpot_mean", "tpot_p50", "itl_mean", "itl_p50"):
         if row.measured.get(name, step_s) < step_s:
             return f"breaks physics: {name} below the time to read the weights"

@@ -10,6 +10,8 @@ from pathlib import Path
 from headway.accuracy.naming import gguf_format, named_format, named_model, named_size, slug
 from headway.accuracy.rows import Row
 from headway.cost.engines import engine_names
+from headway.cost.speculation import Speculation
+from headway.errors import BadInput
 from headway.hardware import Gpu, gpu, gpu_keys
 from headway.model import model, model_keys
 from headway.specs import Spec, from_mapping, read_yaml
@@ -17,6 +19,7 @@ from headway.specs import Spec, from_mapping, read_yaml
 __all__ = [
     "Inexpressible",
     "Mlperf",
+    "alignment",
     "cap_watts",
     "exclusion",
     "gpu_total",
@@ -28,10 +31,15 @@ __all__ = [
     "read_model",
     "reading",
     "served_model",
+    "speculation",
     "suspicion",
 ]
 
 _DATA = Path(__file__).parent / "data" / "reading.yaml"
+_SPECULATION = {
+    name: re.compile(rf"{said}=([^\s;,]+)")
+    for name, said in (("tokens", "speculative_tokens"), ("draft", "draft"), ("acceptance", "acceptance"))
+}
 
 
 class Inexpressible(Exception):
@@ -111,6 +119,16 @@ class Poll(Spec):
     many_from: int
 
 
+class Alignment(Spec):
+    """Recipes whose data-parallel ranks withhold prompts: `align_steps` and `gather_steps` of `EngineSettings`."""
+
+    engine: str
+    source: str
+    model_key: str
+    align_steps: int
+    gather_steps: int
+
+
 class Reading(Spec):
     """The data file; see its comments."""
 
@@ -134,6 +152,8 @@ class Reading(Spec):
     token_budget: dict[str, Budget]
     token_budget_default: int
     polls: tuple[Poll, ...]
+    alignments: tuple[Alignment, ...]
+    acceptances: dict[str, float]
     prompts: dict[str, int]
     mlperf: dict[str, Mlperf]
     excluded: tuple[Suspect, ...]
@@ -260,6 +280,36 @@ def poll_steps(row: Row, engine: str) -> int:
         if poll.engine == engine and row.gpu_key in poll.gpu_keys and not is_sweep(row):
             return poll.many if (row.concurrency or 0) >= poll.many_from else poll.few
     return 1
+
+
+def speculation(row: Row) -> Speculation | None:
+    """Return the speculative decoding that the row's notes declare, or None.
+
+    They do by `speculative_tokens=3 draft=mtp acceptance=0.8`; an acceptance left out is the default of what drafts.
+
+    Raises:
+        Inexpressible: what drafts, or how much of it is accepted, is not stated, or is no such thing.
+    """
+    found = {name: form.search(row.notes) for name, form in _SPECULATION.items()}
+    said = {name: match[1] for name, match in found.items() if match}
+    if "tokens" not in said:
+        return None
+    if "draft" not in said:
+        raise Inexpressible("speculative decoding: what drafts is not stated")
+    if said["draft"] not in reading().acceptances and "acceptance" not in said:
+        raise Inexpressible("speculative decoding: acceptance not stated")
+    try:
+        return from_mapping(Speculation, {"acceptance": reading().acceptances.get(said["draft"]), **said}, "notes")
+    except BadInput:
+        raise Inexpressible("speculative decoding: notes not understood") from None
+
+
+def alignment(row: Row, engine: str) -> tuple[int, int]:
+    """Return the steps that prompts wait for one in all data-parallel ranks, and then for more of them; 0 is none."""
+    for rule in reading().alignments:
+        if (rule.engine, rule.source, rule.model_key) == (engine, row.source, row.model_key) and (row.dp or 1) > 1:
+            return rule.align_steps, rule.gather_steps
+    return 0, 0
 
 
 def precisions(row: Row, model_key: str, card: Gpu) -> tuple[str, str]:

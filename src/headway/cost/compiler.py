@@ -7,10 +7,11 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from headway.cost.calibration import Calibration, calibrated, mismatch
+from headway.cost.calibration import calibrated, mismatch, shifted
+from headway.cost.drafting import drafter, folded, speculating
 from headway.cost.efficiency import Efficiency, Law, efficiency
 from headway.cost.engines import EngineFacts, HostTerms, engine_facts
-from headway.cost.memory import memory_fit
+from headway.cost.memory import MemoryFit, memory_fit
 from headway.cost.physics import (
     Cost,
     Floats,
@@ -29,7 +30,7 @@ from headway.cost.replica import Replica, resolve
 from headway.cost.shard import Precision, Shard, precision, shard
 from headway.cost.steptable import StepTable
 from headway.errors import BadInput
-from headway.hardware import Gpu
+from headway.hardware import Gpu, gpu
 from headway.model import DTYPE_BYTES, FILE_DTYPES, Model
 
 __all__ = ["compile_replica"]
@@ -54,6 +55,7 @@ class _Site(NamedTuple):
     low: Precision  # linear layers
     expert: Precision
     plain: Precision  # router and output head: bf16
+    queries: int = 1  # of a decoding sequence in a step: more when drafted tokens are verified
 
 
 def compile_replica(
@@ -67,28 +69,58 @@ def compile_replica(
     Raises:
         UnknownName, BadInput, DoesNotFit: see `memory_fit`.
     """
-    if replica.calibration is not None:
-        return _calibrated(replica, replica.calibration, laws, host)
     spec, card = resolve(replica)
-    fit = memory_fit(replica)
+    fit, speculation = memory_fit(replica), replica.engine.speculation
+    if speculation is None:
+        return _calibrated(replica, spec, fit, laws, host)
+    terms = host or engine_facts(replica.engine.name, replica.engine.version, card.key).host
+    own, draft = drafter(replica, spec, card), None
+    if own is not None:  # its layers' launches; no scheduler runs between the tokens of a draft
+        draft = _table(*own, fit, laws, msgspec.structs.replace(terms, step_s=0.0, sequence_s=0.0, intake_s=0.0))
+    wide = _calibrated(speculating(replica), spec, fit, laws, host, speculation.verified)
+    if replica.calibration is not None:
+        terms = shifted(terms, {"sequence_s": replica.calibration.sequence_s.value})
+    return folded(speculation, replica.engine.max_seqs, wide, draft, terms.sequence_s)
+
+
+def _calibrated(
+    replica: Replica, spec: Model, fit: MemoryFit, laws: Efficiency | None, host: HostTerms | None, queries: int = 1
+) -> StepTable:
+    """The table of a replica by its calibration, if it has one."""
+    calibration, engine = replica.calibration, replica.engine
+    if calibration is None:
+        return _table(replica, spec, fit, laws, host, queries)
+    differs = mismatch(calibration, replica.gpu, engine.name)
+    if differs:
+        raise BadInput(f"the calibration does not hold here: {differs}; leave it out, or measure again there")
+    own = host or engine_facts(engine.name, engine.version, replica.gpu).host
+    return calibrated(calibration, own, lambda terms: _table(replica, spec, fit, laws, terms, queries))
+
+
+def _table(
+    replica: Replica, spec: Model, fit: MemoryFit, laws: Efficiency | None, host: HostTerms | None, queries: int = 1
+) -> StepTable:
+    """The table of a replica that neither is calibrated nor speculates; `queries` as in `_Site`."""
+    card = gpu(replica.gpu)
     laws, part = laws or efficiency(card, replica.engine.name), shard(replica, spec)
     linear = "bf16" if replica.weights == "mxfp4" and spec.experts else replica.weights
     low, expert, plain = (precision(dtype, card, spec) for dtype in (linear, replica.weights, "bf16"))
     facts = engine_facts(replica.engine.name, replica.engine.version, card.key)
     if host is not None:
         facts = msgspec.structs.replace(facts, host=host)
-    site = _Site(replica, spec, card, part, laws, facts, low, expert, plain)
+    site = _Site(replica, spec, card, part, laws, facts, low, expert, plain, queries)
 
     curves = _curves(site)
-    idle_watts = waiting_watts(laws.power, card, replica.cap_watts)
-    spent = [spend(laws.power, card, curve.cost, curve.gpus, replica.cap_watts) for curve in curves]
+    limits = (replica.cap_watts, replica.clock_mhz)
+    idle_watts = waiting_watts(laws.power, card, *limits)
+    spent = [spend(laws.power, card, curve.cost, curve.gpus, *limits) for curve in curves]
     budget, seqs = replica.engine.max_batched_tokens, replica.engine.max_seqs
     return StepTable(
         **{f"{curve.name}_s": curve.filled(each.seconds) for curve, each in zip(curves, spent, strict=True)},
         **{f"{curve.name}_j": curve.filled(each.joules) for curve, each in zip(curves, spent, strict=True)},
         p2p_s=_frozen(_between_stages(site, np.arange(budget + 1.0))),
         idle_watts=idle_watts * replica.rank_gpus,
-        resident_watts=resident_watts(laws.power, card, replica.cap_watts) * replica.rank_gpus,
+        resident_watts=resident_watts(laws.power, card, *limits) * replica.rank_gpus,
         gpus=replica.rank_gpus,
         stages=replica.pp,
         max_batched_tokens=budget,
@@ -101,22 +133,13 @@ def compile_replica(
         max_context=spec.max_context,
         prefill_alone=facts.prefill_alone,
         poll_steps=replica.engine.poll_steps,
+        align_steps=replica.engine.align_steps,
+        gather_steps=replica.engine.gather_steps,
         prompt_step_s=part.layers * facts.host.prompt_layer_s + part.moe_layers * facts.host.prompt_moe_layer_s,
         intake_s=facts.host.intake_s,
         ranks=replica.dp,
         provenance=provenance(card, laws, _laws_used(site)),
     )
-
-
-def _calibrated(
-    replica: Replica, calibration: Calibration, laws: Efficiency | None, host: HostTerms | None
-) -> StepTable:
-    bare, engine = msgspec.structs.replace(replica, calibration=None), replica.engine
-    differs = mismatch(calibration, replica.gpu, engine.name)
-    if differs:
-        raise BadInput(f"the calibration does not hold here: {differs}; leave it out, or measure again there")
-    own = host or engine_facts(engine.name, engine.version, replica.gpu).host
-    return calibrated(calibration, own, lambda terms: compile_replica(bare, laws=laws, host=terms))
 
 
 class _Curve(NamedTuple):
@@ -171,7 +194,10 @@ def _laws_used(site: _Site) -> dict[str, Law]:
         used[f"collective.{card.link_kind}"] = laws.collective[card.link_kind]
     if site.spec.attention == "mla":
         used["mla"] = laws.mla
-    return used | {"decode": laws.decode, "prefill": laws.prefill, "host": site.engine.host, "power": laws.power}
+    power = laws.power
+    if site.queries > 1 or site.replica.clock_mhz not in (None, card.boost_mhz):  # no watts were measured there
+        power = msgspec.structs.replace(power, kind="modelled")
+    return used | {"decode": laws.decode, "prefill": laws.prefill, "host": site.engine.host, "power": power}
 
 
 def _gemm_law(how: Precision) -> str:
@@ -269,7 +295,8 @@ def _decode(site: _Site, sequences: Floats) -> Cost:
     if not part.state_layers:
         return Cost(seconds, nothing, nothing)
     states = site.spec.state_bytes() * part.state_layers / (site.spec.state_layers * site.replica.tp)
-    byte_s = 2.0 * states * sequences / card.memory_bytes_per_s
+    passes = 1.0 + site.queries  # read once, written after every token, so that a draft can be taken back
+    byte_s = passes * states * sequences / card.memory_bytes_per_s
     return Cost(seconds + byte_s / site.laws.decode.memory, nothing, byte_s)
 
 
@@ -298,7 +325,9 @@ def _attention_token(site: _Site, flops: float, kv_bytes: float) -> tuple[float,
     spec, part, laws = site.spec, site.part, site.laws
     law, kv_heads = (laws.mla, 1) if spec.attention == "mla" else (laws.decode, part.kv_heads)
     heads, fp8 = (part.heads, kv_heads), site.replica.kv == "fp8"
-    block_s, token = decode_attention(law, site.card, heads, spec.head_dim, (flops, kv_bytes), fp8)
+    block_s, token = decode_attention(law, site.card, heads, spec.head_dim, (site.queries * flops, kv_bytes), fp8)
+    if site.queries > 1 and law is laws.decode:  # several queries read KV once; their products run as in prefill
+        token = token._replace(seconds=np.maximum(token.seconds, token.flop_s / laws.prefill.compute))
     return block_s, Cost(token.seconds * _UNEQUAL_CONTEXTS, token.flop_s, token.byte_s)
 
 

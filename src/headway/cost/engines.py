@@ -38,7 +38,10 @@ class HostTerms(Law, kw_only=True):
 
 
 class EngineFacts(Spec):
-    """One release of an engine: its batching discipline and its host's times on one GPU."""
+    """One release of an engine: its batching discipline and its host's times on one GPU.
+
+    What its users switch on, such as `EngineSettings.align_steps`, is not here.
+    """
 
     name: str
     since: str

@@ -6,11 +6,13 @@ from typing import Final
 
 import msgspec
 
+from headway.cost.drafting import drafter
 from headway.cost.replica import Replica, resolve, tp_degrees
 from headway.cost.shard import Shard, shard
+from headway.cost.speculation import MTP
 from headway.errors import BadInput, DoesNotFit
 from headway.hardware import Gpu, gpu, gpu_keys
-from headway.model import DTYPE_BYTES, Model
+from headway.model import DTYPE_BYTES, FILE_DTYPES, Model
 from headway.specs import Spec
 
 __all__ = ["MemoryFit", "kv_shard_bytes", "memory_fit"]
@@ -57,7 +59,8 @@ def memory_fit(replica: Replica) -> MemoryFit:
     Weights are cut evenly by TP (KV projections and the latent of MLA are copied where they must be) and by
     layers over the stages; embedding and output head count on the fullest stage. Activations are those of a
     step of `max_batched_tokens` and of the sampler's logits in fp32 for `max_seqs`; what remains under
-    `memory_utilization` holds KV pages.
+    `memory_utilization` holds KV pages. What drafts tokens has its weights beside the model's, and its own KV in every
+    page; states are kept for each token to be verified.
 
     Raises:
         UnknownName, BadInput: see `resolve`. DoesNotFit: with the GiB needed and had on each GPU, and the
@@ -83,7 +86,28 @@ def kv_shard_bytes(replica: Replica, spec: Model, tokens: int) -> int:
     window_layers = part.window_layers if spec.window else 0
     inside = min(tokens, spec.window)
     kv_bytes = (part.attention_layers - window_layers) * full * tokens + window_layers * windowed * inside
-    return kv_bytes + _state_shard_bytes(replica, spec, part)
+    _, draft_bytes = _draft_bytes(replica, spec, gpu(replica.gpu))
+    return kv_bytes + draft_bytes * tokens + _state_shard_bytes(replica, spec, part)
+
+
+def _draft_bytes(replica: Replica, spec: Model, card: Gpu) -> tuple[int, int]:
+    """Bytes on one GPU of what drafts: its weights, and its KV of one token, no window dropping any.
+
+    One more layer of the model itself has no vocabulary tables of its own.
+    """
+    own = drafter(replica, spec, card)
+    if own is None or replica.engine.speculation is None:
+        return 0, 0
+    draft, layers = own
+    part = shard(draft, layers)
+    weight_bytes = _weight_bytes(draft, layers, part)
+    if replica.engine.speculation.draft == MTP:
+        params = layers.embedding_params() + (0 if layers.tied_embeddings else layers.head_params())
+        size = DTYPE_BYTES[replica.weights] if replica.weights in FILE_DTYPES else 2.0
+        weight_bytes -= int(size * params / replica.tp)
+    full, windowed = _kv_layer_bytes(draft, layers)
+    window_layers = layers.window_layers
+    return weight_bytes, (part.attention_layers - window_layers) * full + window_layers * windowed
 
 
 def _state_shard_bytes(replica: Replica, spec: Model, part: Shard) -> int:
@@ -108,16 +132,18 @@ def _fit(replica: Replica, spec: Model, card: Gpu) -> MemoryFit:
     window_layers = part.window_layers if spec.window else 0
     full_layers = part.attention_layers - window_layers
     group = full_layers or part.attention_layers
-    weight_bytes = _weight_bytes(replica, spec, part)
+    draft_bytes, draft_kv_bytes = _draft_bytes(replica, spec, card)
+    weight_bytes = _weight_bytes(replica, spec, part) + draft_bytes
     activation_bytes = _activation_bytes(replica, spec)
     overhead_bytes = _CONTEXT_BYTES + _GRAPH_BYTES + (_COLLECTIVE_BYTES if replica.gpus > 1 else 0)
     kv_bytes = max(0, _room(replica, card) - weight_bytes - activation_bytes - overhead_bytes)
-    page_bytes = replica.engine.block_tokens * group * full_bytes
+    page_bytes = replica.engine.block_tokens * (group * full_bytes + draft_kv_bytes)
     windowed = bool(full_layers and window_layers)
     window_group = -(-window_layers // full_layers) if windowed else 0
     window_blocks = -(-spec.window // replica.engine.block_tokens) if windowed else 0
     if part.state_layers:  # one block of a sequence carries the pages of its states
-        window_group, window_blocks = -(-_state_shard_bytes(replica, spec, part) // page_bytes), 1
+        states = replica.engine.step_tokens * _state_shard_bytes(replica, spec, part)
+        window_group, window_blocks = -(-states // page_bytes), 1
     return MemoryFit(
         memory_bytes=card.memory_bytes,
         weight_bytes=weight_bytes,
@@ -167,7 +193,7 @@ def _activation_bytes(replica: Replica, spec: Model) -> int:
     mlp = 3 * max(spec.intermediate, spec.shared_intermediate) / tp
     routed = spec.experts_per_token * (3 * spec.expert_intermediate / tp + spec.hidden)
     per_token = 2.0 * (4 * spec.hidden + attention + max(mlp, routed))
-    logits = 2.0 * 4.0 * spec.vocab * replica.engine.max_seqs
+    logits = 2.0 * 4.0 * spec.vocab * replica.engine.max_seqs * replica.engine.step_tokens
     return int(per_token * replica.engine.max_batched_tokens + logits)
 
 

@@ -17,7 +17,8 @@ from headway.specs import Spec
 
 __all__ = ["PowerLaw", "Spent", "power_law", "resident_watts", "spend", "waiting_watts"]
 
-_CAP_EXPONENT: Final = 3.0  # see `spend`
+_EXPONENT: Final = 3.0  # of the clock, for power above idle: see `spend`
+_CLOCK_LEAST: Final = 0.1  # of the boost clock: no GPU can be locked lower, gigahertz given as megahertz are
 
 
 class PowerLaw(Law, kw_only=True):
@@ -68,13 +69,15 @@ def power_law(key: str) -> PowerLaw:
     return msgspec.structs.replace(file.families[like], evidence="sibling", kind="modelled")
 
 
-def waiting_watts(law: PowerLaw, card: Gpu, cap_watts: float | None = None) -> float:
+def waiting_watts(
+    law: PowerLaw, card: Gpu, cap_watts: float | None = None, clock_mhz: float | None = None
+) -> float:
     """Return what a GPU with an engine loaded draws between steps.
 
     Raises:
-        BadInput: a power limit that this alone exceeds.
+        BadInput: a power limit that this alone exceeds, a clock the GPU does not have.
     """
-    watts = card.idle_watts + law.waiting * (card.tdp_watts - card.idle_watts)
+    watts = card.idle_watts + law.waiting * (card.tdp_watts - card.idle_watts) * _dynamic(card, clock_mhz)
     if cap_watts is not None and cap_watts <= watts:
         raise BadInput(
             f"cap_watts={cap_watts:g}: a {card.key} with an engine loaded draws {watts:.0f} W before it does anything; "
@@ -83,14 +86,40 @@ def waiting_watts(law: PowerLaw, card: Gpu, cap_watts: float | None = None) -> f
     return watts
 
 
-def resident_watts(law: PowerLaw, card: Gpu, cap_watts: float | None = None) -> float:
+def resident_watts(
+    law: PowerLaw, card: Gpu, cap_watts: float | None = None, clock_mhz: float | None = None
+) -> float:
     """Return what a GPU draws, above what it draws while it waits, in a step of which no operator runs."""
-    watts = card.idle_watts + law.resident * (card.tdp_watts - card.idle_watts)
+    watts = card.idle_watts + law.resident * (card.tdp_watts - card.idle_watts) * _dynamic(card, clock_mhz)
     most = watts if cap_watts is None else min(watts, cap_watts)
-    return most - waiting_watts(law, card, cap_watts)
+    return most - waiting_watts(law, card, cap_watts, clock_mhz)
 
 
-def spend(law: PowerLaw, card: Gpu, cost: Cost, gpus: int, cap_watts: float | None = None) -> Spent:
+def _dynamic(card: Gpu, clock_mhz: float | None) -> float:
+    """The share of its power above idle that a GPU has at a clock."""
+    return float(_slower(card, clock_mhz) ** -_EXPONENT)
+
+
+def _slower(card: Gpu, clock_mhz: float | None) -> float:
+    """How many times its clock the GPU's boost clock is."""
+    if clock_mhz is None:
+        return 1.0
+    if card.boost_mhz is None:
+        raise BadInput(
+            f"clock_mhz={clock_mhz:g}: the boost clock of a {card.key} is not in the catalogue; leave clock_mhz out, a "
+            f"power limit (cap_watts) can be given instead"
+        )
+    if not card.boost_mhz * _CLOCK_LEAST <= clock_mhz <= card.boost_mhz:
+        raise BadInput(
+            f"clock_mhz={clock_mhz:g}: a {card.key} can be locked up to its boost clock of {card.boost_mhz:g} MHz, and "
+            f"to no less than {card.boost_mhz * _CLOCK_LEAST:.0f} MHz here"
+        )
+    return card.boost_mhz / clock_mhz
+
+
+def spend(
+    law: PowerLaw, card: Gpu, cost: Cost, gpus: int, cap_watts: float | None = None, clock_mhz: float | None = None
+) -> Spent:
     """Return the time and energy of an operator on `gpus` GPUs, each as busy as `cost` says.
 
     Watts are ``idle + (TDP - idle) (resident + memory B + compute sqrt(F))``, at most TDP; B and F are the shares of
@@ -99,19 +128,26 @@ def spend(law: PowerLaw, card: Gpu, cost: Cost, gpus: int, cap_watts: float | No
     first-class architectural design constraint", IEEE Computer 34(4), 2001); time goes with its inverse as far as
     FLOPs set it, the elasticity ``F^2 / (F^2 + B^2)`` of a roofline with a round corner. Splitwise (P. Patel et al.,
     ISCA 2024) takes 1.30 times for prompts and 1.00 for decoding on H100 at half of TDP; this gives 1.27 for 4,096
-    tokens and 1.00.
+    tokens and 1.00. A locked clock does the same to every operator; of both the lower clock holds.
+
+    Raises:
+        BadInput: a clock above the GPU's boost clock, or of a GPU whose boost clock is not known.
     """
     span = card.tdp_watts - card.idle_watts
     share_s = law.resident * cost.seconds + law.memory * cost.byte_s
     share_s = np.minimum(share_s + law.compute * np.sqrt(cost.flop_s * cost.seconds), cost.seconds)
-    seconds = cost.seconds
-    if cap_watts is not None and cap_watts < card.tdp_watts:
-        limit = (cap_watts - card.idle_watts) / span
-        over = np.maximum(_ratio(share_s, limit * seconds, 1.0), 1.0)
-        by_flops = _ratio(cost.flop_s**2, cost.flop_s**2 + cost.byte_s**2, 0.0)
-        seconds = seconds * (1.0 + by_flops * (over ** (1.0 / _CAP_EXPONENT) - 1.0))
-        share_s = np.minimum(share_s, limit * seconds)
-    return Spent(seconds, (share_s - law.waiting * seconds) * (span * gpus))
+    locked, cap = _slower(card, clock_mhz), min(card.tdp_watts if cap_watts is None else cap_watts, card.tdp_watts)
+    if cap == card.tdp_watts and locked == 1.0:
+        return Spent(cost.seconds, (share_s - law.waiting * cost.seconds) * (span * gpus))
+    limit = (cap - card.idle_watts) / span
+    over = np.maximum(_ratio(share_s, limit * cost.seconds, 1.0), 1.0)
+    slower = np.maximum(over ** (1.0 / _EXPONENT), locked)
+    by_flops = _ratio(cost.flop_s**2, cost.flop_s**2 + cost.byte_s**2, 0.0)
+    longer = 1.0 + by_flops * (slower - 1.0)
+    seconds = cost.seconds * longer
+    dynamic = _dynamic(card, clock_mhz)
+    locked_s = share_s if locked == 1.0 else share_s * dynamic * longer
+    return Spent(seconds, (np.minimum(locked_s, limit * seconds) - law.waiting * dynamic * seconds) * (span * gpus))
 
 
 def _ratio(above: Floats, below: Floats, otherwise: float) -> Floats:

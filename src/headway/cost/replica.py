@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from headway.cost.calibration import Calibration
-from headway.errors import BadInput, nearest
+from headway.cost.speculation import MTP, NGRAM, Speculation
+from headway.errors import BadInput, UnknownName, nearest
 from headway.hardware import Gpu, gpu
-from headway.model import Model, model
+from headway.model import Model, model, model_keys
 from headway.specs import Spec
 
 __all__ = ["EngineSettings", "Replica", "resolve"]
@@ -21,7 +22,10 @@ class EngineSettings(Spec):
     `name` and `version` choose the host times and the batching discipline (`cost/data/engines.yaml`; "" is the
     newest release known). `max_batched_tokens` and `max_seqs` bound one step, `block_tokens` is the size of a KV
     block, and `memory_utilization` the share of the GPU's memory that the engine may use. `poll_steps`: a busy engine
-    looks for new requests every so many decode steps.
+    looks for new requests every so many decode steps. `align_steps`, above 0: data-parallel ranks withhold prompts
+    until all have one, or until the `align_steps`-th step; `gather_steps`: and then for so many more (TensorRT-LLM's
+    `attention_dp_config` with `enable_balance`: `timeout_iters`, `batching_wait_iters`).
+    `speculation` drafts tokens and verifies them.
 
     Raises:
         BadInput: a number out of its range, or more sequences than tokens in a step.
@@ -35,21 +39,42 @@ class EngineSettings(Spec):
     prefix_cache: bool = True
     memory_utilization: float = 0.90
     poll_steps: int = 1
+    align_steps: int = 0
+    gather_steps: int = 0
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_batched_tokens", "max_seqs", "block_tokens", "poll_steps"):
             value = getattr(self, name)
             if not 1 <= value <= _STEP_TOKENS_MAX:
                 raise BadInput(f"{name}={value}: expected 1 to {_STEP_TOKENS_MAX}")
+        if self.align_steps < 0 or self.gather_steps < 0:
+            raise BadInput(
+                f"align_steps={self.align_steps}, gather_steps={self.gather_steps}: expected numbers of steps; with 0 "
+                f"prompts do not wait"
+            )
+        if self.gather_steps and not self.align_steps:
+            raise BadInput(f"gather_steps={self.gather_steps}: nothing waits without align_steps; set that too")
         if self.max_seqs > self.max_batched_tokens:
             raise BadInput(
                 f"max_seqs={self.max_seqs} is more than max_batched_tokens={self.max_batched_tokens}, but a "
                 f"step runs at least one token of each sequence: raise max_batched_tokens or lower max_seqs"
             )
+        if self.max_seqs * self.step_tokens > self.max_batched_tokens:
+            raise BadInput(
+                f"max_seqs={self.max_seqs} with speculation.tokens={self.step_tokens - 1} are up to "
+                f"{self.max_seqs * self.step_tokens} tokens to verify in a step, more than "
+                f"max_batched_tokens={self.max_batched_tokens}: raise that, or lower one of them"
+            )
         if not (math.isfinite(self.memory_utilization) and 0.0 < self.memory_utilization <= 1.0):
             raise BadInput(
                 f"memory_utilization={self.memory_utilization}: expected a share above 0 and up to 1"
             )
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that a decoding sequence has in a step: 1, or those to be verified."""
+        return 1 if self.speculation is None else self.speculation.verified
 
 
 class Replica(Spec):
@@ -57,12 +82,12 @@ class Replica(Spec):
 
     `dp` ranks of `tp` GPUs each attend their own sequences and share the experts, which `ep` groups divide among
     themselves, each expert cut over the `tp * dp / ep` GPUs of its group. `weights` is the precision of the weights
-    and of the matrix products, `kv` that of the KV cache (bf16 or fp8). `cap_watts` limits the power of each GPU.
-    `calibration` is what the user's own measurements change in the step law. Names are checked against the catalogues
-    when the replica is used, not here.
+    and of the matrix products, `kv` that of the KV cache (bf16 or fp8). `cap_watts` limits the power of each GPU,
+    `clock_mhz` is what its SM clock is locked to. `calibration` is what the user's own measurements change in the step
+    law. Names are checked against the catalogues when the replica is used, not here.
 
     Raises:
-        BadInput: a degree below 1, an ep that does not divide tp * dp, or no power at all.
+        BadInput: a degree below 1, an ep that does not divide tp * dp, no power or no clock at all.
     """
 
     model: str
@@ -74,6 +99,7 @@ class Replica(Spec):
     weights: str = "bf16"
     kv: str = "bf16"
     cap_watts: float | None = None
+    clock_mhz: float | None = None
     engine: EngineSettings = EngineSettings()
     calibration: Calibration | None = None
 
@@ -85,6 +111,8 @@ class Replica(Spec):
             raise BadInput(f"ep={self.ep} does not divide the tp * dp = {self.tp * self.dp} GPUs of a stage")
         if self.cap_watts is not None and not 0.0 < self.cap_watts < math.inf:
             raise BadInput(f"cap_watts={self.cap_watts}: expected watts above 0")
+        if self.clock_mhz is not None and not 0.0 < self.clock_mhz < math.inf:
+            raise BadInput(f"clock_mhz={self.clock_mhz}: expected MHz above 0")
 
     @property
     def gpus(self) -> int:
@@ -103,12 +131,28 @@ def resolve(replica: Replica) -> tuple[Model, Gpu]:
     Raises:
         UnknownName: a model or a GPU that is not in the catalogue. BadInput: a TP degree that does not divide
         the heads or leaves the node, more stages than layers, a precision
-            that neither the GPU computes in nor the model is published in.
+            that neither the GPU computes in nor the model is published in, speculation that is not modelled.
     """
     spec, card = model(replica.model), gpu(replica.gpu)
     _check_layout(replica, spec, card)
     _check_precision(replica, spec, card)
+    if replica.engine.speculation is not None:
+        _check_speculation(replica, replica.engine.speculation, spec, card)
     return spec, card
+
+
+def drafting_model(speculation: Speculation) -> Model | None:
+    """Return the other model that drafts, or None where none does.
+
+    Raises:
+        UnknownName: neither a model nor "mtp" or "ngram". BadInput: see `model`.
+    """
+    if speculation.draft in (MTP, NGRAM):
+        return None
+    try:
+        return model(speculation.draft)
+    except UnknownName:
+        raise UnknownName("draft model", speculation.draft, [MTP, NGRAM, *model_keys()]) from None
 
 
 def tp_degrees(spec: Model, card: Gpu) -> list[int]:
@@ -159,6 +203,33 @@ def _check_precision(replica: Replica, spec: Model, card: Gpu) -> None:
     kv_allowed = ["bf16", "fp8"] if "fp8" in card.peak_flops else ["bf16"]
     if replica.kv not in kv_allowed:
         raise BadInput(f"kv={replica.kv!r}: a KV cache on {card.key} is held in {_listed(kv_allowed)}")
+
+
+def _check_speculation(replica: Replica, speculation: Speculation, spec: Model, card: Gpu) -> None:
+    """Refuse layouts under which engines do not speculate or the step law cannot say what they do."""
+    if replica.pp > 1:  # vLLM's documentation up to v0.9: "not compatible with pipeline parallelism"
+        raise BadInput(f"speculation with pp={replica.pp}: only modelled without a pipeline; use tp, or leave it out")
+    if replica.dp > 1:
+        raise BadInput(
+            f"speculation with dp={replica.dp}: not modelled where ranks step together; use a pool of "
+            f"{replica.dp} replicas, or leave it out"
+        )
+    draft = drafting_model(speculation)
+    if draft is None:
+        return
+    degrees = tp_degrees(draft, card)
+    if replica.tp not in degrees:
+        raise BadInput(
+            f"tp={replica.tp} does not divide the {draft.heads} heads ({draft.kv_heads} KV heads) of the draft "
+            f"{draft.key}; allowed: {_listed(degrees)}"
+        )
+    window, own = draft.sparse_topk or draft.window, spec.sparse_topk or spec.window
+    if draft.state_layers or window not in (0, own):
+        what = "states of constant size" if draft.state_layers else f"windows of {window} tokens"
+        raise BadInput(
+            f"draft {draft.key}: its layers with {what} are not modelled beside {spec.key}; give a draft that attends "
+            f"to everything{f' or to {own} tokens' if own else ''}, or mtp"
+        )
 
 
 def _listed(values: list[int] | list[str]) -> str:

@@ -38,7 +38,8 @@ class StepTable(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     while a step is in flight and none of its operators runs: gaps that no array holds. Arrays are float64 and
     read-only. `linear_*` and `p2p_s` are indexed by the tokens of the step (0 to `max_batched_tokens`), `seq_*` by its
     sequences, `decode_*` by its decoding sequences (0 to `max_seqs`). `linear_s` never decreases; single entries
-    of a published law's `decode_s` may be negative, a whole step is not.
+    of a published law's `decode_s` may be negative, a whole step is not. With speculation a step is that part of a real
+    one that gives each sequence one token (`drafting.folded`), and `decode_s` is negative for the most part.
 
     A step of a pipeline takes ``stages * step_seconds + (stages - 1) * p2p_s[tokens]`` to come out, and a
     stage is busy for `step_seconds`.
@@ -48,7 +49,9 @@ class StepTable(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     engine (HTTP, tokenizer, detokenizer), put before its arrival. `prompt_step_s`: once for a step with chunks.
 
     A table is one data-parallel rank's. With `ranks` above 1 all step together: as long as the slowest, and then
-    `shared_s`, indexed by the tokens of all ranks (0 to `ranks * max_batched_tokens`), for the experts they share.
+    `shared_s`, indexed by the tokens of all ranks (0 to `ranks * max_batched_tokens`), for the experts they share. With
+    `align_steps` above 0 prompts wait until all ranks have one, at the latest for the `align_steps`-th step, and then
+    `gather_steps` more; not while a rank has prompts alone.
 
     KV: a page holds `block_tokens` tokens of one group of layers. A block of tokens takes one page, and
     `window_group` more while any of its tokens is inside the window of `window` tokens (`window_blocks`
@@ -95,6 +98,8 @@ class StepTable(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     ranks: int = 1
     shared_s: Floats | None = None
     shared_j: Floats | None = None
+    align_steps: int = 0
+    gather_steps: int = 0
 
     provenance: dict[str, Estimate]
 

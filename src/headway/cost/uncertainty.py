@@ -64,9 +64,13 @@ def _file() -> _File:
 def evidence_level(replica: Replica) -> str:
     """Return which of `LEVELS` the step times of a replica rest on.
 
+    With speculation no better than `family`: no measurement it was compared with declares any.
+
     Raises:
         UnknownName: a model, a GPU or an engine that is not known.
     """
+    if replica.engine.speculation is not None:
+        return _unseen(replica.gpu)
     calibration, shape = replica.calibration, _shape(replica.model)
     if calibration is not None and calibration.held_out and shape in map(_shape, calibration.models):
         return "calibrated"

@@ -30,6 +30,7 @@ cdef class Engine(ReplicaState):
     cdef Sequence partial
     cdef list flight
     cdef public object group
+    cdef bint held
     cdef readonly bint single
     cdef double stage_free_s
     cdef double[::1] stage_s

@@ -32,9 +32,9 @@ ENDED = cython.declare(cython.int, FINISHED)
 class Engine(ReplicaState):
     """A replica in the role "mixed", "prefill" or "decode"; `next_s` is when it wants `step` to be called.
 
-    `work` and `gaps` may be shared with other engines: they only count. `out` collects sequences that ended (or, in a
-    prefill replica, are ready to be handed over), `starts` those whose KV transfer may begin; the host empties both.
-    Set to a list, `trace` collects `Lane.as_row` of every step. In a `group` all ranks step together (`Lockstep`).
+    `work` and `gaps` may be shared with other engines: they count. `out` collects sequences that ended (in a prefill
+    replica, that can be handed over), `starts` those whose KV transfer may begin; the host empties both.
+    A list as `trace` collects `Lane.as_row` of every step. A `group` steps together (`Lockstep`); `held`: no prompts.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Engine(ReplicaState):
         self.partial: Any = None
         self.flight: list[Lane] = []
         self.group: Any = None
+        self.held = False
         self.single = law.stages > 1
         self.stage_free_s = 0.0
         self.stage_s = buffer([0.0] * law.stages)
@@ -75,8 +76,7 @@ class Engine(ReplicaState):
         self.landed: list[Sequence] = []
         self.serial = 0
         self.next_s = NEVER
-        self.out = Line()
-        self.starts = Line()
+        self.out, self.starts = Line(), Line()
         self.busy = BusyTime()
         self.preemptions = self.queried_tokens = self.hit_tokens = 0
 
@@ -269,9 +269,9 @@ class Engine(ReplicaState):
             while self.inbox.size > 0:
                 self.queue.push(self.inbox.take())
         preempted: cython.bint = False if self.alone else self.grow(lane)
-        if self.partial is not None:
+        if self.partial is not None and not self.held:
             preempted = self.continue_partial(lane) or preempted
-        if self.queue.size > 0 and not preempted:
+        if self.queue.size > 0 and not preempted and not self.held:
             self.admit_waiting(lane, now)
         if self.alone and lane.chunk_count == 0:
             preempted = self.grow(lane) or preempted

@@ -22,6 +22,8 @@ cdef class StepLaw:
     cdef readonly long long max_context
     cdef readonly bint prefill_alone
     cdef readonly long long poll_steps
+    cdef readonly long long align_steps
+    cdef readonly long long gather_steps
     cdef double decode_base(self, long long n) noexcept
     cdef double chunk_s(self, long long area, long long windowed) noexcept
     cdef double mixed_s(self, long long n, long long ctx, long long ctx_window, long long tokens, long long seqs) noexcept

@@ -59,6 +59,8 @@ class StepLaw:
         self.max_context = table.max_context
         self.prefill_alone = table.prefill_alone
         self.poll_steps = table.poll_steps
+        self.align_steps = table.align_steps
+        self.gather_steps = table.gather_steps
 
     def decode_base(self, n: cython.longlong) -> cython.double:
         """Seconds of a step with n decoding sequences and nothing else, but for what its context costs."""

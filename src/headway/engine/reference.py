@@ -180,7 +180,7 @@ class ReferenceEngine:
             self.inbox = []
         preempted = False if alone else self.grow(lane)
         budget = self.settings.max_batched_tokens - (0 if alone else len(lane.decoding))
-        if self.partial is not None and budget > 0:
+        if self.partial is not None and budget > 0 and not self.holds:
             row = self.partial
             tokens = min(row.target - row.tokens, budget)
             if self.price(row, row.tokens + tokens) > self.available():
@@ -190,7 +190,7 @@ class ReferenceEngine:
             else:
                 budget -= self.chunk(lane, row, row.tokens, tokens)
         running = sum(len(each.decoding) + len(each.completing) for each in self.lanes) + (self.partial is not None)
-        while not preempted and self.waiting and budget > 0 and running < self.settings.max_seqs:
+        while not (preempted or self.holds) and self.waiting and budget > 0 and running < self.settings.max_seqs:
             row = self.head()
             hit = self.hit(row)
             tokens = min(row.target - hit, budget)
@@ -239,6 +239,7 @@ class ReferenceEngine:
         lane.end_s = anchor_s + (base_s * steps + float(ctx_s) * total + float(window_s) * total_window)
 
     step_s: float = 0.0
+    holds = False  # its prompts back, for other ranks
 
     def seconds(self, n: int, ctx: int, ctx_window: int, chunks: list[tuple[int, int]]) -> float:
         """Seconds of a mixed step, the chunks first: the order of the sum is part of the specification."""
@@ -413,6 +414,14 @@ class ReferenceRank(ReferenceEngine):
 
     step_tokens: int = 0
 
+    def ready(self) -> bool:
+        """Whether a prompt could be computed now."""
+        if self.partial is not None or not self.waiting:
+            return self.partial is not None
+        row = self.head()
+        pages = self.entry_price(row, self.hit(row))
+        return len(self.lanes[0].decoding) < self.settings.max_seqs and pages <= self.available()
+
 
 class ReferenceRanks:
     """Ranks that step together: each step is as long as the slowest rank's part and the part they share."""
@@ -420,6 +429,24 @@ class ReferenceRanks:
     def __init__(self, table: StepTable, settings: EngineSettings, unit_tokens: int, order: Policy | None) -> None:
         self.ranks = [ReferenceRank(table, settings, unit_tokens, order) for _ in range(table.ranks)]
         self.shared_s = table.shared_s
+        self.align_steps, self.gather_steps = table.align_steps, table.gather_steps
+        self.unready_steps = self.ready_steps = 0
+
+    def holds(self) -> bool:
+        """Whether prompts wait in the step to come: for a prompt in every rank, then for more of them."""
+        ready = {rank for rank in self.ranks if rank.ready()}
+        decoding = {rank for rank in self.ranks if rank.lanes[0].decoding}
+        if not (ready or decoding) or not self.align_steps:
+            return False
+        everywhere, patient = len(ready) == len(self.ranks), ready <= decoding
+        self.unready_steps = 0 if everywhere else self.unready_steps + 1
+        if not patient or self.unready_steps == self.align_steps:
+            self.unready_steps = 0
+            return False
+        if everywhere:
+            self.ready_steps = (self.ready_steps + 1) % (self.gather_steps + 1)
+            return self.ready_steps > 0
+        return True
 
     def run(self, rows: list[Row]) -> list[Row]:
         """Serve all rows to their end, each rank every so manieth of them."""
@@ -437,8 +464,11 @@ class ReferenceRanks:
                 rank.now = now
                 if lane.busy:
                     rank.close(lane)
+            holds = self.holds()
             for rank, lane in lanes:
+                rank.holds = holds
                 if rank.open(lane) and not lane.busy:
+                    rank.holds = False
                     rank.open(lane)
             busy = [rank for rank, lane in lanes if lane.busy]
             tokens = sum(rank.step_tokens for rank in busy)

@@ -38,6 +38,7 @@ class Gpu(Spec, frozen=True, kw_only=True):
         peak_flops: dense operations per second by dtype, of `bf16` (fp16 is equal), `fp8`, `int8`, `fp4`;
             only those the hardware has.
         sm_count: streaming multiprocessors, compute units, tensor processor cores or CPU cores.
+        boost_mhz: highest clock of the SMs, which locked clocks are counted from; None where no vendor prints it.
         link_bytes_per_s: all scale-up links of one GPU together, one direction.
         link_latency_s: smallest all-reduce between two GPUs of a node, launched from a graph.
         link_topology: over a `switch` any peer gets the whole bandwidth; in a `mesh` each peer has its own
@@ -59,6 +60,7 @@ class Gpu(Spec, frozen=True, kw_only=True):
     memory_bytes_per_s: float
     peak_flops: dict[str, float]
     sm_count: int
+    boost_mhz: float | None = None
     link_kind: LinkKind
     link_bytes_per_s: float
     link_latency_s: float

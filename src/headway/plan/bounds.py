@@ -54,8 +54,8 @@ class Reach(NamedTuple):
 
 def reach(tables: tuple[StepTable, ...], lengths: Lengths, slo: Slo) -> Reach:
     """Return lower bounds on each request's latency in an empty system, and who may meet the SLO at best."""
-    tpot_s = _step_s(tables[-1])
-    ttft_s = np.maximum(_prompt_s(tables[0], lengths), _step_s(tables[0]))
+    tpot_s = _kept(tables[-1]) * _step_s(tables[-1])
+    ttft_s = _kept(tables[0]) * np.maximum(_prompt_s(tables[0], lengths), _step_s(tables[0]))
     e2e_s = ttft_s + tpot_s * (lengths.output - 1)
     ttft_max, tpot_max, e2e_max = (limit * (1 + _EPSILON) for limit in slo.limits())
     may = (ttft_s <= ttft_max) & ((tpot_s <= tpot_max) | (lengths.output < 2)) & (e2e_s <= e2e_max)
@@ -66,6 +66,16 @@ def _step_s(table: StepTable) -> float:
     """The shortest step through all stages."""
     stage_s = float(table.linear_s[1]) + float(table.seq_s[1:].min())
     return table.stages * stage_s + (table.stages - 1) * float(table.p2p_s[1:].min())
+
+
+def _kept(table: StepTable) -> float:
+    """The least share of what a step's tokens and sequences cost that its decodes leave of it: 1 without speculation.
+
+    Where a real step gives several tokens, `decode_s` takes back a part of the others, and no more than of all.
+    """
+    n = min(len(table.decode_s), len(table.linear_s))
+    own = table.linear_s[1:n] + table.seq_s[1:n]
+    return float(min(1.0, ((own + np.minimum(table.decode_s[1:n], 0.0)) / own).min()))
 
 
 def _prompt_s(table: StepTable, lengths: Lengths) -> Floats:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from headway.cost import Replica, memory_fit
-from headway.cost.replica import tp_degrees
+from headway.cost.replica import drafting_model, tp_degrees
 from headway.errors import BadInput, DoesNotFit
 from headway.hardware import Gpu, gpu
 from headway.model import Model, model
@@ -174,12 +174,19 @@ def _counts(most: int) -> list[int]:
 
 
 def _shapes(question: Question, spec: Model, card: Gpu) -> list[Shape]:
-    """TP: powers of two within one node, unless the question names degrees; no more stages than layers."""
-    degrees = question.tp or [tp for tp in tp_degrees(spec, card) if tp & (tp - 1) == 0]
-    shapes = [Shape(tp, pp) for tp, pp in product(degrees, question.pp or _STAGES) if pp <= spec.layers]
+    """TP: powers of two within one node, unless the question names degrees; no more stages than layers.
+
+    With speculation no pipelines, and the TP degrees that cut the draft too.
+    """
+    speculation = question.engine.speculation
+    stages = question.pp or (_STAGES if speculation is None else (1,))
+    draft = None if speculation is None else drafting_model(speculation)
+    allowed = [tp for tp in tp_degrees(spec, card) if draft is None or tp in tp_degrees(draft, card)]
+    degrees = question.tp or [tp for tp in allowed if tp & (tp - 1) == 0]
+    shapes = [Shape(tp, pp) for tp, pp in product(degrees, stages) if pp <= spec.layers]
     fitting = [shape for shape in shapes if shape.gpus <= question.gpus]
     if not fitting:
-        asked = ", ".join(map(str, shapes)) or f"pp {list(question.pp or _STAGES)} of {spec.layers} layers"
+        asked = ", ".join(map(str, shapes)) or f"pp {list(stages)} of {spec.layers} layers"
         raise BadInput(f"{question.gpus} GPUs hold none of the replicas asked for ({asked}): raise gpus, lower tp, pp")
     return fitting
 
