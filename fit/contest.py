@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from fit.folds import LEVEL_ROWS, leaning, regressed
+from fit.folds import LEVEL_ROWS, placed
+from fit.kriging import Group, Site, choose, tell
 from fit.measure import Sample
 
 Floats = npt.NDArray[np.float64]
@@ -72,8 +73,8 @@ def contest(
     for name, base in (("boosted trees", trees), ("this cost model", ours)):
         level = f"{forest if base is trees else f'{laws + hosts:,}'} + 8"
         found.append(Entrant(f"{name} + level of ten points", level, FEW, base - _level(base, asked.pair, told)))
-    bent = ours - _slopes(ours, [leaning(sample) for sample in samples], asked.pair, told)
-    found.append(Entrant("this cost model + level and slopes of ten points", f"{laws + hosts:,} + 104", FEW, bent))
+    near = ours - _near(ours, np.array([placed(sample) for sample in samples]), asked.pair, told)
+    found.append(Entrant("this cost model + kriging of ten points", f"{laws + hosts:,} + {FEW * 64}", FEW, near))
     return [entrant._replace(logs=entrant.logs[test]) for entrant in found]
 
 
@@ -99,14 +100,15 @@ def _level(logs: Floats, pairs: npt.NDArray[np.str_], told: npt.NDArray[np.bool_
     return move
 
 
-def _slopes(
-    logs: Floats, numbers: list[tuple[float, ...]], pairs: npt.NDArray[np.str_], told: npt.NDArray[np.bool_]
-) -> Floats:
-    move = np.zeros(len(logs))
-    for pair in set(pairs[told]):
-        mine, known = np.flatnonzero(pairs == pair), np.flatnonzero((pairs == pair) & told)
-        middle, values = regressed([(numbers[i], float(logs[i])) for i in known])
-        move[mine] = values[0] + (np.array([numbers[i] for i in mine]) - middle) @ values[1:]
+def _near(logs: Floats, places: Floats, pairs: npt.NDArray[np.str_], told: npt.NDArray[np.bool_]) -> Floats:
+    """What ten points of a pair tell of its others; the kernel is chosen on those told."""
+    known = {pair: np.flatnonzero((pairs == pair) & told) for pair in sorted(set(pairs[told]))}
+    site = Site(places, np.zeros(len(logs), dtype=np.int64))
+    groups = {pair: Group(site.some(rows), logs[rows]) for pair, rows in known.items()}
+    kernel, move = choose(list(groups.values())), np.zeros(len(logs))
+    for pair, group in groups.items():
+        mine = np.flatnonzero(pairs == pair)
+        move[mine] = tell(kernel, group, site.some(mine))
     return move
 
 

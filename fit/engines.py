@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -34,7 +35,9 @@ from headway.model import model
 BARE = HostTerms(error=0.0)
 DATA = Path(__file__).resolve().parents[1] / "src" / "headway" / "cost" / "data" / "engines.yaml"
 BLACKWELL = ("b200", "gb200", "b300", "gb300")
-TIMED = ("h100", "h200", "b200", "gb200", "gb300", "l40s", "rtx-pro-6000")  # kernels timed: no factor of their own
+TIMED = ("h100", "h200", "b200", "gb200", "gb300", "l40s", "rtx-pro-6000")  # kernels timed: a factor drawn to 1
+PULL, PULL_TIMED = 0.05, 1.0  # the ridge on a term, or on a GPU's log factor, and on that of one with kernels timed
+EAGER = ("sglang",)  # runs prompts kernel by kernel: an expert's layer has more to launch; others compile them
 STEADY_WARMUP = 0.2
 REQUESTS_MAX = 40_000
 FOLDS = 8
@@ -44,10 +47,13 @@ TERMS = (
     ("layer_s", 10e-6, -8e-6),
     ("moe_layer_s", 20e-6, 0.0),
     ("fp8_experts_s", 20e-6, 0.0),
+    ("state_layer_s", 20e-6, 0.0),
     ("step_s", 300e-6, 0.0),
     ("sequence_s", 10e-6, 0.0),
     ("prompt_layer_s", 200e-6, 0.0),
     ("prompt_moe_layer_s", 500e-6, 0.0),
+    ("prompt_mla_layer_s", 500e-6, 0.0),
+    ("rank_step_s", 2e-3, 0.0),
     ("intake_s", 20e-3, 0.0),
 )
 NAMES = tuple(name for name, _, _ in TERMS)
@@ -126,8 +132,9 @@ def figures_of(row: Row, case: Case, made: Schedule) -> list[Figure]:
     if "tpot_mean" in said and case.kind == "closed":
         found.append(figure_of("tpot", last, decode, last.times * last.resident, tokens, said["tpot_mean"]))
     elif "itl_p50" in said or "itl_mean" in said:
-        pure = last.times * last.decodes * (last.chunks == 0)
-        found.append(figure_of("tpot", last, decode, pure, float(pure.sum()), said.get("itl_p50") or said["itl_mean"]))
+        usual = _usual_gaps(last)
+        gap_s = said.get("itl_p50") or said["itl_mean"]
+        found.append(figure_of("tpot", last, decode, usual, float(usual.sum()), gap_s))
     if "ttft_mean" in said and case.kind == "closed":
         ttft = figure_of("ttft", first, prefill, first.times * first.waiting, made.requests, said["ttft_mean"])
         found.append(ttft._replace(counts=(*ttft.counts[:-1], 1.0)))
@@ -145,6 +152,13 @@ def figures_of(row: Row, case: Case, made: Schedule) -> list[Figure]:
     return [figure for figure in found if np.isfinite(figure.kernels_s) and figure.kernels_s > 0.0]
 
 
+def _usual_gaps(steps: Steps) -> Any:
+    """Gaps by step among which the median lies: those without prompts, or with one where these are most."""
+    gaps = steps.times * steps.decodes
+    alone = gaps * (steps.chunks == 0)
+    return alone if 2.0 * alone.sum() >= gaps.sum() else gaps - alone
+
+
 def figure_of(kind: str, steps: Steps, replica: Replica, weights: Any, total: float, measured_s: float) -> Figure:
     """Return the weighted sum over steps, over `total`, that a figure is."""
     spec = model(replica.model)
@@ -154,9 +168,11 @@ def figure_of(kind: str, steps: Steps, replica: Replica, weights: Any, total: fl
     share = weights / max(total, 1e-12) * stages
     once, prompts = float(share.sum()), float((share * (steps.chunks > 0)).sum())
     sequences = float((share * steps.sequences).sum())
-    fp8 = once * moe_layers * (replica.weights == "fp8")
-    counts = (once * layers / replica.pp, once * moe_layers / replica.pp, fp8 / replica.pp, once, sequences,
-              prompts * layers / replica.pp, prompts * moe_layers / replica.pp, 0.0)  # fmt: skip
+    layer, moe_layer, states = (once * some / replica.pp for some in (layers, moe_layers, spec.state_layers))
+    prompt, ranked = prompts * layers / replica.pp, once * (replica.dp > 1)
+    prompt_moe = prompts * moe_layers / replica.pp * (replica.engine.name in EAGER)
+    fp8, latent = moe_layer * (replica.weights == "fp8"), prompt * (spec.attention == "mla")
+    counts = (layer, moe_layer, fp8, states, once, sequences, prompt, prompt_moe, latent, ranked, 0.0)
     return Figure(kind, float((share * steps.seconds(table)).sum()), counts, measured_s)
 
 
@@ -177,10 +193,16 @@ class Group(NamedTuple):
     weights: Any
     kinds: Any
     pairs: list[tuple[str, str]]
+    pulls: Any  # of each GPU's factor
+
+
+def gpus_of(points: list[Point]) -> dict[str, int]:
+    """Number the GPUs, whose kernels each get a factor of their own."""
+    return {gpu: i for i, gpu in enumerate(sorted({one.gpu for one in points}))}
 
 
 def grouped(points: list[Point], slow: dict[str, int]) -> Group:
-    """Stack the figures of a release; `slow` numbers the GPU families whose kernels get a factor of their own."""
+    """Stack the figures of a release; `slow` numbers the GPUs whose kernels get a factor of their own."""
     rows = [(one, figure) for one in points for figure in one.figures]
     size = Counter((one.pair, one.precision, figure.kind) for one, figure in rows)
     weigh = {"tpot": 1.0, "e2e": 1.0, "rate": 1.0, "ttft": 0.4}
@@ -200,6 +222,7 @@ def grouped(points: list[Point], slow: dict[str, int]) -> Group:
         np.array(weights) / np.mean(weights),
         np.array([f.kind for _, f in rows]),
         [one.pair for one, _ in rows],
+        np.array([PULL_TIMED if gpu.startswith(TIMED) else PULL for gpu in slow]),
     )
 
 
@@ -214,13 +237,13 @@ def predicted_s(values: Any, group: Group) -> Any:
     return np.maximum(slowed + group.counts[:, : len(SIZES)] @ (terms * SIZES), 0.3 * slowed)
 
 
-def fitted(group: Group, families: int, ridge: float = 0.05, only: Any = None) -> Any:
-    """Values in units of their usual size, then log factors of the slow families."""
+def fitted(group: Group, ridge: float = PULL, only: Any = None) -> Any:
+    """Values in units of their usual size, then log factors of the GPUs."""
     rows = slice(None) if only is None else only
-    part = Group(*(np.asarray(column)[rows] for column in group[:5]), [])
-    start = np.concatenate([np.full(len(SIZES), 0.5), np.zeros(families)])
-    low = np.concatenate([FLOORS / SIZES - 1e-9, np.full(families, -1.0)])
-    wide = np.concatenate([np.full(len(SIZES), ridge), np.full(families, ridge)]) * np.sqrt(len(part.kernels_s) / 10)
+    part = Group(*(np.asarray(column)[rows] for column in group[:5]), [], group.pulls)
+    start = np.concatenate([np.full(len(SIZES), 0.5), np.zeros(len(group.pulls))])
+    low = np.concatenate([FLOORS / SIZES - 1e-9, np.full(len(group.pulls), -1.0)])
+    wide = np.concatenate([np.full(len(SIZES), ridge), group.pulls]) * np.sqrt(len(part.kernels_s) / 10)
 
     def residuals(values: Any) -> Any:
         logs = np.log(predicted_s(values, part) / part.measured_s)
@@ -229,14 +252,15 @@ def fitted(group: Group, families: int, ridge: float = 0.05, only: Any = None) -
     return least_squares(residuals, start, bounds=(low, np.inf), loss="soft_l1", f_scale=0.15).x
 
 
-def left_out(group: Group, families: int) -> Any:
+def left_out(group: Group) -> Any:
     """Log ratios where each (model, GPU) pair was predicted without it."""
     pairs = sorted(set(group.pairs))
     fold = {pair: i % FOLDS for i, pair in enumerate(pairs)}
     of = np.array([fold[pair] for pair in group.pairs])
     logs = np.zeros(len(of))
     for k in sorted(set(of)):
-        values = fitted(group, families, only=of != k) if (of != k).any() else np.zeros(len(SIZES) + families)
+        nothing = np.zeros(len(SIZES) + len(group.pulls))
+        values = fitted(group, only=of != k) if (of != k).any() else nothing
         logs[of == k] = np.log(predicted_s(values, group) / group.measured_s)[of == k]
     return logs
 
@@ -277,22 +301,21 @@ def main() -> None:
     with ProcessPoolExecutor(asked.cores) as pool:
         points = [one for one in pool.map(point, rows, chunksize=20) if one is not None]
     print(f"{len(points)} of {len(rows)} rows")
+    if not points:
+        parser.error(f"{asked.table}: no row tells anything of time; nothing is fitted or written")
+    if not points:
+        sys.exit(f"{asked.table}: no row could be expressed, so nothing is fitted and nothing is written")
     groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for one in points:
         if not one.suspect:
             groups[(one.engine, release(one.engine, one.version))].append(one)
-    found: dict[tuple[str, str], Fit] = {}
-    for engine, sinces in RELEASES.items():
-        for since in reversed(sinces):  # what an older release has no figures for is taken from a newer one
-            if groups[(engine, since)]:
-                newer = [found[(engine, other)] for other in sinces if (engine, other) in found]
-                found[(engine, since)] = report((engine, since), groups[(engine, since)], newer)
+    found = completed({key: report(key, members) for key, members in sorted(groups.items())})
     if asked.write:
         DATA.write_text(document(found), encoding="utf-8")
 
 
 class Fit(NamedTuple):
-    """Values in units of their usual size, which terms had figures, the slow families, and the median error."""
+    """Values in units of their usual size, which terms had figures, the GPUs, and the median error."""
 
     values: Any
     told: Any
@@ -300,18 +323,28 @@ class Fit(NamedTuple):
     error: float
 
 
-def report(key: tuple[str, str], members: list[Point], newer: list[Fit]) -> Fit:
+def completed(found: dict[tuple[str, str], Fit]) -> dict[tuple[str, str], Fit]:
+    """Return the fits with what a release has no figures for taken from the next newer one that has, else older."""
+    whole = {}
+    for engine in sorted({engine for engine, _ in found}):
+        there = [key for key in ((engine, since) for since in RELEASES.get(engine, ["0"])) if key in found]
+        for place, key in enumerate(there):
+            values, others = found[key].values.copy(), (*there[place + 1 :], *reversed(there[:place]))
+            for term in np.flatnonzero(~found[key].told):
+                known = (found[other].values[term] for other in others if found[other].told[term])
+                values[term] = next(known, values[term])
+            whole[key] = found[key]._replace(values=values)
+    return whole
+
+
+def report(key: tuple[str, str], members: list[Point]) -> Fit:
     """Fit one release and print its errors."""
-    count = Counter(one.gpu for one in members)
-    slow = {gpu: i for i, gpu in enumerate(sorted(g for g in count if not g.startswith(TIMED)))}
+    slow = gpus_of(members)
     group = grouped(members, slow)
-    values = fitted(group, len(slow))
-    logs, out = np.log(predicted_s(values, group) / group.measured_s), left_out(group, len(slow))
+    values = fitted(group)
+    logs, out = np.log(predicted_s(values, group) / group.measured_s), left_out(group)
     bare = np.log(group.kernels_s / group.measured_s)
     told = (group.counts[:, : len(SIZES)] > 0.0).any(axis=0)
-    for other in newer[:1]:
-        values[: len(SIZES)] = np.where(told, values[: len(SIZES)], other.values[: len(SIZES)])
-        told = told | other.told
     terms = {name: f"{value * size * 1e6:.1f}us" for name, value, size in
              zip(("layer_s", "blackwell", *NAMES[1:]), values, SIZES, strict=False)}  # fmt: skip
     print(*key, len(members), terms, {gpu: round(float(np.exp(values[len(SIZES) + i])), 2) for gpu, i in slow.items()})
@@ -346,7 +379,7 @@ def document(found: dict[tuple[str, str], Fit]) -> str:
             host |= {name: value for name, value in zip(NAMES[1:], terms[2:], strict=True) if value}
             by_gpu: dict[str, Any] = {family: {"layer_s": terms[1]} for family in BLACKWELL if told[1]}
             for gpu, i in slow.items():
-                by_gpu[gpu] = {"kernels": float(f"{np.exp(values[len(SIZES) + i]):.3g}")}
+                by_gpu.setdefault(gpu, {})["kernels"] = float(f"{np.exp(values[len(SIZES) + i]):.3g}")
             releases.append({"since": since, "host": {**host, "error": round(error, 2)}, "by_gpu": by_gpu})
         engines[engine] = {"prefill_alone": engine in ALONE, "releases": releases}
     head = (

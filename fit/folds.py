@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fit import engines
-from fit.engines import RELEASES, SIZES, TIMED, Fit, Point, release
+from fit.engines import RELEASES, SIZES, Fit, Point, release
+from fit.kriging import Group, Site, choose, tell
 from fit.measure import FEATURES, Sample
 
 Floats = npt.NDArray[np.float64]
@@ -20,9 +21,7 @@ FOLDS = 8
 MODEL_FOLDS = 6
 CHIPS = {"gb200": "b200", "gb300": "b300", "gh200": "h200"}  # cards with the chip of another
 LEVEL_ROWS = 2.0  # rows of a pair that count as much as the belief that its level is that of all
-SLOPE_ROWS = 3.0  # the same of its slopes
-ROBUST = 0.1  # residual beyond which a row counts less for them
-ROUNDS = 8
+PLACE = ("log users of a rank", "log prompt", "log output", "log tp", "log dp", "log ep", "split")
 EVERYTHING = ("any", "0")
 
 
@@ -31,7 +30,7 @@ class Crossed(NamedTuple):
 
     logs: list[Floats]
     levelled: list[Floats]  # after the level of the point's other rows of the same (model, GPU, engine, precision)
-    sloped: list[Floats]  # after level and slopes of its other rows of the same engine version as well
+    kriged: list[Floats]  # after what these rows tell by kriging instead
 
 
 def fold_by(split: str, points: Sequence[Point], repeats: Sequence[str]) -> list[int]:
@@ -53,14 +52,14 @@ def _left_out(split: str, point: Point) -> str:
 
 def crossed(
     pool: Executor, points: Sequence[Point], folds: Sequence[int], *, together: bool = False,
-    slopes: Sequence[tuple[float, ...]] = (),
+    places: Sequence[tuple[float, ...]] = (),
 ) -> Crossed:  # fmt: skip
     """Fit each fold's complement and predict the fold.
 
     `together` fits one set of terms for all engines and releases, without factors of GPUs. Suspect rows are predicted
-    but not fitted on. With `slopes`, numbers of each point, every prediction is also moved by the shrunk median
-    residual of the rows fitted on that share the point's model, GPU, engine and precision, or by their ridge
-    regression on these numbers.
+    but not fitted on. With `places`, numbers of each point, every prediction is also moved by the shrunk median
+    residual of the rows fitted on that share the point's model, GPU, engine and precision, or by what they tell by
+    kriging on these numbers.
     """
     keys = [EVERYTHING if together else (point.engine, release(point.engine, point.version)) for point in points]
     of_engine: dict[str, list[int]] = defaultdict(list)
@@ -68,38 +67,38 @@ def crossed(
         of_engine[engine].append(i)
     jobs = [
         ([points[i] for i in members], [keys[i] for i in members], [folds[i] == fold for i in members], members,
-         [slopes[i] for i in members] if slopes else [])
+         [places[i] for i in members] if places else [])
         for members in of_engine.values()
         for fold in sorted({folds[i] for i in members})
     ]  # fmt: skip
     jobs.sort(key=lambda job: -len(job[0]))
     logs: list[Floats] = [np.zeros(0)] * len(points)
-    levelled, sloped = list(logs), list(logs)
+    levelled, kriged = list(logs), list(logs)
     for found in pool.map(_fold, jobs):
-        for i, plain, moved, bent in found:
-            logs[i], levelled[i], sloped[i] = plain, moved, bent
-    return Crossed(logs, levelled, sloped)
+        for i, plain, moved, told in found:
+            logs[i], levelled[i], kriged[i] = plain, moved, told
+    return Crossed(logs, levelled, kriged)
 
 
 Job = tuple[list[Point], list[tuple[str, str]], list[bool], list[int], list[tuple[float, ...]]]
 
 
 def _fold(job: Job) -> list[tuple[int, Floats, Floats, Floats]]:
-    """(position, logs, levelled and sloped logs) of the points left out."""
-    points, keys, out, members, slopes = job
+    """(position, logs, levelled and kriged logs) of the points left out."""
+    points, keys, out, members, places = job
     fits = fit_all([p for p, o in zip(points, out, strict=True) if not o],
                    [k for k, o in zip(keys, out, strict=True) if not o])  # fmt: skip
     asked = [i for i, o in enumerate(out) if o]
     found = dict(zip(asked, predict(fits, [points[i] for i in asked], [keys[i] for i in asked]), strict=True))
-    moved = bent = found
-    if slopes:
+    moved = told = found
+    if places:
         seen = [i for i, o in enumerate(out) if not o and not points[i].suspect]
         known = [points[i] for i in seen]
         residuals = predict(fits, known, [keys[i] for i in seen])
-        level, slope = levels(known, residuals), sloping(known, residuals, [slopes[i] for i in seen])
+        level, near = levels(known, residuals), likeness(known, residuals, [places[i] for i in seen])
         moved = {i: logs - level(points[i]) for i, logs in found.items()}
-        bent = {i: logs - slope(points[i], slopes[i]) for i, logs in found.items()}
-    return [(members[i], found[i], moved[i], bent[i]) for i in asked]
+        told = {i: logs - near(points[i], places[i]) for i, logs in found.items()}
+    return [(members[i], found[i], moved[i], told[i]) for i in asked]
 
 
 def fit_all(points: Sequence[Point], keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Fit]:
@@ -108,14 +107,7 @@ def fit_all(points: Sequence[Point], keys: Sequence[tuple[str, str]]) -> dict[tu
     for point, key in zip(points, keys, strict=True):
         if not point.suspect:
             groups[key].append(_fitted_on(point))
-    found: dict[tuple[str, str], Fit] = {}
-    for engine, sinces in {**RELEASES, EVERYTHING[0]: [EVERYTHING[1]]}.items():
-        for since in reversed(sinces):
-            members = groups[(engine, since)]
-            if members:
-                newer = [found[(engine, other)] for other in sinces if (engine, other) in found]
-                found[(engine, since)] = _fit(members, newer[0] if newer else None, engine != EVERYTHING[0])
-    return found
+    return engines.completed({key: _fit(members, key != EVERYTHING) for key, members in groups.items()})
 
 
 def _fitted_on(point: Point) -> Point:
@@ -126,16 +118,11 @@ def _fitted_on(point: Point) -> Point:
     return point._replace(figures=tuple(figure for figure in point.figures if figure.kind == "tpot"))
 
 
-def _fit(members: list[Point], newer: Fit | None, factors: bool) -> Fit:
-    count = Counter(one.gpu for one in members if factors and not one.gpu.startswith(TIMED))
-    slow = {key: i for i, key in enumerate(sorted(count))}
+def _fit(members: list[Point], factors: bool) -> Fit:
+    slow = engines.gpus_of(members) if factors else {}
     group = engines.grouped(members, slow)
-    values = engines.fitted(group, len(slow))
     told = (group.counts[:, : len(SIZES)] > 0.0).any(axis=0)
-    if newer is not None:
-        values[: len(SIZES)] = np.where(told, values[: len(SIZES)], newer.values[: len(SIZES)])
-        told = told | newer.told
-    return Fit(values, told, slow, 0.0)
+    return Fit(engines.fitted(group), told, slow, 0.0)
 
 
 def predict(fits: dict[tuple[str, str], Fit], points: Sequence[Point], keys: Sequence[tuple[str, str]]) -> list[Floats]:
@@ -175,44 +162,40 @@ def levels(points: Sequence[Point], residuals: Sequence[Floats]) -> Callable[[Po
     return move
 
 
-def sloping(
-    points: Sequence[Point], residuals: Sequence[Floats], slopes: Sequence[tuple[float, ...]]
+def likeness(
+    points: Sequence[Point], residuals: Sequence[Floats], places: Sequence[tuple[float, ...]]
 ) -> Callable[[Point, tuple[float, ...]], Floats]:
-    """Return what moves a point's figures: robust ridge regression of its pair's residuals, by version and kind."""
-    rows: dict[Any, list[tuple[tuple[float, ...], float]]] = defaultdict(list)
-    for point, logs, numbers in zip(points, residuals, slopes, strict=True):
+    """Return what moves a point's figures: what its pair's rows tell by kriging, by kind; the kernel is theirs too."""
+    rows: dict[str, dict[Any, list[tuple[tuple[float, ...], str, float]]]] = defaultdict(lambda: defaultdict(list))
+    for point, logs, place in zip(points, residuals, places, strict=True):
         for figure, value in zip(point.figures, logs, strict=True):
-            rows[(_pair(point), point.version, figure.kind)].append((numbers, float(value)))
-    found = {key: regressed(some) for key, some in rows.items()}
+            rows[figure.kind][_pair(point)].append((place, point.version, float(value)))
+    versions = {version: i for i, version in enumerate(sorted({point.version for point in points}))}
+    known = {
+        kind: {
+            pair: Group(Site(np.array([p for p, _, _ in some]), np.array([versions[v] for _, v, _ in some])),
+                        np.array([value for _, _, value in some]))
+            for pair, some in groups.items()
+        }
+        for kind, groups in rows.items()
+    }  # fmt: skip
+    kernels = {kind: choose(list(groups.values())) for kind, groups in known.items()}
 
-    def move(point: Point, numbers: tuple[float, ...]) -> Floats:
+    def move(point: Point, place: tuple[float, ...]) -> Floats:
+        here = Site(np.array([place]), np.array([versions.get(point.version, -1)]))
         moves = []
         for figure in point.figures:
-            middle, values = found.get((_pair(point), point.version, figure.kind), (0.0, np.zeros(len(numbers) + 1)))
-            moves.append(float(values[0] + (np.array(numbers) - middle) @ values[1:]))
+            group = known.get(figure.kind, {}).get(_pair(point))
+            moves.append(0.0 if group is None else float(tell(kernels[figure.kind], group, here)[0]))
         return np.array(moves)
 
     return move
 
 
-def leaning(sample: Sample) -> tuple[float, ...]:
-    """Return what a pair's residuals may lean on: users of a rank, lengths, TP, split or not, users squared."""
+def placed(sample: Sample) -> tuple[float, ...]:
+    """Return where a row lies among those of its pair: users of a rank, lengths, layout, split or not."""
     at = dict(zip(FEATURES, sample.features, strict=True))
-    users = at["log users of a rank"]
-    return (users, at["log prompt"], at["log output"], at["log tp"], at["split"], users**2 / 5.0)
-
-
-def regressed(rows: list[tuple[tuple[float, ...], float]]) -> tuple[Floats, Floats]:
-    """Return the mean of the numbers, then level and slopes of the values: ridge regression, outliers weighing less."""
-    numbers, logs = np.array([n for n, _ in rows]), np.array([v for _, v in rows])
-    middle = numbers.mean(axis=0)
-    columns, weights = np.column_stack([np.ones(len(logs)), numbers - middle]), np.ones(len(logs))
-    pull = np.diag([LEVEL_ROWS] + [SLOPE_ROWS] * numbers.shape[1])
-    values = np.zeros(columns.shape[1])
-    for _ in range(ROUNDS):
-        values = np.linalg.solve(columns.T @ (columns * weights[:, None]) + pull, columns.T @ (weights * logs))
-        weights = 1.0 / np.maximum(np.abs(logs - columns @ values) / ROBUST, 1.0)
-    return middle, values
+    return tuple(at[name] for name in PLACE)
 
 
 def _pair(point: Point) -> tuple[object, ...]:

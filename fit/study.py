@@ -14,7 +14,7 @@ from fit import power
 from fit.contest import Entrant, contest
 from fit.engines import DATA as ENGINES
 from fit.engines import NAMES, Point
-from fit.folds import Crossed, crossed, fold_by, leaning, moved_kernels
+from fit.folds import Crossed, crossed, fold_by, moved_kernels, placed
 from fit.measure import Sample
 from headway.accuracy import Accuracy, Outcome, Row, validate
 from headway.accuracy.ranking import Ranking, rank
@@ -63,10 +63,10 @@ def studied(rows: Sequence[Row], samples: list[Sample], pool: Executor, folder: 
     keys = [_setting(sample.row) for sample in pointed]
     doubted = np.array([bool(suspicion(sample.row)) for sample in pointed]) | _repeated(keys)
     splits = {}
-    slopes = [leaning(sample) for sample in pointed]
+    places = [placed(sample) for sample in pointed]
     for split in ("pair", "model", "gpu", "rows"):
-        some = slopes if split == "rows" else ()
-        splits[split] = crossed(pool, points, fold_by(split, points, keys), slopes=some)
+        some = places if split == "rows" else ()
+        splits[split] = crossed(pool, points, fold_by(split, points, keys), places=some)
         print(f"  fitted without each {split}", flush=True)
     by_gpu = fold_by("gpu", points, keys)
     for law in ("sibling", "stranger"):

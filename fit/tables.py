@@ -87,13 +87,13 @@ def _targets(found: list[Target]) -> str:
     head = ("figure", "target", "all rows", "without suspects and repeats", "data sheet", "met", "rows")
     return (
         "## Targets\n\nUnseen: whole (model, GPU) pairs left out of the fit of the host terms; no serving row is in\n"
-        "the operator laws. Seen: random rows left out, and the shrunk median residual of the pair's other rows (same\n"
-        "engine and precision) taken off, or level and slopes in load, lengths and TP under the same version. The\n"
-        "data sheet's column and what is met are without suspects and repeats where there are such.\n\n"
-        "The form with slopes was the best of eleven tried on these same rows, so its errors are a little too good;\n"
-        "the level was fixed beforehand. An unseen GPU's rows are those for which another GPU's timings have every\n"
-        "law: where only a pooled law would stand in, the GPU left out took part in it. Regret is with the margin of\n"
-        "10 % on limits that `plan` keeps, which was chosen on these rows too.\n\n" + lines(head, rows)
+        "the operator laws. Seen: random rows left out, and moved by what the pair's other rows (same engine and\n"
+        "precision) tell by kriging of their residuals on load, lengths and layout, its kernel chosen on them too, or\n"
+        "by their shrunk median residual alone. The data sheet's column and what is met are without suspects and\n"
+        "repeats where there are such.\n\n"
+        "An unseen GPU's rows are those for which another GPU's timings have every law: where only a pooled law would\n"
+        "stand in, the GPU left out took part in it. Regret is with the margin of 5 % on limits that `plan` keeps,\n"
+        "which was chosen on these rows too.\n\n" + lines(head, rows)
     )
 
 
@@ -149,7 +149,7 @@ def _crossed(study: Study) -> str:
         ("llmfit", is_from(study, "llmfit"), ("tpot", "throughput")),
     ]
     splits = {"unseen pair": "pair", "unseen model": "model", "unseen GPU": "gpu"}
-    bent = study.splits["rows"].sloped
+    near = study.splits["rows"].kriged
     rows: list[Sequence[object]] = []
     for name, member, kinds in parts:
         for kind in kinds:
@@ -162,10 +162,10 @@ def _crossed(study: Study) -> str:
             trusted = member & ~study.doubted
             if len(seen.of(member)):
                 rows.append((name, KINDS[kind], *cells, two(seen.of(member)), two(unseen.of(trusted)),
-                             two(seen.of(trusted)), two(figures(study, bent, kind).of(trusted)),
+                             two(seen.of(trusted)), two(figures(study, near, kind).of(trusted)),
                              f"{len(seen.of(member)):,}"))  # fmt: skip
     head = ("source", "figure", "data sheet", *splits, "seen pair", "trusted: unseen pair", "seen, level",
-            "seen, level and slopes", "rows")  # fmt: skip
+            "seen, kriging", "rows")  # fmt: skip
     return (
         f"## Left out of the fit\n\nPairs in {FOLDS} folds, models in {MODEL_FOLDS}, GPUs one chip at a time, "
         f"the seen pair "
@@ -302,7 +302,9 @@ def _ranks(study: Study) -> str:
              ("data sheet, all rows", study.sheet.regret), ("data sheet, trusted", study.sheet.trusted_regret),
              ("pairs left out, all rows", study.rank_unseen))  # fmt: skip
     for name, ranking in named:
-        for what, regret in (("tokens/s per GPU", ranking.throughput_per_gpu), ("J/token", ranking.energy_per_token)):
+        for what, regret in (("deployment, tokens/s per GPU", ranking.deployments),
+                             ("with its load, tokens/s per GPU", ranking.throughput_per_gpu),
+                             ("with its load, J/token", ranking.energy_per_token)):  # fmt: skip
             if regret.n:
                 rows.append((name, what, *_regret(regret)))
     head = ("model", "objective", "mean", "median", "limit kept", "mean where kept",
@@ -311,8 +313,9 @@ def _ranks(study: Study) -> str:
     return (
         "## Order and regret\n\nRegret in percent of choosing by prediction among the measured "
         "configurations of a model,\n"
-        "GPU and workload under 15, 25, 50 and 100 ms a token; a choice that measured above its limit counts "
-        "as 100.\n\n"
+        "GPU and workload under 15, 25, 50 and 100 ms a token. A deployment chosen runs at its best measured load\n"
+        "that keeps the limit and counts as 100 where none does; where the load is chosen with it, a choice that\n"
+        "measured above its limit counts as 100.\n\n"
         + lines(head, rows)
         + "\nKendall's tau-b within sweeps, mean / median (sweeps):\n\n"
         + lines(("model", "tokens/s per GPU", "TPOT", "TTFT"), taus)

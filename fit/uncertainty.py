@@ -144,13 +144,13 @@ def shifts(rows: list[Seen]) -> tuple[Shifts, Shifts]:
 
 def _shift_release(members: list[Seen], by_pair: Shifts, by_gpu: Shifts) -> None:
     points = [one.point for one in members]
-    slow = {g: i for i, g in enumerate(sorted({p.gpu for p in points if not p.gpu.startswith(engines.TIMED)}))}
+    slow = engines.gpus_of(points)
     group = engines.grouped(points, slow)
     figures = [(one, f) for one in members for f in one.point.figures]
     gpus = np.array([one.point.gpu for one, _ in figures])
-    whole = engines.fitted(group, len(slow))
+    whole = engines.fitted(group)
     own = np.log(engines.predicted_s(whole, group) / group.measured_s)
-    moved = engines.left_out(group, len(slow)) - own
+    moved = engines.left_out(group) - own
     fold = {pair: i % engines.FOLDS for i, pair in enumerate(sorted(set(group.pairs)))}
     folds: dict[str, set[int]] = defaultdict(set)
     for pair, name in zip(group.pairs, gpus, strict=True):
@@ -164,7 +164,7 @@ def _shift_release(members: list[Seen], by_pair: Shifts, by_gpu: Shifts) -> None
             return  # nothing is left to predict it from
         if name in slow and whole[len(engines.SIZES) + slow[name]] > UNUSED:
             continue
-        values = engines.fitted(group, len(slow), only=gpus != name)
+        values = engines.fitted(group, only=gpus != name)
         logs = np.log(engines.predicted_s(values, strange) / group.measured_s) - own
         for (one, figure), other, shift in zip(figures, gpus, logs, strict=True):
             if other == name and np.isfinite(shift):

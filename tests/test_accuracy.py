@@ -405,7 +405,7 @@ def test_json_has_the_keys_that_are_documented_and_no_other():
     assert all(set(errors) == summary for errors in data["errors"].values())
     assert set(data["by"]) == {"source", "engine", "model_key", "gpu_key"}
     assert set(data["by"]["gpu_key"]["H100"]["tpot"]) == summary
-    assert set(data["regret"]) == {"throughput_per_gpu", "energy_per_token", "kendall"}
+    assert set(data["regret"]) == {"throughput_per_gpu", "energy_per_token", "deployments", "kendall"}
 
 
 def test_a_table_of_which_nothing_can_be_used_is_an_answer_too():

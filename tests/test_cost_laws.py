@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from headway.cost import EngineSettings, Replica, StepTable, chunk_area, compile_replica
 from headway.cost.efficiency import efficiency
+from headway.cost.engines import HostTerms
 from headway.cost.physics import all_reduce, experts, gemm, power_sum
 from headway.errors import DoesNotFit
 from headway.hardware import gpu, gpu_keys
@@ -198,6 +199,39 @@ def test_stages_cut_the_time_of_a_stage_and_pay_for_the_way_between():
     across = compile_replica(Replica(model="llama-3.1-8b", gpu="l40s", tp=8, pp=2, engine=ENGINE))
     assert np.all(np.diff(two.p2p_s) > 0) and two.p2p_s[0] > 0
     assert across.p2p_s[4096] > two.p2p_s[0]
+
+
+# --- the host
+
+
+@pytest.mark.parametrize(
+    ("key", "term", "layers"),
+    [
+        ("qwen3-next-80b-a3b", "state_layer_s", 36),
+        ("qwen3-next-80b-a3b", "layer_s", 48),
+        ("llama-3.1-8b", "state_layer_s", 0),
+        ("deepseek-v3", "state_layer_s", 0),
+    ],
+)
+@pytest.mark.parametrize("pp", [1, 2])
+def test_a_hosts_layers_take_that_much_longer_in_every_step_of_their_stage(key, term, layers, pp):
+    replica = Replica(model=key, gpu="h200", tp=8, pp=pp, weights=model(key).native_dtype, engine=ENGINE)
+    plain, slowed = (compile_replica(replica, host=HostTerms(error=0.0, **{term: s})) for s in (1e-3, 2e-3))
+    added = slowed.linear_s[1:] - plain.linear_s[1:]
+    assert added == pytest.approx(1e-3 * layers / pp)
+    assert slowed.linear_s[0] == 0.0
+    assert (slowed.seq_s == plain.seq_s).all() and slowed.prompt_step_s == plain.prompt_step_s
+
+
+@pytest.mark.parametrize(("key", "layers"), [("deepseek-v3", 61), ("qwen3-next-80b-a3b", 0), ("llama-3.1-8b", 0)])
+def test_a_hosts_latent_attention_takes_longer_where_a_step_holds_a_prompt_alone(key, layers):
+    replica = Replica(model=key, gpu="h200", tp=8, weights=model(key).native_dtype, engine=ENGINE)
+    plain, slowed = (compile_replica(replica, host=HostTerms(error=0.0, prompt_mla_layer_s=s)) for s in (0.0, 1e-4))
+    assert slowed.prompt_step_s - plain.prompt_step_s == pytest.approx(1e-4 * layers)
+    assert (slowed.linear_s == plain.linear_s).all()
+    more_s = [table.step_seconds(4, 4096, 4096, [(0, 512)]) for table in (plain, slowed)]
+    assert more_s[1] - more_s[0] == pytest.approx(1e-4 * layers)
+    assert slowed.step_seconds(4, 4096, 4096) == plain.step_seconds(4, 4096, 4096)
 
 
 # --- areas

@@ -103,7 +103,10 @@ def test_the_best_meets_the_slo_on_seeds_that_it_was_not_chosen_by():
 
 
 def test_those_in_front_that_meet_the_slo_are_confirmed_and_what_fails_says_so():
-    found = plan(msgspec.structs.replace(SMALL, requests=600, rate_req_s=51), workers=1)
+    near = [candidate.goodput_req_s for candidate in ask(requests=600).ranked[:3]]
+    rate = (min(near) + max(near)) / 2  # some of the three that are confirmed serve it and some do not
+    found = plan(msgspec.structs.replace(SMALL, requests=600, rate_req_s=rate), workers=1)
+    assert found.feasible
     assert all(candidate.confirmed for candidate in found.ranked[:3] if candidate.meets)
     assert all(c.confirmed for c in found.ranked if c.name in found.front)
     assert found.confirmed == sum(c.confirmed for c in found.ranked) < found.evaluated

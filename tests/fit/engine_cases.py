@@ -9,7 +9,8 @@ import numpy as np
 from fit import engines
 from fit.engines import NAMES, Figure, Point
 
-TRUE_S = dict(zip(NAMES, (20e-6, 15e-6, 30e-6, 200e-6, 12e-6, 150e-6, 400e-6, 15e-3), strict=True))
+_SECONDS = (20e-6, 15e-6, 30e-6, 25e-6, 200e-6, 12e-6, 150e-6, 400e-6, 300e-6, 2e-3, 15e-3)
+TRUE_S = dict(zip(NAMES, _SECONDS, strict=True))
 BLACKWELL_S = -5e-6
 TERMS = np.array([TRUE_S["layer_s"], BLACKWELL_S, *(TRUE_S[name] for name in NAMES[1:])])
 
@@ -17,9 +18,9 @@ TERMS = np.array([TRUE_S["layer_s"], BLACKWELL_S, *(TRUE_S[name] for name in NAM
 def synthetic(
     model="m", gpu="h100-sxm", spread=0.0, seed=1, factor=1.0, terms=TERMS, count=40, release_of="0.12"
 ):
-    """Points of a pair whose time per token and time to first token follow the terms, with or without experts."""
+    """Points of a pair whose time per token and time to first token follow the terms; what its name says, it has."""
     rng = np.random.default_rng([seed, sum(map(ord, model + gpu))])
-    moe, fp8 = (model.startswith("moe")), model.endswith("fp8")
+    moe, fp8, state, mla, ranked = (word in model for word in ("moe", "fp8", "state", "mla", "ranks"))
     blackwell, made = gpu.startswith(engines.BLACKWELL), []
     for i in range(count):
         layers = float(rng.choice([8, 32, 128]))
@@ -28,8 +29,11 @@ def synthetic(
         for kind in ("tpot", "ttft"):
             waits = 1.0 if kind == "tpot" else float(rng.uniform(1.0, 6.0))
             prompts = waits * rng.uniform(0.05, 0.5) if kind == "tpot" else waits
-            counts = [waits * layers, waits * layers * moe, waits * layers * moe * fp8, waits, waits * users,
-                      prompts * layers, prompts * layers * moe, float(kind == "ttft")]  # fmt: skip
+            every, prompt_layers = waits * layers, prompts * layers
+            states = 0.75 * every * state  # three such layers to one of attention
+            counts = [every, every * moe, every * moe * fp8, states, waits, waits * users,
+                      prompt_layers, prompt_layers * moe, prompt_layers * mla, waits * ranked,
+                      float(kind == "ttft")]  # fmt: skip
             kernels = waits * float(rng.uniform(5e-4, 5e-3))
             host = sum(
                 c * t for c, t in zip(counts, (terms[1] if blackwell else terms[0], *terms[2:]), strict=True)
@@ -42,7 +46,7 @@ def synthetic(
     return made
 
 
-MODELS = ("dense", "dense2", "moe", "moe fp8", "moe2 fp8")
+MODELS = ("dense", "dense2", "moe", "moe fp8", "moe2 fp8", "moe state", "moe mla", "moe ranks")
 
 
 def every(gpus=("h100-sxm", "b200"), **how):

@@ -72,6 +72,18 @@ def test_a_family_is_drawn_toward_the_pooled_law_and_without_points_takes_it():
     assert np.array_equal(power.fitted(both, cells, "default"), pooled)
 
 
+def test_a_family_with_more_rows_is_drawn_less():
+    """The loss is linear where a law is far off, so the pull grows with the root of the rows and evidence with them."""
+    own = np.array([0.6, 0.1, 0.4])
+    cells, pooled, off = points(30, "b200", own), np.array([0.5, 0.2, 0.5]), []
+    for count in (30, 300, 3000):
+        mine = points(count, "b200", own, spread=0.05)
+        alone, drawn = power.shares(mine, cells), power.shares(mine, cells, pooled)
+        off.append(np.linalg.norm(drawn - alone) / np.linalg.norm(pooled - alone))
+    assert off[0] > 0.2
+    assert off[1] < 0.6 * off[0] and off[2] < 0.5 * off[1]
+
+
 @pytest.mark.parametrize("split", ["pair", "model", "gpu"])
 def test_what_is_left_out_takes_no_part_in_its_own_prediction(split):
     base = [

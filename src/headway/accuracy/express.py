@@ -17,6 +17,7 @@ from headway.accuracy.reading import (
     gpu_total,
     is_mlperf,
     is_sweep,
+    output_share,
     poll_steps,
     precisions,
     read_engine,
@@ -25,6 +26,7 @@ from headway.accuracy.reading import (
     reading,
     served_model,
     speculation,
+    token_budget,
 )
 from headway.accuracy.rows import Row
 from headway.cost import EngineSettings, Replica, memory_fit
@@ -51,7 +53,8 @@ SEQUENCES_MAX = 2_048  # of a saturated replica whose batch limit is not stated
 LOAD_MAX = 100_000  # requests in flight or in a batch: beyond it a cell is no load
 MEMORY_SHARES = (0.90, 0.95)
 LLAMA_CPP_SHARES = (1.0,)  # it takes what there is
-JITTER, STEADY_JITTER = 0.2, 0.5  # half widths of uniform lengths, as shares of the mean
+SHORTEST = 0.8  # of the nominal length in InferenceX, whose client draws lengths from there to the nominal one
+STEADY_JITTER = 0.5  # half width of uniform lengths, as a share of the mean
 _BATCH_LIMIT = re.compile(r"max[-_]num[-_]seqs=(\d+)")
 _TOKEN_LIMIT = re.compile(r"max[-_]num[-_]batched[-_]tokens=(\d+)")
 _EXPERT_CUTS = re.compile(r"moe_tp=(\d+)")
@@ -136,10 +139,7 @@ def engine_settings(row: Row, card: Gpu, sequences: float) -> EngineSettings:
     """Return the settings of the row's engine for so many sequences at a time; stated limits come first."""
     name, version = read_engine(row, card)
     align_steps, gather_steps = alignment(row, name)
-    budget = reading().token_budget.get(name)
-    tokens = reading().token_budget_default
-    if budget is not None:
-        tokens = budget.sweep if is_sweep(row) else budget.measured
+    tokens = token_budget(row, name)
     stated = _TOKEN_LIMIT.search(row.notes), _BATCH_LIMIT.search(row.notes)
     tokens = int(stated[0][1]) if stated[0] else tokens
     most = int(stated[1][1]) if stated[1] else 1 << max(4, (int(sequences) - 1).bit_length())
@@ -195,6 +195,13 @@ def spread(mean: float, share: float) -> Length:
     """Return whole lengths within a share of the mean, all alike when it is 0."""
     low, high = round(mean * (1 - share)), round(mean * (1 + share))
     return Constant(tokens=max(1, round(mean))) if low == high else Uniform(low_tokens=max(1, low), high_tokens=high)
+
+
+def drawn(row: Row, nominal: float, share: float = 0.0) -> Length:
+    """Return the lengths that a benchmark's client draws for a nominal one; of a vendor's own sweep within a share."""
+    if is_sweep(row):
+        return spread(nominal, share)
+    return Uniform(low_tokens=max(1, int(SHORTEST * nominal)), high_tokens=max(1, round(nominal)))
 
 
 def whole_load(value: float | None) -> int:
@@ -316,9 +323,8 @@ def _deployed(replica: Replica, count: int = 1) -> Deployment:
 
 def _closed(row: Row, replica: Replica, count: float, prompt: float, output: float) -> Case:
     users = whole_load(row.concurrency or 1)
-    jitter = 0.0 if is_sweep(row) else JITTER
     requests = min(WAVES * users, max(REQUESTS_MAX, 4 * users))
-    loop = closed_loop(users, requests, spread(prompt, jitter), spread(output, jitter))
+    loop = closed_loop(users, requests, drawn(row, prompt), drawn(row, output, output_share(row)))
     sized = _sized(row, replica, -(-users // count))
     return Case(kind="closed", deployment=_deployed(sized, round(count)), workload=loop)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import msgspec
+import numpy as np
 
 from headway.accuracy.express import Case
 from headway.accuracy.reading import Inexpressible
@@ -23,9 +24,9 @@ RETRIES = 4  # halvings of the rate below the bisected range
 def predict(case: Case) -> dict[str, float]:
     """Return figures by name, in seconds, tokens/s, requests/s, watts and joules per output token.
 
-    Throughput is of the whole run, as a load generator counts it; of a steady state it is of the time after the first
-    wave, and energy per token is mean power over it. A static batch has one TTFT, the last request's, and one end,
-    the last.
+    Throughput is of the whole run, as a load generator counts it; of a steady state it is of the time between the end
+    of the first wave and the start of the last requests, while all users are there, and energy per token is mean power
+    over it. A static batch has one TTFT, the last request's, and one end, the last.
 
     Raises:
         Inexpressible: some requests can never be served.
@@ -62,7 +63,7 @@ def _rates(case: Case, result: Result) -> dict[str, float]:
     span_s = max(result.duration_s, 1e-12)
     output = result.tokens.output / span_s
     if case.kind == "steady":
-        output = result.throughput.output_tokens_per_s or output
+        output = _while_full(result, _first_wave(case)) or output
     requests = output * result.requests.finished / result.tokens.output
     watts = result.energy.mean_watts or 0.0
     return {
@@ -72,6 +73,21 @@ def _rates(case: Case, result: Result) -> dict[str, float]:
         "power": watts * case.scale,
         "energy_per_token": watts / output,
     }
+
+
+def _while_full(result: Result, warmup: float) -> float:
+    """Output tokens/s from the arrival of the first request after the warm-up to that of the last of all."""
+    records = result.records
+    assert records is not None
+    arrival_s, first_s, last_s = (records[name] for name in ("arrival_s", "first_token_s", "last_token_s"))
+    begin_s, end_s = np.quantile(arrival_s, warmup), float(arrival_s.max())
+    if not end_s > begin_s:
+        return 0.0
+    inside_s = np.clip(last_s, begin_s, end_s) - np.clip(first_s, begin_s, end_s)
+    gaps = records["output_tokens"] - 1
+    later = gaps * np.divide(inside_s, last_s - first_s, out=np.zeros(len(gaps)), where=last_s > first_s)
+    tokens = float(later.sum()) + float(((first_s > begin_s) & (first_s <= end_s)).sum())
+    return tokens / float(end_s - begin_s)
 
 
 def _batch(result: Result) -> dict[str, float]:

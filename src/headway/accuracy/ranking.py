@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 
@@ -16,7 +17,7 @@ from headway.specs import Spec
 __all__ = ["Agreement", "Ranking", "Regret", "kendall_tau", "rank"]
 
 LIMITS_S = (0.015, 0.025, 0.05, 0.1)  # on the time per output token
-MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2)  # by which the prediction must stay under the limit
+MARGINS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2)  # by which the prediction must stay under the limit
 LEAST = 3  # rows of a sweep
 
 
@@ -46,10 +47,15 @@ class Regret(Spec):
 
 
 class Ranking(Spec):
-    """Regret of the two objectives and agreement of three orders."""
+    """Regret of choosing a configuration with its load by two objectives, and without; agreement of three orders.
+
+    `deployments`: throughput per GPU where the configuration alone is chosen. It then runs at its best measured load
+    that keeps the limit, as one that is served does; it costs 1 where it has none.
+    """
 
     throughput_per_gpu: Regret
     energy_per_token: Regret
+    deployments: Regret
     kendall: dict[str, Agreement]
 
 
@@ -57,12 +63,14 @@ def rank(judged: Iterable[Judged]) -> Ranking:
     """Return regret and rank agreement of the judged rows.
 
     Choices are made among the rows of one model, GPU, workload and lengths, under each of four limits on the time
-    per output token. Sweeps are rows that also share source, engine and precision.
+    per output token; of configurations where there are several. Sweeps are rows that also share source, engine and
+    precision.
     """
     judged = list(judged)
     return Ranking(
         throughput_per_gpu=_regret(judged, _rates, most=True),
         energy_per_token=_regret(judged, lambda one: headline(one, "energy_per_token"), most=False),
+        deployments=_regret(judged, _rates, most=True, load=False),
         kendall={
             "throughput_per_gpu": _agreement(judged, _rates),
             "ttft": _agreement(judged, lambda one: headline(one, "ttft")),
@@ -131,14 +139,27 @@ def _grouped(
     return groups
 
 
-def _regret(judged: list[Judged], pair_of: Pair, *, most: bool) -> Regret:
+_SIDES = re.compile(r"(?:prefill|decode)\[[^\]]*\]|moe_tp=\d+")
+
+
+def _configuration(row: Row) -> Hashable:
+    """Equal for rows that differ in their load alone."""
+    layout = (row.gpu_count, row.tp, row.pp, row.ep, row.dp, row.mode, *_SIDES.findall(row.notes))
+    return (row.source, row.engine, row.engine_version, row.precision_weights, row.precision_kv, *layout)
+
+
+def _regret(judged: list[Judged], pair_of: Pair, *, most: bool, load: bool = True) -> Regret:
     """Regret of taking the configuration with the best predicted value under a limit."""
-    groups: dict[Hashable, list[tuple[float, float, float, float]]] = defaultdict(list)
+    groups: dict[Hashable, list[tuple[float, float, float, float, float]]] = defaultdict(list)
+    numbers: dict[Hashable, dict[Hashable, int]] = defaultdict(dict)
     for one in judged:
         value, pace = pair_of(one), headline(one, "tpot")
         if value is not None and pace is not None:
-            groups[_place(one[0])].append((*value, *pace))
-    tables = [np.array(rows) for rows in groups.values() if len(rows) > 1]
+            place = _place(one[0])
+            known = numbers[place]
+            number = known.setdefault(len(known) if load else _configuration(one[0]), len(known))
+            groups[place].append((*value, *pace, number))
+    tables = [np.array(rows) for place, rows in groups.items() if len(numbers[place]) > 1]
     by_margin = {f"{margin:g}": _choices(tables, margin, most) for margin in MARGINS}
     found = by_margin["0"]
     if not len(found):
@@ -156,10 +177,13 @@ def _regret(judged: list[Judged], pair_of: Pair, *, most: bool) -> Regret:
 
 
 def _choices(tables: list[NDArray[np.float64]], margin: float, most: bool) -> NDArray[np.float64]:
-    """(regret, 1 if the limit was kept) of each choice; tables hold value and pace, each measured and predicted."""
+    """(regret, 1 if the limit was kept) of each choice; tables hold value and pace, each measured and predicted.
+
+    Rows of one number, the last column, are loads of one configuration: that of the row chosen is what is chosen.
+    """
     found = []
     for table in tables:
-        value, predicted, pace, predicted_pace = table.T
+        value, predicted, pace, predicted_pace, number = table.T
         sign = 1.0 if most else -1.0
         for limit_s in LIMITS_S:
             allowed = pace <= limit_s
@@ -167,9 +191,9 @@ def _choices(tables: list[NDArray[np.float64]], margin: float, most: bool) -> ND
                 continue
             best = float((sign * value[allowed]).max())
             offered = np.where(predicted_pace <= limit_s * (1 - margin), sign * predicted, -np.inf)
-            chosen = int(offered.argmax())
-            if offered[chosen] == -np.inf or not allowed[chosen]:
+            its = allowed & (number == number[int(offered.argmax())])
+            if offered.max() == -np.inf or not its.any():
                 found.append((1.0, 0.0))
             else:
-                found.append((abs(best - sign * value[chosen]) / abs(best), 1.0))
+                found.append((abs(best - float((sign * value[its]).max())) / abs(best), 1.0))
     return np.array(found).reshape(-1, 2)

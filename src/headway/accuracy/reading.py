@@ -25,6 +25,7 @@ __all__ = [
     "gpu_total",
     "is_mlperf",
     "is_sweep",
+    "output_share",
     "precisions",
     "read_engine",
     "read_gpu",
@@ -33,6 +34,7 @@ __all__ = [
     "served_model",
     "speculation",
     "suspicion",
+    "token_budget",
 ]
 
 _DATA = Path(__file__).parent / "data" / "reading.yaml"
@@ -83,6 +85,28 @@ class Budget(Spec):
 
     measured: int
     sweep: int
+
+
+class Recipe(Spec):
+    """Tokens in a step of InferenceX's rows with this text in their notes, where not those of `Budget`.
+
+    With `of_load` they are the requests in flight, a nominal prompt and 64 more, in full 64s, and `tokens` the least.
+    """
+
+    engine: str
+    tokens: int
+    model_key: str = ""
+    precision_weights: str = ""
+    notes: str = ""
+    of_load: bool = False
+
+
+class Varied(Spec):
+    """Vendors' sweeps of a release whose outputs vary by a share of their nominal length either way."""
+
+    engine: str
+    engine_version: str
+    share: float
 
 
 class Suspect(Spec):
@@ -151,6 +175,8 @@ class Reading(Spec):
     unstated_precision: Unstated
     token_budget: dict[str, Budget]
     token_budget_default: int
+    recipes: tuple[Recipe, ...]
+    varied: tuple[Varied, ...]
     polls: tuple[Poll, ...]
     alignments: tuple[Alignment, ...]
     acceptances: dict[str, float]
@@ -272,6 +298,27 @@ def read_engine(row: Row, card: Gpu) -> tuple[str, str]:
     of_software = re.search(rf"{name}[ -]v?(\d+(?:\.\d+)+)", said)  # MLPerf's strings: "vLLM v0.9.2, ROCm ..."
     version = re.search(r"\d+(?:\.\d+)+", row.engine_version) or of_software
     return name, version[version.re.groups] if version else ""
+
+
+def token_budget(row: Row, engine: str) -> int:
+    """Return the tokens in a step where a row does not say."""
+    budget = reading().token_budget.get(engine)
+    if budget is None:
+        return reading().token_budget_default
+    if is_sweep(row):
+        return budget.sweep
+    for rule in reading().recipes:
+        words = {rule.engine: engine, rule.model_key: row.model_key, rule.precision_weights: row.precision_weights}
+        if all(word in ("", came) for word, came in words.items()) and rule.notes in row.notes:
+            load = round(row.concurrency or 1) + round(row.isl_mean or 0) + 64
+            return max(rule.tokens, -(-load // 64) * 64 if rule.of_load else 0)
+    return budget.measured
+
+
+def output_share(row: Row) -> float:
+    """Return the share of the nominal length by which outputs of a vendor's sweep vary."""
+    release = (row.engine, row.engine_version)
+    return next((one.share for one in reading().varied if (one.engine, one.engine_version) == release), 0.0)
 
 
 def poll_steps(row: Row, engine: str) -> int:

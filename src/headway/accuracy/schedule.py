@@ -23,6 +23,7 @@ __all__ = ["Schedule", "Steps", "schedule"]
 Floats = npt.NDArray[np.float64]
 EVENTS_AT_ONCE = 100_000
 SEED = 1
+FULL = 0.98  # of the usual number of an engine's users: below it they leave
 
 
 class Steps(NamedTuple):
@@ -78,7 +79,10 @@ class Schedule(NamedTuple):
 
 
 def schedule(case: Case, warmup: float = 0.0) -> Schedule:
-    """Simulate a case of a closed loop once and return its steps."""
+    """Simulate a case of a closed loop once and return its steps.
+
+    Of a steady state those after the warm-up, a share of the steps, and before the first users leave.
+    """
     deployment, load = case.deployment, workload(case.workload)
     recorder = Recorder(True, load.requests or 0, 0, [(1.0, 1.0, 1.0)], BINS)
     tables = tuple(msgspec.structs.replace(compiled(pool.replica), intake_s=0.0) for pool in deployment.pools)
@@ -88,15 +92,25 @@ def schedule(case: Case, warmup: float = 0.0) -> Schedule:
     while cluster.advance(EVENTS_AT_ONCE):
         pass
     made = Records(recorder.columns())
-    steps = tuple(_steps([engine.trace or [] for engine in pool], warmup) for pool in pools)
+    steady = case.kind == "steady"
+    steps = tuple(_steps([engine.trace or [] for engine in pool], warmup, steady) for pool in pools)
     return Schedule(steps, len(made), cluster.now)
 
 
-def _steps(traces: list[list[tuple[int, ...]]], warmup: float) -> Steps:
+def _steps(traces: list[list[tuple[int, ...]]], warmup: float, steady: bool) -> Steps:
     kept = [np.array(trace[int(warmup * len(trace)) :], dtype=np.float64).reshape(-1, 11) for trace in traces]
+    if steady:
+        kept = [rows[: _full(rows)] for rows in kept]
     columns = np.concatenate(kept).T
     times, decodes, ctx, ctx_window, widening, tokens, chunks, area, area_window, waiting, there = columns
     middle = (times - 1.0) / 2.0
     ctx = np.where(decodes > 0.0, ctx + decodes * middle, 0.0)
     ctx_window = np.where(decodes > 0.0, ctx_window + widening * middle, 0.0)
     return Steps(times, decodes, ctx, ctx_window, tokens, chunks, area, area_window, waiting + chunks, there)
+
+
+def _full(rows: Floats) -> int:
+    """How many of the steps come before an engine's users become fewer for good."""
+    there = rows[:, 6] + rows[:, 9] + rows[:, 10]
+    full = np.flatnonzero(there >= FULL * np.median(there)) if len(there) else there
+    return int(full[-1]) + 1 if len(full) else 0

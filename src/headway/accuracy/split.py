@@ -8,7 +8,6 @@ from typing import Literal
 import msgspec
 
 from headway.accuracy.express import (
-    JITTER,
     REQUESTS_MAX,
     WAVES,
     Case,
@@ -16,10 +15,10 @@ from headway.accuracy.express import (
     checked,
     closed_loop,
     cut,
+    drawn,
     engine_settings,
     lengths,
     reaching,
-    spread,
     whole_load,
 )
 from headway.accuracy.reading import Inexpressible
@@ -51,7 +50,7 @@ def express_split(row: Row) -> Case:
     prompt, output = lengths(row)
     pools = tuple(_pool(row, role, sides[role]) for role in ("prefill", "decode"))
     requests = min(WAVES * users, max(REQUESTS_MAX, 4 * users))
-    loop = closed_loop(users, requests, spread(prompt, JITTER), spread(output, JITTER))
+    loop = closed_loop(users, requests, drawn(row, prompt), drawn(row, output))
     return Case(kind="closed", deployment=Deployment(pools=pools), workload=loop)
 
 

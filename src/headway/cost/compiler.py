@@ -135,7 +135,7 @@ def _table(
         poll_steps=replica.engine.poll_steps,
         align_steps=replica.engine.align_steps,
         gather_steps=replica.engine.gather_steps,
-        prompt_step_s=part.layers * facts.host.prompt_layer_s + part.moe_layers * facts.host.prompt_moe_layer_s,
+        prompt_step_s=_prompt_step_s(site),
         intake_s=facts.host.intake_s,
         ranks=replica.dp,
         provenance=provenance(card, laws, _laws_used(site)),
@@ -185,6 +185,13 @@ def _curves(site: _Site) -> list[_Curve]:
     ]
 
 
+def _prompt_step_s(site: _Site) -> float:
+    """What the host adds to a step that holds a prompt."""
+    host, part = site.engine.host, site.part
+    layer_s = host.prompt_layer_s + (host.prompt_mla_layer_s if site.spec.attention == "mla" else 0.0)
+    return part.layers * layer_s + part.moe_layers * host.prompt_moe_layer_s
+
+
 def _laws_used(site: _Site) -> dict[str, Law]:
     laws, card = site.laws, site.card
     used: dict[str, Law] = {f"gemm.{name}": laws.gemm[name] for name in sorted({"bf16", _gemm_law(site.low)})}
@@ -229,7 +236,8 @@ def _linear(site: _Site, tokens: Floats) -> Cost:
         costs.append(reduced.times(mixers_and_mlps - (part.moe_layers if replica.dp > 1 else 0)))
     total = _sum(costs)
     moe_layer_s = host.moe_layer_s + (host.fp8_experts_s if replica.weights == "fp8" else 0.0)
-    host_s = part.layers * host.layer_s + part.moe_layers * moe_layer_s + host.step_s
+    layers_s = part.layers * host.layer_s + part.moe_layers * moe_layer_s + part.state_layers * host.state_layer_s
+    host_s = layers_s + host.step_s + (host.rank_step_s if replica.dp > 1 else 0.0)
     attention = laws.mla if site.spec.attention == "mla" else laws.decode
     kernels_s = host.kernels * (total.seconds + part.layers * attention.launch_s)
     seconds = np.maximum(kernels_s + host_s, np.maximum(total.flop_s, total.byte_s))

@@ -71,7 +71,7 @@ class Question(Spec, frozen=True, kw_only=True):
     kv: tuple[str, ...] | None = None
     budget_tokens: tuple[int, ...] = (2048, 8192)
     layouts: tuple[Layout, ...] = ("mixed", "split")
-    margin: float = 0.1
+    margin: float = 0.05
     engine: EngineSettings = EngineSettings()
     calibration: Calibration | None = None
     policies: Policies = Policies()
@@ -90,7 +90,7 @@ class Question(Spec, frozen=True, kw_only=True):
         if all(limit is None for limit in (self.slo.ttft_s, self.slo.tpot_s, self.slo.itl_s, self.slo.e2e_s)):
             raise BadInput("the SLO limits nothing, so any deployment meets it: give a TTFT, TPOT, ITL or E2E limit")
         if not 0 <= self.margin < 1:
-            raise BadInput(f"margin {self.margin:g}: give a share of the limit from 0 to below 1, as in 0.1")
+            raise BadInput(f"margin {self.margin:g}: give a share of the limit from 0 to below 1, as in 0.05")
         for name in ("tp", "pp", "weights", "kv", "budget_tokens", "layouts"):
             tried = getattr(self, name)
             if tried is None:

@@ -142,10 +142,14 @@ def _agreement(accuracy: Accuracy) -> Table:
 
 def _regret(accuracy: Accuracy) -> Table:
     table = _table("regret of choosing by prediction", "mean", "median", "limit kept", "mean of these", "choices")
-    named = [("tok/s per GPU", accuracy.regret.throughput_per_gpu), ("J/token", accuracy.regret.energy_per_token)]
-    if accuracy.suspects:
-        named.insert(1, ("tok/s per GPU, suspects left out", accuracy.trusted_regret.throughput_per_gpu))
-        named.append(("J/token, suspects left out", accuracy.trusted_regret.energy_per_token))
+    every, trusted = accuracy.regret, accuracy.trusted_regret
+    named = []
+    for name, mine, less in (
+        ("deployment, by tok/s per GPU", every.deployments, trusted.deployments),
+        ("with its load, by tok/s per GPU", every.throughput_per_gpu, trusted.throughput_per_gpu),
+        ("with its load, by J/token", every.energy_per_token, trusted.energy_per_token),
+    ):
+        named += [(name, mine)] + [(f"{name}, suspects left out", less)] * bool(accuracy.suspects)
     for name, found in named:
         if found.n:
             figures = (found.mean, found.median, found.kept, found.mean_kept)

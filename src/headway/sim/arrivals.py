@@ -17,7 +17,8 @@ NEVER = cython.declare(cython.double, float("inf"))
 class Arrivals:
     """The stream of requests; `next_s` is when the next one comes to be routed, `exhausted` when there is none left.
 
-    A request arrives when its client sends it, and comes to be routed `intake_s` later.
+    A request arrives when its client sends it, and comes to be routed `intake_s` later. The users of a closed loop send
+    their next one `intake_s` before it is due.
     """
 
     def __init__(self, batches: Iterator[Any], intake_s: cython.double = 0.0) -> None:

@@ -243,10 +243,10 @@ class Cluster:
         return self.settle(seq, now)
 
     def settle(self, seq: Sequence, now: cython.double) -> cython.int:
-        """A request has ended, one way or another; a closed loop sends its next."""
+        """A request has ended, one way or another; a closed loop has sent its next, in time to arrive now."""
         self.recorder.end(seq)
         if self.closed and not self.arrivals.exhausted:
-            self.timer(now + self.think_s + self.arrivals.intake_s, ARRIVAL, None)
+            self.timer(now + self.think_s, ARRIVAL, None)
         return 0
 
     def late(self, engine: cython.Py_ssize_t, now: cython.double) -> cython.bint:
