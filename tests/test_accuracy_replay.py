@@ -155,8 +155,9 @@ def test_a_trace_can_be_named(tmp_path):
 def test_the_published_runs(shared_data):
     found = replay_requests(shared_data / "measured" / "requests")
     assert len(found.runs) == 2 and not found.skipped
-    for run in found.runs.values():
+    for kind, run in found.runs.items():
         assert run.requests == 300
         for name in ("ttft", "tpot", "e2e"):
-            assert abs(run.latencies[name]["mean"].error) < 0.08
+            limit = 0.03 if "Llama" in kind else 0.15 if name == "ttft" else 0.05  # a queue of experts near its limit
+            assert abs(run.latencies[name]["mean"].error) < limit
             assert abs(run.latencies[name]["p99"].error) < 0.12
