@@ -1,7 +1,7 @@
 # `make demo` on a fresh machine: a plan in under a minute after the install. `make test`: every test, compiled and interpreted.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench accuracy fit clean
+.PHONY: help demo demo-serve test check bench accuracy fit clean
 
 # The first Python of at least 3.11; `make PYTHON=/path/to/python3` chooses another.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -14,6 +14,7 @@ PLAN := plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --workload chat --ra
 
 help:
 	@echo 'make demo    install into .venv and plan a 70B chat deployment; writes headway-plan.html'
+	@echo 'make demo-serve   emulate three replicas, serve them, drive them: simulated beside measured, in half a minute'
 	@echo 'make test    all tests on the installed, compiled package; then the core interpreted'
 	@echo 'make check   ruff, mypy --strict, sizes and imports'
 	@echo 'make bench   the benchmarks behind benchmarks/README.md'
@@ -23,6 +24,9 @@ help:
 
 demo: .venv/.installed
 	$(BIN)/headway $(PLAN) --html headway-plan.html
+
+demo-serve: .venv/.installed
+	$(BIN)/python scripts/demo_serve.py $(BIN)/headway
 
 test: .venv/.installed
 	$(BIN)/python -m pytest
@@ -60,7 +64,7 @@ clean:
 # Not editable: pip puts the compiled modules into .venv, src/ stays plain Python, so PYTHONPATH=src runs interpreted.
 .venv/.installed: .venv/.tools $(PACKAGED)
 	@echo 'installing headway and what it needs into .venv (a minute or two the first time)'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation '.[report,parquet,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation '.[report,parquet,serve,dev]'
 	@$(BIN)/python -c 'import headway; n = len(headway.interpreted_modules()); \
 		print("headway: no working C compiler; the core runs interpreted (same results, slower)" if n else "headway: core compiled")'
 	@touch $@

@@ -9,11 +9,11 @@ import types
 import pytest
 
 from cli_cases import refused, run
-from headway.bench import AllReduce, Decode, Gemm, Prefill, Timing, compare, grid, measure
-from headway.bench.comparing import predicted_seconds
-from headway.bench.profiling import BUFFERS_BYTES, COLD_CACHES
-from headway.bench.timings import COLUMNS, write_timings
 from headway.hardware import gpu, gpu_keys
+from headway.profile import AllReduce, Decode, Gemm, Prefill, Timing, compare, grid, measure
+from headway.profile.comparing import predicted_seconds
+from headway.profile.profiling import BUFFERS_BYTES, COLD_CACHES
+from headway.profile.timings import COLUMNS, write_timings
 
 L2_BYTES = 50e6
 GEMM = Gemm("bf16", 16, 4096, 4096)
@@ -159,7 +159,7 @@ def test_the_verb_measures_writes_and_compares(monkeypatch, tmp_path):
         def fingerprint(self):
             return super().fingerprint() | {"gpu": self.properties.name}
 
-    monkeypatch.setattr("headway.bench.torch_backend.TorchBackend", Local)
+    monkeypatch.setattr("headway.profile.torch_backend.TorchBackend", Local)
     said = run("profile", "--out", tmp_path / "t", "--compare", "--json", tmp_path / "told.json")
     assert said.exit_code == 0, said.output
     assert "attention, decoding" in said.stdout

@@ -1,25 +1,17 @@
-"""Measuring on real hardware: operators of a local GPU, in the form of the public timings the cost model is fitted on.
+"""The load generator: drives an OpenAI-compatible endpoint with any workload, and measures its own error as it does.
 
-Lives here: shapes (`operators.py`), the loop (`profiling.py`), PyTorch on a GPU (`torch_backend.py`), files
-(`timings.py`), the cost model's say on the same shapes (`comparing.py`). May import: workload, metrics, cost, hardware,
-model. PyTorch is imported where a GPU is asked for, nowhere else. Start reading at `profiling.py`.
+Lives here: what is asked (`target.py`, `prompts.py`), the stream of an answer (`answer.py`), connections and schedule
+(`connection.py`, `driver.py`), processes (`crew.py`, `worker.py`), the source of known timing (`paced.py`) and what is
+said of it (`selfcheck.py`), the sum (`measured.py`). May import workload, metrics. Start reading at `run.py`.
 """
 
-from headway.bench.comparing import Comparison, compare
-from headway.bench.operators import AllReduce, Decode, Gemm, Operator, Prefill, grid
-from headway.bench.profiling import Backend, NoGpu, Timing, measure
+from headway.bench.driver import Job
+from headway.bench.measured import Log
+from headway.bench.paced import PacedSource
+from headway.bench.probe import probe
+from headway.bench.prompts import Prompts
+from headway.bench.run import bench
+from headway.bench.selfcheck import ClientError
+from headway.bench.target import Target
 
-__all__ = [
-    "AllReduce",
-    "Backend",
-    "Comparison",
-    "Decode",
-    "Gemm",
-    "NoGpu",
-    "Operator",
-    "Prefill",
-    "Timing",
-    "compare",
-    "grid",
-    "measure",
-]
+__all__ = ["ClientError", "Job", "Log", "PacedSource", "Prompts", "Target", "bench", "probe"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import click
 
 import headway
+from headway.cli.bench import bench
 from headway.cli.calibrate import calibrate
+from headway.cli.compare import compare
+from headway.cli.emulate import emulate
 from headway.cli.listing import list_
 from headway.cli.plan import plan
 from headway.cli.profile import profile
+from headway.cli.serve import serve
 from headway.cli.simulate import simulate
 from headway.cli.validate import validate
 from headway.errors import HeadwayError, nearest
@@ -61,5 +65,5 @@ def main() -> None:
     """
 
 
-for verb in (plan, simulate, validate, calibrate, profile, list_):
+for verb in (plan, simulate, bench, compare, validate, calibrate, profile, emulate, serve, list_):
     main.add_command(verb)

@@ -57,7 +57,9 @@ def deployment_of(file: str | None, asked: Options, assignments: list[str]) -> D
         if short:
             change = f"--set {REPLICA_PATHS[short[0]]}={asked[short[0]]}"
             raise BadInput(f"--{short[0]} beside the file {file}: change what is in the file with {change}")
-        deployment = from_mapping(Deployment, read_yaml(file), file)
+        data = read_yaml(file)
+        data.pop("gateway", None)  # how `headway serve` reaches the replicas
+        deployment = from_mapping(Deployment, data, file)
     return override(_with_policies(deployment, asked["policies"]), assignments)
 
 

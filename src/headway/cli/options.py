@@ -120,6 +120,36 @@ ARRIVALS = (
     _option("Workload", "--arrival", metavar="PROCESS", help="poisson, constant, gamma:cv=3, closed:64, ..."),
     _option("Workload", "--requests", callback=_COUNT, metavar="N", help="How many.  [default: the workload's]"),
 )
+FIELDS = (
+    _option("Workload", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
+            help="A field: workload.arrival.cv=3, slo.itl_s=80ms. Repeatable."),
+)
+ENDPOINT = (
+    _option("Endpoint", "--model", metavar="NAME", help="As served.  [default: the first of /v1/models]"),
+    _option("Endpoint", "--endpoint", type=click.Choice(["completions", "chat"]),
+            help="[default: what the URL says, else the first that works]"),
+    _option("Endpoint", "--prompts", type=click.Choice(["ids", "words"]),
+            help="Token ids of exact number, or text.  [default: ids where the engine takes them]"),
+    _option("Endpoint", "--chars-per-token", type=click.FloatRange(0.5, 100), metavar="N",
+            help="Of text, where the engine does not count its tokens.  [default: 5]"),
+    _option("Endpoint", "--body", metavar="JSON", help="More fields of each request; null leaves one out."),
+    _option("Endpoint", "--key-env", metavar="NAME", help="The variable with the API key.  [default: HEADWAY_API_KEY]"),
+    _option("Endpoint", "--key-file", metavar="FILE", help="The file with the API key."),
+    _option("Endpoint", "--timeout", callback=_SECONDS, metavar="TIME", help="Of one answer.  [default: 10min]"),
+    _option("Endpoint", "--deployment", "deployment_file", metavar="FILE",
+            help="What serves there, as headway simulate takes it: for GPUs and prices."),
+)
+LOAD = (
+    _option("Run", "--processes", callback=_COUNT, default="1", show_default=True, metavar="N",
+            help="That share the load."),
+    _option("Run", "--salt", type=click.IntRange(min=0), metavar="N",
+            help="Of the texts: the same again may be cached by the engine.  [default: a new one]"),
+    _option("Run", "--no-check", is_flag=True, help="Do not measure this client's own error."),
+)
+COMPARED = (
+    _option("Comparison", "--records", "records_from", multiple=True, metavar="FILE",
+            help="Rows of A, and given again of B.  [default: FILE.csv, .jsonl or .parquet beside FILE.json]"),
+)
 TRACES = (
     _option("Workload", "--skip-bad", is_flag=True, help="Leave broken lines of a trace out, and count them."),
 )

@@ -11,7 +11,7 @@ from headway.cli.terminal import Terminal
 from headway.errors import BadInput, nearest
 
 if TYPE_CHECKING:
-    from headway.bench import Backend, Comparison
+    from headway.profile import Backend, Comparison
 
 
 @click.command(cls=o.Verb, short_help="Time the operators of a local NVIDIA GPU.")
@@ -26,9 +26,9 @@ def profile(**asked: Any) -> None:
     headway profile --out timings/
     headway profile --compare --gpu h100-sxm
     """
-    from headway.bench import compare, grid, measure
-    from headway.bench.timings import write_timings
-    from headway.bench.torch_backend import TorchBackend
+    from headway.profile import compare, grid, measure
+    from headway.profile.timings import write_timings
+    from headway.profile.torch_backend import TorchBackend
 
     terminal = Terminal(asked["json_to"], quiet=asked["quiet"])
     if asked["out_to"] is None and not asked["compare"]:

@@ -56,9 +56,9 @@ def simulate(ctx: click.Context, /, deployment_file: str | None, **asked: Any) -
     with CtrlC(math.inf) as ctrl_c:
         with users_fault(deployment.policies), terminal.stdout_for_data(), terminal.bar("simulating") as bar:
             result = run(deployment, workload, slo=slo, seed=asked["seed"], records=records, progress=bar.tell)
-        result = _with_trace(result, workload)
+        result = with_trace(result, workload)
         _print(terminal, result, asked)
-    _write(terminal, result, asked, bool(ctrl_c.came))
+    write_files(terminal, result, asked, bool(ctrl_c.came))
     if ctrl_c.came or "stopped" in result.provenance:
         ctx.exit(INTERRUPTED)
 
@@ -77,7 +77,7 @@ def _asked(
     return deployment, workload, slo, _keeps_records(asked, workload, terminal)
 
 
-def _with_trace(result: Result, workload: Workload) -> Result:
+def with_trace(result: Result, workload: Workload) -> Result:
     """The result, with what the reader of a trace had to say."""
     import msgspec
 
@@ -105,7 +105,7 @@ def _print(terminal: Terminal, result: Result, asked: o.Options) -> None:
         terminal.write(asked["json_to"], result.to_json() + "\n")
 
 
-def _write(terminal: Terminal, result: Result, asked: o.Options, interrupted: bool) -> None:
+def write_files(terminal: Terminal, result: Result, asked: o.Options, interrupted: bool) -> None:
     """The rows and the report; after Ctrl-C only what takes no time."""
     records_to, html_to = asked["records_to"], asked["html_to"]
     interrupted = interrupted or "stopped" in result.provenance

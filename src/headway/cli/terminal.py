@@ -102,6 +102,12 @@ class Bar:
         if self.progress is not None:
             self.progress.stop()
 
+    def say(self, doing: str) -> None:
+        """Say what is being done from now on."""
+        self.doing = doing
+        if self.progress is not None:
+            self.progress.update(self.task, description=doing)
+
     def tell(self, done: int, total: int | None) -> None:
         """Show `done` of `total` (None: unknown)."""
         if self.progress is None:

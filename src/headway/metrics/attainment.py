@@ -15,6 +15,7 @@ from headway.specs import Spec
 
 __all__ = [
     "BATCHES",
+    "T95",
     "Attainment",
     "SloOutcome",
     "attained",
@@ -31,7 +32,7 @@ BATCHES = 10  # of M/M/1 at load 0.9, 32,000 requests: 90 % of intervals cover t
 _BATCHED_FROM = 200  # requests; with fewer, batches of under ten say little of their spread
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 # The same of Student's t with 1 to 9 degrees of freedom (R. A. Fisher and F. Yates, *Statistical Tables*, table III).
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 Ints = NDArray[np.int64]
 
@@ -188,7 +189,7 @@ def group_interval(measured: Ints, good: Ints) -> tuple[float, float]:
     if groups < 2:
         return low, high
     spread = float(((good - share * measured) ** 2).sum()) * groups / (groups - 1)
-    half = _T95[groups - 2] * math.sqrt(spread) / total
+    half = T95[groups - 2] * math.sqrt(spread) / total
     return max(0.0, min(low, share - half)), min(1.0, max(high, share + half))
 
 

@@ -7,6 +7,7 @@ Start reading in `text.py`; nothing here prints: the command line does.
 
 from headway.report.accuracy_text import accuracy_text, replay_text
 from headway.report.calibration_text import calibration_text
+from headway.report.compare_text import comparison_text
 from headway.report.page import check_html
 from headway.report.plan_page import plan_html
 from headway.report.result_page import result_html
@@ -16,6 +17,7 @@ __all__ = [
     "accuracy_text",
     "calibration_text",
     "check_html",
+    "comparison_text",
     "plan_html",
     "plan_text",
     "replay_text",

@@ -7,6 +7,7 @@ from typing import Any
 from headway.metrics import Result
 from headway.report import charts
 from headway.report import words as w
+from headway.report.measured_words import MEASURED
 from headway.report.page import (
     NUMBER,
     Card,
@@ -46,7 +47,7 @@ def result_html(result: Result) -> str:
     elif slo.met is None:
         verdict = ""
     page = Page(
-        kind="simulation",
+        kind=MEASURED if MEASURED in result.provenance else "simulation",
         title=f"Headway: {w.workload_words(result.workload)}",
         sentence=w.unbroken(w.result_sentence(result)),
         verdict=verdict,
@@ -57,7 +58,7 @@ def result_html(result: Result) -> str:
             _latency(result),
             *_error(result),
             _load(result),
-            _spent(result),
+            *([] if MEASURED in result.provenance else [_spent(result)]),
             *_deployment(result),
             *sources(result.provenance),
         ],
@@ -82,6 +83,8 @@ def _cards(result: Result) -> list[Card]:
         ),
         Card("Energy per token", w.joules(energy.joules_per_output_token), w.certainty(energy.kind)),
     ]
+    if MEASURED in result.provenance:  # a client sees no meter, and a price only where it was told what serves
+        cards = cards[: 4 if result.gpus else 3]
     if slo.attainment is not None:
         interval = f"95% interval {w.share(slo.attainment_low)} to {w.share(slo.attainment_high)}"
         cards.insert(0, Card("Attainment", w.share(slo.attainment), interval))
@@ -165,7 +168,7 @@ def sources(provenance: dict[str, Any]) -> list[Section]:
     """Return the numbers a step's time and energy were computed from, with their sources: a table per pool."""
     sections = []
     for role, estimates in provenance.items():
-        if role in ("failed", "stopped", "trace"):
+        if role in ("failed", "stopped", "trace", MEASURED):
             continue
         rows = [_source_row(name, estimate) for name, estimate in estimates.items()]
         columns = [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from headway.metrics import Latency, Result, Slo
 from headway.report import words as w
+from headway.report.measured_words import MEASURED, measured_rows
 from headway.report.trust_words import INTERVAL_HEADINGS, interval_note, interval_rows, plan_error_rows
 from headway.units import format_count, format_rate, format_seconds
 
@@ -149,6 +150,7 @@ def asked_rows(result: Result) -> list[tuple[str, str]]:
         rows.insert(0, ("Deployment", f"{w.deployment_words(deployment)}; {w.counted(result.gpus, 'GPU')}"))
     if "failed" in result.provenance:
         rows.append(("Failed", w.failed_words(result)))
+    rows += measured_rows(result)
     trace = result.provenance.get("trace", {})
     told = list(trace.get("notes", []))
     if "skipped_lines" in trace:
@@ -185,13 +187,14 @@ def latency_rows(result: Result) -> list[tuple[str, Latency, float | None]]:
 def _happened(result: Result) -> list[tuple[str, str]]:
     throughput, kv, energy = result.throughput, result.kv, result.energy
     hits = "" if kv.prefix_hit_rate is None else f", {w.share(kv.prefix_hit_rate)} prefix hits"
+    rate = f"{format_rate(throughput.requests_per_s)}, {w.amount(throughput.output_tokens_per_s)} output tokens/s"
+    each = f", {w.amount(throughput.output_tokens_per_s_per_gpu)} per GPU" if result.gpus else ""
+    rows = [("Throughput", rate + each), *attainment_rows(result)]
+    if MEASURED in result.provenance:  # a client sees no replica and no meter
+        rows += [("Prefix hits", hits.removeprefix(", "))] if hits else []
+        return [*rows, ("Cost", cost_words(result))] if result.gpus else rows
     return [
-        (
-            "Throughput",
-            f"{format_rate(throughput.requests_per_s)}, {w.amount(throughput.output_tokens_per_s)} output tokens/s, "
-            f"{w.amount(throughput.output_tokens_per_s_per_gpu)} per GPU",
-        ),
-        *attainment_rows(result),
+        *rows,
         (
             "KV cache",
             f"{w.share(kv.peak_utilization)} at the fullest{hits}, {w.counted(kv.preemptions, 'preemption')}",

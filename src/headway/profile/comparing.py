@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headway.bench.operators import DTYPES, AllReduce, Gemm, Operator, Prefill
-from headway.bench.profiling import Timing
 from headway.cost.efficiency import efficiency
 from headway.cost.physics import all_reduce, decode_attention, gemm, prefill_attention
 from headway.hardware import gpu
+from headway.profile.operators import DTYPES, AllReduce, Gemm, Operator, Prefill
+from headway.profile.profiling import Timing
 
 __all__ = ["Comparison", "compare", "predicted_seconds"]
 

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from headway.bench.operators import Operator
 from headway.errors import HeadwayError
+from headway.profile.operators import Operator
 
 __all__ = ["Backend", "NoGpu", "Run", "Timing", "measure"]
 

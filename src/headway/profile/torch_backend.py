@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
-from headway.bench.operators import AllReduce, Decode, Gemm, Operator, Prefill
-from headway.bench.profiling import NoGpu, Run
 from headway.errors import MissingExtra
+from headway.profile.operators import AllReduce, Decode, Gemm, Operator, Prefill
+from headway.profile.profiling import NoGpu, Run
 
 __all__ = ["TorchBackend"]
 

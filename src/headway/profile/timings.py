@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from headway.bench.operators import AllReduce, Decode, Gemm, Prefill
-from headway.bench.profiling import Timing
 from headway.errors import BadInput
+from headway.profile.operators import AllReduce, Decode, Gemm, Prefill
+from headway.profile.profiling import Timing
 from headway.specs import json_text
 
 __all__ = ["write_timings"]

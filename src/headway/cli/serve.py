@@ -1,0 +1,212 @@
+"""`headway serve`: a deployment and live replicas give an OpenAI-compatible gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from headway.cli import options as o
+from headway.cli.calibration import with_calibration
+from headway.cli.terminal import Terminal, note_interpreted
+from headway.errors import BadInput
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from headway.gateway import Backing, GatewaySpec
+    from headway.policies import Policy
+    from headway.sim import Deployment, Policies
+
+OPTIONS = (
+    click.option("--check", cls=o.Section, section="Service", is_flag=True,
+                 help="Only check the file, and say what would be served."),
+    click.option("--decisions", "decisions_in", cls=o.Section, section="Service", metavar="DIR",
+                 help="Only the decision process, on a socket in DIR: for an Envoy that is run elsewhere."),
+)  # fmt: skip
+
+
+class Served(NamedTuple):
+    """What a file asks for."""
+
+    spec: GatewaySpec
+    deployment: Deployment | None  # none where the file describes no pools: then nothing is predicted by a cost model
+    backings: list[Backing]
+    names: Policies
+
+    def policies(self) -> dict[str, Policy]:
+        """The policies by decision point; the user's own are looked for in the current folder, too."""
+        from headway.policies import policy
+
+        sys.path.insert(0, os.getcwd())
+        kinds = ("route", "order", "admit")
+        return {kind: policy(kind, getattr(self.names, kind), self.names.params.get(kind)) for kind in kinds}
+
+    @property
+    def max_context(self) -> int | None:
+        """Tokens that prompt and output may have together, where the model is known."""
+        limits = [backing.table.max_context for backing in self.backings if backing.table is not None]
+        return min(limits) if limits else None
+
+
+@click.command(cls=o.Verb, short_help="A live gateway whose decisions the policies take.")
+@click.argument("deployment_file", metavar="DEPLOYMENT.yaml")
+@o.options(OPTIONS, o.CALIBRATION, o.SEED, o.QUIET)
+def serve(deployment_file: str, **asked: Any) -> None:
+    """Serve OpenAI's API in front of live replicas: Envoy carries the bytes, the policies decide.
+
+    The file is a deployment, as `headway plan --yaml` writes it, with a section `gateway:` that names the
+    replicas' addresses. Ctrl-C lets running requests finish, and ends.
+
+    \b
+    headway serve examples/gateway.yaml --check
+    headway serve examples/gateway.yaml
+    """
+    terminal = Terminal(quiet=asked["quiet"])
+    served = served_of(deployment_file, asked["calibration_from"], terminal)
+    policies = served.policies()
+    if asked["decisions_in"]:
+        _decide(served, policies, Path(asked["decisions_in"]), asked["seed"], terminal)
+        return
+    note_interpreted(terminal)
+    _warn(served.spec, terminal)
+    from headway.gateway import Supervisor
+
+    command = [sys.executable, "-m", "headway", "serve", deployment_file, "--seed", str(asked["seed"])]
+    command += ["--calibration", asked["calibration_from"]] if asked["calibration_from"] else []
+    command += ["--quiet"] if asked["quiet"] else []
+    supervisor = Supervisor(served.spec, [*command, "--decisions"], terminal.note)
+    if asked["check"]:
+        try:
+            asyncio.run(supervisor.validate())
+        finally:
+            supervisor.clean()
+        terminal.show(summary(served))
+        return
+    asyncio.run(_supervise(supervisor))
+
+
+def served_of(file: str, calibration: str | None, terminal: Terminal) -> Served:
+    """Read a file for serving.
+
+    Raises:
+        BadInput: no section `gateway:`, prefill and decode pools, or as many addresses as there are no replicas.
+    """
+    from headway.cost import compile_replica
+    from headway.gateway import Backing, GatewaySpec, with_models
+    from headway.sim import Deployment, Policies
+    from headway.specs import from_mapping, read_yaml
+
+    data = read_yaml(file)
+    if "gateway" not in data:
+        raise BadInput(
+            f"{file} has no section gateway: add `gateway: {{upstreams: [127.0.0.1:8000]}}`, an address per replica"
+        )
+    spec = from_mapping(GatewaySpec, data.pop("gateway"), f"{file}: gateway")
+    if "pools" not in data:
+        if not spec.models:
+            raise BadInput(f"{file} has no pools: then gateway.models must say what the replicas serve")
+        names = from_mapping(Policies, data.pop("policies", {}), f"{file}: policies")
+        if set(data) - {"name"}:
+            raise BadInput(f"{file}: without pools there may be name, policies and gateway; came {', '.join(data)}")
+        return Served(spec, None, [Backing() for _ in spec.upstreams], names)
+    deployment = with_calibration(from_mapping(Deployment, data, file), calibration, terminal)
+    if any(pool.role != "mixed" for pool in deployment.pools):
+        raise BadInput(f"{file}: pools that only prefill or only decode hand over inside the engine; serve mixed pools")
+    count = sum(pool.count for pool in deployment.pools)
+    if count != len(spec.upstreams):
+        raise BadInput(f"{file}: {len(spec.upstreams)} gateway.upstreams for {count} replicas: give one for each")
+    backings = []
+    for pool in deployment.pools:
+        table = compile_replica(pool.replica)
+        backings += [Backing(table=table, window=pool.replica.engine.max_seqs * table.ranks)] * pool.count
+    return Served(with_models(spec, (deployment.pools[0].replica.model,)), deployment, backings, deployment.policies)
+
+
+def summary(served: Served) -> RenderableType:
+    """A table of what will be served."""
+    from rich.table import Table
+
+    from headway.units import format_seconds
+
+    spec, names = served.spec, served.names
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row("listen", f"http://{spec.listen}/v1")
+    table.add_row("models", ", ".join(spec.models))
+    kinds = [f"{pool.count} x {pool.replica.model} on {pool.replica.gpu}" for pool in _pools(served)]
+    table.add_row("replicas", ", ".join(kinds) or f"{len(spec.upstreams)}, not described: predicted from what is seen")
+    for text, backing in zip(spec.upstreams, served.backings, strict=True):
+        table.add_row("", f"{text}, at most {spec.limits.in_flight or backing.window} requests at once")
+    table.add_row("policies", f"route {names.route}, order {names.order}, admit {names.admit}")
+    for klass in spec.classes:
+        limits = [f"{name} {format_seconds(s)}" for name, s in _limits(klass.slo) if s is not None]
+        refuse = f", refused below {klass.refuse_below:.0%} chance" if klass.slo.ttft_s and klass.refuse_below else ""
+        table.add_row("class", f"{klass.name}, priority {klass.priority}: {', '.join(limits) or 'no limits'}{refuse}")
+    for tenant in spec.tenants:
+        rates = [("requests/min", tenant.requests_per_min), ("tokens/min", tenant.tokens_per_min)]
+        said = [f"{value:g} {name}" for name, value in (*rates, ("at once", tenant.concurrency)) if value is not None]
+        table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
+    table.add_row(
+        "admin", f"http://{spec.admin}/metrics and /status{'' if spec.admin_key_sha256 else ', without a key'}"
+    )
+    return table
+
+
+def _pools(served: Served) -> Any:
+    return served.deployment.pools if served.deployment is not None else ()
+
+
+def _limits(slo: Any) -> list[tuple[str, float | None]]:
+    return [("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s), ("E2E", slo.e2e_s)]
+
+
+def _warn(spec: GatewaySpec, terminal: Terminal) -> None:
+    """Say, or refuse, what leaves the gateway open to strangers."""
+    from headway.gateway import is_loopback
+
+    if not spec.admin_key_sha256 and not is_loopback(spec.admin):
+        raise BadInput(
+            f"gateway.admin {spec.admin} is open to other machines: set gateway.admin_key_sha256, or use 127.0.0.1"
+        )
+    if not spec.tenants and not is_loopback(spec.listen):
+        terminal.note(f"no gateway.tenants: whoever reaches {spec.listen} may ask")
+    for tenant in spec.tenants:
+        if not tenant.keys_sha256:
+            terminal.note(f"tenant {tenant.name} has no key: nobody can ask as it")
+
+
+async def _supervise(supervisor: Any) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    running = asyncio.create_task(supervisor.run(stop))
+
+    def asked_to_stop() -> None:
+        if stop.is_set():
+            supervisor.hurry = True
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked_to_stop)
+    await running
+
+
+def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int, terminal: Terminal) -> None:
+    """Be the decision process until SIGTERM."""
+    from headway.gateway import Brain, Decider, Reader, decide, resolved
+
+    if not folder.is_dir():
+        raise BadInput(f"--decisions {folder}: there is no such folder; make it, open to this user alone")
+    brain = Brain(served.spec, served.backings, policies, seed)
+    decider = Decider(brain, Reader(served.spec, served.max_context), resolved(served.spec.upstreams), terminal.note)
+
+    async def run() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        await decide(decider, folder, stop)
+
+    asyncio.run(run())

@@ -1,0 +1,16 @@
+from headway.engine.core cimport Engine
+from headway.engine.lane cimport Lane
+from headway.engine.queue cimport WaitingQueue
+from headway.engine.sequence cimport Line, Sequence
+
+
+cdef class LiveReplica:
+    cdef readonly list engines
+    cdef Engine leader
+    cpdef double next_s(self) except? -1
+    cpdef bint fits(self, Sequence seq) except -1
+    cpdef int enqueue(self, Sequence seq, double now) except -1
+    cpdef tuple step(self, double now)
+    cpdef bint abort(self, Sequence seq, double now) except -1
+    cdef bint leave_queue(self, Engine engine, Sequence seq) except -1
+    cdef int cut_short(self, Engine engine, Sequence seq) except -1

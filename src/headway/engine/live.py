@@ -1,0 +1,172 @@
+"""A replica under a live host, which needs two things that a simulation does not: who gets a token at each step, and
+a way to take a request out before its end.
+
+Every step is taken by itself here, never several at once: tokens leave one by one.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any, NamedTuple
+
+import cython
+import numpy as np
+
+from headway.engine.core import Engine
+from headway.engine.lane import Lane
+from headway.engine.law import buffer
+from headway.engine.queue import WaitingQueue
+from headway.engine.sequence import HashChains, Line, Sequence
+
+
+class Told(NamedTuple):
+    """How far a request has come: tokens, and the times of its admission, its first and its last token (or NaN)."""
+
+    generated: int
+    cached_tokens: int
+    preemptions: int
+    admitted_s: float
+    first_s: float
+    last_s: float
+
+
+def make_sequence(
+    id: cython.longlong,
+    arrival_s: cython.double,
+    tokens: tuple[int, int],
+    priority: cython.int = 0,
+    units: Any = None,
+) -> Sequence:
+    """Return a request of (prompt, output) tokens whose output length is foreseen exactly.
+
+    `units`: int64 ids of its full prefix units, from the first token on; None without prefix identity.
+    """
+    seq: Sequence = Sequence(id, arrival_s, tokens[0], tokens[1])
+    seq.priority = priority
+    seq.predicted_output_tokens = float(tokens[1])
+    if units is not None:
+        seq.chains = HashChains(buffer(np.asarray(units, dtype=np.int64)))
+        seq.hash_count = len(units)
+    return seq
+
+
+def told(seq: Sequence) -> Told:
+    """Return how far a request has come; what it has generated is exact once it has ended."""
+    return Told(seq.generated, seq.cached, seq.preemptions, seq.admitted_s, seq.first_s, seq.last_s)
+
+
+class LiveReplica:
+    """An engine in the role "mixed", or data-parallel ranks in lock-step, stepped by whoever keeps the time."""
+
+    def __init__(self, engines: list[Engine]) -> None:
+        engine: Engine
+        self.engines = engines
+        self.leader = engines[0]
+        for engine in engines:
+            engine.set_leaps(False)
+
+    def next_s(self) -> cython.double:
+        """When `step` wants to be called: infinity while there is nothing to do."""
+        return self.leader.next_s
+
+    def fits(self, seq: Sequence) -> cython.bint:
+        """Whether the request could ever run here, alone."""
+        return self.leader.fits(seq)
+
+    def enqueue(self, seq: Sequence, now: cython.double) -> cython.int:
+        """A request arrives: at the rank that has the fewest, the first of them."""
+        engine: Engine
+        best: Engine = self.leader
+        for engine in self.engines:
+            if engine.running + engine.waiting < best.running + best.waiting:
+                best = engine
+        seq.replica = self.engines.index(best)
+        best.enqueue(seq, now, False)
+        return 0
+
+    def step(self, now: cython.double) -> tuple[list[Sequence], list[Sequence]]:
+        """Close what ends now and open what can start; who got a token, first ones first, and who ended with it."""
+        engine: Engine
+        lane: Lane
+        tokens: list[Any] = []
+        ended: list[Any] = []
+        for engine in self.engines:
+            for lane in engine.lanes:
+                if lane.busy and lane.end_s <= now:
+                    tokens.extend(lane.chunks.items[lane.chunks.head : lane.chunks.head + lane.chunks.size])
+                    if not (engine.alone and lane.chunk_count > 0):
+                        tokens.extend(lane.finish.items[: lane.finish.size])
+        self.leader.step(now)
+        for engine in self.engines:
+            while engine.out.size > 0:
+                ended.append(engine.out.take())
+        return tokens, ended
+
+    def abort(self, seq: Sequence, now: cython.double) -> cython.bint:
+        """Take out a request that has not ended. True: it is out. False: it ends with the step under way.
+
+        A step cannot lose a sequence half-way; so one that runs is given an output that ends with this step, and then
+        ends like any other.
+        """
+        engine: Engine = self.engines[seq.replica]
+        if self.leave_queue(engine, seq):
+            engine.waiting -= 1
+            engine.waiting_tokens -= seq.target
+        elif engine.partial is seq:
+            engine.partial = None
+            engine.kv.free(seq, seq.computed)
+            engine.running -= 1
+        else:
+            self.cut_short(engine, seq)
+            return False
+        engine.notice(now, False)
+        return True
+
+    def leave_queue(self, engine: Engine, seq: Sequence) -> cython.bint:
+        """Take a request out of the lines it may wait in; whether it was in one."""
+        queue: WaitingQueue = engine.queue
+        if _leave_line(engine.inbox, seq):
+            return True
+        if not queue.ordered:
+            left = _leave_line(queue.fifo, seq)
+        else:
+            keyed = [entry for entry in queue.keyed if entry[2] is not seq]
+            fresh = [entry for entry in queue.fresh if entry[1] is not seq]
+            left = len(keyed) + len(fresh) < queue.size
+            heapq.heapify(keyed)
+            queue.keyed, queue.fresh = keyed, fresh
+        if left:
+            queue.size -= 1
+        return left
+
+    def cut_short(self, engine: Engine, seq: Sequence) -> cython.int:
+        """Let a sequence of the step under way end with it.
+
+        Where a prompt is computed alone, the others get no token in this step: they end as they are.
+        """
+        lane: Lane
+        ends: cython.longlong
+        for lane in engine.lanes:
+            if not lane.finish.remove(seq):
+                continue
+            ends = lane.step + (0 if engine.alone and lane.busy and lane.chunk_count > 0 else 1)
+            if seq.cross_step > ends and seq.cross_step < seq.finish_step:
+                lane.cross.remove(seq)
+            seq.finish_step = ends
+            seq.output_tokens = seq.generated + ends - seq.join_step
+            lane.finish.push(ends, seq)
+            if ends == lane.step:
+                lane.fresh = [other for other in lane.fresh if other is not seq]
+            return 0
+        seq.output_tokens = seq.generated + 1
+        return 0
+
+
+def _leave_line(line: Line, seq: Sequence) -> bool:
+    at: cython.Py_ssize_t
+    for at in range(line.head, line.head + line.size):
+        if line.items[at] is seq:
+            del line.items[at]
+            line.size -= 1
+            return True
+    return False

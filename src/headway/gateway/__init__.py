@@ -1,0 +1,27 @@
+"""The live gateway: Envoy carries the traffic, the policies that won in the simulator decide.
+
+Lives here: `Brain` (events in, decisions out, no I/O), its books, and its hosts: `Decider`, `Supervisor`.
+May import: policies, state, metrics, workload, cost, model, hardware; never sim or bench.
+Start reading in `brain.py`, then `decider.py`; `envoy_config.py` is what Envoy is told.
+"""
+
+from headway.gateway.brain import Backing, Brain
+from headway.gateway.decider import Decider, decide
+from headway.gateway.reading import Reader
+from headway.gateway.spec import GatewaySpec, SloClass, Tenant, is_loopback, with_models
+from headway.gateway.supervisor import Supervisor, resolved
+
+__all__ = [
+    "Backing",
+    "Brain",
+    "Decider",
+    "GatewaySpec",
+    "Reader",
+    "SloClass",
+    "Supervisor",
+    "Tenant",
+    "decide",
+    "is_loopback",
+    "resolved",
+    "with_models",
+]

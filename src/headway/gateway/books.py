@@ -1,0 +1,183 @@
+"""The books: which request is where, and what that makes each replica look like.
+
+A request that has been passed on is first *waiting* (its prompt is being computed, as far as can be predicted) and then
+*running*. All that a view shows is kept as sums that change when a request comes, starts to run or goes: bringing a
+replica up to the present costs the same whatever is in flight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from headway.cost import StepTable
+from headway.gateway.events import Arrival, EndRecord, EngineSample
+from headway.gateway.live import LiveReplica, LiveRequest
+from headway.gateway.predict import Pace
+from headway.gateway.prefix import TOKENS_PER_BLOCK, PrefixIndex
+
+PREFIX_BLOCKS_UNKNOWN = 20_000  # of 64 tokens, where no cost model says how much KV there is
+MODEL_BLOCK_TOKENS = 16
+DRIFT_SAMPLES = 3  # in a row that an engine must report more than the books before it is believed
+
+
+class Entry:
+    """One accepted request, from its arrival to its end."""
+
+    __slots__ = (
+        "cached", "due_s", "facts", "hosts", "paced_at", "prefill_s", "record", "reserved", "sent_s", "stage", "view",
+        "waiting",
+    )  # fmt: skip
+
+    def __init__(self, facts: Arrival, view: LiveRequest, reserved: int) -> None:
+        self.facts = facts
+        self.view = view
+        self.reserved = reserved  # tokens taken from the tenant's budget
+        self.stage = "held"  # then "sent", then "ended"
+        self.hosts: tuple[int, ...] = ()
+        self.record: EndRecord | None = None
+        self.sent_s = math.nan
+        self.due_s = math.nan
+        self.prefill_s = 0.0
+        self.cached = 0
+        self.waiting = False
+        self.paced_at = 0.0
+
+
+class ReplicaBook:
+    """One replica: its view, its pace, its requests, its health."""
+
+    def __init__(self, index: int, table: StepTable | None, window: int) -> None:
+        self.index = index
+        self.window = window
+        self.pace = Pace(table)
+        self.block_tokens = table.block_tokens if table else MODEL_BLOCK_TOKENS
+        kv_blocks = table.kv_blocks if table else 0
+        held = int(kv_blocks * self.block_tokens / TOKENS_PER_BLOCK)
+        self.prefixes = PrefixIndex(held or PREFIX_BLOCKS_UNKNOWN)
+        self.view = LiveReplica(index, kv_blocks, self.prefixes)
+        self.entries: dict[str, Entry] = {}
+        self.computing: deque[Entry] = deque()
+        self.free_s = 0.0  # when the prompts sent so far are computed
+        self.at_s = 0.0
+        self.paced = 0.0  # tokens that a request would have been given, had it run from the start
+        self.running = 0
+        self.running_tokens = 0.0  # prompts of the running less `paced` at their start: plus running * paced is context
+        self.waiting_tokens = 0
+        self.foreign = 0  # requests at the engine that are not ours, as its metrics say
+        self.orphans = 0  # requests that an earlier decision process sent, as Envoy counts them
+        self.excess: deque[int] = deque(maxlen=DRIFT_SAMPLES)
+        self.failures = 0
+        self.healthy = True
+
+    @property
+    def in_flight(self) -> int:
+        """Requests at this replica by these books."""
+        return len(self.entries)
+
+    @property
+    def room(self) -> bool:
+        """Whether one more may be passed on."""
+        return self.healthy and self.in_flight + self.others < self.window
+
+    @property
+    def others(self) -> int:
+        """Requests at this replica that are not in these books."""
+        return max(self.foreign, self.orphans)
+
+    @property
+    def context(self) -> int:
+        """Tokens held in KV by the running requests, as predicted."""
+        return max(round(self.running_tokens + self.running * self.paced), 0)
+
+    def advance(self, now: float, held: int = 0) -> None:
+        """Bring the books to the present, and the view with them; `held` requests more are shown as waiting."""
+        while self.computing and (self.computing[0].stage == "ended" or self.computing[0].due_s <= now):
+            entry = self.computing.popleft()
+            if entry.stage == "ended":
+                continue
+            self._give_tokens(entry.due_s)
+            entry.waiting, entry.paced_at = False, self.paced
+            self.waiting_tokens -= entry.view.prompt_tokens - entry.cached
+            self.running += 1
+            self.running_tokens += entry.view.prompt_tokens - self.paced
+        self._give_tokens(now)
+        context = self.context
+        waiting = len(self.entries) - self.running + held
+        blocks = math.ceil(context / self.block_tokens)
+        self.view.show(self.running + self.others, waiting, self.waiting_tokens, context, blocks)
+
+    def _give_tokens(self, now: float) -> None:
+        """Let the running requests be given tokens until `now`."""
+        if now > self.at_s:
+            if self.running:
+                self.paced += (now - self.at_s) / self.pace.token_s(self.running, self.context)
+            self.at_s = now
+
+    def first_token_s(self, request: LiveRequest, now: float) -> float:
+        """Predict the seconds from now to the first token, if the request were passed on now."""
+        cached = int(self.view.cached_tokens(request))
+        new = request.prompt_tokens - cached
+        work_s, beside_s = self.pace.first_s(new, cached, self.waiting_tokens, self.running, self.context)
+        return max(self.free_s - now, 0.0) + work_s + beside_s
+
+    def add(self, entry: Entry, now: float) -> None:
+        """Pass a request on to this replica."""
+        self.advance(now)
+        request = entry.view
+        entry.cached = int(self.view.cached_tokens(request))
+        new = request.prompt_tokens - entry.cached
+        work_s, beside_s = self.pace.first_s(new, entry.cached, self.waiting_tokens, self.running, self.context)
+        entry.stage, entry.sent_s, entry.waiting, entry.prefill_s = "sent", now, True, work_s
+        self.free_s = max(self.free_s, now) + work_s
+        entry.due_s = self.free_s + beside_s
+        self.waiting_tokens += new
+        self.entries[entry.facts.id] = entry
+        self.computing.append(entry)
+        self.prefixes.add(request.chain)
+        self.advance(now)
+
+    def remove(self, entry: Entry, now: float) -> None:
+        """A request has gone, whatever became of it."""
+        self.advance(now)
+        del self.entries[entry.facts.id]
+        entry.stage = "ended"
+        if entry.waiting:
+            self.waiting_tokens -= entry.view.prompt_tokens - entry.cached
+            self.free_s = max(self.free_s - entry.prefill_s, now)
+        else:
+            self.running -= 1
+            self.running_tokens -= entry.view.prompt_tokens - entry.paced_at
+        if not self.entries:
+            self.running_tokens, self.paced = 0.0, 0.0  # no rounding is left over
+        self.advance(now)
+
+    def compare(self, sample: EngineSample) -> int | None:
+        """Compare with what the engine says: requests it has more than the books (negative: fewer); None if unsaid.
+
+        The least excess of the last few samples counts as foreign load: what was only in flight between two
+        readings does not.
+        """
+        if sample.running is None:
+            return None
+        drift = sample.running + (sample.waiting or 0) - self.in_flight
+        self.excess.append(max(drift, 0))
+        self.foreign = min(self.excess) if len(self.excess) == DRIFT_SAMPLES else 0
+        return drift
+
+    def check(self) -> list[str]:
+        """Say which of the books' laws are broken."""
+        waiting = [entry for entry in self.entries.values() if entry.waiting]
+        tokens = sum(entry.view.prompt_tokens - entry.cached for entry in waiting)
+        faults = []
+        if len(self.entries) != self.running + len(waiting):
+            faults.append(
+                f"replica {self.index}: {len(self.entries)} != {self.running} running + {len(waiting)} waiting"
+            )
+        if tokens != self.waiting_tokens:
+            faults.append(f"replica {self.index}: waiting tokens {self.waiting_tokens}, of the entries {tokens}")
+        if any(entry.stage != "sent" for entry in self.entries.values()):
+            faults.append(f"replica {self.index}: holds a request that is not under way")
+        if not self.entries and (self.running or self.waiting_tokens or self.running_tokens):
+            faults.append(f"replica {self.index}: is empty and not at zero")
+        return faults

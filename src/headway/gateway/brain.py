@@ -1,0 +1,416 @@
+"""The brain: events in, decisions out, time passed in; no socket, no clock, no thread.
+
+Every method takes `now` (seconds, never decreasing) and returns answers: those to the request it was told of, and those
+to held requests whose turn has come. A host carries events here and answers back: Envoy's (`decider.py`), or a test's.
+An accepted request is routed or held and ends exactly once, by `end`; `record` brings its figures, before or after.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from random import Random
+
+import msgspec
+
+from headway.cost import StepTable
+from headway.gateway.books import Entry, ReplicaBook
+from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Held, Left, Refused, Routed
+from headway.gateway.fence import Fence
+from headway.gateway.figures import Figures
+from headway.gateway.held import HeldQueue
+from headway.gateway.live import LiveCluster, LivePool, LiveRequest
+from headway.gateway.predict import OutputLengths, TokenSizes
+from headway.gateway.spec import GatewaySpec
+from headway.gateway.tenants import Account, Keys
+from headway.policies import Policy
+
+TOMBSTONE_S = 60.0  # how long an end is kept whose request is not known yet
+RECORD_S = 10.0  # how long an ended request waits for its figures
+KEPT_MAX = 100_000
+REASONS_MAX = 64  # told apart in the figures: a policy may put numbers into its reasons
+DURATION_WEIGHT = 0.05
+WINDOW_UNKNOWN = 64
+
+
+class Backing(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica behind the gateway: its step table where the cost model knows it, and how many requests it takes."""
+
+    table: StepTable | None = None
+    window: int = WINDOW_UNKNOWN
+
+
+class Brain:
+    """Decides for every request; see the module.
+
+    Args:
+        spec: tenants, classes, limits, health.
+        backings: the replicas, in the order of `spec.upstreams`.
+        policies: objects by decision point: "route", "order", "admit".
+        seed: of the random streams that policies draw from.
+    """
+
+    def __init__(self, spec: GatewaySpec, backings: list[Backing], policies: dict[str, Policy], seed: int = 0) -> None:
+        self.spec = spec
+        self.limits = spec.limits
+        self.books = [
+            ReplicaBook(i, backing.table, spec.limits.in_flight or backing.window) for i, backing in enumerate(backings)
+        ]
+        self.fence = Fence(policies)
+        self.figures = Figures()
+        self.accounts = [Account(tenant) for tenant in Keys(spec.tenants).tenants]
+        self.lengths, self.sizes = OutputLengths(), TokenSizes()
+        self.pool = LivePool("mixed", [], Random(f"{seed}/route/0"))
+        self.cluster = LiveCluster((self.pool,), Random(f"{seed}/admit"))
+        self.held = HeldQueue(self.fence, spec.limits.aging_s)
+        self.live: dict[str, Entry] = {}
+        self.tombstones: OrderedDict[str, float] = OrderedDict()
+        self.unread: OrderedDict[str, tuple[float, Entry]] = OrderedDict()  # ended, without figures yet
+        self.serial = 0
+        self.duration_s = 1.0
+        self.engines: dict[int, EngineSample] = {}
+        self.reasons: set[str] = set()
+
+    # --- events ----------------------------------------------------------------------------------------------
+
+    def arrive(self, now: float, facts: Arrival) -> list[Answer]:
+        """A request has arrived."""
+        if self.tombstones.pop(facts.id, None) is not None:
+            return [Left(facts.id)]
+        if facts.id in self.live:
+            return [Refused(facts.id, 409, "duplicate_id", "a request of this id is under way")]
+        self._count_arrival(facts)
+        entry = self._entry(now, facts)
+        refused = self._refusal(now, entry)
+        if refused is not None:
+            return [self._refuse(entry, refused)]
+        account = self.accounts[facts.tenant]
+        account.live += 1
+        account.requests.take(now, 1)
+        account.tokens.take(now, entry.reserved)
+        self.live[facts.id] = entry
+        if not len(self.held) and self._choosable():
+            return [self._route(now, entry)]
+        self.held.push(entry, now)
+        answers = self._pump(now)
+        if entry.stage == "held":
+            self._decided(facts, "held", "no room")
+            answers.append(Held(facts.id, min(now + self.limits.hold_s, entry.view.deadline_s)))
+        return answers
+
+    def end(self, now: float, id: str) -> list[Answer]:
+        """A request is over for the proxy: answered, cut or left. An id not known yet is remembered."""
+        entry = self.live.pop(id, None)
+        if entry is None:
+            self._bury(now, id)
+            return []
+        self._close(now, entry)
+        if entry.record is not None:
+            self._settle(entry, entry.record)
+        else:
+            self.unread[id] = (now, entry)
+        return self._pump(now)
+
+    def record(self, now: float, record: EndRecord) -> list[Answer]:
+        """The figures of a request, which may come before or after its end."""
+        if record.replica is not None:
+            self._judge_health(record, self.live.get(record.id) or self.unread.get(record.id, (0.0, None))[1])
+        if record.id in self.live:
+            self.live[record.id].record = record
+        elif record.id in self.unread:
+            _, entry = self.unread.pop(record.id)
+            self._settle(entry, record)
+        elif record.attempts:
+            self.figures.count("headway_unmatched_total", what="record")
+        return self._pump(now)
+
+    def health(self, now: float, replica: int, ok: bool, *, probe: bool = True) -> list[Answer]:
+        """A probe, or a request's outcome, says whether a replica answers; a failed probe ejects at once."""
+        book = self.books[replica]
+        if ok:
+            book.failures = 0
+            if probe and not book.healthy:
+                book.healthy = True
+                book.prefixes.clear()
+            return self._pump(now)
+        book.failures += 1
+        if book.healthy and (probe or book.failures >= self.spec.health.failures):
+            book.healthy = False
+            self.figures.count("headway_ejected_total", replica=self.spec.upstreams[replica])
+        return []
+
+    def sample(self, now: float, replica: int, sample: EngineSample) -> list[Answer]:
+        """An engine's own metrics, read now."""
+        self.engines[replica] = sample
+        drift = self.books[replica].compare(sample)
+        if drift is not None and abs(drift) > max(2, 0.1 * self.books[replica].in_flight):
+            self.figures.count("headway_drifted_total", replica=self.spec.upstreams[replica])
+        return self._pump(now)
+
+    def tick(self, now: float) -> list[Answer]:
+        """Time has passed: who has waited too long is refused, and what is kept for a while is forgotten."""
+        answers: list[Answer] = []
+        for entry in self.held.expired(now, self.limits.hold_s):
+            late = now >= entry.view.deadline_s
+            del self.live[entry.facts.id]
+            self._close(now, entry)
+            why = "its deadline passed" if late else f"no replica had room for {self.limits.hold_s:g} s"
+            status, code = (504, "deadline_exceeded") if late else (429, "hold_expired")
+            refusal = Refused(entry.facts.id, status, code, f"the request waited in the queue until {why}", 1.0)
+            answers.append(self._refuse(entry, refusal))
+        while self.tombstones and next(iter(self.tombstones.values())) < now - TOMBSTONE_S:
+            self.tombstones.popitem(last=False)
+        while self.unread and next(iter(self.unread.values()))[0] < now - RECORD_S:
+            _, (_, entry) = self.unread.popitem(last=False)
+            self._ended(entry, 0)
+        return answers + self._pump(now)
+
+    # --- deciding --------------------------------------------------------------------------------------------
+
+    def _entry(self, now: float, facts: Arrival) -> Entry:
+        klass = self.spec.classes[facts.slo_class]
+        tokens = facts.prompt_tokens or self.sizes.tokens(facts.tenant, facts.prompt_bytes)
+        self.serial += 1
+        view = LiveRequest(self.serial, now, tokens)
+        expected = self.lengths.predict(facts.tenant, facts.max_tokens) if facts.generates else 1.0
+        patience_s = min((s for s in (facts.deadline_s, klass.deadline_s) if s is not None), default=float("inf"))
+        view.describe(expected, klass.priority, now + patience_s, facts.slo_class, facts.tenant, facts.chain)
+        output = self.lengths.budget(facts.tenant, facts.max_tokens) if facts.generates else 0
+        return Entry(facts, view, tokens + output)
+
+    def _refusal(self, now: float, entry: Entry) -> Refused | None:
+        """Why this request is not accepted; None when it is."""
+        facts = entry.facts
+        over = self.accounts[facts.tenant].refusal(now, entry.reserved)
+        if over is not None:
+            return Refused(facts.id, 429, "rate_limit_exceeded", over[0], over[1])
+        healthy = [book for book in self.books if book.healthy]
+        if not healthy:
+            retry_s = self.spec.health.probe_s
+            return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", retry_s)
+        self._show(now, healthy, held=len(self.held) // len(healthy))
+        self.cluster.show(now)
+        reason = self.fence.admit(entry.view, self.cluster)
+        if reason is not None:
+            return Refused(facts.id, 429, "refused_by_policy", reason, 1.0)
+        late = self._late(now, entry, healthy)
+        if late is not None:
+            return late
+        if len(self.held) >= self.limits.held and not (self._choosable() and not len(self.held)):
+            wait_s = self._queue_s()
+            return Refused(facts.id, 429, "queue_full", f"{len(self.held)} requests wait already", wait_s)
+        return None
+
+    def _late(self, now: float, entry: Entry, healthy: list[ReplicaBook]) -> Refused | None:
+        """Refuse early what is predicted to miss its limits."""
+        klass = self.spec.classes[entry.facts.slo_class]
+        limit_s = klass.slo.ttft_s
+        deadline_s = entry.view.deadline_s - now
+        known = [book for book in healthy if book.pace.known]
+        if not known or (deadline_s == float("inf") and (limit_s is None or not klass.refuse_below)):
+            return None
+        queue_s = 0.0 if any(book.room for book in healthy) and not len(self.held) else self._queue_s()
+        first_s, book = min(((book.first_token_s(entry.view, now) + queue_s, book) for book in known), key=_by_time)
+        retry_s = max(first_s - min(limit_s or deadline_s, deadline_s), 1.0)
+        if limit_s is not None and klass.refuse_below:
+            chance = book.pace.chance(first_s, limit_s)
+            if chance < klass.refuse_below:
+                words = f"predicted time to first token {first_s:.3g} s, class {klass.name!r} promises {limit_s:g} s"
+                return Refused(entry.facts.id, 429, "slo_unattainable", words, retry_s)
+        if deadline_s < float("inf"):
+            output = entry.view.predicted_output_tokens
+            rest_s = output * book.pace.token_s(book.running + 1, book.context) if output > 1 else 0.0
+            if first_s + rest_s > deadline_s:
+                words = f"predicted end in {first_s + rest_s:.3g} s, the deadline is in {deadline_s:.3g} s"
+                return Refused(entry.facts.id, 429, "deadline_unattainable", words, retry_s)
+        return None
+
+    def _queue_s(self) -> float:
+        """Predicted wait of one more request in the queue."""
+        places = sum(book.window for book in self.books if book.healthy)
+        return (len(self.held) + 1) * self.duration_s / max(places, 1)
+
+    def _choosable(self) -> list[ReplicaBook]:
+        return [book for book in self.books if book.room]
+
+    def _show(self, now: float, books: list[ReplicaBook], held: int = 0) -> None:
+        """Show a policy these replicas, numbered as they stand; each with `held` more waiting, from Headway's queue."""
+        for place, book in enumerate(books):
+            book.advance(now, held)
+            book.view.renumber(place)
+        self.pool.show(now, [book.view for book in books])
+
+    def _route(self, now: float, entry: Entry) -> Routed:
+        """Ask the router, among the replicas that have room; there is one at least."""
+        books = self._choosable()
+        self._show(now, books)
+        place, reason = self.fence.route(entry.view, self.pool)
+        chosen = books[place]
+        others = [book for book in self.books if book.healthy and book is not chosen]
+        spare = min(others, key=lambda book: (not book.room, book.in_flight), default=None)
+        entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
+        chosen.add(entry, now)
+        self._decided(entry.facts, "routed", reason)
+        return Routed(entry.facts.id, entry.hosts, reason)
+
+    def _pump(self, now: float) -> list[Answer]:
+        """Route whoever waits while there is room."""
+        answers: list[Answer] = []
+        while len(self.held) and self._choosable():
+            entry = self.held.pop(now)
+            if entry is None:
+                break
+            if now >= entry.view.deadline_s:
+                del self.live[entry.facts.id]
+                self._close(now, entry)
+                words = "the request waited in the queue until its deadline passed"
+                answers.append(self._refuse(entry, Refused(entry.facts.id, 504, "deadline_exceeded", words, 1.0)))
+            else:
+                answers.append(self._route(now, entry))
+        return answers
+
+    # --- ends ------------------------------------------------------------------------------------------------
+
+    def _close(self, now: float, entry: Entry) -> None:
+        """Take a request out of the books."""
+        account = self.accounts[entry.facts.tenant]
+        account.live -= 1
+        if entry.stage == "sent":
+            self.books[entry.hosts[0]].remove(entry, now)
+            self.duration_s += DURATION_WEIGHT * (now - entry.sent_s - self.duration_s)
+        else:
+            if entry.facts.id in self.held.entries:
+                self.held.remove(entry.facts.id)
+            account.tokens.take(now, -entry.reserved)
+        entry.stage = "ended"
+
+    def _bury(self, now: float, id: str) -> None:
+        if id in self.unread:
+            self.figures.count("headway_unmatched_total", what="second end")
+            return
+        self.tombstones[id] = now
+        while len(self.tombstones) > KEPT_MAX:
+            self.tombstones.popitem(last=False)
+
+    def _judge_health(self, record: EndRecord, entry: Entry | None) -> None:
+        """A replica that failed a request counts a failure, and so does one whose request another had to take."""
+        assert record.replica is not None
+        if record.attempts > 1 and entry is not None and entry.hosts and record.replica != entry.hosts[0]:
+            self.health(0.0, entry.hosts[0], False, probe=False)
+        if record.upstream_failed:
+            self.health(0.0, record.replica, False, probe=False)
+        elif record.status < 500 and not record.caller_left:
+            self.books[record.replica].failures = 0
+
+    def _settle(self, entry: Entry, record: EndRecord) -> None:
+        """Learn from a request that is over, and judge it."""
+        facts, klass = entry.facts, self.spec.classes[entry.facts.slo_class]
+        served = 200 <= record.status < 300 and not record.upstream_failed and not record.caller_left
+        if record.replica is not None and entry.hosts and record.replica != entry.hosts[0]:
+            chosen = record.replica in entry.hosts
+            self.figures.count("headway_retried_total" if chosen else "headway_misrouted_total")
+        tokens = record.output_tokens or 0
+        tpot_s = None
+        if served and record.first_s is not None and tokens > 1:
+            tpot_s = max(record.duration_s - record.first_s, 0.0) / (tokens - 1)
+        if served:
+            self._learn(entry, record, tpot_s)
+            labels = {"slo_class": klass.name}
+            self.figures.spread("headway_e2e_seconds", record.duration_s, **labels)
+            if record.first_s is not None:
+                self.figures.spread("headway_ttft_seconds", record.first_s, **labels)
+            if tpot_s is not None:
+                self.figures.spread("headway_tpot_seconds", tpot_s, **labels)
+            limits = zip((record.first_s, tpot_s, record.duration_s), klass.slo.limits(), strict=True)
+            if all(value is None or value <= limit for value, limit in limits):
+                self.figures.count("headway_attained_total", slo_class=klass.name, tenant=self._tenant(facts))
+        spent = (record.prompt_tokens or entry.view.prompt_tokens) + tokens
+        if entry.hosts:
+            self.accounts[facts.tenant].tokens.take(0.0, spent - entry.reserved)
+        self.figures.count("headway_tokens_total", record.prompt_tokens or 0, kind="prompt")
+        self.figures.count("headway_tokens_total", tokens, kind="output")
+        self._ended(entry, record.status)
+
+    def _learn(self, entry: Entry, record: EndRecord, tpot_s: float | None) -> None:
+        tenant = entry.facts.tenant
+        if record.output_tokens and entry.facts.generates:
+            self.lengths.learn(tenant, record.output_tokens)
+        if record.prompt_tokens and entry.facts.prompt_tokens is None:
+            self.sizes.learn(tenant, entry.facts.prompt_bytes, record.prompt_tokens)
+        if record.first_s is None or record.sent_s is None or record.replica not in entry.hosts[:1]:
+            return
+        pace = self.books[record.replica].pace
+        pace.learn_first(entry.due_s - entry.sent_s, record.first_s - record.sent_s)
+        if tpot_s is not None:
+            book = self.books[record.replica]
+            pace.learn_token(pace.token_s(book.running + 1, book.context), tpot_s)
+
+    # --- what is seen ----------------------------------------------------------------------------------------
+
+    def _tenant(self, facts: Arrival) -> str:
+        return self.accounts[facts.tenant].tenant.name
+
+    def _count_arrival(self, facts: Arrival) -> None:
+        klass = self.spec.classes[facts.slo_class].name
+        self.figures.count("headway_arrived_total", slo_class=klass, tenant=self._tenant(facts))
+
+    def _decided(self, facts: Arrival, outcome: str, reason: str) -> None:
+        if len(self.reasons) < REASONS_MAX:
+            self.reasons.add(reason)
+        self.figures.count(
+            "headway_decisions_total", outcome=outcome, reason=reason if reason in self.reasons else "other"
+        )
+
+    def _refuse(self, entry: Entry, refusal: Refused) -> Refused:
+        self._decided(entry.facts, "refused", refusal.code)
+        klass = self.spec.classes[entry.facts.slo_class].name
+        self.figures.count("headway_refused", slo_class=klass, tenant=self._tenant(entry.facts))
+        return refusal
+
+    def _ended(self, entry: Entry, status: int) -> None:
+        klass = self.spec.classes[entry.facts.slo_class].name
+        tenant = self._tenant(entry.facts)
+        self.figures.count("headway_ended_total", slo_class=klass, tenant=tenant, status=str(status))
+
+    def gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        """What is true at the moment, by name and labels."""
+        for book, text in zip(self.books, self.spec.upstreams, strict=True):
+            yield "headway_in_flight", {"replica": text}, book.in_flight
+            yield "headway_healthy", {"replica": text}, float(book.healthy)
+            sample = self.engines.get(book.index)
+            if sample is not None and sample.running is not None:
+                yield "headway_engine_requests", {"replica": text, "state": "running"}, sample.running
+                yield "headway_engine_requests", {"replica": text, "state": "waiting"}, sample.waiting or 0
+                yield "headway_drift", {"replica": text}, sample.running + (sample.waiting or 0) - book.in_flight
+            if sample is not None and sample.kv_share is not None:
+                yield "headway_kv_share", {"replica": text}, sample.kv_share
+            if book.pace.known:
+                own_s = sum(book.pace.first_s(512, 0, book.waiting_tokens, book.running, book.context))
+                yield "headway_predicted_ttft_seconds", {"replica": text}, max(book.free_s - book.at_s, 0.0) + own_s
+        yield "headway_held", {}, len(self.held)
+        for kind, count in self.fence.errors.items():
+            yield "headway_policy_errors_total", {"kind": kind}, count
+        ended, refused = self.figures.counters["headway_ended_total"], self.figures.counters["headway_refused"]
+        for labels in {(key[0], key[1]) for key in (*ended, *refused)}:
+            over = sum(n for key, n in (*ended.items(), *refused.items()) if key[:2] == labels)
+            met = self.figures.counters["headway_attained_total"][labels]
+            yield "headway_attainment", dict(labels), met / over
+
+    def check(self) -> list[str]:
+        """Say which laws the books break; an empty list is what is expected, at any moment."""
+        sent = sum(book.in_flight for book in self.books)
+        faults = [fault for book in self.books for fault in book.check()]
+        if sent + len(self.held) != len(self.live):
+            faults.append(f"{sent} under way + {len(self.held)} held != {len(self.live)} live")
+        by_tenant = [account.live for account in self.accounts]
+        if sum(by_tenant) != len(self.live) or min(by_tenant) < 0:
+            faults.append(f"tenants have {by_tenant} live, the books {len(self.live)}")
+        arrived = self.figures.total("headway_arrived_total")
+        over = self.figures.total("headway_refused") + self.figures.total("headway_ended_total")
+        if arrived != over + len(self.live) + len(self.unread):
+            faults.append(f"{arrived:g} arrived != {over:g} over + {len(self.live)} live + {len(self.unread)} unread")
+        return faults
+
+
+def _by_time(pair: tuple[float, ReplicaBook]) -> float:
+    return pair[0]

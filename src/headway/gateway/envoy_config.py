@@ -1,0 +1,346 @@
+"""Envoy's configuration, generated: one listener, one cluster of all replicas, one decision per request.
+
+Order of filters: ext_proc (asks Headway, with the body in one message) -> buffer (holds the headers back until the body
+is read: without it the router picks a host before the decision) -> lua (counts tokens) -> router. The host is the one
+that the decision names (`override_host`); a request without a decision finds none, because the fallback is a subset
+that no replica is in: where a decision is missing, nothing is routed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from headway.gateway.spec import GatewaySpec, address
+
+TYPE = "type.googleapis.com/"
+HTTP = TYPE + "envoy.extensions.filters.http."
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+DESTINATION = "x-gateway-destination-endpoint"
+POLICY_DETAILS = "headway"  # marks replies whose body is ours already
+HEADERS = ("authorization", "x-headway-class", "x-headway-deadline")
+DECISION_TIMEOUT_S = 1.0
+EARLY_REMOVED = ("x-request-id", DESTINATION)
+
+# Counts server-sent events that carry data, and those that carry text, keeps the last count of tokens that the engine
+# reports, and notes when the first event came. Handles do not survive a yield, so each is fetched anew; metadata is
+# written every 16th event only.
+LUA = """
+function envoy_on_response(handle)
+  local kind = handle:headers():get("content-type") or ""
+  local streamed = string.find(kind, "event-stream", 1, true) ~= nil
+  local events, tokens, written, first, tail = 0, 0, -1, nil, ""
+  local function note()
+    local meta = handle:streamInfo():dynamicMetadata()
+    meta:set("headway", "events", events)
+    meta:set("headway", "tokens", tokens)
+    if first then meta:set("headway", "first_us", first) end
+    for _, name in ipairs({"completion_tokens", "prompt_tokens", "cached_tokens"}) do
+      local count = string.match(tail, '"' .. name .. '"%s*:%s*(%d+)')
+      if count then meta:set("headway", name, tonumber(count)) end
+    end
+  end
+  for chunk in handle:bodyChunks() do
+    local size = chunk:length()
+    if size > 0 then
+      local text = chunk:getBytes(0, size)
+      if streamed then
+        local _, count = string.gsub(text, "data:", "")
+        if count > 0 and not first then first = handle:timestampString(EnvoyTimestampResolution.MICROSECOND) end
+        events = events + count
+        for _, field in ipairs({'content', 'text'}) do
+          local _, said = string.gsub(text, field .. '"%s*:%s*"[^"]', "")
+          tokens = tokens + said
+        end
+      end
+      if string.find(text, '"usage"', 1, true) or string.find(text, '_tokens"', 1, true) then
+        tail = string.sub(tail .. text, -4096)
+        written = -1
+      end
+    end
+    if written < 0 or events - written >= 16 then
+      note()
+      written = events
+    end
+  end
+  note()
+end
+"""
+
+
+def envoy_config(spec: GatewaySpec, upstreams: list[str], folder: Path) -> dict[str, Any]:
+    """Return the configuration as Envoy reads it from JSON.
+
+    Args:
+        spec: what to listen on, and the limits.
+        upstreams: addresses as IP:port, by replica.
+        folder: where the sockets of the decision process and of Envoy's own admin are.
+    """
+    return {
+        "admin": {"address": {"pipe": {"path": str(folder / "envoy.sock"), "mode": 0o600}}},
+        "static_resources": {
+            "listeners": [_listener(spec)],
+            "clusters": [_replicas(upstreams), _decisions(folder / "decisions.sock")],
+        },
+        "overload_manager": {
+            "resource_monitors": [
+                _extension(
+                    "envoy.resource_monitors.global_downstream_max_connections",
+                    TYPE + "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=spec.limits.connections,
+                )
+            ]
+        },
+    }
+
+
+def _extension(name: str, url: str, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "typed_config": {"@type": url, **fields}}
+
+
+def _socket(text: str) -> dict[str, Any]:
+    host, port = address(text, "address")
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3f}s"
+
+
+def _listener(spec: GatewaySpec) -> dict[str, Any]:
+    limits = spec.limits
+    manager = {
+        "stat_prefix": "ingress",
+        "codec_type": "HTTP1",
+        "use_remote_address": True,
+        "generate_request_id": True,
+        "server_name": "headway",
+        "early_header_mutation_extensions": [
+            _extension(
+                "envoy.http.early_header_mutation.header_mutation",
+                TYPE + "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+                mutations=[{"remove": name} for name in EARLY_REMOVED],
+            )
+        ],
+        "common_http_protocol_options": {"max_headers_count": 64, "headers_with_underscores_action": "REJECT_REQUEST"},
+        "max_request_headers_kb": limits.headers_kb,
+        "request_headers_timeout": "10s",
+        "request_timeout": "60s",
+        "stream_idle_timeout": _seconds(limits.idle_s),
+        "delayed_close_timeout": "0.050s",
+        "access_log": [_access_log()],
+        "http_filters": [
+            _extension(
+                "envoy.filters.http.ext_proc", HTTP + "ext_proc.v3.ExternalProcessor", **_ext_proc(limits.hold_s)
+            ),
+            _extension("envoy.filters.http.buffer", HTTP + "buffer.v3.Buffer", max_request_bytes=limits.body_bytes),
+            _extension("envoy.filters.http.lua", HTTP + "lua.v3.Lua", default_source_code={"inline_string": LUA}),
+            _extension("envoy.filters.http.router", HTTP + "router.v3.Router", suppress_envoy_headers=True),
+        ],
+        "local_reply_config": {"mappers": _local_replies(limits.body_bytes)},
+        "route_config": {"name": "openai", "virtual_hosts": [_virtual_host()]},
+    }
+    url = TYPE + "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+    return {
+        "name": "openai",
+        "address": _socket(spec.listen),
+        "per_connection_buffer_limit_bytes": max(1 << 20, limits.body_bytes),
+        "filter_chains": [{"filters": [_extension("envoy.filters.network.http_connection_manager", url, **manager)]}],
+    }
+
+
+def _ext_proc(hold_s: float) -> dict[str, Any]:
+    headers = [f"request.headers['{name}']" for name in HEADERS]
+    return {
+        "grpc_service": {"envoy_grpc": {"cluster_name": "decisions"}, "timeout": "0s"},
+        "failure_mode_allow": True,  # streams outlive the decision process; what has no decision finds no host: 503
+        "message_timeout": _seconds(DECISION_TIMEOUT_S),
+        "max_message_timeout": _seconds(hold_s + DECISION_TIMEOUT_S),
+        "processing_mode": _processing("SKIP", "BUFFERED"),
+        "request_attributes": ["request.id", "request.path", "request.method", *headers],
+        "metadata_options": {"receiving_namespaces": {"untyped": ["envoy.lb"]}},
+    }
+
+
+def _processing(headers: str, body: str) -> dict[str, str]:
+    skipped = {"response_header_mode": "SKIP", "request_trailer_mode": "SKIP", "response_trailer_mode": "SKIP"}
+    return {"request_header_mode": headers, "request_body_mode": body, "response_body_mode": "NONE", **skipped}
+
+
+def _access_log() -> dict[str, Any]:
+    return _extension(
+        "envoy.access_loggers.http_grpc",
+        TYPE + "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+        common_config={
+            "log_name": "headway",
+            "transport_api_version": "V3",
+            "grpc_service": {"envoy_grpc": {"cluster_name": "decisions"}},
+            "buffer_size_bytes": 0,
+        },
+    )
+
+
+def error_body(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """Return an error as OpenAI's API writes it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _local_replies(body_bytes: int) -> list[dict[str, Any]]:
+    """Envoy's own replies in the shape of OpenAI's errors; those that carry a body of ours stay as they are."""
+    said = {
+        404: (
+            "invalid_request_error",
+            "unknown_url",
+            "unknown URL: POST /v1/chat/completions, /v1/completions or /v1/embeddings",
+        ),
+        408: ("invalid_request_error", "request_timeout", "the request did not arrive in time: send it without pauses"),
+        413: (
+            "invalid_request_error",
+            "request_too_large",
+            f"the request's body exceeds the limit of {body_bytes:,} bytes",
+        ),
+        431: ("invalid_request_error", "headers_too_large", "the request's headers exceed the limit"),
+        503: ("server_error", "unavailable", "no decision or no replica is available: try again in a second"),
+        504: ("server_error", "timeout", "no answer came in time: try again"),
+    }
+    mappers = [_mapper({"comparison": _equals(status, "EQ")}, *words) for status, words in said.items()]
+    mappers.append(
+        _mapper(
+            {"comparison": _equals(500, "GE")},
+            "server_error",
+            "upstream_failed",
+            "the replica failed to answer: try again",
+        )
+    )
+    mappers.append(
+        _mapper(
+            {"comparison": _equals(400, "GE")}, "invalid_request_error", "bad_request", "the request is not valid HTTP"
+        )
+    )
+    return mappers
+
+
+def _equals(status: int, op: str) -> dict[str, Any]:
+    return {"op": op, "value": {"default_value": status, "runtime_key": f"headway.none.{op}.{status}"}}
+
+
+def _mapper(status: dict[str, Any], kind: str, code: str, message: str) -> dict[str, Any]:
+    ours = f"response.code_details != '{POLICY_DETAILS}' && response.code_details != 'direct_response'"
+    foreign = _extension(
+        "envoy.access_loggers.extension_filters.cel",
+        TYPE + "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+        expression=ours,
+    )
+    return {
+        "filter": {"and_filter": {"filters": [{"status_code_filter": status}, {"extension_filter": foreign}]}},
+        "body_format_override": {
+            "text_format_source": {
+                "inline_string": json.dumps(error_body(message, kind, code)).replace("%", "%%") + "\n"
+            },
+            "content_type": "application/json",
+        },
+    }
+
+
+def _virtual_host() -> dict[str, Any]:
+    """Keys, classes and addresses of callers end here; engines see none of them."""
+    hidden = [*HEADERS, "x-forwarded-for", "x-forwarded-proto", "x-envoy-external-address", DESTINATION]
+    return {"name": "openai", "domains": ["*"], "request_headers_to_remove": hidden, "routes": _routes()}
+
+
+def _routes() -> list[dict[str, Any]]:
+    """Endpoints with a body go to the replicas; whatever else the decision process answers by its headers alone."""
+    routes: list[dict[str, Any]] = []
+    empty = error_body("the request has no body: expected a JSON object", "invalid_request_error", "empty_body")
+    bodiless: tuple[list[dict[str, Any]], ...] = (
+        [{"name": "content-length", "string_match": {"exact": "0"}}],
+        [
+            {"name": "content-length", "present_match": False},
+            {"name": "transfer-encoding", "present_match": False},
+        ],
+    )
+    post = {"name": ":method", "string_match": {"exact": "POST"}}
+    for path in ENDPOINTS:
+        routes += [_direct({"path": path, "headers": [post, *headers]}, 400, empty) for headers in bodiless]
+        routes.append({"match": {"path": path, "headers": [post]}, "route": _to_replicas()})
+    overrides = {"overrides": {"processing_mode": _processing("SEND", "NONE")}}
+    other = {"@type": HTTP + "ext_proc.v3.ExtProcPerRoute", **overrides}
+    nobody = error_body("no decision is available: try again in a second", "server_error", "unavailable")
+    last = _direct({"prefix": "/"}, 503, nobody)  # reached only where the decision process did not answer
+    routes.append({**last, "typed_per_filter_config": {"envoy.filters.http.ext_proc": other}})
+    return routes
+
+
+def _direct(match: dict[str, Any], status: int, body: dict[str, Any]) -> dict[str, Any]:
+    header = {
+        "header": {"key": "content-type", "value": "application/json"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+    text = {"inline_string": json.dumps(body) + "\n"}
+    return {"match": match, "direct_response": {"status": status, "body": text}, "response_headers_to_add": [header]}
+
+
+def _to_replicas() -> dict[str, Any]:
+    """A retry takes the second host of the decision, and only before the first byte."""
+    return {
+        "cluster": "replicas",
+        "timeout": "0s",
+        "retry_policy": {"retry_on": "connect-failure,refused-stream,reset", "num_retries": 1},
+    }
+
+
+def _replicas(upstreams: list[str]) -> dict[str, Any]:
+    nobody = _extension(
+        "envoy.load_balancing_policies.subset",
+        TYPE + "envoy.extensions.load_balancing_policies.subset.v3.Subset",
+        fallback_policy="NO_FALLBACK",
+        subset_selectors=[{"keys": ["headway.none"]}],
+        subset_lb_policy={"policies": [{"typed_extension_config": _least_request()}]},
+    )
+    chosen = _extension(
+        "envoy.load_balancing_policies.override_host",
+        TYPE + "envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost",
+        override_host_sources=[{"metadata": {"key": "envoy.lb", "path": [{"key": DESTINATION}]}}],
+        fallback_policy={"policies": [{"typed_extension_config": nobody}]},
+    )
+    many = 1_000_000  # admission is Headway's: Envoy's breakers must not compete with it
+    breaker = {"max_connections": many, "max_pending_requests": many, "max_requests": many, "max_retries": many}
+    return {
+        "name": "replicas",
+        "type": "STATIC",
+        "connect_timeout": "2s",
+        "per_connection_buffer_limit_bytes": 1 << 20,
+        "circuit_breakers": {"thresholds": [breaker]},
+        "load_balancing_policy": {"policies": [{"typed_extension_config": chosen}]},
+        "load_assignment": {
+            "cluster_name": "replicas",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _socket(text)}} for text in upstreams]}],
+        },
+    }
+
+
+def _least_request() -> dict[str, Any]:
+    url = TYPE + "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest"
+    return _extension("envoy.load_balancing_policies.least_request", url)
+
+
+def _decisions(socket: Path) -> dict[str, Any]:
+    http2 = _extension(
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        explicit_http_config={"http2_protocol_options": {}},
+    )
+    many = 1_000_000
+    breaker = {"max_connections": many, "max_pending_requests": many, "max_requests": many, "max_retries": many}
+    return {
+        "name": "decisions",
+        "type": "STATIC",
+        "connect_timeout": "0.250s",
+        "circuit_breakers": {"thresholds": [breaker]},
+        "typed_extension_protocol_options": {http2["name"]: http2["typed_config"]},
+        "load_assignment": {
+            "cluster_name": "decisions",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(socket)}}}}]}],
+        },
+    }

@@ -1,0 +1,80 @@
+"""What the brain is told and what it answers: plain values, no sockets, no clock."""
+
+from __future__ import annotations
+
+import msgspec
+
+INFINITY = float("inf")
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that has been read and is well formed. `id` is the host's own, never the caller's."""
+
+    id: str
+    tenant: int
+    slo_class: int
+    prompt_bytes: int
+    prompt_tokens: int | None = None  # where the caller gave token ids: exact
+    chain: tuple[int, ...] = ()
+    max_tokens: int | None = None
+    generates: bool = True  # an embedding does not
+    deadline_s: float | None = None  # from arrival
+
+
+class EndRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of a request that has ended, as the proxy measured them; None where they are not known."""
+
+    id: str
+    status: int
+    replica: int | None = None  # who answered
+    attempts: int = 0
+    upstream_failed: bool = False  # reset, refused or cut by the upstream, or 5xx from it
+    caller_left: bool = False
+    sent_s: float | None = None  # from the request's start to when it was passed on
+    first_s: float | None = None  # from its start to the first event of its stream
+    duration_s: float = 0.0
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class EngineSample(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine says of itself; None where it does not."""
+
+    running: int | None = None
+    waiting: int | None = None
+    kv_share: float | None = None
+
+
+class Routed(msgspec.Struct, frozen=True):
+    """Pass the request on to the first of `hosts`; to the second if it cannot be reached."""
+
+    id: str
+    hosts: tuple[int, ...]
+    reason: str
+
+
+class Held(msgspec.Struct, frozen=True):
+    """The request waits in Headway's queue, at most until then; another answer follows."""
+
+    id: str
+    until_s: float
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The request is not served."""
+
+    id: str
+    status: int
+    code: str
+    message: str
+    retry_after_s: float | None = None
+
+
+class Left(msgspec.Struct, frozen=True):
+    """The caller had left before the request was known: nobody hears an answer."""
+
+    id: str
+
+
+Answer = Routed | Held | Refused | Left

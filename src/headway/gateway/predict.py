@@ -1,0 +1,139 @@
+"""What is predicted of a request before it runs: its output, its time to first token, its pace; learned as it goes."""
+
+from __future__ import annotations
+
+import math
+
+from headway.cost import StepTable
+
+LEARNING = 0.05  # weight of the newest observation: about the last forty count
+KNOWN_AFTER = 20  # observations, where no cost model says what to expect
+SIGMA_LEAST = 0.15  # of ln(actual / predicted): nothing is predicted better than by about 15 %
+RATIO_RANGE = (0.05, 20.0)
+NOMINAL_FIRST_S, NOMINAL_TOKEN_S, NOMINAL_PACE_S = 0.02, 50e-6, 0.02
+
+
+class OutputLengths:
+    """Output tokens by tenant: an exponentially weighted mean, and a quantile that follows by small steps.
+
+    The quantile moves up by `quantile` and down by `1 - quantile` steps in the logarithm, which settles where that
+    share of the observations lies below.
+    """
+
+    def __init__(self, quantile: float = 0.9) -> None:
+        self.quantile = quantile
+        self.known: dict[int, tuple[float, float]] = {}
+
+    def predict(self, tenant: int, max_tokens: int | None) -> float:
+        """Return the mean expected, at most what the request allows; NaN when nothing is known."""
+        if tenant in self.known:
+            return min(self.known[tenant][0], max_tokens or math.inf)
+        return math.nan
+
+    def budget(self, tenant: int, max_tokens: int | None) -> int:
+        """Return the tokens to set aside: the upper quantile, at most what the request allows; 256 when unknown."""
+        expected = self.known[tenant][1] if tenant in self.known else 256.0
+        return math.ceil(min(expected, max_tokens or math.inf))
+
+    def learn(self, tenant: int, tokens: int) -> None:
+        """Take in what a request did generate."""
+        seen = float(max(tokens, 1))
+        mean, upper = self.known.get(tenant, (seen, seen))
+        step = 2 * LEARNING * (self.quantile if seen > upper else self.quantile - 1)
+        self.known[tenant] = mean + LEARNING * (seen - mean), upper * math.exp(step)
+
+
+class TokenSizes:
+    """Bytes of a prompt's text per token, by tenant: 4 until engines report how many tokens a prompt was."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, float] = {}
+
+    def tokens(self, tenant: int, size_bytes: int) -> int:
+        """Estimate the tokens of a prompt."""
+        return max(round(size_bytes / self.known.get(tenant, 4.0)), 1)
+
+    def learn(self, tenant: int, size_bytes: int, tokens: int) -> None:
+        """Take in what the engine counted."""
+        if tokens > 0 and size_bytes > 0:
+            was = self.known.get(tenant, 4.0)
+            self.known[tenant] = was + LEARNING * (min(max(size_bytes / tokens, 0.5), 64.0) - was)
+
+
+class Pace:
+    """How fast one replica is: the cost model's step table, or a nominal law, times a ratio learned from what is seen.
+
+    The nominal law, where no table is given, is 20 ms and 50 us a token to the first token, and 20 ms a token after it;
+    what it predicts counts only once `KNOWN_AFTER` requests have corrected it.
+    """
+
+    def __init__(self, table: StepTable | None) -> None:
+        self.table = table
+        self.ratio = 1.0
+        self.token_ratio = 1.0
+        self.variance = 0.25
+        self.observed = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether predictions may be acted on."""
+        return self.table is not None or self.observed >= KNOWN_AFTER
+
+    def first_s(self, new: int, cached: int, ahead: int, running: int, context: int) -> tuple[float, float]:
+        """Predict what a prompt adds: seconds of the engine's work, and seconds that pass beside it.
+
+        `new` tokens are computed after `cached` ones, behind `ahead` tokens of other prompts and beside `running`
+        requests. An engine computes waiting prompts together, so a short one behind others adds little: what it adds is
+        the difference to the steps that are needed without it.
+        """
+        if self.table is None:
+            return self.ratio * NOMINAL_TOKEN_S * new, self.ratio * NOMINAL_FIRST_S
+        running = min(running, self.table.max_seqs - 1)
+        room = max(self.table.max_batched_tokens - running, 1)
+        begun = ahead % room
+        with_it = self._prompts_s(self.table, begun + new, cached, room, running, context)
+        without = self._prompts_s(self.table, begun, 0, room, running, context)
+        return self.ratio * max(with_it - without, 0.0), self.ratio * self.table.intake_s
+
+    def _prompts_s(self, table: StepTable, left: int, prefix: int, room: int, running: int, context: int) -> float:
+        seconds = 0.0
+        while left > 0:
+            chunk = min(left, room)
+            seconds += self._step_s(table, running, context, [(prefix, chunk)])
+            prefix, left = prefix + chunk, left - chunk
+        return seconds
+
+    def token_s(self, running: int, context: int) -> float:
+        """Predict the seconds from one output token to the next with so many running."""
+        if self.table is None:
+            return self.token_ratio * NOMINAL_PACE_S
+        running = min(max(running, 1), self.table.max_seqs)
+        return self.token_ratio * max(self._step_s(self.table, running, context, []), 1e-6)
+
+    @staticmethod
+    def _step_s(table: StepTable, running: int, context: int, chunks: list[tuple[int, int]]) -> float:
+        windowed = min(context, running * table.window) if table.window else 0
+        seconds = table.step_seconds(running, context if running else 0, windowed if running else 0, chunks)
+        if table.stages > 1:
+            tokens = running + sum(new for _, new in chunks)
+            seconds = table.stages * seconds + (table.stages - 1) * float(table.p2p_s[tokens])
+        return seconds
+
+    def learn_first(self, predicted_s: float, actual_s: float) -> None:
+        """Take in how long a first token did take."""
+        error = math.log(max(actual_s, 1e-4) / max(predicted_s, 1e-4))
+        self.observed += 1
+        self.variance += LEARNING * (min(error * error, 9.0) - self.variance)
+        self.ratio = min(max(self.ratio * math.exp(LEARNING * error), RATIO_RANGE[0]), RATIO_RANGE[1])
+
+    def learn_token(self, predicted_s: float, actual_s: float) -> None:
+        """Take in how far apart tokens did come."""
+        error = math.log(max(actual_s, 1e-6) / max(predicted_s, 1e-6))
+        self.token_ratio = min(max(self.token_ratio * math.exp(LEARNING * error), RATIO_RANGE[0]), RATIO_RANGE[1])
+
+    def chance(self, predicted_s: float, limit_s: float) -> float:
+        """Return the probability that what is predicted comes within the limit: errors are taken as lognormal."""
+        if predicted_s <= 0 or limit_s == math.inf:
+            return 1.0
+        sigma = max(math.sqrt(self.variance), SIGMA_LEAST)
+        return 0.5 * math.erfc(-(math.log(limit_s) - math.log(predicted_s)) / (sigma * math.sqrt(2)))

@@ -1,0 +1,224 @@
+"""The section `gateway:` of a deployment file: addresses, tenants, classes of service, limits, health.
+
+It stands beside the deployment's own fields in one file, so that what `simulate` judged is what `serve` runs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+import msgspec
+
+from headway.errors import BadInput
+from headway.metrics import Slo
+from headway.specs import Spec
+from headway.units import parse_seconds
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class Tenant(Spec, frozen=True, kw_only=True):
+    """Who may ask, by the SHA-256 of each API key, and how much: no limit where none is given.
+
+    `tokens_per_min` counts prompts and what is expected to be generated, corrected when a request ends.
+    `slo_class` is the class of requests that name none ("" is the first).
+
+    Raises:
+        BadInput: a key that is not a hash, or a limit that is not above zero.
+    """
+
+    name: str
+    keys_sha256: tuple[str, ...] = ()
+    requests_per_min: float | None = None
+    tokens_per_min: float | None = None
+    concurrency: int | None = None
+    slo_class: str = ""
+
+    def __post_init__(self) -> None:
+        for key in self.keys_sha256:
+            if not _HASH.fullmatch(key):
+                raise BadInput(
+                    f"tenant {self.name!r}: a key is kept as its SHA-256, 64 lower-case hexadecimal digits; came text "
+                    f"of {len(key)} characters; `printf %s KEY | sha256sum` hashes one"
+                )
+        for field in ("requests_per_min", "tokens_per_min", "concurrency"):
+            value = getattr(self, field)
+            if value is not None and value <= 0:
+                raise BadInput(
+                    f"tenant {self.name!r}: {field}={value:g}: expected a number above 0, or none for no limit"
+                )
+
+
+class SloClass(Spec, frozen=True, kw_only=True):
+    """A class of requests: what is promised, how urgent it is, and when a promise is not worth making.
+
+    A request is refused at once when the chance that it meets `slo.ttft_s` is predicted below `refuse_below`; 0 never
+    refuses. `priority`: lower is more urgent. `deadline_s`: from arrival to the last token, none when absent.
+    """
+
+    name: str = "default"
+    slo: Slo = Slo()
+    priority: int = 0
+    deadline_s: float | None = None
+    refuse_below: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.refuse_below < 1:
+            raise BadInput(
+                f"class {self.name!r}: refuse_below={self.refuse_below:g}: expected a share from 0 to below 1"
+            )
+        if self.deadline_s is not None and self.deadline_s <= 0:
+            raise BadInput(f"class {self.name!r}: deadline_s={self.deadline_s:g}: expected a time above 0")
+
+
+class Limits(Spec, frozen=True, kw_only=True):
+    """Bounds that keep the gateway and the engines behind it whole.
+
+    `in_flight` requests at a replica at once (absent: the engine's `max_seqs`, or 64 where no engine is described);
+    further ones wait in Headway's queue, at most `held` of them and each at most `hold_s`, where the order policy
+    chooses who goes next; a request's priority rises by one for every `aging_s` it waits (0: never).
+    `body_bytes`, `headers_kb`: of one request. `idle_s`: a stream without a byte for so long is closed; it also bounds
+    waiting for the first one. `drain_s`: what running streams are given when the gateway stops.
+    """
+
+    in_flight: int | None = None
+    held: int = 1024
+    hold_s: float = 30.0
+    aging_s: float = 10.0
+    body_bytes: int = 4 << 20
+    headers_kb: int = 32
+    connections: int = 10_000
+    idle_s: float = 300.0
+    drain_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in ("held", "hold_s", "aging_s", "drain_s"):
+            if getattr(self, field) < 0:
+                raise BadInput(f"limits.{field}={getattr(self, field):g}: expected 0 or more")
+        for field in ("body_bytes", "headers_kb", "connections", "idle_s"):
+            if getattr(self, field) <= 0:
+                raise BadInput(f"limits.{field}={getattr(self, field):g}: expected a number above 0")
+        if self.in_flight is not None and self.in_flight < 1:
+            raise BadInput(f"limits.in_flight={self.in_flight}: expected 1 or more, or none for the engine's max_seqs")
+        if self.idle_s <= self.hold_s:
+            raise BadInput(
+                f"limits.idle_s={self.idle_s:g} is not above hold_s={self.hold_s:g}: the timer runs while a request "
+                "is held, so it must exceed the longest hold and the time to the first token"
+            )
+
+
+class Health(Spec, frozen=True, kw_only=True):
+    """`failures` in a row eject a replica; a GET of `path` every `probe_s` that answers below 500 brings it back."""
+
+    failures: int = 3
+    probe_s: float = 1.0
+    timeout_s: float = 2.0
+    path: str = "/health"
+
+    def __post_init__(self) -> None:
+        if self.failures < 1 or self.probe_s <= 0 or self.timeout_s <= 0:
+            raise BadInput("health: expected failures of at least 1, and probe_s and timeout_s above 0")
+        if not self.path.startswith("/"):
+            raise BadInput(f"health.path {self.path!r}: expected a path, as in /health")
+
+
+class GatewaySpec(Spec, frozen=True, kw_only=True):
+    """What `headway serve` needs beside the deployment.
+
+    `upstreams`: one HTTP address (host:port) per replica, in the order of the pools. `models`: names that requests may
+    ask for; the first is the deployment's model where none is given. `tenants`: without any, everyone may ask.
+    `salt_prefixes`: requests are sent on with a `cache_salt` of their tenant, so that engines that know it (vLLM) share
+    no prefix between tenants; a caller's own is removed in either case.
+    `admin`: where `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is `admin_key_sha256`.
+
+    Raises:
+        BadInput: an address that is none, two tenants with one key, or a name that comes twice.
+    """
+
+    listen: str = "127.0.0.1:8080"
+    admin: str = "127.0.0.1:8081"
+    admin_key_sha256: str = ""
+    upstreams: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    tenants: tuple[Tenant, ...] = ()
+    classes: tuple[SloClass, ...] = (SloClass(),)
+    limits: Limits = Limits()
+    health: Health = Health()
+    salt_prefixes: bool = False
+    scrape_s: float = 1.0
+    envoy: str = ""
+    envoy_threads: int = 1
+
+    def __post_init__(self) -> None:
+        for where in ("listen", "admin"):
+            address(getattr(self, where), f"gateway.{where}")
+        for i, text in enumerate(self.upstreams):
+            address(text, f"gateway.upstreams.{i}")
+        if not self.upstreams:
+            raise BadInput("gateway.upstreams is empty: give the address of each replica, as in 127.0.0.1:8000")
+        _once("upstreams", list(self.upstreams))
+        _once("tenants", [tenant.name for tenant in self.tenants])
+        _once("classes", [klass.name for klass in self.classes])
+        _once("keys of tenants", [key for tenant in self.tenants for key in tenant.keys_sha256])
+        if not self.classes:
+            raise BadInput("gateway.classes is empty: leave it out for one class without limits")
+        if self.scrape_s <= 0 or self.envoy_threads < 1:
+            raise BadInput("gateway: expected scrape_s above 0 and envoy_threads of at least 1")
+        if self.admin_key_sha256 and not _HASH.fullmatch(self.admin_key_sha256):
+            raise BadInput(
+                "gateway.admin_key_sha256: expected 64 hexadecimal digits; `printf %s KEY | sha256sum` hashes one"
+            )
+        known = [klass.name for klass in self.classes]
+        for tenant in self.tenants:
+            if tenant.slo_class and tenant.slo_class not in known:
+                raise BadInput(f"tenant {tenant.name!r}: slo_class {tenant.slo_class!r} is none of {', '.join(known)}")
+
+    def class_index(self, name: str) -> int:
+        """Return the place of a class by its name; raises ValueError when there is none."""
+        return [klass.name for klass in self.classes].index(name)
+
+
+def address(text: str, where: str) -> tuple[str, int]:
+    """Return host and port of ``host:port``.
+
+    Raises:
+        BadInput: another form, a scheme, or a port out of range.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.strip("[]")
+    if "://" in text or not colon or not host or "/" in text:
+        raise BadInput(
+            f"{where}: {text!r}: expected host:port without scheme and path, as in 127.0.0.1:8000; plain HTTP"
+        )
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise BadInput(f"{where}: {text!r}: expected a port from 1 to 65535 after the last colon")
+    return host, int(port)
+
+
+def is_loopback(text: str) -> bool:
+    """Whether an address listens on this machine alone."""
+    host, _ = address(text, "address")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def seconds_of_header(text: str) -> float:
+    """Return the seconds that a header gives: ``2s``, ``1500ms``; raises `BadInput` for zero, too."""
+    seconds = parse_seconds(text)
+    if seconds <= 0:
+        raise BadInput(f"{text!r} is not above zero")
+    return seconds
+
+
+def _once(what: str, names: list[str]) -> None:
+    twice = sorted({name if len(name) < 64 else name[:8] + "..." for name in names if names.count(name) > 1})
+    if twice:
+        raise BadInput(f"gateway: {what} come twice: {', '.join(twice)}")
+
+
+def with_models(spec: GatewaySpec, models: tuple[str, ...]) -> GatewaySpec:
+    """Return the spec with these names where it gives none."""
+    return spec if spec.models else msgspec.structs.replace(spec, models=models)

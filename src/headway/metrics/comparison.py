@@ -1,0 +1,271 @@
+"""Two results side by side, simulated or measured, with intervals for their differences where rows are known.
+
+Same workload and seed: request i of the one is request i of the other, and what is looked at is each request's own
+difference, in which the luck of lengths and arrivals cancels. Requests that queue behind each other share their fate,
+so intervals come from batches of consecutive ones: means by batch means with Student's t (A. M. Law, *Simulation
+Modeling and Analysis*, section 9.5.3), percentiles by a bootstrap of blocks (D. N. Politis and J. P. Romano, *A
+circular block-resampling procedure for stationary data*, 1992).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.metrics.attainment import BATCHES, T95, attained
+from headway.metrics.records import Records
+from headway.metrics.result import Latency, Result
+from headway.metrics.slo import Slo
+from headway.specs import Spec
+
+__all__ = ["Comparison", "Difference", "compare"]
+
+SCHEMA = "headway.comparison/1"
+SHARES = ("mean", "p50", "p90", "p99")
+RESAMPLES, RESAMPLED_VALUES = 400, 2e8  # the second bounds the first where there are many requests
+LEAST_RESAMPLES = 50
+ROUNDING = 1e-9  # of a figure
+AT_ONCE_VALUES = 1e6  # of resamples, in memory
+
+Floats = NDArray[np.float64]
+
+
+class Difference(Spec, frozen=True, kw_only=True):
+    """One figure of both results. `low` and `high` hold the difference b - a at 95 %; None where rows are missing.
+
+    `requests` were looked at for it: pairs where it is paired. `client_error` is what the load generators that measured
+    them say they read too much, together.
+    """
+
+    figure: str
+    unit: Literal["s", "1/s", "share", "J"]
+    a: float | None
+    b: float | None
+    difference: float | None
+    low: float | None = None
+    high: float | None = None
+    requests: int = 0
+    client_error: float | None = None
+
+    @property
+    def noise(self) -> bool | None:
+        """Whether the difference may be chance, or the error of the client that measured; None without an interval."""
+        least = max(self.client_error or 0.0, ROUNDING * abs(self.a or 0.0))
+        if self.difference is not None and 0.0 < abs(self.difference) <= least:
+            return True
+        return None if self.low is None or self.high is None else self.low <= 0.0 <= self.high
+
+
+class Comparison(Spec, frozen=True, kw_only=True):
+    """Differences of two results, b - a. `unpaired_because` says why requests could not be paired, "" if they were."""
+
+    schema: str = SCHEMA
+    paired: bool
+    unpaired_because: str = ""
+    notes: list[str] = []  # noqa: RUF012 - msgspec copies it
+    differences: list[Difference]
+
+
+class _Rows(NamedTuple):
+    """The measured rows of both, in order of arrival; of equal length and by pairs where `paired`."""
+
+    a: Records
+    b: Records
+    paired: bool
+
+
+def compare(a: Result, b: Result, slo: Slo | None = None) -> Comparison:
+    """Return the differences of two results.
+
+    Attainment is judged anew under `slo`, by default the limits the results share; without rows it is what they say.
+    """
+    why = _unpaired(a, b)
+    rows = None if a.records is None or b.records is None else _rows(a.records, b.records, not why)
+    notes = []
+    if rows is not None and rows.paired and len(rows.a) < min(_measured(a.records), _measured(b.records)):
+        notes.append(f"{len(rows.a):,} requests are measured in both, and only these are paired")
+    found = [
+        *_with_error(_latency("TTFT", a.ttft_s, b.ttft_s, rows, "ttft_s"), a, b, "ttft_s"),
+        *_latency("TPOT", a.tpot_s, b.tpot_s, rows, "tpot_s"),
+        *_with_error(_latency("ITL", a.itl_s, b.itl_s, None, ""), a, b, "itl_s"),
+        *_latency("E2E", a.e2e_s, b.e2e_s, rows, "e2e_s"),
+        *_throughput(a, b, rows),
+        _attainment(a, b, rows, slo),
+        _energy(a, b),
+    ]
+    if slo is None and a.slo.limits and b.slo.limits and a.slo.limits != b.slo.limits:
+        notes.append("the results were judged by different limits: --ttft, --tpot and --e2e judge both by the same")
+    known = [one for one in found if one.a is not None or one.b is not None]
+    return Comparison(paired=rows is not None and rows.paired, unpaired_because=why, notes=notes, differences=known)
+
+
+def mean_interval(values: Floats) -> tuple[float, float]:
+    """Return mean and half the 95 % interval of at least 2 values, by means of batches of consecutive ones."""
+    means = np.array([batch.mean() for batch in np.array_split(values, min(BATCHES, len(values)))])
+    half = T95[len(means) - 2] * float(means.std(ddof=1)) / math.sqrt(len(means))
+    return float(values.mean()), half
+
+
+def percentile_interval(a: Floats, b: Floats, percent: float, paired: bool) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of a percentile, b - a, by a bootstrap of blocks."""
+    rng = np.random.default_rng(0)
+    times = int(max(LEAST_RESAMPLES, min(RESAMPLES, RESAMPLED_VALUES / (len(a) + len(b)))))
+    at_once = max(1, int(AT_ONCE_VALUES / (len(a) + len(b))))
+    found = []
+    for first in range(0, times, at_once):
+        rows = min(at_once, times - first)
+        places = _resampled(rng, len(a), rows)
+        others = places if paired else _resampled(rng, len(b), rows)
+        found.append(np.percentile(b[others], percent, axis=1) - np.percentile(a[places], percent, axis=1))
+    low, high = np.percentile(np.concatenate(found), (2.5, 97.5)).tolist()
+    return low, high
+
+
+def _resampled(rng: np.random.Generator, n: int, rows: int) -> NDArray[np.int64]:
+    """Places of n values, in each row anew, in blocks of about sqrt(n) consecutive ones, which wrap around."""
+    length = max(1, math.isqrt(n))
+    starts = rng.integers(0, n, (rows, -(-n // length)))
+    return np.asarray(((starts[:, :, None] + np.arange(length)) % n).reshape(rows, -1)[:, :n])
+
+
+def _unpaired(a: Result, b: Result) -> str:
+    if a.records is None or b.records is None:
+        return "rows of both are needed: --records names their files"
+    if a.workload is None or a.workload != b.workload:
+        return "the workloads differ"
+    return "" if a.seed is not None and a.seed == b.seed else "the seeds differ"
+
+
+def _measured(records: Records | None) -> int:
+    return 0 if records is None else int(records["measured"].sum())
+
+
+def _rows(a: Records, b: Records, paired: bool) -> _Rows:
+    kept = [_taken(records, np.flatnonzero(records["measured"])) for records in (a, b)]
+    if paired:
+        ids, at_a, at_b = np.intersect1d(kept[0]["id"], kept[1]["id"], return_indices=True)
+        if len(ids) >= 2:
+            order = np.argsort(kept[0]["arrival_s"][at_a], kind="stable")
+            return _Rows(_taken(kept[0], at_a[order]), _taken(kept[1], at_b[order]), True)
+    left, right = (_taken(one, np.argsort(one["arrival_s"], kind="stable")) for one in kept)
+    return _Rows(left, right, False)
+
+
+def _taken(records: Records, places: NDArray[np.int64]) -> Records:
+    return Records({name: column[places] for name, column in records.columns.items()})
+
+
+def _latency(name: str, a: Latency, b: Latency, rows: _Rows | None, column: str) -> list[Difference]:
+    values = None if rows is None else _finite(getattr(rows.a, column), getattr(rows.b, column), rows)
+    found = []
+    for share in SHARES:
+        left, right = getattr(a, share), getattr(b, share)
+        between = None if left is None or right is None else right - left
+        known = values is not None and rows is not None and min(map(len, values)) >= 2 and between is not None
+        low = high = None
+        if known and values is not None and rows is not None:
+            between, low, high = _interval(*values, share, rows.paired)
+        found.append(
+            Difference(figure=f"{name} {share}", unit="s", a=left, b=right, difference=between, low=low, high=high,
+                       requests=len(values[0]) if values is not None and known else 0)
+        )  # fmt: skip
+    return found
+
+
+def _with_error(found: list[Difference], a: Result, b: Result, figure: str) -> list[Difference]:
+    """The differences with what the clients of measured results say of their own error."""
+    errors = [_client_error(one, figure) for one in (a, b)]
+    return [
+        msgspec.structs.replace(one, client_error=sum(error.get(at, 0.0) for error in errors) or None)
+        for one in found
+        for at in ["p99" if one.figure.endswith("p99") else "p50"]
+    ]
+
+
+def _client_error(result: Result, figure: str) -> dict[str, float]:
+    client = result.provenance.get("measured", {}).get("client", {})
+    error: dict[str, float] = (client.get("error") or {}).get(figure, {})
+    return error
+
+
+def _finite(a: Floats, b: Floats, rows: _Rows) -> tuple[Floats, Floats]:
+    """Values of finished requests: of pairs where both have one."""
+    good_a, good_b = rows.a.finished & np.isfinite(a), rows.b.finished & np.isfinite(b)
+    if rows.paired:
+        good_a = good_b = good_a & good_b
+    return a[good_a], b[good_b]
+
+
+def _interval(a: Floats, b: Floats, share: str, paired: bool) -> tuple[float, float, float]:
+    if share != "mean":
+        percent = float(share[1:])
+        between = float(np.percentile(b, percent) - np.percentile(a, percent))
+        return between, *percentile_interval(a, b, percent, paired)
+    if paired:
+        between, half = mean_interval(b - a)
+    else:
+        (mean_a, half_a), (mean_b, half_b) = mean_interval(a), mean_interval(b)
+        between, half = mean_b - mean_a, math.hypot(half_a, half_b)
+    return between, between - half, between + half
+
+
+def _throughput(a: Result, b: Result, rows: _Rows | None) -> list[Difference]:
+    found = []
+    for figure, field in (("requests/s", "requests_per_s"), ("output tokens/s", "output_tokens_per_s")):
+        left, right = getattr(a.throughput, field), getattr(b.throughput, field)
+        between = None if left is None or right is None else right - left
+        low = high = None
+        if between is not None and a.records is not None and b.records is not None:
+            slices = [_rates(one, field) for one in (a, b)]
+            if rows is not None and rows.paired:
+                half = mean_interval(slices[1] - slices[0])[1]
+            else:
+                half = math.hypot(mean_interval(slices[0])[1], mean_interval(slices[1])[1])
+            low, high = between - half, between + half
+        found.append(Difference(figure=figure, unit="1/s", a=left, b=right, difference=between, low=low, high=high))
+    return found
+
+
+def _rates(result: Result, field: str) -> Floats:
+    """Rates in `BATCHES` equal parts of the window."""
+    records = result.records
+    assert records is not None
+    done = records.finished
+    weights = records["output_tokens"][done] if field == "output_tokens_per_s" else None
+    ends = (result.window.start_s, max(result.window.end_s, result.window.start_s + 1e-9))
+    counts, edges = np.histogram(records["last_token_s"][done], bins=BATCHES, range=ends, weights=weights)
+    return np.asarray(counts / np.diff(edges), dtype=np.float64)
+
+
+def _attainment(a: Result, b: Result, rows: _Rows | None, slo: Slo | None) -> Difference:
+    left_limits, right_limits = a.slo.limits or b.slo.limits, b.slo.limits or a.slo.limits
+    shared = slo or (left_limits if left_limits == right_limits else None)
+    low: float | None = None
+    high: float | None = None
+    if rows is not None and shared is not None and min(len(rows.a), len(rows.b)) >= 2:
+        good_a, good_b = (attained(one, shared).astype(np.float64) for one in (rows.a, rows.b))
+        between, low, high = _interval(good_a, good_b, "mean", rows.paired)
+        return Difference(
+            figure="attainment", unit="share", a=float(good_a.mean()), b=float(good_b.mean()), difference=between,
+            low=low, high=high, requests=len(good_a),
+        )  # fmt: skip
+    left, right = a.slo.attainment, b.slo.attainment
+    if left is None or right is None:
+        return Difference(figure="attainment", unit="share", a=left, b=right, difference=None)
+    ends = (a.slo.attainment_low, a.slo.attainment_high, b.slo.attainment_low, b.slo.attainment_high)
+    if None not in ends:
+        low_a, high_a, low_b, high_b = (float(end or 0.0) for end in ends)
+        low = right - left - math.hypot(right - low_b, high_a - left)
+        high = right - left + math.hypot(high_b - right, left - low_a)
+    return Difference(figure="attainment", unit="share", a=left, b=right, difference=right - left, low=low, high=high)
+
+
+def _energy(a: Result, b: Result) -> Difference:
+    """Joules per output token: a measured run that read no meter has none."""
+    left, right = (one.energy.joules_per_output_token if one.energy.joules else None for one in (a, b))
+    between = None if left is None or right is None else right - left
+    return Difference(figure="energy per output token", unit="J", a=left, b=right, difference=between)

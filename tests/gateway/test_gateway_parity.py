@@ -1,0 +1,113 @@
+"""One policy object, two hosts: what it decided in the simulator it decides for the same numbers in the gateway."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from headway.cost import Replica
+from headway.gateway.fence import Fence
+from headway.gateway.live import LiveCluster, LivePool, LiveReplica, LiveRequest
+from headway.policies import Policy, policy, policy_names
+from headway.sim import Deployment, Policies, Pool, simulate
+from headway.state import Accept, QueueView
+from headway.workload import workload
+
+FIELDS = ("running", "waiting", "waiting_tokens", "context_tokens", "kv_used_blocks")
+SEEN: list[Any] = []
+SEED = 3
+
+
+class Stock:
+    """A prefix index that answers what the simulator's replica did."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def cached_tokens(self, chain: tuple[int, ...], prompt_tokens: int) -> int:
+        return self.tokens
+
+
+class Recorder(Policy):
+    """Asks the policy it is named after, and writes down what was shown and what was said."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        self.asked = policy(kind, name)
+        self.reads_progress = self.asked.reads_progress
+
+    def route(self, request: Any, pool: Any) -> Any:
+        answer = self.asked.route(request, pool)
+        SEEN.append((request_of(request), pool.role, *pool_of(pool, request), (answer.index, answer.reason)))
+        return answer
+
+    def admit(self, request: Any, cluster: Any) -> Any:
+        answer = self.asked.admit(request, cluster)
+        refused = None if isinstance(answer, Accept) else answer.reason
+        SEEN.append((request_of(request), "mixed", *pool_of(cluster.pools[0], request), refused))
+        return answer
+
+
+def request_of(request: Any) -> LiveRequest:
+    made = LiveRequest(request.id, request.arrival_s, request.prompt_tokens)
+    made.describe(
+        request.predicted_output_tokens, request.priority, request.deadline_s, request.slo_class, request.tenant, ()
+    )
+    return made
+
+
+def pool_of(pool: Any, request: Any) -> tuple[float, list[LiveReplica]]:
+    """The same numbers in the gateway's own views."""
+    replicas = []
+    for theirs in pool.replicas:
+        ours = LiveReplica(theirs.index, theirs.kv_total_blocks, Stock(theirs.cached_tokens(request)))
+        ours.show(*(getattr(theirs, field) for field in FIELDS))
+        replicas.append(ours)
+    return pool.now, replicas
+
+
+def recorded(kind: str, name: str) -> list[Any]:
+    SEEN.clear()
+    named = f"{__name__}:Recorder"
+    policies = Policies(**{kind: named}, params={kind: {"kind": kind, "name": name}})
+    pool = Pool(count=3, replica=Replica(model="llama-3.1-8b", gpu="l40s"))
+    simulate(Deployment(pools=(pool,), policies=policies), workload("agent", requests=300, rate=3.0), seed=SEED)
+    return list(SEEN)
+
+
+@pytest.mark.parametrize("name", policy_names("route"))
+def test_routes_are_the_same_in_both_hosts(name):
+    asks = recorded("route", name)
+    fence, pool = Fence({"route": policy("route", name)}), LivePool("mixed", [], Random(f"{SEED}/route/0"))
+    assert len(asks) == 300
+    for request, role, now, replicas, said in asks:
+        assert role == "mixed"
+        pool.show(now, replicas)
+        assert fence.route(request, pool) == said
+    assert not fence.errors
+    assert len({said[0] for *_, said in asks}) == 3, "the case is one in which routes differ"
+
+
+@pytest.mark.parametrize("name", policy_names("admit"))
+def test_admissions_are_the_same_in_both_hosts(name):
+    asks = recorded("admit", name)
+    pool = LivePool("mixed", [], Random(0))
+    fence, cluster = Fence({"admit": policy("admit", name)}), LiveCluster((pool,), Random(f"{SEED}/admit"))
+    for request, _, now, replicas, said in asks:
+        pool.show(now, replicas)
+        cluster.show(now)
+        assert fence.admit(request, cluster) == said
+    assert not fence.errors
+
+
+@pytest.mark.parametrize("name", policy_names("order"))
+def test_keys_are_those_the_policy_gives(name):
+    rng = Random(1)
+    waiting = []
+    for i in range(50):
+        request = LiveRequest(i, i * 0.1, rng.randint(1, 9999))
+        request.describe(rng.uniform(1, 500), rng.randint(-2, 2), rng.choice([5.0, float("inf")]), 0, 0, ())
+        waiting.append(request)
+    direct = policy("order", name).order(QueueView(9.0, waiting))
+    assert Fence({"order": policy("order", name)}).keys(9.0, waiting) == [float(key) for key in direct]

@@ -1,0 +1,91 @@
+"""A tiny OpenAI-like engine on asyncio: streams tokens at a pace, remembers what it was sent, fails when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+
+
+class Upstream:
+    """`tokens` tokens, `pace_s` apart, after `first_s`; `fail` "reset" closes before the first byte."""
+
+    def __init__(self, tokens: int = 4, pace_s: float = 0.005, first_s: float = 0.005) -> None:
+        self.tokens, self.pace_s, self.first_s = tokens, pace_s, first_s
+        self.fail = ""
+        self.seen: list[tuple[str, bytes]] = []
+        self.active = 0
+        self.cut = 0
+        self.port = 0
+        self.writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self, port: int = 0) -> None:
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", port, limit=1 << 23)
+        self.port = self.server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        self.server.close()
+        for writer in list(self.writers):
+            writer.transport.abort()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.add(writer)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                while await self.one(reader, writer):
+                    pass
+        finally:
+            self.writers.discard(writer)
+            writer.close()
+
+    async def one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        size = re.search(r"content-length: (\d+)", head, re.I)
+        body = await reader.readexactly(int(size[1])) if size else b""
+        if head.startswith("GET"):
+            text = f"vllm:num_requests_running {self.active}\nvllm:num_requests_waiting 0\n".encode()
+            text = text if head.startswith("GET /metrics") else b"ok"
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(text) + text)
+            await writer.drain()
+            return False
+        self.seen.append((head, body))
+        if self.fail == "reset":
+            writer.transport.abort()
+            return False
+        self.active += 1
+        try:
+            await asyncio.sleep(self.first_s)
+            await (self.stream if json.loads(body).get("stream") else self.whole)(writer)
+        except OSError:
+            self.cut += 1
+            raise
+        finally:
+            self.active -= 1
+        return True
+
+    async def whole(self, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self.tokens * self.pace_s)
+        usage = {"prompt_tokens": 9, "completion_tokens": self.tokens, "total_tokens": 9 + self.tokens}
+        text = json.dumps({"object": "chat.completion", "port": self.port, "usage": usage}).encode()
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(text) + text
+        )
+        await writer.drain()
+
+    async def stream(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for i in range(self.tokens + 1):  # the first names the role only
+            delta = {"role": "assistant", "content": ""} if not i else {"content": f'"{i}'}
+            await self.event(writer, json.dumps({"choices": [{"delta": delta}], "port": self.port}).encode())
+            await asyncio.sleep(self.pace_s)
+        await self.event(writer, b"[DONE]")
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    async def event(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        text = b"data: " + data + b"\n\n"
+        writer.write(b"%x\r\n" % len(text) + text + b"\r\n")
+        await writer.drain()
+        if writer.transport.is_closing():
+            raise ConnectionResetError("the caller left")
