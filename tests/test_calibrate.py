@@ -301,3 +301,12 @@ def unseen_change(rows) -> list[float]:
     laws = (np.array([f.shipped for f in figures]), predictions(figures, term_values(found.calibration)))
     before, after = (errors_by_metric(figures, np.log(said / measured_)) for said in laws)
     return [after[metric] - before[metric] for metric in before]
+
+
+def test_a_fingerprint_of_another_gpu_is_refused(tmp_path):
+    from headway.cli.calibrate import _check_machine
+
+    _check_machine({"gpu": "NVIDIA H100 80GB HBM3"}, "h100-sxm")
+    _check_machine({}, "h100-sxm")
+    with pytest.raises(BadInput, match="A100"):
+        _check_machine({"gpu": "NVIDIA A100-SXM4-80GB"}, "h100-sxm")

@@ -96,7 +96,7 @@ def test_ratios_are_surer_the_better_the_evidence_and_surer_than_single_figures(
     assert 0.0 < spreads[0] < median(math.log(high / low) for low, high in ends)
 
 
-def test_a_calibration_of_the_model_is_never_wider_and_narrower_where_it_was_near():
+def test_a_calibrations_interval_is_as_wide_as_its_own_points_were_off():
     bare = Replica(model="llama-3.1-8b", gpu="rtx-4090")
     own = Calibration(gpu="rtx-4090", engine="vllm", models=("llama-3.1-8b",), held_out=(("tpot", 0.03), ("ttft", 9.0)))
     replica = msgspec.structs.replace(bare, calibration=own)
@@ -104,7 +104,8 @@ def test_a_calibration_of_the_model_is_never_wider_and_narrower_where_it_was_nea
     for coverage in (0.5, 0.9):
         tight, wide = interval(replica, "tpot", coverage), interval(bare, "tpot", coverage)
         assert wide[0] < tight[0] < 1.0 < tight[1] < wide[1]
-        assert interval(replica, "ttft", coverage)[:2] == interval(bare, "ttft", coverage)[:2]
+        far, usual = interval(replica, "ttft", coverage), interval(bare, "ttft", coverage)
+        assert far[0] < usual[0] < usual[1] < far[1]
     other = msgspec.structs.replace(replica, model="llama-3.1-70b")
     assert evidence_level(other) == "seen GPU"
 

@@ -42,6 +42,7 @@ def calibrate(*, table_file: str, **asked: Any) -> None:
     with terminal.bar("calibrating") as bar:
         found = run(rows, source=f"{name} (sha256 {digest[:12]})", progress=bar.tell)
     terminal.show(calibration_text(found))
+    _check_machine(fingerprint, found.calibration.gpu)
     _deliver(terminal, found, _file(found, fingerprint, name, digest), asked)
 
 
@@ -85,6 +86,17 @@ def _fingerprint(path: str | None) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BadInput(f"{path}: expected a JSON object of names and values")
     return data
+
+
+def _check_machine(fingerprint: dict[str, Any], gpu_key: str) -> None:
+    """Refuse a fingerprint that names another GPU than the points."""
+    from headway.hardware import gpu_keys
+
+    name = str(fingerprint.get("gpu", ""))
+    words = set(name.lower().replace("-", " ").split())
+    named = {key.partition("-")[0] for key in gpu_keys()} & words
+    if named and gpu_key.partition("-")[0] not in named:
+        raise BadInput(f"the fingerprint is of {name!r}, the points of {gpu_key}: give that of the machine measured")
 
 
 def _named(path: str) -> tuple[str, str]:

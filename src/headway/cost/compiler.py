@@ -138,7 +138,7 @@ def _table(
         prompt_step_s=_prompt_step_s(site),
         intake_s=facts.host.intake_s,
         ranks=replica.dp,
-        provenance=provenance(card, laws, _laws_used(site)),
+        provenance=provenance(card, laws, _laws_used(site), facts),
     )
 
 

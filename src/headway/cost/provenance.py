@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from headway.cost.efficiency import Efficiency, Estimate, Law
+from headway.cost.engines import EngineFacts
 from headway.hardware import Gpu
 
 __all__ = ["provenance"]
 
-_HOST = "chosen on vLLM operating points published by NVIDIA aiconfigurator (Apache-2.0)"
 _POWER = "fitted on the GPU power of vLLM runs in ML.ENERGY Benchmark V3 (Apache-2.0)"
 _SCALED = {"own": "this GPU", "sibling": "a GPU of the same architecture, by TDP", "pooled": "other GPUs, by TDP"}
 _ASSUMED = "assumed by analogy: no public timings of this kind"
@@ -45,18 +45,20 @@ _UNITS = {
 }
 
 
-def provenance(card: Gpu, laws: Efficiency, used: Mapping[str, Law]) -> dict[str, Estimate]:
+def provenance(card: Gpu, laws: Efficiency, used: Mapping[str, Law], engine: EngineFacts) -> dict[str, Estimate]:
     """Return every number a table depends on by dotted name (`gpu.tdp_watts`, `gemm.bf16.compute`).
 
     `used` are the laws that took part, by the name they have in the data file. A table of ratios is one number, 1,
-    whose interval is that of its nodes.
+    whose interval is that of its nodes. Intervals of host terms are the median error of the release's figures: what a
+    term is off by alone is not known.
     """
+    host = f"{engine.name} from {engine.since}: {engine.source}"
     found = {f"gpu.{name}": _fact(card, name, getattr(card, name), unit) for name, unit in _CARD.items()}
     for dtype, flops in card.peak_flops.items():
         found[f"gpu.peak_flops.{dtype}"] = _fact(card, f"peak_flops.{dtype}", flops, "FLOP/s")
     for name, law in used.items():
         timed = f"{laws.source}; {_EVIDENCE[law.evidence]}: {law.timed}"
-        source = {"host": _HOST}.get(name, timed) if law.kind == "fitted" else _ASSUMED
+        source = {"host": host}.get(name, timed) if law.kind == "fitted" else _ASSUMED
         if name == "power":
             source = f"{_POWER}; {_SCALED[law.evidence]}: {law.timed}"
         found |= _coefficients(name, law, source)

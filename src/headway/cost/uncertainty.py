@@ -64,12 +64,12 @@ def _file() -> _File:
 def evidence_level(replica: Replica) -> str:
     """Return which of `LEVELS` the step times of a replica rest on.
 
-    With speculation no better than `family`: no measurement it was compared with declares any.
+    With speculation or a locked clock no better than `family`: no measurement it was compared with declares any.
 
     Raises:
         UnknownName: a model, a GPU or an engine that is not known.
     """
-    if replica.engine.speculation is not None:
+    if replica.engine.speculation is not None or replica.clock_mhz is not None:
         return _unseen(replica.gpu)
     calibration, shape = replica.calibration, _shape(replica.model)
     if calibration is not None and calibration.held_out and shape in map(_shape, calibration.models):
@@ -134,7 +134,7 @@ def interval(replica: Replica, metric: str, coverage: float = COVERAGE) -> tuple
     if own is None:
         return low, high, level
     width = log1p(own) * _file().tails[metric] * _share_of_tail(metric, coverage)
-    return max(low, exp(-width)), min(high, exp(width)), level
+    return exp(-width), exp(width), level
 
 
 def factors(replicas: Iterable[Replica], coverage: float = COVERAGE) -> dict[str, tuple[float, float]]:
@@ -152,7 +152,7 @@ def ranking_spread(level: str, metric: str) -> float:
 
 
 def _level_of(replica: Replica, metric: str, level: str) -> str:
-    if metric in _WATTS and power_law(replica.gpu).evidence != "own":
+    if metric in _WATTS and (power_law(replica.gpu).evidence != "own" or replica.cap_watts is not None):
         return max(level, "family", key=LEVELS.index)
     return level
 
