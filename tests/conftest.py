@@ -3,6 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("house", deadline=None)  # a busy machine is no fault of the code's
+settings.load_profile("house")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

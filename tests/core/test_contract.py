@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 import sys
@@ -34,6 +35,21 @@ class Orderer(Policy):
 def test_every_built_in_policy_keeps_the_contract(kind, name):
     check_policy(kind, name)
     check_policy(kind, policy(kind, name))
+
+
+def test_what_looks_at_the_clock_when_garbage_is_collected_is_not_the_policy():
+    def timed(*_):
+        time.perf_counter()
+
+    before = gc.get_threshold()
+    gc.callbacks.append(timed)
+    gc.set_threshold(1)  # at every object made
+    try:
+        check_policy("order", Orderer)
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(timed)
+    assert gc.isenabled()
 
 
 def test_a_name_a_class_and_an_object_can_be_checked():

@@ -8,6 +8,7 @@ This module is compiled with the core because in compiled code only such a modul
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -348,18 +349,24 @@ def _seen(view: Any) -> Any:
 
 
 class _Watch:
-    """Notes the calls of functions of the machine while it is entered."""
+    """Notes the calls of functions of the machine while it is entered.
+
+    Garbage is not collected meanwhile: whoever hooks into that may look at the clock, and is not the policy.
+    """
 
     def __init__(self) -> None:
         self.calls: dict[str, str] = {}
 
     def __enter__(self) -> _Watch:
-        self.before = sys.getprofile()
+        self.before, self.collects = sys.getprofile(), gc.isenabled()
+        gc.disable()
         sys.setprofile(self.note)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(self.before)
+        if self.collects:
+            gc.enable()
 
     def note(self, frame: FrameType, event: str, called: Any) -> None:
         """Look at one event of the interpreter."""
