@@ -108,7 +108,7 @@ def _near(logs: Floats, places: Floats, pairs: npt.NDArray[np.str_], told: npt.N
     kernel, move = choose(list(groups.values())), np.zeros(len(logs))
     for pair, group in groups.items():
         mine = np.flatnonzero(pairs == pair)
-        move[mine] = tell(kernel, group, site.some(mine))
+        move[mine] = tell(kernel, group)(site.some(mine))
     return move
 
 

@@ -179,14 +179,17 @@ def likeness(
         }
         for kind, groups in rows.items()
     }  # fmt: skip
-    kernels = {kind: choose(list(groups.values())) for kind, groups in known.items()}
+    tellers = {}
+    for kind, groups in known.items():
+        kernel = choose(list(groups.values()))
+        tellers[kind] = {pair: tell(kernel, group) for pair, group in groups.items()}
 
     def move(point: Point, place: tuple[float, ...]) -> Floats:
         here = Site(np.array([place]), np.array([versions.get(point.version, -1)]))
         moves = []
         for figure in point.figures:
-            group = known.get(figure.kind, {}).get(_pair(point))
-            moves.append(0.0 if group is None else float(tell(kernels[figure.kind], group, here)[0]))
+            teller = tellers.get(figure.kind, {}).get(_pair(point))
+            moves.append(0.0 if teller is None else float(teller(here)[0]))
         return np.array(moves)
 
     return move

@@ -8,7 +8,7 @@ processes for machine learning", 2006, 5.4.1), so nothing is chosen on what is p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -100,8 +100,8 @@ def _noisy(kernel: Floats, site: Site, weights: Floats) -> Floats:
     return covariance(kernel, site, site) + np.diag(np.exp(2.0 * kernel[PARTS - 1]) / weights)
 
 
-def tell(kernel: Floats, known: Group, asked: Site) -> Floats:
-    """Return the residuals to expect of rows, by those known."""
+def tell(kernel: Floats, known: Group) -> Callable[[Site], Floats]:
+    """Return what gives the residuals to expect of rows, by those known."""
     weights = _weights(kernel, known.site, known.residuals)
     pulls = np.linalg.solve(_noisy(kernel, known.site, weights), known.residuals)
-    return np.asarray(covariance(kernel, asked, known.site) @ pulls)
+    return lambda asked: np.asarray(covariance(kernel, asked, known.site) @ pulls)

@@ -27,7 +27,7 @@ def kernel():
 
 def test_a_smooth_residual_is_told_to_within_its_noise(kernel):
     known, asked, truth = split(rows(80, 99), 40)
-    off = tell(kernel, known, asked) - truth
+    off = tell(kernel, known)(asked) - truth
     assert np.median(np.abs(off)) < 0.025
     assert np.median(np.abs(off)) < 0.3 * np.median(np.abs(truth - np.median(known.residuals)))
 
@@ -39,25 +39,25 @@ def test_the_kernel_finds_which_number_matters(kernel):
 def test_pure_noise_is_drawn_to_its_mean():
     groups = [rows(40, seed, bend=0.0, noise=0.1, level=0.0) for seed in range(6)]
     known, asked, _ = split(rows(80, 7, bend=0.0, noise=0.1, level=0.0), 40)
-    assert np.abs(tell(choose(groups), known, asked)).max() < 0.06
+    assert np.abs(tell(choose(groups), known)(asked)).max() < 0.06
 
 
 def test_one_row_far_out_moves_little(kernel):
     known, asked, _ = split(rows(60, 5), 40)
     spoilt = Group(known.site, known.residuals.copy())
     spoilt.residuals[3] += 2.0
-    moved = np.abs(tell(kernel, spoilt, asked) - tell(kernel, known, asked))
+    moved = np.abs(tell(kernel, spoilt)(asked) - tell(kernel, known)(asked))
     assert np.median(moved) < 0.02
 
 
 def test_far_from_every_row_only_the_level_is_told(kernel):
     known, _, _ = split(rows(60, 3), 50)
     near, away = (Site(np.full((1, 2), place), np.zeros(1, dtype=np.int64)) for place in (2.0, 1e6))
-    assert abs(tell(kernel, known, away)[0]) < 0.5 * abs(tell(kernel, known, near)[0])
-    assert tell(kernel, known, away)[0] == pytest.approx(tell(kernel, known, Site(away.numbers * 2, away.versions))[0])
+    assert abs(tell(kernel, known)(away)[0]) < 0.5 * abs(tell(kernel, known)(near)[0])
+    assert tell(kernel, known)(away)[0] == pytest.approx(tell(kernel, known)(Site(away.numbers * 2, away.versions))[0])
 
 
 def test_versions_have_levels_of_their_own():
     groups = [rows(60, seed, versions=2) for seed in range(6)]
     known, asked, truth = split(rows(100, 11, versions=2), 60)
-    assert np.median(np.abs(tell(choose(groups), known, asked) - truth)) < 0.03
+    assert np.median(np.abs(tell(choose(groups), known)(asked) - truth)) < 0.03

@@ -139,13 +139,19 @@ class Connection:
         self.loop.remove_writer(self.socket)
         self._send(self.unsent)
 
-    def _connected(self) -> None:
+    def _reached(self) -> bool:
+        """Whether the socket, writable for the first time, is connected; it is given up where it is not."""
         assert self.socket is not None
         self.loop.remove_writer(self.socket)
         code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             self._gone(said(OSError(code, os.strerror(code))))
+        return not code
+
+    def _connected(self) -> None:
+        if not self._reached():
             return
+        assert self.socket is not None
         self.open = True
         self.loop.add_reader(self.socket, self._readable)
         if self.unsent:
@@ -176,11 +182,7 @@ class Connection:
             self.owner.lost(self, why)
 
     def _wrap(self, tls: Any, host: str) -> None:
-        assert self.socket is not None
-        self.loop.remove_writer(self.socket)
-        code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            self._gone(said(OSError(code, os.strerror(code))))
+        if not self._reached():
             return
         made = self.loop.create_connection(lambda: _Wrapped(self), sock=self.socket, ssl=tls, server_hostname=host)
         self.handshake = self.loop.create_task(made)

@@ -90,12 +90,11 @@ def _fingerprint(path: str | None) -> dict[str, Any]:
 
 def _check_machine(fingerprint: dict[str, Any], gpu_key: str) -> None:
     """Refuse a fingerprint that names another GPU than the points."""
-    from headway.hardware import gpu_keys
+    from headway.hardware import gpus_named
 
     name = str(fingerprint.get("gpu", ""))
-    words = set(name.lower().replace("-", " ").split())
-    named = {key.partition("-")[0] for key in gpu_keys()} & words
-    if named and gpu_key.partition("-")[0] not in named:
+    named = gpus_named(name)
+    if named and gpu_key not in named:
         raise BadInput(f"the fingerprint is of {name!r}, the points of {gpu_key}: give that of the machine measured")
 
 

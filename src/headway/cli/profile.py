@@ -55,11 +55,10 @@ def profile(**asked: Any) -> None:
 
 def _catalogued(backend: Backend) -> str | None:
     """The catalogue's key of the local GPU, or None."""
-    from headway.hardware import gpu_keys
+    from headway.hardware import gpus_named
 
     name = str(backend.fingerprint()["gpu"]).lower().replace("nvidia", "").strip()
-    words = name.replace("-", " ").split()
-    found = [key for key in gpu_keys() if key.partition("-")[0] in words]
+    found = gpus_named(name)
     return next(iter(nearest(name, found)), found[0] if found else None)
 
 

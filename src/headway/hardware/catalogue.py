@@ -37,6 +37,12 @@ def gpu_keys() -> list[str]:
     return sorted(key for path in _paths() for key in _cards(path))
 
 
+def gpus_named(name: str) -> list[str]:
+    """Return the GPUs that a driver's name ("NVIDIA H100 80GB HBM3") can mean: their key begins with a word of it."""
+    words = name.lower().replace("-", " ").split()
+    return [key for key in gpu_keys() if key.partition("-")[0] in words]
+
+
 @cache
 def node(gpu_key: str, count: int) -> Node:
     """Return a node of `count` GPUs: 1, 2, 4, 8 or 72 (NVL72), up to the largest scale-up domain sold.
