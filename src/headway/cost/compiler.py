@@ -133,6 +133,7 @@ def _table(
         max_context=spec.max_context,
         prefill_alone=facts.prefill_alone,
         poll_steps=replica.engine.poll_steps,
+        ahead=facts.ahead if replica.engine.ahead is None else replica.engine.ahead,
         align_steps=replica.engine.align_steps,
         gather_steps=replica.engine.gather_steps,
         prompt_step_s=_prompt_step_s(site),
@@ -189,7 +190,8 @@ def _prompt_step_s(site: _Site) -> float:
     """What the host adds to a step that holds a prompt."""
     host, part = site.engine.host, site.part
     layer_s = host.prompt_layer_s + (host.prompt_mla_layer_s if site.spec.attention == "mla" else 0.0)
-    return part.layers * layer_s + part.moe_layers * host.prompt_moe_layer_s
+    states_s = part.state_layers * host.prompt_state_layer_s
+    return part.layers * layer_s + part.moe_layers * host.prompt_moe_layer_s + states_s
 
 
 def _laws_used(site: _Site) -> dict[str, Law]:
