@@ -69,9 +69,13 @@ def test_a_deployment_fed_to_simulate_attains_what_the_plan_says(tmp_path):
             assert (low, high) == (candidate.attainment_low, candidate.attainment_high)
         assert results[0].gpus == candidate.gpus
         assert results[0].cost.usd_per_hour == pytest.approx(candidate.usd_per_hour)
-        figures = [(r.energy.joules_per_output_token, r.ttft_s.p90, r.tpot_s.p90) for r in results]
-        joules, ttft_s, tpot_s = np.mean(figures, axis=0)
+        carbon = [r.carbon.grams_per_million_output_tokens for r in results]
+        figures = [(r.energy.joules_per_output_token, r.energy.mean_watts, r.ttft_s.p90, r.tpot_s.p90) for r in results]
+        joules, watts, ttft_s, tpot_s = np.mean(figures, axis=0)
         assert joules == pytest.approx(candidate.joules_per_output_token)
+        assert watts == pytest.approx(candidate.mean_watts)
+        assert np.mean(carbon) == pytest.approx(candidate.carbon_g_per_million_output_tokens)
+        assert candidate.energy_kind == results[0].energy.kind == "fitted"
         assert ttft_s == pytest.approx(candidate.ttft_p90_s, rel=0.01)
         assert tpot_s == pytest.approx(candidate.tpot_p90_s, rel=0.01)
 
@@ -272,6 +276,55 @@ def test_prices_given_are_those_that_rank():
     assert from_mapping(Deployment, dear.best.deployment, "best").prices.usd_per_gpu_hour == 100.0
 
 
+def by_watts(found: Plan) -> dict[float, dict[str, object]]:
+    """Candidates by power limit, and there by their name without it."""
+    kept: dict[float, dict[str, object]] = {}
+    for candidate in found.ranked:
+        cap = candidate.deployment["pools"][0]["replica"]["cap_watts"]
+        kept.setdefault(cap, {})[candidate.name.replace(f" {cap:g}W", "")] = candidate
+    return kept
+
+
+def test_power_limits_to_try_are_part_of_the_space_and_cost_speed():
+    found = ask(cap_watts=(700.0, 300.0), layouts=("mixed",))
+    plain = {candidate.name: candidate for candidate in ask(layouts=("mixed",)).ranked}
+    limited = by_watts(found)
+    assert set(limited) == {700.0, 300.0}
+    compared = {700.0: 0, 300.0: 0}
+    for cap, named in limited.items():
+        assert set(named) == set(plain)
+        for name, candidate in named.items():
+            assert candidate.mean_watts <= cap * candidate.gpus
+            if candidate.confirmed or plain[name].confirmed:
+                continue  # on other seeds
+            compared[cap] += 1
+            assert candidate.goodput_req_s <= plain[name].goodput_req_s * 1.03  # the grid of rates
+            if cap == 700.0:  # all that the GPU draws
+                assert candidate.joules_per_output_token == pytest.approx(plain[name].joules_per_output_token)
+    assert min(compared.values()) > 0
+    assert any(300 * one.gpus < plain[name].mean_watts for name, one in limited[300.0].items())
+
+
+def test_a_locked_clock_is_kept_in_every_pool_of_a_candidate():
+    found = ask(clock_mhz=(1200.0,))
+    assert found.ranked
+    for candidate in found.ranked:
+        assert candidate.name.endswith((" 1200MHz", " 1200MHz b2048", " 1200MHz b8192"))
+        assert all(pool["replica"]["clock_mhz"] == 1200.0 for pool in candidate.deployment["pools"])
+
+
+def test_carbon_follows_the_prices_of_the_question():
+    base = ask(layouts=("mixed",)).best
+    prices = Prices(carbon_g_per_kwh=50, pue=1.2, embodied_kg_per_gpu=160, lifetime_years=4)
+    found = ask(layouts=("mixed",), prices=prices).best
+    assert base.embodied_g_per_million_output_tokens is None
+    share = found.carbon_g_per_million_output_tokens / base.carbon_g_per_million_output_tokens
+    assert share == pytest.approx(50 * 1.2 / (Prices().carbon_g_per_kwh * Prices().pue))
+    hours = found.usd_per_million_output_tokens / found.usd_per_hour
+    grams = prices.embodied_g_per_gpu_hour * found.gpus * hours
+    assert found.embodied_g_per_million_output_tokens == pytest.approx(grams)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interruption_keeps_what_is_known(workers):
     def stop(done: int, planned: int) -> None:
@@ -309,6 +362,10 @@ def test_progress_counts_every_evaluation():
         ({"workload": "chatt"}, "unknown workload 'chatt'"),
         ({"model": "llama-3.1-9b"}, "unknown model"),
         ({"gpu": "h100"}, "unknown GPU 'h100'"),
+        ({"cap_watts": (60.0,)}, "draws .* W before it does anything"),
+        ({"cap_watts": ()}, "cap_watts .*: give at least one value"),
+        ({"cap_watts": (300.0, 300.0)}, "give each value to try once"),
+        ({"clock_mhz": (2500.0,)}, "can be locked up to its boost clock"),
     ],
 )
 def test_a_question_that_makes_no_sense_is_refused(changes, message):

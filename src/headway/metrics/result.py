@@ -98,6 +98,9 @@ class ReplicaLoad(Spec, frozen=True, kw_only=True):
     kv_peak_utilization: float | None
 
 
+EnergyKind = Literal["estimated", "fitted", "measured"]
+
+
 class Energy(Spec, frozen=True, kw_only=True):
     """Energy of all GPUs over the whole run; joules = idle + prefill + decode.
 
@@ -110,7 +113,7 @@ class Energy(Spec, frozen=True, kw_only=True):
     decode_joules: float
     joules_per_output_token: float | None
     mean_watts: float | None
-    kind: Literal["estimated", "fitted", "measured"]
+    kind: EnergyKind
 
 
 class Carbon(Spec, frozen=True, kw_only=True):

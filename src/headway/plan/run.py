@@ -193,4 +193,8 @@ def _candidate(entry: Entry, best: Entry, question: Question, rate_req_s: float)
         simulations=outcome.simulations,
         seeds=outcome.seeds or (question.seed,),
         confirmed=bool(outcome.seeds),
+        mean_watts=asked.mean_watts,
+        energy_kind=asked.energy_kind,
+        carbon_g_per_million_output_tokens=asked.carbon_g_per_million_output_tokens,
+        embodied_g_per_million_output_tokens=asked.embodied_g_per_million_output_tokens,
     )
