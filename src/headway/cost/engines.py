@@ -24,8 +24,9 @@ class HostTerms(Law, kw_only=True):
     a step, `prompt_layer_s` more for a layer of a step that holds a prompt and so runs outside captured graphs,
     `prompt_moe_layer_s` and `prompt_mla_layer_s` more still for one with experts and with latent attention,
     `rank_step_s` more for a step that data-parallel ranks take together, `intake_s` a request. `layer_s` may be
-    negative: launches timed one by one overlap in a graph. `kernels` multiplies the time of all kernels: other than 1
-    where an engine runs others than those timed, or the GPU's were never timed.
+    negative: launches timed one by one overlap in a graph. `kernels` multiplies the time of all kernels, none of
+    which gets faster than bandwidth and peak: other than 1 where an engine runs others than those timed, or the GPU's
+    were never timed.
     """
 
     layer_s: float = 0.0
