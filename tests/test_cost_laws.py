@@ -137,7 +137,7 @@ def releases(name: str, key: str) -> list[str]:
 
 @pytest.mark.parametrize("name", engine_names())
 def test_no_step_of_any_gpu_and_engine_is_faster_than_reading_the_weights_it_uses(name):
-    """Whatever was fitted: one token reads its share of the experts, all else and the output head, at full bandwidth."""
+    """Whatever was fitted: a token reads its share of the experts, all else and the head at full bandwidth at best."""
     compiled = 0
     for key, (of, weights, tp) in product(gpu_keys(), MODELS):
         card, spec = gpu(key), model(of)

@@ -1,6 +1,7 @@
 """Plans of small questions: laws every plan obeys, and answers to questions that have no good one."""
 
 import math
+import re
 from functools import cache
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from headway.errors import BadInput, UnknownName
 from headway.metrics import Prices, Slo
 from headway.metrics.attainment import group_interval
-from headway.plan import Plan, Question, contest, plan
+from headway.plan import Plan, Question, contest, plan, trial
 from headway.sim import Deployment, simulate
 from headway.specs import from_mapping, read_yaml, write_yaml
 from headway.workload import workload
@@ -244,8 +245,36 @@ def test_a_rate_beyond_all_gpus_says_how_many_would_do():
     assert (found.feasible, found.binding) == (False, "rate")
     assert found.ranked[0].goodput_req_s == max(candidate.goodput_req_s for candidate in found.ranked)
     assert "replicas of tp 4 or 8 were not tried and may need fewer" in found.message
-    needed = int(found.message.split("About ")[1].split(" GPUs")[0])
-    assert needed * max(c.goodput_req_s_per_gpu for c in found.ranked) >= 1000
+    form = r"(\d+) GPUs would do \((\d+) times (.+)\): simulated, ([\d.]+)% of ([\d,]+) requests meet the SLO"
+    said = re.search(form, found.message)
+    gpus, copies = int(said[1]), int(said[2])
+    frugal = next(candidate for candidate in found.ranked if candidate.name == said[3])
+    assert gpus == copies * frugal.gpus
+    assert frugal.goodput_req_s_per_gpu == max(c.goodput_req_s_per_gpu for c in found.ranked)
+    data = dict(frugal.deployment)
+    data["pools"] = [{**pool, "count": pool.get("count", 1) * copies} for pool in data["pools"]]
+    requests = int(said[5].replace(",", ""))
+    made = workload("chat", rate=1000, requests=requests)
+    result = simulate(from_mapping(Deployment, data, "copies"), made, slo=SLO, seed=SMALL.seed + 1)
+    assert requests == 300 * math.ceil(1000 / frugal.goodput_req_s)
+    assert f"{100 * result.slo.attainment:.1f}" == said[4] and result.slo.attainment >= SLO.attainment
+
+
+def test_copies_that_miss_the_slo_are_added_to_and_none_is_promised_that_was_not_simulated(monkeypatch):
+    tried = []
+
+    def missed(deployment, tables, load, slo, k):
+        tried.append(sum(pool.count for pool in deployment.pools))
+        return trial.Trial(len(tried) > 2, 0.95, load.requests, 0, 0.1, 0.01, 1.0, 0.0, True)
+
+    monkeypatch.setattr("headway.plan.remedy.try_rate", missed)
+    found = plan(msgspec.structs.replace(SMALL, rate_req_s=1000), workers=1)
+    assert len(tried) == 3 and tried == sorted(set(tried))
+    assert "95.0% of" in found.message
+    monkeypatch.setattr("headway.plan.remedy._REPLICAS_MAX", 1)
+    found = plan(msgspec.structs.replace(SMALL, rate_req_s=1000), workers=1)
+    assert len(tried) == 3
+    assert "an estimate that no simulation confirmed" in found.message and "By goodput alone about " in found.message
 
 
 def test_a_model_that_fits_nowhere_names_the_memory():
