@@ -137,8 +137,8 @@ class Cost(Spec, frozen=True, kw_only=True):
 class Uncertainty(Spec, frozen=True, kw_only=True):
     """The cost model's own error: what a predicted mean or median is multiplied by for the ends of its interval.
 
-    `level` is the evidence the step times rest on, `coverage` the share of measurements that such intervals held.
-    The error is common to the whole run; the noise of its random numbers is not in it.
+    `levels` has the evidence that each figure rests on, `level` is that of `tpot`; `coverage` the share of measurements
+    that such intervals held. The error is common to the whole run; the noise of its random numbers is not in it.
     """
 
     level: str
@@ -149,6 +149,7 @@ class Uncertainty(Spec, frozen=True, kw_only=True):
     output_throughput: tuple[float, float]
     energy_per_token: tuple[float, float]
     power: tuple[float, float]
+    levels: dict[str, str] = msgspec.field(default_factory=dict)
 
     def around(self, metric: str, value: float) -> tuple[float, float]:
         """Return the ends of the interval of a predicted value; `metric` names a field."""

@@ -106,12 +106,12 @@ def _candidates(plan: Plan, top: int) -> Table:
 
 
 def candidate_headings(plan: Plan) -> list[str]:
-    """Return what `candidate_cells` are; energy is marked as estimated or fitted, alike in all of a plan."""
+    """Return what `candidate_cells` are; "per 1M" output tokens. Energy is marked, alike in all of a plan."""
     kinds = {candidate.energy_kind for candidate in plan.ranked} - {None}
     mark = "fitted" if kinds == {"fitted"} else "est."
     return [
-        "GPUs", "attained", "TTFT\np90", "TPOT\np90", "goodput\nreq/s", "req/s\nper GPU", "$/h", "$ per\n1M tokens",
-        f"W,\n{mark}", f"J per\ntoken,\n{mark}", f"g CO2\nper 1M,\n{mark}",
+        "GPUs", "attained", "TTFT\np90", "TPOT\np90", "goodput\nreq/s", "req/s\nper GPU", "$/h", "$ per\n1M",
+        f"W,\n{mark}", f"J per\ntoken,\n{mark}", f"g CO2\nper 1M\n{mark}",
     ]  # fmt: skip
 
 
