@@ -25,7 +25,8 @@ class HostTerms(Law, kw_only=True):
     `prompt_moe_layer_s`, `prompt_mla_layer_s` and `prompt_state_layer_s` more still for one with experts, with latent
     attention and with a state, `rank_step_s` more for a step that data-parallel ranks take together, `intake_s` a
     request. `layer_s` may be negative: launches timed one by one overlap in a graph. `kernels` multiplies the time of
-    all kernels: other than 1 where an engine runs others than those timed, or the GPU's were never timed.
+    all kernels, none of which gets faster than bandwidth and peak: other than 1 where an engine runs others than those
+    timed, or the GPU's were never timed.
     """
 
     layer_s: float = 0.0
