@@ -19,7 +19,7 @@ from headway.policies import Policy, policy, policy_names
 from headway.sim.arrivals import Arrivals
 from headway.sim.cluster import Cluster, Handoff
 from headway.sim.recorder import Recorder
-from headway.state import ClusterState, PoolState, Request, Route
+from headway.state import ClusterState, Hold, PoolState, Request, Route
 from headway.workload.batch import Batch
 
 CASES = 100 if headway.interpreted_modules() else 250  # random cases a law is tried on
@@ -321,7 +321,19 @@ class Served:
         return [engine for pool in self.pools for engine in pool]
 
 
-NOSY = "drive:Nosy"
+class NosyHolder(Nosy):
+    """Holds every other request by what it sees of a pool that is not idle, so that it asks for each wake-up."""
+
+    def route(self, request: Request, pool: PoolState) -> Route | Hold:
+        route = super().route(request, pool)
+        seen = (*self.log[-1][2:], pool.held)
+        busy = any(replica.running + replica.waiting for replica in pool.replicas)
+        return Hold("what it saw") if busy and hash(seen) % 2 else route
+
+
+NOSY, HOLDER = "drive:Nosy", "drive:NosyHolder"
+HOLDERS = ("late-binding", HOLDER)
+ADMISSION = {"queue-limit": {"limit": 2}, "off-peak": {"retry_s": 0.05, "patience_s": 0.4}}
 ROUTERS = (*policy_names("route"), NOSY)
 
 
@@ -350,8 +362,8 @@ def make_cluster_case(seed: int) -> ClusterCase:
         pools,
         unit,
         order=rng.choice(["fcfs", "fcfs", "priority", "sjf", "edf"]),
-        route=rng.choice([*ROUTERS, NOSY, NOSY, "prefix-affinity"]),
-        admit=rng.choice([None, None, "queue-limit"]),
+        route=rng.choice([*ROUTERS, NOSY, NOSY, HOLDER, "prefix-affinity"]),
+        admit=rng.choice([None, None, *ADMISSION]),
         link=(rng.choice([1e3, 1e5, 1e12]), rng.choice([0.0, 1e-3, 0.5])),
         closed=rng.choice([None, (rng.randint(1, 12), rng.choice([0.0, 0.0, 0.1]))]),
         rows=rows,
@@ -375,8 +387,10 @@ def run_cluster(
         PoolState(each.role, pool, Random(i)) for i, (each, pool) in enumerate(zip(case.pools, pools, strict=True))
     ]
     policies = {"route": policy("route", case.route)}
+    if order is not None:
+        policies["order"] = order
     if case.admit is not None:
-        policies["admit"] = policy("admit", case.admit, {"limit": 2})
+        policies["admit"] = policy("admit", case.admit, ADMISSION[case.admit])
     handoff = None
     if len(pools) > 1:
         window = case.pools[0].table.window

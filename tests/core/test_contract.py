@@ -14,7 +14,7 @@ import pytest
 
 from headway.errors import BadInput, UnknownName
 from headway.policies import Policy, check_policy, policy, policy_names
-from headway.state import Accept, Reject, Route
+from headway.state import Accept, Defer, Hold, Reject, Route
 
 BUILT_IN = [(kind, name) for kind in ("route", "order", "admit") for name in policy_names(kind)]
 
@@ -217,6 +217,27 @@ class Yes(Policy):
         return True
 
 
+class Hoarder(Router):
+    def route(self, request, pool):
+        return Hold("later")
+
+
+class Mumbler(Router):
+    def route(self, request, pool):
+        busy = any(replica.running + replica.waiting for replica in pool.replicas)
+        return Hold() if busy else Route(0, "idle")
+
+
+class Past(Policy):
+    def admit(self, request, cluster):
+        return Defer(cluster.now, "now")
+
+
+class Forever(Policy):
+    def admit(self, request, cluster):
+        return Defer(float("inf"), "never")
+
+
 class Mute(Policy):
     def admit(self, request, cluster):
         return Reject("")
@@ -258,7 +279,11 @@ class Stubborn(Policy):
         ("order", InPlace, "changed the QueueView it was shown"),
         ("order", Ranks, r"to one request after another \[0.0, 0.0.*without rekey_on"),
         ("order", Slack, "490 s later .*without rekey_on"),
-        ("admit", Yes, r"answered True: expected Accept\(reason\) or Reject\(reason\)"),
+        ("admit", Yes, r"answered True: expected Accept\(reason\), Reject\(reason\) or Defer"),
+        ("route", Hoarder, r"answered Hold\('later'\), all replicas idle: expected a Route"),
+        ("route", Mumbler, "answered Hold with the reason ''"),
+        ("admit", Past, r"answered Defer\(10.0, 'now'\): expected an absolute time after the view's now, 10.0"),
+        ("admit", Forever, "answered Defer.inf.*expected an absolute time"),
         ("admit", Mute, "answered Reject with the reason ''"),
         ("admit", Stubborn, "raised IndexError"),
     ],

@@ -23,7 +23,7 @@ import numpy as np
 from headway.errors import BadInput
 from headway.policies.base import Policy
 from headway.policies.registry import policy, policy_names
-from headway.state.decisions import Accept, Reject, Route
+from headway.state.decisions import Accept, Defer, Hold, Reject, Route
 from headway.state.views import ClusterState, PoolState, QueueView, ReplicaState, Request
 
 Load = tuple[int, ...]  # running, waiting, waiting_tokens, context_tokens, kv_used_blocks, tokens of a prefix held
@@ -108,10 +108,11 @@ def make_request(**fields: Any) -> Request:
     return made
 
 
-def make_pool(role: str, loads: list[Load], rng: Random, now: float) -> PoolState:
-    """A pool view with one replica for each load."""
+def make_pool(role: str, loads: list[Load], rng: Random, now: float, held: int = 0) -> PoolState:
+    """A pool view with one replica for each load, and `held` requests that wait for it at the router."""
     made: PoolState = PoolState(role, [StockedReplica(i, counts) for i, counts in enumerate(loads)], rng)
     made.now = now
+    made.held = held
     return made
 
 
@@ -176,7 +177,7 @@ def _admit_asks(stale: bool) -> Iterator[Ask]:
         for count in (1, 3):
             for step, loads in enumerate(_loads(count, rng, stale)):
                 for request in _requests(10.0 + step):
-                    pools = tuple(make_pool(role, loads, Random(role), 10.0 + step) for role in roles)
+                    pools = tuple(make_pool(role, loads, Random(role), 10.0 + step, step % 3) for role in roles)
                     cluster = make_cluster(pools, stream, 10.0 + step)
                     yield Ask(f"with {_replicas(count, ' and '.join(roles))}", (request, cluster), count)
 
@@ -195,17 +196,24 @@ def _replicas(count: int, role: str) -> str:
 # --- what is right ----------------------------------------------------------------------------------------------
 
 
-def _route_fault(answer: Any, count: int) -> str:
+def _route_fault(answer: Any, ask: Ask) -> str:
+    if isinstance(answer, Hold):
+        if not any(replica.running + replica.waiting for replica in ask.arguments[1].replicas):
+            return f"answered {answer!r}, all replicas idle: expected a Route, as nothing would end that could wake it"
+        return _reason_fault(answer)
     if not isinstance(answer, Route):
-        return f"answered {answer!r}: expected a Route(index, reason)"
-    if not isinstance(answer.index, Integral) or not 0 <= int(answer.index) < count:
-        return f"answered {answer!r}: expected an index from 0 to {count - 1}"
+        return f"answered {answer!r}: expected a Route(index, reason) or a Hold(reason)"
+    if not isinstance(answer.index, Integral) or not 0 <= int(answer.index) < ask.size:
+        return f"answered {answer!r}: expected an index from 0 to {ask.size - 1}"
     return _reason_fault(answer)
 
 
-def _admit_fault(answer: Any, count: int) -> str:
-    if not isinstance(answer, Accept | Reject):
-        return f"answered {answer!r}: expected Accept(reason) or Reject(reason)"
+def _admit_fault(answer: Any, ask: Ask) -> str:
+    if not isinstance(answer, Accept | Reject | Defer):
+        return f"answered {answer!r}: expected Accept(reason), Reject(reason) or Defer(until_s, reason)"
+    now = ask.arguments[1].now
+    if isinstance(answer, Defer) and not now < answer.until_s < INFINITY:
+        return f"answered {answer!r}: expected an absolute time after the view's now, {now}"
     return _reason_fault(answer)
 
 
@@ -217,7 +225,8 @@ def _reason_fault(answer: Any) -> str:
     return ""
 
 
-def _shape_fault(keys: Any, count: int) -> str:
+def _shape_fault(keys: Any, ask: Ask) -> str:
+    count = ask.size
     try:
         numbers = np.asarray(keys, dtype=np.float64)
     except (TypeError, ValueError):
@@ -310,7 +319,7 @@ def _tell(asked: Policy, kind: str, ask: Ask) -> tuple[str, list[str]]:
     with _Watch() as watch:
         try:
             answer = getattr(asked, kind)(*ask.arguments)
-            faults = [fault for fault in [FAULTS[kind](answer, ask.size)] if fault]
+            faults = [fault for fault in [FAULTS[kind](answer, ask)] if fault]
             said = "" if faults else _words(answer)
         except Exception as error:  # whatever a policy raises is a fault of the policy
             faults = [f"raised {type(error).__name__}: {error}: expected an answer to every view, which is only read"]
@@ -326,6 +335,8 @@ def _tell(asked: Policy, kind: str, ask: Ask) -> tuple[str, list[str]]:
 def _words(answer: Any) -> str:
     if isinstance(answer, Route):
         return f"Route({answer.index}, {answer.reason!r})"
+    if isinstance(answer, Hold | Defer):
+        return repr(answer)
     if isinstance(answer, Accept | Reject):
         return f"{type(answer).__name__}({answer.reason!r})"
     return str(np.asarray(answer, dtype=np.float64).tolist())
@@ -342,7 +353,7 @@ def _seen(view: Any) -> Any:
         return [repr(getattr(view, name)) for name in REQUEST_FIELDS]
     if isinstance(view, PoolState):
         replicas = [[id(r), *(getattr(r, name) for name in REPLICA_FIELDS)] for r in view.replicas]
-        return [view.role, view.now, id(view.rng), replicas]
+        return [view.role, view.now, view.held, id(view.rng), replicas]
     if isinstance(view, ClusterState):
         return [view.now, id(view.rng), [_seen(pool) for pool in view.pools]]
     return [np.asarray(getattr(view, name)).tobytes() for name in QUEUE_FIELDS]

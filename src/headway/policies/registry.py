@@ -16,6 +16,7 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
         "least-tokens": routing.LeastTokens,
         "power-of-two": routing.PowerOfTwo,
         "prefix-affinity": routing.PrefixAffinity,
+        "late-binding": routing.LateBinding,
     },
     "order": {
         "fcfs": ordering.Fcfs,
@@ -23,7 +24,11 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
         "sjf": ordering.ShortestJobFirst,
         "edf": ordering.EarliestDeadlineFirst,
     },
-    "admit": {"accept-all": admission.AcceptAll, "queue-limit": admission.QueueLimit},
+    "admit": {
+        "accept-all": admission.AcceptAll,
+        "queue-limit": admission.QueueLimit,
+        "off-peak": admission.OffPeak,
+    },
 }
 
 

@@ -137,7 +137,7 @@ def _sum_up(
         name: to_mapping_all(t) for name, t in zip(deployment.pool_names(), tables, strict=True)
     }
     if counters.failed:
-        provenance["failed"] = _reasons(deployment, counters.failed, cluster.over_context)
+        provenance["failed"] = _reasons(deployment, counters.failed, cluster.over_context, cluster.expired)
     return summarize(
         Records(recorder.columns()) if records else None,
         counters,
@@ -167,6 +167,8 @@ def build(
     chosen = deployment.policies
     order = None if chosen.order == "fcfs" else policy("order", chosen.order, chosen.params.get("order"))
     policies: dict[str, Policy] = {"route": policy("route", chosen.route, chosen.params.get("route"))}
+    if order is not None:
+        policies["order"] = order
     if chosen.admit != "accept-all":
         policies["admit"] = policy("admit", chosen.admit, chosen.params.get("admit"))
     pools = []
@@ -267,12 +269,13 @@ def _power_kind(table: StepTable) -> str:
     return law.kind if law else "modelled"
 
 
-def _reasons(deployment: Deployment, failed: int, over_context: int) -> dict[str, int]:
+def _reasons(deployment: Deployment, failed: int, over_context: int, expired: int) -> dict[str, int]:
     """How many requests failed, by reason."""
     limit = model(deployment.pools[0].replica.model).max_context
     reasons = {
         f"prompt and output longer than the model's context of {limit:,} tokens": over_context,
-        "prompt and output need more KV than a replica holds": failed - over_context,
+        "deadline passed while held by the router or deferred by the admission rule": expired,
+        "prompt and output need more KV than a replica holds": failed - over_context - expired,
     }
     return {reason: count for reason, count in reasons.items() if count}
 

@@ -17,3 +17,12 @@ cdef class Accept:
 
 cdef class Reject:
     cdef readonly str reason
+
+
+cdef class Hold:
+    cdef readonly str reason
+
+
+cdef class Defer:
+    cdef readonly double until_s
+    cdef readonly str reason

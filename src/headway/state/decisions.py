@@ -34,3 +34,24 @@ class Reject:
 
     def __init__(self, reason: str = "") -> None:
         self.reason = reason
+
+
+class Hold:
+    """Send the request nowhere yet: it waits for the pool, and the router is asked again when something there ends."""
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Hold({self.reason!r})"
+
+
+class Defer:
+    """Neither let the request in nor refuse it: the admission rule is asked again at `until_s`, an absolute time."""
+
+    def __init__(self, until_s: cython.double, reason: str = "") -> None:
+        self.until_s = until_s
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Defer({self.until_s!r}, {self.reason!r})"
