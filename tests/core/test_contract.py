@@ -14,9 +14,9 @@ import pytest
 
 from headway.errors import BadInput, UnknownName
 from headway.policies import Policy, check_policy, policy, policy_names
-from headway.state import Accept, Defer, Hold, Reject, Route
+from headway.state import Accept, Defer, Hold, Reject, Route, Scale
 
-BUILT_IN = [(kind, name) for kind in ("route", "order", "admit") for name in policy_names(kind)]
+BUILT_IN = [(kind, name) for kind in ("route", "order", "admit", "scale") for name in policy_names(kind)]
 
 
 class Router(Policy):
@@ -238,6 +238,26 @@ class Forever(Policy):
         return Defer(float("inf"), "never")
 
 
+class Grow(Policy):
+    def scale(self, cluster):
+        return Scale(0, 3, "more")
+
+
+class Vanish(Policy):
+    def scale(self, cluster):
+        return [Scale(0, 0, "nobody there")]
+
+
+class Elsewhere(Policy):
+    def scale(self, cluster):
+        return [Scale(1, 1, "the decode pool")]
+
+
+class Torn(Policy):
+    def scale(self, cluster):
+        return [Scale(0, 1, "fewer"), Scale(0, 9, "more")]
+
+
 class Mute(Policy):
     def admit(self, request, cluster):
         return Reject("")
@@ -284,6 +304,10 @@ class Stubborn(Policy):
         ("route", Mumbler, "answered Hold with the reason ''"),
         ("admit", Past, r"answered Defer\(10.0, 'now'\): expected an absolute time after the view's now, 10.0"),
         ("admit", Forever, "answered Defer.inf.*expected an absolute time"),
+        ("scale", Grow, r"answered Scale\(0, 3, 'more'\): expected a list of Scale"),
+        ("scale", Vanish, "answered Scale.0, 0.*at least 1 replica"),
+        ("scale", Elsewhere, "answered Scale.1.*expected a pool from 0 to 0"),
+        ("scale", Torn, "expected a pool once"),
         ("admit", Mute, "answered Reject with the reason ''"),
         ("admit", Stubborn, "raised IndexError"),
     ],

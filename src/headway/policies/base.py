@@ -35,6 +35,10 @@ class Policy:
         """
         raise NotImplementedError(f"{type(self).__name__} does not route")
 
+    def scale(self, cluster: ClusterState) -> Any:
+        """Decide how many replicas the pools are to have: a list of `Scale`, empty for no change."""
+        return []
+
     def order(self, queue: QueueView) -> Any:
         """Give one key per waiting request (array of n floats); the smallest is served first."""
         raise NotImplementedError(f"{type(self).__name__} does not order")

@@ -23,7 +23,7 @@ import numpy as np
 from headway.errors import BadInput
 from headway.policies.base import Policy
 from headway.policies.registry import policy, policy_names
-from headway.state.decisions import Accept, Defer, Hold, Reject, Route
+from headway.state.decisions import Accept, Defer, Hold, Reject, Route, Scale
 from headway.state.views import ClusterState, PoolState, QueueView, ReplicaState, Request
 
 Load = tuple[int, ...]  # running, waiting, waiting_tokens, context_tokens, kv_used_blocks, tokens of a prefix held
@@ -55,7 +55,7 @@ def check_policy(kind: str, candidate: str | type[Policy] | Policy, params: dict
     """Put a policy to every test of the contract for a decision point; return if it passes.
 
     Args:
-        kind: the decision point: "route", "order" or "admit".
+        kind: the decision point: "route", "order", "admit" or "scale".
         candidate: a built-in name, `module:Class`, a class, or an object (of which copies are asked).
         params: keyword arguments of the constructor.
 
@@ -108,11 +108,12 @@ def make_request(**fields: Any) -> Request:
     return made
 
 
-def make_pool(role: str, loads: list[Load], rng: Random, now: float, held: int = 0) -> PoolState:
-    """A pool view with one replica for each load, and `held` requests that wait for it at the router."""
+def make_pool(role: str, loads: list[Load], rng: Random, now: float, held: int = 0, starting: int = 0) -> PoolState:
+    """A pool view with a replica for each load, `held` requests at the router and `starting` replicas on their way."""
     made: PoolState = PoolState(role, [StockedReplica(i, counts) for i, counts in enumerate(loads)], rng)
     made.now = now
     made.held = held
+    made.starting = starting
     return made
 
 
@@ -189,6 +190,22 @@ def _order_asks(stale: bool) -> Iterator[Ask]:
             yield Ask(f"with {count} waiting", (queue,), count)
 
 
+def _scale_asks(stale: bool) -> Iterator[Ask]:
+    """One question every 15 s for five minutes, and after a day; a pool has as many starting as it had last time."""
+    rng = Random("loads")
+    for roles in (("mixed",), ("prefill", "decode")):
+        stream, now, starting = Random("stream"), 0.0, 0
+        for count in (1, 3, 8, 2, 1):
+            for loads in _loads(count, rng, stale):
+                now += 86_400.0 if count == 1 and starting else 15.0
+                held = rng.choice([0, 0, 7, 900])
+                pools = tuple(make_pool(role, loads, Random(role), now, held, starting) for role in roles)
+                yield Ask(
+                    f"with {_replicas(count, ' and '.join(roles))}", (make_cluster(pools, stream, now),), len(roles)
+                )
+            starting = count
+
+
 def _replicas(count: int, role: str) -> str:
     return f"{count} {role} {'replica' if count == 1 else 'replicas'}"
 
@@ -215,6 +232,17 @@ def _admit_fault(answer: Any, ask: Ask) -> str:
     if isinstance(answer, Defer) and not now < answer.until_s < INFINITY:
         return f"answered {answer!r}: expected an absolute time after the view's now, {now}"
     return _reason_fault(answer)
+
+
+def _scale_fault(answer: Any, ask: Ask) -> str:
+    if not isinstance(answer, list) or not all(isinstance(each, Scale) for each in answer):
+        return f"answered {answer!r}: expected a list of Scale(pool, replicas, reason), empty for no change"
+    for each in answer:
+        if not 0 <= each.pool < ask.size or each.replicas < 1:
+            return f"answered {each!r}: expected a pool from 0 to {ask.size - 1} and at least 1 replica"
+        if fault := _reason_fault(each):
+            return fault
+    return "" if len({each.pool for each in answer}) == len(answer) else f"answered {answer!r}: expected a pool once"
 
 
 def _reason_fault(answer: Any) -> str:
@@ -268,8 +296,8 @@ def _declared(asked: Policy) -> list[str]:
     return faults
 
 
-ASKS = {"route": _route_asks, "order": _order_asks, "admit": _admit_asks}
-FAULTS = {"route": _route_fault, "order": _shape_fault, "admit": _admit_fault}
+ASKS = {"route": _route_asks, "order": _order_asks, "admit": _admit_asks, "scale": _scale_asks}
+FAULTS = {"route": _route_fault, "order": _shape_fault, "admit": _admit_fault, "scale": _scale_fault}
 
 # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -335,7 +363,7 @@ def _tell(asked: Policy, kind: str, ask: Ask) -> tuple[str, list[str]]:
 def _words(answer: Any) -> str:
     if isinstance(answer, Route):
         return f"Route({answer.index}, {answer.reason!r})"
-    if isinstance(answer, Hold | Defer):
+    if isinstance(answer, Hold | Defer | list):
         return repr(answer)
     if isinstance(answer, Accept | Reject):
         return f"{type(answer).__name__}({answer.reason!r})"
@@ -353,7 +381,7 @@ def _seen(view: Any) -> Any:
         return [repr(getattr(view, name)) for name in REQUEST_FIELDS]
     if isinstance(view, PoolState):
         replicas = [[id(r), *(getattr(r, name) for name in REPLICA_FIELDS)] for r in view.replicas]
-        return [view.role, view.now, view.held, id(view.rng), replicas]
+        return [view.role, view.now, view.held, view.starting, id(view.rng), replicas]
     if isinstance(view, ClusterState):
         return [view.now, id(view.rng), [_seen(pool) for pool in view.pools]]
     return [np.asarray(getattr(view, name)).tobytes() for name in QUEUE_FIELDS]

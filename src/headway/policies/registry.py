@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from headway.errors import BadInput, UnknownName
-from headway.policies import admission, ordering, routing
+from headway.policies import admission, ordering, routing, scaling
 from headway.policies.base import Policy
 
 POLICIES: dict[str, dict[str, type[Policy]]] = {
@@ -29,11 +29,12 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
         "queue-limit": admission.QueueLimit,
         "off-peak": admission.OffPeak,
     },
+    "scale": {"fixed": scaling.Fixed, "target-load": scaling.TargetLoad},
 }
 
 
 def policy_names(kind: str) -> list[str]:
-    """Names of the built-in policies for a decision point ("route", "order", "admit")."""
+    """Names of the built-in policies for a decision point ("route", "order", "admit", "scale")."""
     if kind not in POLICIES:
         raise UnknownName("decision point", kind, list(POLICIES))
     return list(POLICIES[kind])

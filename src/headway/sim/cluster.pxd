@@ -8,6 +8,7 @@ from headway.sim.arrivals cimport Arrivals
 from headway.sim.clock cimport EngineClock
 from headway.sim.held cimport HeldLines
 from headway.sim.recorder cimport Recorder
+from headway.sim.scaling cimport Scaler
 from headway.state.views cimport ClusterState, PoolState
 
 
@@ -37,6 +38,7 @@ cdef class Cluster:
     cdef Policy route
     cdef bint refreshes
     cdef HeldLines held
+    cdef readonly Scaler scaler
     cdef dict deferrals
     cdef Arrivals arrivals
     cdef readonly Recorder recorder
@@ -53,7 +55,7 @@ cdef class Cluster:
     cdef readonly long long over_context
     cdef readonly long long expired
     cpdef bint advance(self, long long events) except -1
-    cdef double next_event(self) noexcept
+    cdef double next_event(self) except? -1
     cdef int run_timer(self) except -1
     cdef int arrive(self, double now) except -1
     cdef int ask_admission(self, Sequence seq, double now) except -1
@@ -65,7 +67,9 @@ cdef class Cluster:
     cdef int offer(self, Py_ssize_t pool, double now) except -1
     cdef int expire(self, double now) except -1
     cdef int check_nobody_waits(self) except -1
-    cdef int step_and_offer(self, Engine engine, double now) except -1
+    cdef int step_and_look(self, Engine engine, double now) except -1
+    cdef int show(self, Policy policy, double now) except -1
+    cdef int scale(self, double now) except -1
     cdef int place(self, Sequence seq, Py_ssize_t pool, double now) except -1
     cdef int step(self, double now) except -1
     cdef bint late(self, Py_ssize_t engine, double now) noexcept

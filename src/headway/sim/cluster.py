@@ -18,6 +18,7 @@ from headway.sim.arrivals import Arrivals
 from headway.sim.clock import ARRIVAL, DEFERRED, TRANSFER, EngineClock
 from headway.sim.held import HeldLines
 from headway.sim.recorder import Recorder
+from headway.sim.scaling import Scaler
 from headway.state.decisions import Accept, Defer, Hold, Reject, Route
 from headway.state.views import ClusterState, PoolState
 
@@ -90,6 +91,7 @@ class Cluster:
         recorder: Recorder,
         handoff: Handoff | None,
         closed: tuple[int, float] | None,
+        scaler: Scaler | None = None,
     ) -> None:
         self.engines = [engine for pool in pools for engine in pool]
         self.decoders_from = len(pools[0])
@@ -102,6 +104,7 @@ class Cluster:
         self.admit: Any = policies.get("admit")
         self.route = policies["route"]
         self.refreshes = policies["route"].reads_progress
+        self.scaler: Any = scaler
         self.held = HeldLines(len(pools), policies.get("order"))
         self.deferrals: dict[int, int] = {}
         self.arrivals = arrivals
@@ -140,6 +143,8 @@ class Cluster:
                 self.run_timer()
             elif self.held.size > 0 and self.held.next_s == now:
                 self.expire(now)
+            elif self.scaler is not None and self.scaler.next_s == now:
+                self.scale(now)
             else:
                 self.step(now)
         return True
@@ -156,6 +161,8 @@ class Cluster:
                 now = due
         if self.held.size > 0 and self.held.next_s < now:
             now = self.held.next_s
+        if self.scaler is not None and (now < NEVER or self.held.size > 0):
+            now = self.scaler.due(now)
         return now
 
     def timer(self, time_s: cython.double, priority: cython.int, what: object) -> cython.int:
@@ -180,6 +187,8 @@ class Cluster:
         source.let_go(seq, now)
         self.wake(seq.source)
         self.offer(0, now)
+        if self.scaler is not None:
+            self.scaler.look(source, seq.source, now)
         target.land(seq, now, self.late(seq.replica, now))
         self.wake(seq.replica)
         return 0
@@ -201,14 +210,8 @@ class Cluster:
 
     def ask_admission(self, seq: Sequence, now: cython.double) -> cython.int:
         """Let a request in, refuse it, or ask again later."""
-        i: cython.Py_ssize_t
-        engine: Engine
         admit: Policy = self.admit
-        self.state.now = now
-        if admit.reads_progress:
-            for i in range(len(self.engines)):
-                engine = self.engines[i]
-                engine.refresh(now, self.late(i, now))
+        self.show(admit, now)
         decision = admit.admit(seq, self.state)
         if isinstance(decision, Accept):
             return self.place(seq, 0, now)
@@ -218,6 +221,18 @@ class Cluster:
             raise BadInput(f"admit policy answered {decision!r}: Accept, Reject or Defer is expected")
         seq.status = REJECTED
         return self.settle(seq, now)
+
+    def show(self, policy: Policy, now: cython.double) -> cython.int:
+        """Bring the views of all pools up to now, and their replicas as far as the policy looks at them."""
+        view: PoolState
+        engine: Engine
+        self.state.now = now
+        for view in self.state.pools:
+            view.now = now
+        if policy.reads_progress:
+            for engine in self.engines:
+                engine.refresh(now, self.late(engine.slot, now))
+        return 0
 
     def defer(self, seq: Sequence, until_s: cython.double, now: cython.double) -> cython.int:
         """Ask about a request again later, or at its deadline let it go."""
@@ -348,6 +363,18 @@ class Cluster:
         self.give_up(seq, pool, now)
         return self.offer(pool, now)
 
+    def scale(self, now: cython.double) -> cython.int:
+        """Replicas have started, or it is time to ask how many there are to be; then who is held may have a place."""
+        pool: cython.Py_ssize_t
+        scaler: Scaler = self.scaler
+        scaler.start_ready(now)
+        if scaler.asks_at(now):
+            self.show(scaler.policy, now)
+            scaler.ask(self.state)
+        for pool in range(len(self.state.pools)):
+            self.offer(pool, now)
+        return 0
+
     def check_nobody_waits(self) -> cython.int:
         """Refuse a router that holds requests which nothing will ever wake."""
         if self.held.size > 0:
@@ -365,8 +392,8 @@ class Cluster:
         engine: Engine = self.engines[index]
         self.turn = max(self.turn, index) if self.turn_s == now else index
         self.turn_s = now
-        if self.held.size > 0:
-            return self.step_and_offer(engine, now)
+        if self.held.size > 0 or self.scaler is not None:
+            return self.step_and_look(engine, now)
         engine.step(now)
         self.clock.set(index, engine.next_s)
         if engine.group is None:
@@ -375,8 +402,8 @@ class Cluster:
             self.hand_on(rank, now)
         return 0
 
-    def step_and_offer(self, engine: Engine, now: cython.double) -> cython.int:
-        """Step while requests are held; ask about them when somebody was admitted, preempted or ended in it.
+    def step_and_look(self, engine: Engine, now: cython.double) -> cython.int:
+        """Step, then ask about the held where somebody was admitted, preempted or ended; let go who drained.
 
         Nothing else that ends a step also ends a leap, so that leaping asks as often as stepping.
         """
@@ -391,6 +418,8 @@ class Cluster:
             news += rank.serial + rank.preemptions + rank.out.size
         for rank in ranks:
             self.hand_on(rank, now)
+        if self.scaler is not None:
+            self.scaler.look(engine, engine.slot, now)
         return self.offer(0 if engine.slot < self.decoders_from else 1, now) if news > 0 else 0
 
     def hand_on(self, engine: Engine, now: cython.double) -> cython.int:

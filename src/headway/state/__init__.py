@@ -6,7 +6,7 @@ Start reading in `views.py`; `decisions.py` holds what a policy answers.
 Fields are read-only for policies in compiled code; hosts keep them up to date.
 """
 
-from headway.state.decisions import Accept, Defer, Hold, Reject, Route
+from headway.state.decisions import Accept, Defer, Hold, Reject, Route, Scale
 from headway.state.views import ClusterState, PoolState, QueueView, ReplicaState, Request
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "ReplicaState",
     "Request",
     "Route",
+    "Scale",
 ]

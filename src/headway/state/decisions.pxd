@@ -26,3 +26,9 @@ cdef class Hold:
 cdef class Defer:
     cdef readonly double until_s
     cdef readonly str reason
+
+
+cdef class Scale:
+    cdef readonly Py_ssize_t pool
+    cdef readonly long long replicas
+    cdef readonly str reason

@@ -55,3 +55,15 @@ class Defer:
 
     def __repr__(self) -> str:
         return f"Defer({self.until_s!r}, {self.reason!r})"
+
+
+class Scale:
+    """Let pool number `pool` have `replicas` replicas that serve or start, as far as there are so many."""
+
+    def __init__(self, pool: cython.Py_ssize_t, replicas: cython.longlong, reason: str = "") -> None:
+        self.pool = pool
+        self.replicas = replicas
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Scale({self.pool}, {self.replicas}, {self.reason!r})"

@@ -26,6 +26,7 @@ cdef class PoolState:
     cdef readonly double now
     cdef readonly list replicas
     cdef readonly long long held
+    cdef readonly long long starting
     cdef readonly object rng
 
 
