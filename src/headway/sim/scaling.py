@@ -116,11 +116,12 @@ class Scaler:
     def add(self, slots: Any, pool: cython.Py_ssize_t, now: cython.double) -> cython.int:
         """One more: of those that are about to leave, else of those switched off."""
         engine: Engine
+        slot: cython.Py_ssize_t
         for slot in slots:
             if self.phase[slot] == DRAINING:
                 self.phase[slot] = SERVING
                 return 0
-        slot: cython.Py_ssize_t = self.first[pool] + self.phase[self.first[pool] :].index(OFF)
+        slot = self.first[pool] + self.phase[self.first[pool] :].index(OFF)
         engine = self.engines[pool][slot - self.first[pool]]
         engine.kv.forget()
         self.phase[slot] = STARTING
