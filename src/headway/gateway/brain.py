@@ -14,6 +14,7 @@ from random import Random
 import msgspec
 
 from headway.cost import StepTable
+from headway.gateway.admission import unattainable
 from headway.gateway.books import Entry, ReplicaBook
 from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Held, Left, Refused, Routed
 from headway.gateway.fence import Fence
@@ -22,7 +23,7 @@ from headway.gateway.held import HeldQueue
 from headway.gateway.live import LiveCluster, LivePool, LiveRequest
 from headway.gateway.predict import OutputLengths, TokenSizes
 from headway.gateway.spec import GatewaySpec
-from headway.gateway.tenants import Account, Keys
+from headway.gateway.tenants import Account, Keys, Usage
 from headway.policies import Policy
 
 TOMBSTONE_S = 60.0  # how long an end is kept whose request is not known yet
@@ -31,6 +32,7 @@ KEPT_MAX = 100_000
 REASONS_MAX = 64  # told apart in the figures: a policy may put numbers into its reasons
 DURATION_WEIGHT = 0.05
 WINDOW_UNKNOWN = 64
+TEMPLATE_TOKENS = 64  # that an engine's chat template adds at most to a prompt of which every byte is a token
 
 
 class Backing(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,9 +50,17 @@ class Brain:
         backings: the replicas, in the order of `spec.upstreams`.
         policies: objects by decision point: "route", "order", "admit".
         seed: of the random streams that policies draw from.
+        epoch_s: the Unix time at which `now` is 0: budgets are of calendar days.
     """
 
-    def __init__(self, spec: GatewaySpec, backings: list[Backing], policies: dict[str, Policy], seed: int = 0) -> None:
+    def __init__(
+        self,
+        spec: GatewaySpec,
+        backings: list[Backing],
+        policies: dict[str, Policy],
+        seed: int = 0,
+        epoch_s: float = 0.0,
+    ) -> None:
         self.spec = spec
         self.limits = spec.limits
         self.books = [
@@ -58,11 +68,12 @@ class Brain:
         ]
         self.fence = Fence(policies)
         self.figures = Figures()
-        self.accounts = [Account(tenant) for tenant in Keys(spec.tenants).tenants]
+        self.accounts = [Account(tenant, epoch_s) for tenant in Keys(spec.tenants).tenants]
+        self.changed: set[int] = set()  # tenants whose use a ledger does not know yet
         self.lengths, self.sizes = OutputLengths(), TokenSizes()
         self.pool = LivePool("mixed", [], Random(f"{seed}/route/0"))
         self.cluster = LiveCluster((self.pool,), Random(f"{seed}/admit"))
-        self.held = HeldQueue(self.fence, spec.limits.aging_s)
+        self.held = HeldQueue(self.fence, spec, [account.tenant.weight for account in self.accounts])
         self.live: dict[str, Entry] = {}
         self.tombstones: OrderedDict[str, float] = OrderedDict()
         self.unread: OrderedDict[str, tuple[float, Entry]] = OrderedDict()  # ended, without figures yet
@@ -84,15 +95,22 @@ class Brain:
         refused = self._refusal(now, entry)
         if refused is not None:
             return [self._refuse(entry, refused)]
-        account = self.accounts[facts.tenant]
-        account.live += 1
-        account.requests.take(now, 1)
-        account.tokens.take(now, entry.reserved)
+        at_once = not len(self.held) and bool(self._choosable())
+        answers: list[Answer] = []
+        if not at_once and len(self.held) >= self.limits.held:
+            loser = self.held.crowded_out(entry, now)
+            if loser is None:
+                words = f"{len(self.held)} requests wait already, none of them less urgent"
+                return [self._refuse(entry, Refused(facts.id, 429, "queue_full", words, self._queue_s(now, entry)))]
+            answers.append(self._shed(now, loser))
+        self.accounts[facts.tenant].reserve(now, *entry.reserved)
+        self.changed.add(facts.tenant)
         self.live[facts.id] = entry
-        if not len(self.held) and self._choosable():
+        if at_once:
+            self.held.pass_by(entry, now)
             return [self._route(now, entry)]
         self.held.push(entry, now)
-        answers = self._pump(now)
+        answers += self._pump(now)
         if entry.stage == "held":
             self._decided(facts, "held", "no room")
             answers.append(Held(facts.id, min(now + self.limits.hold_s, entry.view.deadline_s)))
@@ -106,7 +124,7 @@ class Brain:
             return []
         self._close(now, entry)
         if entry.record is not None:
-            self._settle(entry, entry.record)
+            self._settle(now, entry, entry.record)
         else:
             self.unread[id] = (now, entry)
         return self._pump(now)
@@ -119,7 +137,7 @@ class Brain:
             self.live[record.id].record = record
         elif record.id in self.unread:
             _, entry = self.unread.pop(record.id)
-            self._settle(entry, record)
+            self._settle(now, entry, record)
         elif record.attempts:
             self.figures.count("headway_unmatched_total", what="record")
         return self._pump(now)
@@ -152,8 +170,7 @@ class Brain:
         answers: list[Answer] = []
         for entry in self.held.expired(now, self.limits.hold_s):
             late = now >= entry.view.deadline_s
-            del self.live[entry.facts.id]
-            self._close(now, entry)
+            self._drop(now, entry)
             why = "its deadline passed" if late else f"no replica had room for {self.limits.hold_s:g} s"
             status, code = (504, "deadline_exceeded") if late else (429, "hold_expired")
             refusal = Refused(entry.facts.id, status, code, f"the request waited in the queue until {why}", 1.0)
@@ -162,6 +179,8 @@ class Brain:
             self.tombstones.popitem(last=False)
         while self.unread and next(iter(self.unread.values()))[0] < now - RECORD_S:
             _, (_, entry) = self.unread.popitem(last=False)
+            if entry.hosts:
+                self._pay(now, entry, entry.reserved)  # nobody can say what it used: it may have been everything
             self._ended(entry, 0)
         return answers + self._pump(now)
 
@@ -175,15 +194,21 @@ class Brain:
         expected = self.lengths.predict(facts.tenant, facts.max_tokens) if facts.generates else 1.0
         patience_s = min((s for s in (facts.deadline_s, klass.deadline_s) if s is not None), default=float("inf"))
         view.describe(expected, klass.priority, now + patience_s, facts.slo_class, facts.tenant, facts.chain)
-        output = self.lengths.budget(facts.tenant, facts.max_tokens) if facts.generates else 0
-        return Entry(facts, view, tokens + output)
+        ttft_s, tpot_s, e2e_s = klass.slo.limits()
+        limits = min(ttft_s, facts.ttft_s or ttft_s), min(tpot_s, facts.tpot_s or tpot_s), min(e2e_s, patience_s)
+        entry = Entry(facts, view, limits)
+        entry.bound = facts.prompt_tokens or facts.prompt_bytes + TEMPLATE_TOKENS
+        if facts.generates:
+            entry.output = self.lengths.budget(facts.tenant, facts.max_tokens)
+            entry.bound += facts.max_tokens or self.limits.output_tokens
+        return entry
 
     def _refusal(self, now: float, entry: Entry) -> Refused | None:
         """Why this request is not accepted; None when it is."""
         facts = entry.facts
-        over = self.accounts[facts.tenant].refusal(now, entry.reserved)
+        over = self.accounts[facts.tenant].refusal(now, *entry.reserved)
         if over is not None:
-            return Refused(facts.id, 429, "rate_limit_exceeded", over[0], over[1])
+            return Refused(facts.id, 429, *over)
         healthy = [book for book in self.books if book.healthy]
         if not healthy:
             retry_s = self.spec.health.probe_s
@@ -193,42 +218,14 @@ class Brain:
         reason = self.fence.admit(entry.view, self.cluster)
         if reason is not None:
             return Refused(facts.id, 429, "refused_by_policy", reason, 1.0)
-        late = self._late(now, entry, healthy)
-        if late is not None:
-            return late
-        if len(self.held) >= self.limits.held and not (self._choosable() and not len(self.held)):
-            wait_s = self._queue_s()
-            return Refused(facts.id, 429, "queue_full", f"{len(self.held)} requests wait already", wait_s)
-        return None
+        queue_s = 0.0 if any(book.room for book in healthy) and not len(self.held) else self._queue_s(now, entry)
+        klass = self.spec.classes[facts.slo_class]
+        return unattainable(entry, klass, healthy, now, queue_s, self.duration_s)
 
-    def _late(self, now: float, entry: Entry, healthy: list[ReplicaBook]) -> Refused | None:
-        """Refuse early what is predicted to miss its limits."""
-        klass = self.spec.classes[entry.facts.slo_class]
-        limit_s = klass.slo.ttft_s
-        deadline_s = entry.view.deadline_s - now
-        known = [book for book in healthy if book.pace.known]
-        if not known or (deadline_s == float("inf") and (limit_s is None or not klass.refuse_below)):
-            return None
-        queue_s = 0.0 if any(book.room for book in healthy) and not len(self.held) else self._queue_s()
-        first_s, book = min(((book.first_token_s(entry.view, now) + queue_s, book) for book in known), key=_by_time)
-        retry_s = max(first_s - min(limit_s or deadline_s, deadline_s), 1.0)
-        if limit_s is not None and klass.refuse_below:
-            chance = book.pace.chance(first_s, limit_s)
-            if chance < klass.refuse_below:
-                words = f"predicted time to first token {first_s:.3g} s, class {klass.name!r} promises {limit_s:g} s"
-                return Refused(entry.facts.id, 429, "slo_unattainable", words, retry_s)
-        if deadline_s < float("inf"):
-            output = entry.view.predicted_output_tokens
-            rest_s = output * book.pace.token_s(book.running + 1, book.context) if output > 1 else 0.0
-            if first_s + rest_s > deadline_s:
-                words = f"predicted end in {first_s + rest_s:.3g} s, the deadline is in {deadline_s:.3g} s"
-                return Refused(entry.facts.id, 429, "deadline_unattainable", words, retry_s)
-        return None
-
-    def _queue_s(self) -> float:
-        """Predicted wait of one more request in the queue."""
+    def _queue_s(self, now: float, entry: Entry) -> float:
+        """Predicted wait in the queue, behind those who are as urgent or more."""
         places = sum(book.window for book in self.books if book.healthy)
-        return (len(self.held) + 1) * self.duration_s / max(places, 1)
+        return (self.held.ahead(entry, now) + 1) * self.duration_s / max(places, 1)
 
     def _choosable(self) -> list[ReplicaBook]:
         return [book for book in self.books if book.room]
@@ -261,28 +258,44 @@ class Brain:
             if entry is None:
                 break
             if now >= entry.view.deadline_s:
-                del self.live[entry.facts.id]
-                self._close(now, entry)
+                self._drop(now, entry)
                 words = "the request waited in the queue until its deadline passed"
                 answers.append(self._refuse(entry, Refused(entry.facts.id, 504, "deadline_exceeded", words, 1.0)))
             else:
                 answers.append(self._route(now, entry))
         return answers
 
+    def _shed(self, now: float, entry: Entry) -> Refused:
+        """Let a held request make room for a more urgent one."""
+        wait_s = self._queue_s(now, entry)
+        self._drop(now, entry)
+        offline = "offline work" if self.spec.classes[entry.facts.slo_class].offline else "the less urgent"
+        words = f"the queue of {self.limits.held} is full and {offline} gives way"
+        return self._refuse(entry, Refused(entry.facts.id, 429, "shed", words, wait_s))
+
     # --- ends ------------------------------------------------------------------------------------------------
+
+    def _drop(self, now: float, entry: Entry) -> None:
+        """A held request will not run."""
+        del self.live[entry.facts.id]
+        self._close(now, entry)
 
     def _close(self, now: float, entry: Entry) -> None:
         """Take a request out of the books."""
-        account = self.accounts[entry.facts.tenant]
-        account.live -= 1
+        self.accounts[entry.facts.tenant].live -= 1
         if entry.stage == "sent":
             self.books[entry.hosts[0]].remove(entry, now)
             self.duration_s += DURATION_WEIGHT * (now - entry.sent_s - self.duration_s)
         else:
             if entry.facts.id in self.held.entries:
                 self.held.remove(entry.facts.id)
-            account.tokens.take(now, -entry.reserved)
+            self._pay(now, entry, (0, 0))
         entry.stage = "ended"
+
+    def _pay(self, now: float, entry: Entry, spent: tuple[int, int]) -> None:
+        """Settle with the tenant, once: what was used of the tokens expected, and of those set aside."""
+        self.accounts[entry.facts.tenant].settle(now, entry.reserved, spent)
+        self.changed.add(entry.facts.tenant)
 
     def _bury(self, now: float, id: str) -> None:
         if id in self.unread:
@@ -302,7 +315,7 @@ class Brain:
         elif record.status < 500 and not record.caller_left:
             self.books[record.replica].failures = 0
 
-    def _settle(self, entry: Entry, record: EndRecord) -> None:
+    def _settle(self, now: float, entry: Entry, record: EndRecord) -> None:
         """Learn from a request that is over, and judge it."""
         facts, klass = entry.facts, self.spec.classes[entry.facts.slo_class]
         served = 200 <= record.status < 300 and not record.upstream_failed and not record.caller_left
@@ -321,12 +334,13 @@ class Brain:
                 self.figures.spread("headway_ttft_seconds", record.first_s, **labels)
             if tpot_s is not None:
                 self.figures.spread("headway_tpot_seconds", tpot_s, **labels)
-            limits = zip((record.first_s, tpot_s, record.duration_s), klass.slo.limits(), strict=True)
+            limits = zip((record.first_s, tpot_s, record.duration_s), entry.limits, strict=True)
             if all(value is None or value <= limit for value, limit in limits):
                 self.figures.count("headway_attained_total", slo_class=klass.name, tenant=self._tenant(facts))
-        spent = (record.prompt_tokens or entry.view.prompt_tokens) + tokens
         if entry.hosts:
-            self.accounts[facts.tenant].tokens.take(0.0, spent - entry.reserved)
+            prompt = record.prompt_tokens or (0 if record.upstream_failed and not tokens else entry.view.prompt_tokens)
+            self._pay(now, entry, (prompt + tokens, prompt + tokens))
+            self.held.settle(entry, prompt, tokens)
         self.figures.count("headway_tokens_total", record.prompt_tokens or 0, kind="prompt")
         self.figures.count("headway_tokens_total", tokens, kind="output")
         self._ended(entry, record.status)
@@ -387,6 +401,10 @@ class Brain:
             if book.pace.known:
                 own_s = sum(book.pace.first_s(512, 0, book.waiting_tokens, book.running, book.context))
                 yield "headway_predicted_ttft_seconds", {"replica": text}, max(book.free_s - book.at_s, 0.0) + own_s
+        for account in self.accounts:
+            for limit, budget in account.budgets.items():
+                for state, tokens in (("spent", budget.spent), ("reserved", budget.reserved), ("limit", budget.tokens)):
+                    yield "headway_budget_tokens", {"tenant": account.tenant.name, "limit": limit, "state": state}, tokens
         yield "headway_held", {}, len(self.held)
         for kind, count in self.fence.errors.items():
             yield "headway_policy_errors_total", {"kind": kind}, count
@@ -396,10 +414,23 @@ class Brain:
             met = self.figures.counters["headway_attained_total"][labels]
             yield "headway_attainment", dict(labels), met / over
 
+    def restore(self, kept: list[Usage]) -> None:
+        """Take in, once, what a ledger has kept of an earlier process, for the tenants that are still there."""
+        accounts = {account.tenant.name: account for account in self.accounts}
+        for usage in kept:
+            if usage.tenant in accounts:
+                accounts[usage.tenant].restore(usage)
+
+    def unsaved(self) -> list[Usage]:
+        """What a ledger must learn: the use of each tenant for which it has changed since this was asked."""
+        rows = [usage for tenant in sorted(self.changed) for usage in self.accounts[tenant].usage()]
+        self.changed.clear()
+        return rows
+
     def check(self) -> list[str]:
         """Say which laws the books break; an empty list is what is expected, at any moment."""
         sent = sum(book.in_flight for book in self.books)
-        faults = [fault for book in self.books for fault in book.check()]
+        faults = [fault for book in self.books for fault in book.check()] + self.held.check()
         if sent + len(self.held) != len(self.live):
             faults.append(f"{sent} under way + {len(self.held)} held != {len(self.live)} live")
         by_tenant = [account.live for account in self.accounts]
@@ -410,7 +441,3 @@ class Brain:
         if arrived != over + len(self.live) + len(self.unread):
             faults.append(f"{arrived:g} arrived != {over:g} over + {len(self.live)} live + {len(self.unread)} unread")
         return faults
-
-
-def _by_time(pair: tuple[float, ReplicaBook]) -> float:
-    return pair[0]

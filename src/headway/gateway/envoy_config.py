@@ -19,7 +19,7 @@ HTTP = TYPE + "envoy.extensions.filters.http."
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 DESTINATION = "x-gateway-destination-endpoint"
 POLICY_DETAILS = "headway"  # marks replies whose body is ours already
-HEADERS = ("authorization", "x-headway-class", "x-headway-deadline")
+HEADERS = ("authorization", "x-headway-class", "x-headway-deadline", "x-headway-ttft", "x-headway-tpot")
 DECISION_TIMEOUT_S = 1.0
 EARLY_REMOVED = ("x-request-id", DESTINATION)
 

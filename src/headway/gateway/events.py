@@ -16,9 +16,12 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     prompt_bytes: int
     prompt_tokens: int | None = None  # where the caller gave token ids: exact
     chain: tuple[int, ...] = ()
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # of all answers together
+    samples: int = 1  # answers
     generates: bool = True  # an embedding does not
     deadline_s: float | None = None  # from arrival
+    ttft_s: float | None = None  # the caller's own limits, beside those of the class
+    tpot_s: float | None = None
 
 
 class EndRecord(msgspec.Struct, frozen=True, kw_only=True):

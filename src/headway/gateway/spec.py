@@ -16,12 +16,16 @@ from headway.specs import Spec
 from headway.units import parse_seconds
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+RATES, BUDGETS = ("requests_per_min", "tokens_per_min"), ("tokens_per_day", "tokens_per_month")
+ENGINE_PRIORITIES = ("", "low-first", "high-first", "caller")
 
 
 class Tenant(Spec, frozen=True, kw_only=True):
     """Who may ask, by the SHA-256 of each API key, and how much: no limit where none is given.
 
     `tokens_per_min` counts prompts and what is expected to be generated, corrected when a request ends.
+    `tokens_per_day` and `tokens_per_month` are budgets of calendar days and months (UTC) that are never exceeded: what
+    a request may use at most is set aside until it is over. `weight`: of its share where tenants wait for each other.
     `slo_class` is the class of requests that name none ("" is the first).
 
     Raises:
@@ -32,7 +36,10 @@ class Tenant(Spec, frozen=True, kw_only=True):
     keys_sha256: tuple[str, ...] = ()
     requests_per_min: float | None = None
     tokens_per_min: float | None = None
+    tokens_per_day: float | None = None
+    tokens_per_month: float | None = None
     concurrency: int | None = None
+    weight: float = 1.0
     slo_class: str = ""
 
     def __post_init__(self) -> None:
@@ -42,24 +49,37 @@ class Tenant(Spec, frozen=True, kw_only=True):
                     f"tenant {self.name!r}: a key is kept as its SHA-256, 64 lower-case hexadecimal digits; came text "
                     f"of {len(key)} characters; `printf %s KEY | sha256sum` hashes one"
                 )
-        for field in ("requests_per_min", "tokens_per_min", "concurrency"):
+        for field in (*RATES, *BUDGETS, "concurrency", "weight"):
             value = getattr(self, field)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < float("inf"):
                 raise BadInput(
                     f"tenant {self.name!r}: {field}={value:g}: expected a number above 0, or none for no limit"
                 )
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether the tenant has a budget."""
+        return any(getattr(self, field) is not None for field in BUDGETS)
+
+    @property
+    def remembered(self) -> bool:
+        """Whether the tenant has a limit that must survive a restart."""
+        return self.budgeted or any(getattr(self, field) is not None for field in RATES)
 
 
 class SloClass(Spec, frozen=True, kw_only=True):
     """A class of requests: what is promised, how urgent it is, and when a promise is not worth making.
 
-    A request is refused at once when the chance that it meets `slo.ttft_s` is predicted below `refuse_below`; 0 never
-    refuses. `priority`: lower is more urgent. `deadline_s`: from arrival to the last token, none when absent.
+    A request is refused at once when the chance that it meets one of the limits of `slo`, or tighter ones of its own,
+    is predicted below `refuse_below`; 0 never refuses. `priority`: lower is more urgent. `offline`: nobody waits for
+    it; it goes after all that is not offline, whatever its priority and age, and is shed first. `deadline_s`: from
+    arrival to the last token, none when absent.
     """
 
     name: str = "default"
     slo: Slo = Slo()
     priority: int = 0
+    offline: bool = False
     deadline_s: float | None = None
     refuse_below: float = 0.5
 
@@ -76,8 +96,10 @@ class Limits(Spec, frozen=True, kw_only=True):
     """Bounds that keep the gateway and the engines behind it whole.
 
     `in_flight` requests at a replica at once (absent: the engine's `max_seqs`, or 64 where no engine is described);
-    further ones wait in Headway's queue, at most `held` of them and each at most `hold_s`, where the order policy
-    chooses who goes next; a request's priority rises by one for every `aging_s` it waits (0: never).
+    further ones wait in Headway's queue, at most `held` of them and each at most `hold_s`. There the most urgent class
+    goes first, then the tenant that was served least for its weight (`fair`), then whom the order policy puts first; a
+    request's priority rises by one for every `aging_s` it waits (0: never). `output_tokens`: the `max_tokens` sent
+    on for a request that gives none and whose tenant has a budget.
     `body_bytes`, `headers_kb`: of one request. `idle_s`: a stream without a byte for so long is closed; it also bounds
     waiting for the first one. `drain_s`: what running streams are given when the gateway stops.
     """
@@ -86,6 +108,8 @@ class Limits(Spec, frozen=True, kw_only=True):
     held: int = 1024
     hold_s: float = 30.0
     aging_s: float = 10.0
+    fair: bool = True
+    output_tokens: int = 4096
     body_bytes: int = 4 << 20
     headers_kb: int = 32
     connections: int = 10_000
@@ -96,7 +120,7 @@ class Limits(Spec, frozen=True, kw_only=True):
         for field in ("held", "hold_s", "aging_s", "drain_s"):
             if getattr(self, field) < 0:
                 raise BadInput(f"limits.{field}={getattr(self, field):g}: expected 0 or more")
-        for field in ("body_bytes", "headers_kb", "connections", "idle_s"):
+        for field in ("output_tokens", "body_bytes", "headers_kb", "connections", "idle_s"):
             if getattr(self, field) <= 0:
                 raise BadInput(f"limits.{field}={getattr(self, field):g}: expected a number above 0")
         if self.in_flight is not None and self.in_flight < 1:
@@ -130,6 +154,10 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     ask for; the first is the deployment's model where none is given. `tenants`: without any, everyone may ask.
     `salt_prefixes`: requests are sent on with a `cache_salt` of their tenant, so that engines that know it (vLLM) share
     no prefix between tenants; a caller's own is removed in either case.
+    `engine_priority`: how the engines read the field `priority` of a request, where they run with priority scheduling:
+    "low-first" (vLLM) or "high-first" (SGLang) sends each request on with the priority of its class; "caller" passes
+    the caller's own on; "" removes it.
+    `ledger`: the SQLite file that keeps what tenants have used of their limits, beside the deployment's file.
     `admin`: where `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is `admin_key_sha256`.
 
     Raises:
@@ -146,6 +174,8 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     limits: Limits = Limits()
     health: Health = Health()
     salt_prefixes: bool = False
+    engine_priority: str = ""
+    ledger: str = "headway-ledger.sqlite"
     scrape_s: float = 1.0
     envoy: str = ""
     envoy_threads: int = 1
@@ -163,6 +193,13 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
         _once("keys of tenants", [key for tenant in self.tenants for key in tenant.keys_sha256])
         if not self.classes:
             raise BadInput("gateway.classes is empty: leave it out for one class without limits")
+        if self.engine_priority not in ENGINE_PRIORITIES:
+            raise BadInput(
+                f"gateway.engine_priority {self.engine_priority!r}: expected low-first (vLLM), high-first (SGLang), "
+                "caller, or none for engines without priority scheduling"
+            )
+        if not self.ledger and any(tenant.remembered for tenant in self.tenants):
+            raise BadInput("gateway.ledger is empty: limits of tenants are kept in a file, as in headway-ledger.sqlite")
         if self.scrape_s <= 0 or self.envoy_threads < 1:
             raise BadInput("gateway: expected scrape_s above 0 and envoy_threads of at least 1")
         if self.admin_key_sha256 and not _HASH.fullmatch(self.admin_key_sha256):
