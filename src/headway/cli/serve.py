@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,7 +72,8 @@ def serve(deployment_file: str, **asked: Any) -> None:
     served = served_of(deployment_file, asked["calibration_from"], terminal)
     policies = served.policies()
     if asked["decisions_in"]:
-        _decide(served, policies, Path(asked["decisions_in"]), asked["seed"], terminal)
+        ledger = Path(deployment_file).parent / served.spec.ledger
+        _decide(served, policies, (Path(asked["decisions_in"]), ledger), asked["seed"], terminal)
         return
     note_interpreted(terminal)
     _warn(served.spec, terminal)
@@ -149,7 +151,9 @@ def summary(served: Served) -> RenderableType:
         table.add_row("class", f"{klass.name}, priority {klass.priority}: {', '.join(limits) or 'no limits'}{refuse}")
     for tenant in spec.tenants:
         rates = [("requests/min", tenant.requests_per_min), ("tokens/min", tenant.tokens_per_min)]
-        said = [f"{value:g} {name}" for name, value in (*rates, ("at once", tenant.concurrency)) if value is not None]
+        rates += [("tokens/day", tenant.tokens_per_day), ("tokens/month", tenant.tokens_per_month)]
+        rates += [("at once", tenant.concurrency)]
+        said = [f"{value:,.10g} {name}" for name, value in rates if value is not None]
         table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
     table.add_row(
         "admin", f"http://{spec.admin}/metrics and /status{'' if spec.admin_key_sha256 else ', without a key'}"
@@ -194,14 +198,19 @@ async def _supervise(supervisor: Any) -> None:
     await running
 
 
-def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int, terminal: Terminal) -> None:
-    """Be the decision process until SIGTERM."""
+def _decide(
+    served: Served, policies: dict[str, Policy], places: tuple[Path, Path], seed: int, terminal: Terminal
+) -> None:
+    """Be the decision process until SIGTERM; `places`: the folder of the sockets, and the ledger's file."""
     from headway.gateway import Brain, Decider, Reader, decide, resolved
 
+    folder, ledger = places
     if not folder.is_dir():
         raise BadInput(f"--decisions {folder}: there is no such folder; make it, open to this user alone")
-    brain = Brain(served.spec, served.backings, policies, seed)
+    brain = Brain(served.spec, served.backings, policies, seed, time.time())
     decider = Decider(brain, Reader(served.spec, served.max_context), resolved(served.spec.upstreams), terminal.note)
+    if any(tenant.remembered for tenant in served.spec.tenants):
+        decider.keep(ledger)
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

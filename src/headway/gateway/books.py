@@ -47,7 +47,6 @@ class Entry:
         self.waiting = False
         self.paced_at = 0.0
 
-
     @property
     def reserved(self) -> tuple[int, int]:
         """Tokens expected, and tokens set aside."""

@@ -404,7 +404,11 @@ class Brain:
         for account in self.accounts:
             for limit, budget in account.budgets.items():
                 for state, tokens in (("spent", budget.spent), ("reserved", budget.reserved), ("limit", budget.tokens)):
-                    yield "headway_budget_tokens", {"tenant": account.tenant.name, "limit": limit, "state": state}, tokens
+                    yield (
+                        "headway_budget_tokens",
+                        {"tenant": account.tenant.name, "limit": limit, "state": state},
+                        tokens,
+                    )
         yield "headway_held", {}, len(self.held)
         for kind, count in self.fence.errors.items():
             yield "headway_policy_errors_total", {"kind": kind}, count
@@ -420,6 +424,7 @@ class Brain:
         for usage in kept:
             if usage.tenant in accounts:
                 accounts[usage.tenant].restore(usage)
+        self.changed.update(range(len(self.accounts)))
 
     def unsaved(self) -> list[Usage]:
         """What a ledger must learn: the use of each tenant for which it has changed since this was asked."""

@@ -19,6 +19,7 @@ from headway.errors import MissingExtra
 from headway.gateway.brain import Brain
 from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Refused, Routed
+from headway.gateway.ledger import Keeper, Ledger
 from headway.gateway.messages import ACCESS_LOG, PROCESS, message_types, plain, seconds_of
 from headway.gateway.plainhttp import AdminPages, ask_socket, get
 from headway.gateway.reading import Reader, Reply, refusal
@@ -44,10 +45,15 @@ class Decider:
         self.say = say
         self.index = {text: i for i, text in enumerate(addresses)}
         self.types = message_types()
+        self.keeper: Keeper | None = None
         self.waiting: dict[str, asyncio.Future[Answer]] = {}
         self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
         self.faults_said = 0
         self.started_s = time.monotonic()
+
+    def keep(self, path: Path) -> None:
+        """Let the SQLite file `path` keep what tenants use; before `decide`."""
+        self.keeper = Keeper(Ledger(path), self.brain, self.say)
 
     def now(self) -> float:
         """Seconds since this process began to decide."""
@@ -266,6 +272,7 @@ class Decider:
             "held": len(brain.held),
             "faults": brain.check(),
             "policy_errors": dict(brain.fence.errors),
+            "ledger": self.keeper.status() if self.keeper is not None else None,
             "replicas": [
                 {
                     "address": text,
@@ -312,6 +319,9 @@ async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
     admin = await asyncio.start_server(pages.serve, host, port, limit=1 << 14)
     await server.start()
     tasks = [asyncio.create_task(decider.tick()), asyncio.create_task(decider.adopt(folder / "envoy.sock"))]
+    if decider.keeper is not None:
+        await decider.keeper.flush()  # what is kept of earlier is known before the first request
+        tasks.append(asyncio.create_task(decider.keeper.run()))
     for i in range(len(decider.addresses)):
         tasks += [asyncio.create_task(decider.probe(i)), asyncio.create_task(decider.scrape(i))]
     try:
@@ -322,3 +332,5 @@ async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
             task.cancel()
         admin.close()
         await server.stop(0.2)
+        if decider.keeper is not None:
+            await decider.keeper.close()

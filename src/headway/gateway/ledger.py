@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Ledger:
         """Writes survive the end of the process at once, and a power cut but for the last ones."""
         if self.connection is None:
             self.path.touch(mode=0o600)
-            made = sqlite3.connect(self.path, timeout=PATIENCE_S, check_same_thread=False)
+            made = sqlite3.connect(self.path, timeout=PATIENCE_S)
             try:
                 made.execute("PRAGMA journal_mode = WAL")
                 made.execute("PRAGMA synchronous = NORMAL")
@@ -68,52 +69,57 @@ class Ledger:
 
 
 class Keeper:
-    """Reads a ledger into a brain, and writes what the brain has to say behind it."""
+    """Reads a ledger into a brain, and writes what the brain has to say behind it, in a thread of its own."""
 
     def __init__(self, ledger: Ledger, brain: Brain, say: Callable[[str], None] = lambda text: None) -> None:
         self.ledger = ledger
         self.brain = brain
         self.say = say
+        self.thread = ThreadPoolExecutor(1, "ledger")
         self.restored = False
         self.pending: dict[tuple[str, str], Usage] = {}
         self.errors = 0
         self.failing = ""
 
     async def run(self) -> None:
-        """Flush again and again, and once more when cancelled."""
-        try:
-            while True:
-                await self.flush()
-                await asyncio.sleep(FLUSH_S)
-        finally:
+        """Flush again and again."""
+        while True:
             await self.flush()
-            self.ledger.close()
+            await asyncio.sleep(FLUSH_S)
+
+    async def close(self) -> None:
+        """Flush once more, and let go of the file."""
+        await self.flush()
+        await self._apart(self.ledger.close)
+        self.thread.shutdown(wait=False)
 
     async def flush(self) -> None:
-        """Write what has changed, in another thread; nothing is written over what could not be read yet."""
-        self.pending |= {(usage.tenant, usage.limit): usage for usage in self.brain.unsaved()}
+        """Write what has changed; nothing is written over what could not be read yet."""
         try:
             if not self.restored:
-                self.brain.restore(await asyncio.to_thread(self.ledger.read))
+                self.brain.restore(await self._apart(self.ledger.read))
                 self.restored = True
-                self.pending |= {(usage.tenant, usage.limit): usage for usage in self.brain.usage()}
+            self.pending |= {(usage.tenant, usage.limit): usage for usage in self.brain.unsaved()}
             if self.pending:
-                await asyncio.to_thread(self.ledger.write, list(self.pending.values()))
+                await self._apart(self.ledger.write, list(self.pending.values()))
         except (sqlite3.Error, OSError) as error:
-            self._failed(error)
+            await self._failed(error)
             return
         self.pending.clear()
         if self.failing:
             self.failing = ""
-            self.say(f"the ledger {self.ledger.path} is written again")
+            self.say(f"the ledger {self.ledger.path} is kept again")
 
-    def _failed(self, error: Exception) -> None:
+    async def _failed(self, error: Exception) -> None:
         self.errors += 1
         self.brain.figures.count("headway_ledger_errors_total")
-        self.ledger.close()
+        await self._apart(self.ledger.close)
         if not self.failing:
-            self.say(f"the ledger {self.ledger.path} fails, limits hold in memory meanwhile: {error}")
+            self.say(f"the ledger {self.ledger.path} fails, limits are kept in memory meanwhile: {error}")
         self.failing = f"{type(error).__name__}: {error}"
+
+    async def _apart(self, call: Callable[..., Any], *given: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, call, *given)
 
     def status(self) -> dict[str, Any]:
         """Whether what tenants have used is on the disk."""
@@ -121,5 +127,5 @@ class Keeper:
             "path": str(self.ledger.path),
             "failing": self.failing,
             "errors": self.errors,
-            "unwritten": len(self.pending),
+            "unwritten": len(self.pending) + len(self.brain.changed),
         }
