@@ -158,7 +158,7 @@ def test_a_request_becomes_an_arrival():
     bob = read(chat("hi"), {"authorization": "bearer b", "x-headway-class": "batch"})
     assert isinstance(bob, Arrival) and (bob.tenant, bob.slo_class) == (1, 1)
     ids = read({"model": "tiny", "prompt": [[1, 2], [3]]}, path="/v1/completions")
-    assert isinstance(ids, Arrival) and (ids.prompt_tokens, ids.max_tokens) == (3, 16)
+    assert isinstance(ids, Arrival) and (ids.prompt_tokens, ids.max_tokens) == (3, 32)
     embedding = read({"model": "tiny-2", "input": "text"}, path="/v1/embeddings?x=1")
     assert isinstance(embedding, Arrival) and not embedding.generates
 

@@ -338,9 +338,11 @@ class Brain:
             if all(value is None or value <= limit for value, limit in limits):
                 self.figures.count("headway_attained_total", slo_class=klass.name, tenant=self._tenant(facts))
         if entry.hosts:
-            prompt = record.prompt_tokens or (0 if record.upstream_failed and not tokens else entry.view.prompt_tokens)
-            self._pay(now, entry, (prompt + tokens, prompt + tokens))
-            self.held.settle(entry, prompt, tokens)
+            failed = record.upstream_failed and not tokens
+            prompt = record.prompt_tokens or (0 if failed else entry.view.prompt_tokens)
+            output = entry.output if record.caller_left and not tokens else tokens  # who leaves early is not told
+            self._pay(now, entry, (prompt + output, prompt + output))
+            self.held.settle(entry, prompt, output)
         self.figures.count("headway_tokens_total", record.prompt_tokens or 0, kind="prompt")
         self.figures.count("headway_tokens_total", tokens, kind="output")
         self._ended(entry, record.status)
@@ -403,12 +405,9 @@ class Brain:
                 yield "headway_predicted_ttft_seconds", {"replica": text}, max(book.free_s - book.at_s, 0.0) + own_s
         for account in self.accounts:
             for limit, budget in account.budgets.items():
-                for state, tokens in (("spent", budget.spent), ("reserved", budget.reserved), ("limit", budget.tokens)):
-                    yield (
-                        "headway_budget_tokens",
-                        {"tenant": account.tenant.name, "limit": limit, "state": state},
-                        tokens,
-                    )
+                labels = {"tenant": account.tenant.name, "limit": limit}
+                for state, tokens in budget.states().items():
+                    yield "headway_budget_tokens", labels | {"state": state}, tokens
         yield "headway_held", {}, len(self.held)
         for kind, count in self.fence.errors.items():
             yield "headway_policy_errors_total", {"kind": kind}, count

@@ -19,7 +19,7 @@ HELP = {
     "headway_tokens_total": ("counter", "Tokens of ended requests, as the engines or the stream's events count them."),
     "headway_policy_errors_total": ("counter", "Decisions that a policy failed to give; the fallback gave them."),
     "headway_ledger_errors_total": ("counter", "Times that the ledger of tenants' use could not be read or written."),
-    "headway_budget_tokens": ("gauge", "Tokens of a tenant's budget: spent, set aside for what is under way, the limit."),
+    "headway_budget_tokens": ("gauge", "Tokens of a tenant's budget: spent, set aside for what runs, the limit."),
     "headway_retried_total": ("counter", "Requests that the second host of their decision answered."),
     "headway_misrouted_total": ("counter", "Requests answered by a host that was not chosen: must be 0."),
     "headway_unmatched_total": ("counter", "End records, or ends, of requests that the books do not know."),

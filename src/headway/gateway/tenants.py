@@ -82,6 +82,10 @@ class Budget:
         self.reserved -= reserved
         self.spent += spent
 
+    def states(self) -> dict[str, float]:
+        """Return the tokens of the budget, those spent of it, and those set aside."""
+        return {"limit": self.tokens, "spent": self.spent, "reserved": self.reserved}
+
     def _period(self, unix_s: float) -> tuple[float, float]:
         if not self.monthly:
             start_s = unix_s // DAY_S * DAY_S
