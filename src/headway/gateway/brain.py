@@ -405,9 +405,9 @@ class Brain:
                 yield "headway_predicted_ttft_seconds", {"replica": text}, max(book.free_s - book.at_s, 0.0) + own_s
         for account in self.accounts:
             for limit, budget in account.budgets.items():
-                labels = {"tenant": account.tenant.name, "limit": limit}
+                whose = {"tenant": account.tenant.name, "limit": limit}
                 for state, tokens in budget.states().items():
-                    yield "headway_budget_tokens", labels | {"state": state}, tokens
+                    yield "headway_budget_tokens", whose | {"state": state}, tokens
         yield "headway_held", {}, len(self.held)
         for kind, count in self.fence.errors.items():
             yield "headway_policy_errors_total", {"kind": kind}, count
