@@ -1,7 +1,7 @@
 # `make demo` on a fresh machine: a plan in under a minute after the install. `make test`: every test, compiled and interpreted.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-serve test check bench accuracy fit clean
+.PHONY: help demo demo-serve test soak check bench accuracy fit clean
 
 # The first Python of at least 3.11; `make PYTHON=/path/to/python3` chooses another.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -16,6 +16,7 @@ help:
 	@echo 'make demo    install into .venv and plan a 70B chat deployment; writes headway-plan.html'
 	@echo 'make demo-serve   emulate three replicas, serve them, drive them: simulated beside measured, in half a minute'
 	@echo 'make test    all tests on the installed, compiled package; then the core interpreted'
+	@echo 'make soak    100,000 random lives of the gateway with faults, of which `make test` has a sample; some minutes'
 	@echo 'make check   ruff, mypy --strict, sizes and imports'
 	@echo 'make bench   the benchmarks behind benchmarks/README.md'
 	@echo 'make accuracy DATA=FOLDER   the tables and plots behind docs/accuracy.md'
@@ -31,6 +32,9 @@ demo-serve: .venv/.installed
 test: .venv/.installed
 	$(BIN)/python -m pytest
 	PYTHONPATH=src $(BIN)/python -m pytest tests/core
+
+soak: .venv/.installed
+	$(BIN)/python tests/gateway/soak.py
 
 check: .venv/.installed
 	$(BIN)/ruff check src tests fit setup.py

@@ -58,12 +58,12 @@ def made(rng: Random) -> GatewaySpec:
         SloClass(name="night", priority=rng.choice([-3, 9]), offline=True),
     )
     tenants = (
-        Tenant(name="a", concurrency=rng.choice([None, 3]), tokens_per_day=rng.choice([None, 60_000, 2_000_000])),
+        Tenant(name="a", concurrency=rng.choice([None, 3]), tokens_per_day=rng.choice([None, 6_000, 20_000])),
         Tenant(
             name="b",
             requests_per_min=rng.choice([None, 30]),
             tokens_per_min=rng.choice([None, 5000]),
-            tokens_per_month=rng.choice([None, 700_000]),
+            tokens_per_month=rng.choice([None, 9_000, 400_000]),
             weight=rng.choice([1.0, 3.0]),
         ),
     )
@@ -122,7 +122,7 @@ class Life:
 
     def run(self, events: int) -> None:
         for _ in range(events):
-            self.now += self.rng.choice([0.0, 0.001, 0.05, 0.05, 0.7])
+            self.now += 11.0 if self.rng.random() < 0.02 else self.rng.choice([0.0, 0.001, 0.05, 0.05, 0.7])
             self.hear(self.happen())
             faults = self.brain.check()
             assert not faults, faults
@@ -149,9 +149,9 @@ class Life:
         if what < 0.9:
             sample = EngineSample(running=self.rng.choice([None, 0, 3]), waiting=self.rng.choice([None, 1]))
             return self.brain.sample(self.now, replica, sample)
-        if what < 0.94:
+        if what < 0.93:
             return self.flush()
-        if what < 0.943:
+        if what < 0.94:
             return self.kill()
         return self.tick()
 
@@ -184,6 +184,8 @@ class Life:
 
     def kill(self) -> list[Any]:
         """The decision process is killed and started again: what runs is heard of no more, but goes on to its end."""
+        if self.rng.random() < 0.7:
+            self.flush()
         self.lost += self.untold
         for entry in [*self.brain.live.values(), *(entry for _, entry in self.brain.unread.values())]:
             if entry.hosts:
@@ -221,7 +223,7 @@ class Life:
             id=id,
             tenant=self.rng.randrange(2),
             slo_class=self.rng.randrange(3),
-            prompt_bytes=self.rng.choice([10, 4000, 200_000]),
+            prompt_bytes=self.rng.choice([10, 10, 4000, 200_000]),
             chain=tuple(range(self.rng.choice([0, 3, 50]))),
             max_tokens=self.rng.choice([None, 1, 500]),
             deadline_s=patience_s,
