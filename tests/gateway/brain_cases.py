@@ -49,6 +49,17 @@ def table() -> StepTable:
     return compile_replica(Replica(model="llama-3.1-8b", gpu="h100-sxm"))
 
 
+def brain(count: int = 2, *, known: bool = True, policies: dict[str, Policy] | None = None, **spec: object) -> Brain:
+    chosen = {"route": "least-requests", "order": "fcfs", "admit": "accept-all"}
+    objects = {kind: policy(kind, name) for kind, name in chosen.items()} | (policies or {})
+    made = GatewaySpec(upstreams=ADDRESSES[:count], models=("m",), **spec)  # type: ignore[arg-type]
+    return Brain(made, [Backing(table=table() if known else None)] * count, objects)
+
+
+def ask(id: str, **facts: object) -> Arrival:
+    return Arrival(**{"id": id, "tenant": 0, "slo_class": 0, "prompt_bytes": 400, **facts})  # type: ignore[arg-type]
+
+
 def made(rng: Random) -> GatewaySpec:
     """A gateway of one to four replicas with limits tight enough to matter."""
     count = rng.randint(1, 4)

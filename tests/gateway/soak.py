@@ -1,4 +1,4 @@
-"""`make soak`: many more random lives of the brain than `make test` has, on all cores; the seed of a life that fails."""
+"""`make soak`: many more random lives of the brain than `make test` has, on all cores."""
 
 from __future__ import annotations
 
