@@ -25,7 +25,9 @@ __all__ = [
     "parse_seconds",
 ]
 
-_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*")
+_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?)\s*(.*?)\s*")
+
+_LENGTH_MAX = 64  # of a text: callers of a gateway write some, and numbers are computed exactly
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 _SECONDS = {
@@ -111,9 +113,9 @@ def _parse(text: str | float, units: Mapping[str, Fraction], what: str, forms: s
             raise BadInput(f"{what} {text}: a finite number is needed; write {forms}")
         value = Fraction(text)
     else:
-        match = _NUMBER.fullmatch(text) if isinstance(text, str) else None
+        match = _NUMBER.fullmatch(text) if isinstance(text, str) and len(text) <= _LENGTH_MAX else None
         if match is None or match[2] not in units:
-            raise BadInput(f"{what} {text!r} is not understood: write {forms}")
+            raise BadInput(f"{what} {str(text)[:_LENGTH_MAX]!r} is not understood: write {forms}")
         value = Fraction(match[1].replace("_", "")) * units[match[2]]
     if value < 0:
         raise BadInput(f"{what} {text!r} is negative: write {forms}")

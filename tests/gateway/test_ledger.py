@@ -189,6 +189,7 @@ def test_a_disk_that_fails_is_told_and_does_not_stop_serving(tmp_path, broken):
         del keeper.ledger.write
         asyncio.run(keeper.flush())
         assert [row.value for row in Ledger(path).read()] == [800]
+        assert keeper.status()["unwritten"] == 0
 
 
 def test_use_of_tenants_and_limits_that_are_no_more_is_left_alone():
