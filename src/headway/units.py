@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -25,7 +26,7 @@ __all__ = [
     "parse_seconds",
 ]
 
-_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?)\s*(.*?)\s*")
+_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*(.*?)\s*")
 
 _LENGTH_MAX = 64  # of a text: callers of a gateway write some, and numbers are computed exactly
 
@@ -119,6 +120,8 @@ def _parse(text: str | float, units: Mapping[str, Fraction], what: str, forms: s
         value = Fraction(match[1].replace("_", "")) * units[match[2]]
     if value < 0:
         raise BadInput(f"{what} {text!r} is negative: write {forms}")
+    if value > sys.float_info.max:
+        raise BadInput(f"{what} {text!r} is too large: write {forms}")
     return value
 
 
