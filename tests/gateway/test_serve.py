@@ -282,7 +282,7 @@ def test_the_admin_pages_need_the_admin_key(gateway):
 
 
 def test_without_the_decision_process_the_answer_is_503_until_it_is_back(tmp_path):
-    upstreams = Upstreams(Upstream(tokens=100, pace_s=0.01))
+    upstreams = Upstreams(Upstream(tokens=400, pace_s=0.01))
     served = Served(tmp_path, upstreams, {})
     try:
         streaming = served.send(chat())
