@@ -27,15 +27,15 @@ class Forecast(NamedTuple):
 def forecast(book: ReplicaBook, entry: Entry, now: float, queue_s: float) -> Forecast:
     """Predict a request that waits `queue_s` in Headway's queue and is then passed on to this replica."""
     pace, output = book.pace, entry.view.predicted_output_tokens
-    first_s, token_s = book.first_token_s(entry.view, now) + queue_s, book.token_s(entry.view)
-    end_s = first_s + (output * token_s if output > 1 else 0.0)  # nothing for an output of which nothing is known
     most_first_s, most_token_s, most_s = entry.limits
-    chances = (
-        pace.chance_first(first_s, most_first_s),
-        pace.chance_token(token_s, most_token_s) if entry.facts.generates else 1.0,
-        min(pace.chance_first(end_s, most_s), pace.chance_token(end_s, most_s)),
-    )
-    return Forecast(first_s, token_s, end_s, chances)
+    first_s = book.first_token_s(entry.view, now) + queue_s
+    first = pace.chance_first(first_s, most_first_s)
+    if not entry.facts.generates or min(most_token_s, most_s) == math.inf:  # no pace to be judged
+        return Forecast(first_s, 0.0, first_s, (first, 1.0, pace.chance_first(first_s, most_s)))
+    token_s = book.token_s(entry.view)
+    end_s = first_s + (output * token_s if output > 1 else 0.0)  # nothing for an output of which nothing is known
+    end = min(pace.chance_first(end_s, most_s), pace.chance_token(end_s, most_s))
+    return Forecast(first_s, token_s, end_s, (first, pace.chance_token(token_s, most_token_s), end))
 
 
 def unattainable(

@@ -68,6 +68,7 @@ class Brain:
         ]
         self.fence = Fence(policies)
         self.figures = Figures()
+        self.promised = [klass.slo.limits() for klass in spec.classes]
         self.accounts = [Account(tenant, epoch_s) for tenant in Keys(spec.tenants).tenants]
         self.changed: set[int] = set()  # tenants whose use a ledger does not know yet
         self.lengths, self.sizes = OutputLengths(), TokenSizes()
@@ -194,7 +195,7 @@ class Brain:
         expected = self.lengths.predict(facts.tenant, facts.max_tokens) if facts.generates else 1.0
         patience_s = min((s for s in (facts.deadline_s, klass.deadline_s) if s is not None), default=float("inf"))
         view.describe(expected, klass.priority, now + patience_s, facts.slo_class, facts.tenant, facts.chain)
-        ttft_s, tpot_s, e2e_s = klass.slo.limits()
+        ttft_s, tpot_s, e2e_s = self.promised[facts.slo_class]
         limits = min(ttft_s, facts.ttft_s or ttft_s), min(tpot_s, facts.tpot_s or tpot_s), min(e2e_s, patience_s)
         entry = Entry(facts, view, limits)
         entry.bound = facts.prompt_tokens or facts.prompt_bytes + TEMPLATE_TOKENS
