@@ -9,10 +9,13 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
+from msgspec import structs
+
 from headway.cost import Replica, StepTable, compile_replica
 from headway.gateway import Backing, Brain, GatewaySpec, SloClass, Tenant
 from headway.gateway.events import Arrival, EndRecord, EngineSample, Held, Left, Refused, Routed
-from headway.gateway.spec import Health, Limits
+from headway.gateway.ledger import Tally
+from headway.gateway.spec import BUDGETS, Health, Limits
 from headway.gateway.tenants import Usage
 from headway.metrics import Slo
 from headway.policies import Policy, policy, policy_names
@@ -120,6 +123,7 @@ class Life:
         self.epoch_s = self.rng.choice([1e9, 86_400 * 31 - 20.0])  # the second: a day and a month end soon
         self.brain = started(self.spec, self.rng, self.epoch_s)
         self.disk: dict[tuple[str, str], Usage] = {}
+        self.tally = Tally()
         self.asked: dict[str, Arrival] = {}
         self.drawn: Counter[tuple[str, str, str]] = Counter()
         self.lost: Counter[str] = Counter()
@@ -189,9 +193,16 @@ class Life:
             self.drawn[account.tenant.name, limit, self.period(limit, unix_s)] += tokens
 
     def flush(self) -> list[Any]:
-        self.disk |= {(usage.tenant, usage.limit): usage for usage in self.brain.unsaved()}
+        usages = self.brain.unsaved()
+        for change in self.tally.changes(usages):
+            key, told = (change.tenant, change.limit), self.disk.get((change.tenant, change.limit))
+            if told is None or change.limit not in BUDGETS or change.at_s > told.at_s:
+                self.disk[key] = change
+            elif change.at_s == told.at_s:
+                self.disk[key] = structs.replace(told, value=told.value + change.value)
+        self.tally.confirm(usages)
         self.untold.clear()
-        return []
+        return self.brain.elsewhere(self.now, self.tally.others(self.disk.values(), rates=False))
 
     def kill(self) -> list[Any]:
         """The decision process is killed and started again: what runs is heard of no more, but goes on to its end."""
@@ -208,14 +219,14 @@ class Life:
         self.epoch_s += self.now
         self.now = 0.0
         self.brain = started(self.spec, self.rng, self.epoch_s)
-        self.brain.restore(list(self.disk.values()))
-        return self.flush()
+        self.tally = Tally()
+        return self.brain.elsewhere(self.now, self.tally.others(self.disk.values(), rates=True))
 
     def budgets_hold(self) -> None:
         for account in self.brain.accounts:
             for limit, budget in account.budgets.items():
                 name = account.tenant.name
-                assert budget.spent + budget.reserved <= budget.tokens + self.lost[name] + 1e-6
+                assert budget.left(budget.start_s) >= -self.lost[name] - 1e-6
                 assert budget.reserved >= 0
                 drawn = max((n for key, n in self.drawn.items() if key[:2] == (name, limit)), default=0)
                 assert drawn <= budget.tokens + self.lost[name], f"{name} has drawn {drawn} of {budget.tokens}"

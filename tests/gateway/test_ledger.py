@@ -54,7 +54,7 @@ def test_requests_at_once_never_exceed_a_budget_and_what_they_leave_is_given_bac
     b.end(1.0, "r0")
     b.record(1.0, EndRecord(id="r0", status=200, attempts=1, prompt_tokens=100, output_tokens=10))
     (budget,) = b.accounts[0].budgets.values()
-    assert budget.states() == {"limit": 1000, "spent": 110, "reserved": 600}
+    assert budget.states() == {"limit": 1000, "spent": 110, "reserved": 600, "others": 0}
     assert isinstance(b.arrive(1.0, ask("again", prompt_tokens=90, max_tokens=200))[0], Routed)
 
 
@@ -93,7 +93,7 @@ def test_a_held_request_that_leaves_costs_nothing():
     b.arrive(0.0, ask("b", prompt_tokens=10, max_tokens=10))
     b.end(0.1, "b")
     (budget,) = b.accounts[0].budgets.values()
-    assert budget.states() == {"limit": 1000, "spent": 0, "reserved": 20}
+    assert budget.states() == {"limit": 1000, "spent": 0, "reserved": 20, "others": 0}
 
 
 def test_a_day_and_a_month_end_in_utc_and_the_clock_never_goes_back():
@@ -112,10 +112,24 @@ def test_a_day_and_a_month_end_in_utc_and_the_clock_never_goes_back():
 
 
 def kept(path: Path, b: Brain, say: Callable[[str], None] = lambda text: None) -> Keeper:
-    """Flush once."""
-    keeper = Keeper(Ledger(path), b, say)
-    asyncio.run(keeper.flush())
+    """Read, and write."""
+    keeper = Keeper(Ledger(path), b, lambda: 0.0, say)
+    asyncio.run(twice(keeper))
     return keeper
+
+
+async def twice(keeper: Keeper) -> None:
+    await keeper.flush()
+    await keeper.flush()
+
+
+def close(keeper: Keeper) -> None:
+    keeper.stop.set()
+    asyncio.run(keeper.run())
+
+
+def left(b: Brain) -> list[float]:
+    return [budget.left(b.accounts[0].epoch_s) for budget in b.accounts[0].budgets.values()]
 
 
 def test_budgets_and_rates_survive_a_restart(tmp_path):
@@ -124,15 +138,15 @@ def test_budgets_and_rates_survive_a_restart(tmp_path):
     keeper = kept(tmp_path / "l", b)
     for i in range(4):
         assert isinstance(use(b, f"r{i}"), Routed)
-    asyncio.run(keeper.close())
+    close(keeper)
     later = at(NOON + 10.0, tenants)
     kept(tmp_path / "l", later)
     account = later.accounts[0]
-    assert [budget.spent for budget in account.budgets.values()] == [800, 800]
+    assert left(later) == [200, 4200]
     assert account.requests.level == pytest.approx(6 - 4 + 1)
     tomorrow = at(NOON + 86_400.0, tenants)
     kept(tmp_path / "l", tomorrow)
-    assert [budget.spent for budget in tomorrow.accounts[0].budgets.values()] == [0, 800]
+    assert left(tomorrow) == [1000, 4200]
 
 
 def test_what_is_under_way_counts_as_spent_for_who_comes_after(tmp_path):
@@ -141,25 +155,47 @@ def test_what_is_under_way_counts_as_spent_for_who_comes_after(tmp_path):
     kept(tmp_path / "l", b)
     after = at(NOON)
     kept(tmp_path / "l", after)
-    assert after.accounts[0].budgets["tokens_per_day"].spent == 400
+    assert left(after) == [600]
+
+
+def test_two_processes_that_serve_at_once_share_a_budget(tmp_path):
+    """Each knows of the other's use but for what neither has flushed; what one gives back the other may use."""
+    one, other = at(NOON), at(NOON)
+    keepers = [Keeper(Ledger(tmp_path / "l"), b, lambda: 0.0) for b in (one, other)]
+
+    def flushed() -> None:
+        for keeper in (*keepers, keepers[0]):
+            asyncio.run(keeper.flush())
+
+    flushed()
+    one.arrive(0.0, ask("a", prompt_tokens=100, max_tokens=500))
+    flushed()
+    assert left(one) == left(other) == [400]
+    assert isinstance(other.arrive(0.0, ask("b", prompt_tokens=100, max_tokens=400))[0], Refused)
+    one.end(1.0, "a")
+    one.record(1.0, EndRecord(id="a", status=200, attempts=1, prompt_tokens=100, output_tokens=20))
+    use(other, "c")
+    flushed()
+    assert left(one) == left(other) == [1000 - 120 - 200]
+    assert [row.value for row in Ledger(tmp_path / "l").read()] == [320]
 
 
 def test_nothing_is_written_over_what_could_not_be_read(tmp_path):
     b = at(NOON)
     use(b, "r")
-    asyncio.run(kept(tmp_path / "l", b).close())
+    close(kept(tmp_path / "l", b))
     after, said = at(NOON), []
     lock = sqlite3.connect(tmp_path / "l")
     lock.execute("PRAGMA locking_mode = EXCLUSIVE")
     lock.execute("BEGIN EXCLUSIVE")
     keeper = kept(tmp_path / "l", after, said.append)
-    assert keeper.failing and keeper.status()["errors"] == 1 and len(said) == 1
-    assert after.figures.total("headway_ledger_errors_total") == 1
+    assert keeper.failing and keeper.status()["errors"] == 2 and len(said) == 1
+    assert after.figures.total("headway_ledger_errors_total") == 2
     use(after, "s")
     lock.close()
-    asyncio.run(keeper.flush())
+    asyncio.run(twice(keeper))
     assert not keeper.failing and "kept again" in said[-1]
-    assert after.accounts[0].budgets["tokens_per_day"].spent == 400
+    assert left(after) == [600]
     assert {row.value for row in Ledger(tmp_path / "l").read()} == {400}
 
 
@@ -167,10 +203,10 @@ def test_nothing_is_written_over_what_could_not_be_read(tmp_path):
 def test_a_disk_that_fails_is_told_and_does_not_stop_serving(tmp_path, broken):
     path, said = tmp_path / "l", []
     b = at(NOON)
-    keeper = Keeper(Ledger(path), b, said.append)
+    keeper = Keeper(Ledger(path), b, lambda: 0.0, said.append)
     if broken == "full":
         asyncio.run(keeper.flush())
-        keeper.ledger.write = lambda rows: (_ for _ in ()).throw(sqlite3.OperationalError("database or disk is full"))  # type: ignore[method-assign]
+        keeper.ledger.add = lambda rows: (_ for _ in ()).throw(sqlite3.OperationalError("database or disk is full"))  # type: ignore[method-assign]
     elif broken == "folder":
         path.mkdir()
     elif broken == "no database":
@@ -186,18 +222,18 @@ def test_a_disk_that_fails_is_told_and_does_not_stop_serving(tmp_path, broken):
     if broken == "no database":
         assert path.read_bytes().startswith(b"not a database")
     if broken == "full":
-        del keeper.ledger.write
-        asyncio.run(keeper.flush())
+        del keeper.ledger.add
+        asyncio.run(twice(keeper))
         assert [row.value for row in Ledger(path).read()] == [800]
         assert keeper.status()["unwritten"] == 0
 
 
 def test_use_of_tenants_and_limits_that_are_no_more_is_left_alone():
     account = Account(Tenant(name="a"), NOON)
-    account.restore(Usage("a", "tokens_per_day", 5.0, NOON))
+    account.elsewhere(0.0, Usage("a", "tokens_per_day", 5.0, NOON))
     b = at(NOON)
-    b.restore([Usage("gone", "tokens_per_day", 5.0, NOON)])
-    assert b.accounts[0].budgets["tokens_per_day"].spent == 0
+    b.elsewhere(0.0, [Usage("gone", "tokens_per_day", 5.0, NOON)])
+    assert left(b) == [1000]
 
 
 SPENDER = """
@@ -206,7 +242,7 @@ sys.path[:0] = {paths!r}
 from test_ledger import *
 async def main():
     b = at({epoch}, (Tenant(name="a", tokens_per_day=1e9),))
-    keeper = Keeper(Ledger(Path({path!r})), b)
+    keeper = Keeper(Ledger(Path({path!r})), b, lambda: 0.0)
     asyncio.create_task(keeper.run())
     for i in range(10**9):
         b.arrive(i * 1e-4, ask(f"r{{i}}", prompt_tokens=50, max_tokens=50))
@@ -241,4 +277,4 @@ def test_a_killed_process_loses_at_most_the_last_interval(tmp_path):
     assert told and row.value >= max(told), "all but the last second, of which the interval is a fifth"
     b = at(NOON, (Tenant(name="a", tokens_per_day=1e9),))
     kept(path, b)
-    assert b.accounts[0].budgets["tokens_per_day"].spent == row.value
+    assert left(b) == [1e9 - row.value]

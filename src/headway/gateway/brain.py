@@ -166,6 +166,14 @@ class Brain:
             self.figures.count("headway_drifted_total", replica=self.spec.upstreams[replica])
         return self._pump(now)
 
+    def elsewhere(self, now: float, used: list[Usage]) -> list[Answer]:
+        """Other processes have used so much: of budgets all so far, of rates since this was said last."""
+        accounts = {account.tenant.name: account for account in self.accounts}
+        for usage in used:
+            if usage.tenant in accounts:
+                accounts[usage.tenant].elsewhere(now, usage)
+        return []
+
     def tick(self, now: float) -> list[Answer]:
         """Time has passed: who has waited too long is refused, and what is kept for a while is forgotten."""
         answers: list[Answer] = []
@@ -417,14 +425,6 @@ class Brain:
             over = sum(n for key, n in (*ended.items(), *refused.items()) if key[:2] == labels)
             met = self.figures.counters["headway_attained_total"][labels]
             yield "headway_attainment", dict(labels), met / over
-
-    def restore(self, kept: list[Usage]) -> None:
-        """Take in, once, what a ledger has kept of an earlier process, for the tenants that are still there."""
-        accounts = {account.tenant.name: account for account in self.accounts}
-        for usage in kept:
-            if usage.tenant in accounts:
-                accounts[usage.tenant].restore(usage)
-        self.changed.update(range(len(self.accounts)))
 
     def unsaved(self) -> list[Usage]:
         """What a ledger must learn: the use of each tenant for which it has changed since this was asked."""

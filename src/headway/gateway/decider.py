@@ -53,7 +53,7 @@ class Decider:
 
     def keep(self, path: Path) -> None:
         """Let the SQLite file `path` keep what tenants use; before `decide`."""
-        self.keeper = Keeper(Ledger(path), self.brain, self.say)
+        self.keeper = Keeper(Ledger(path), self.brain, self.now, self.say)
 
     def now(self) -> float:
         """Seconds since this process began to decide."""
@@ -321,7 +321,7 @@ async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
     tasks = [asyncio.create_task(decider.tick()), asyncio.create_task(decider.adopt(folder / "envoy.sock"))]
     if decider.keeper is not None:
         await decider.keeper.flush()  # what is kept of earlier is known before the first request
-        tasks.append(asyncio.create_task(decider.keeper.run()))
+        keeping = asyncio.create_task(decider.keeper.run())
     for i in range(len(decider.addresses)):
         tasks += [asyncio.create_task(decider.probe(i)), asyncio.create_task(decider.scrape(i))]
     try:
@@ -333,4 +333,5 @@ async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
         admin.close()
         await server.stop(0.2)
         if decider.keeper is not None:
-            await decider.keeper.close()
+            decider.keeper.stop.set()
+            await keeping

@@ -14,9 +14,9 @@ DAY_S = 86_400.0
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What a tenant has used of one of its limits, as a ledger keeps it: `value` as of the Unix time `at_s`.
+    """What has been used of one limit of a tenant: `value` as of the Unix time `at_s`.
 
-    Of a rate the level of its bucket; of a budget the tokens spent or set aside in the period that began at `at_s`.
+    Of a budget the tokens spent or set aside in the period that began at `at_s`; of a rate the level of its bucket.
     """
 
     tenant: str
@@ -59,7 +59,7 @@ class Budget:
     """Tokens for a calendar day or month (UTC). What a request may use at most is set aside until it is over.
 
     So spent and set aside together never exceed the budget, whatever is under way. A request counts in the period in
-    which it ends. Times are Unix times.
+    which it ends. `others`: tokens that other processes have spent or set aside in this period. Times are Unix times.
     """
 
     def __init__(self, tokens: float, monthly: bool) -> None:
@@ -67,14 +67,15 @@ class Budget:
         self.monthly = monthly
         self.spent = 0.0
         self.reserved = 0.0
+        self.others = 0.0
         self.start_s, self.end_s = self._period(0.0)
 
     def left(self, unix_s: float) -> float:
         """Return the tokens that may still be asked for."""
         if unix_s >= self.end_s:  # never back, whatever the machine's clock is set to
             self.start_s, self.end_s = self._period(unix_s)
-            self.spent = 0.0
-        return self.tokens - self.spent - self.reserved
+            self.spent = self.others = 0.0
+        return self.tokens - self.spent - self.reserved - self.others
 
     def settle(self, unix_s: float, reserved: float, spent: float) -> None:
         """A request for which so much was set aside is over, and has used so much."""
@@ -84,7 +85,7 @@ class Budget:
 
     def states(self) -> dict[str, float]:
         """Return the tokens of the budget, those spent of it, and those set aside."""
-        return {"limit": self.tokens, "spent": self.spent, "reserved": self.reserved}
+        return {"limit": self.tokens, "spent": self.spent, "reserved": self.reserved, "others": self.others}
 
     def _period(self, unix_s: float) -> tuple[float, float]:
         if not self.monthly:
@@ -151,7 +152,7 @@ class Account:
             each.settle(self.epoch_s + now, reserved[1], spent[1])
 
     def usage(self) -> Iterator[Usage]:
-        """What a ledger must keep; what is set aside counts as spent, for it may be so when it is read."""
+        """What this process has used; what is set aside counts as spent, for it may be so when it is read."""
         name = self.tenant.name
         for limit, bucket in self.buckets.items():
             if bucket.per_min is not None:
@@ -159,16 +160,16 @@ class Account:
         for limit, budget in self.budgets.items():
             yield Usage(name, limit, budget.spent + budget.reserved, budget.start_s)
 
-    def restore(self, usage: Usage) -> None:
-        """Take in what an earlier process has used, as a ledger has kept it; what is of an earlier period is over."""
+    def elsewhere(self, now: float, usage: Usage) -> None:
+        """Take in what other processes, earlier or beside, have used; what is of an earlier period is over."""
         if usage.limit in self.budgets:
             budget = self.budgets[usage.limit]
-            budget.left(max(self.epoch_s, usage.at_s))
-            budget.spent += usage.value if usage.at_s == budget.start_s else 0.0
+            budget.left(max(self.epoch_s + now, usage.at_s))
+            budget.others = usage.value if usage.at_s == budget.start_s else 0.0
         elif usage.limit in self.buckets:
             bucket = self.buckets[usage.limit]
             if bucket.per_min is not None:
-                passed_s = max(self.epoch_s - usage.at_s, 0.0)
+                passed_s = max(self.epoch_s + now - usage.at_s, 0.0)
                 bucket.level -= max(bucket.per_min - usage.value - passed_s * bucket.per_min / 60.0, 0.0)
 
 
