@@ -147,13 +147,15 @@ def summary(served: Served) -> RenderableType:
     table.add_row("policies", f"route {names.route}, order {names.order}, admit {names.admit}")
     for klass in spec.classes:
         limits = [f"{name} {format_seconds(s)}" for name, s in _limits(klass.slo) if s is not None]
-        refuse = f", refused below {klass.refuse_below:.0%} chance" if klass.slo.ttft_s and klass.refuse_below else ""
-        table.add_row("class", f"{klass.name}, priority {klass.priority}: {', '.join(limits) or 'no limits'}{refuse}")
+        refuse = f", refused below {klass.refuse_below:.0%} chance" if limits and klass.refuse_below else ""
+        urgency = f"{'offline, ' if klass.offline else ''}priority {klass.priority}"
+        table.add_row("class", f"{klass.name}, {urgency}: {', '.join(limits) or 'no limits'}{refuse}")
     for tenant in spec.tenants:
         rates = [("requests/min", tenant.requests_per_min), ("tokens/min", tenant.tokens_per_min)]
         rates += [("tokens/day", tenant.tokens_per_day), ("tokens/month", tenant.tokens_per_month)]
         rates += [("at once", tenant.concurrency)]
         said = [f"{value:,.10g} {name}" for name, value in rates if value is not None]
+        said += [f"weight {tenant.weight:g}"] if tenant.weight != 1 else []
         table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
     table.add_row(
         "admin", f"http://{spec.admin}/metrics and /status{'' if spec.admin_key_sha256 else ', without a key'}"
