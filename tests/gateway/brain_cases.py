@@ -193,7 +193,7 @@ class Life:
             self.drawn[account.tenant.name, limit, self.period(limit, unix_s)] += tokens
 
     def flush(self) -> list[Any]:
-        usages = self.brain.unsaved()
+        usages = self.brain.accounts.unsaved()
         for change in self.tally.changes(usages):
             key, told = (change.tenant, change.limit), self.disk.get((change.tenant, change.limit))
             if told is None or change.limit not in BUDGETS or change.at_s > told.at_s:

@@ -23,7 +23,7 @@ from headway.gateway.held import HeldQueue
 from headway.gateway.live import LiveCluster, LivePool, LiveRequest
 from headway.gateway.predict import OutputLengths, TokenSizes
 from headway.gateway.spec import GatewaySpec
-from headway.gateway.tenants import Account, Keys, Usage
+from headway.gateway.tenants import Accounts, Keys, Usage
 from headway.policies import Policy
 
 TOMBSTONE_S = 60.0  # how long an end is kept whose request is not known yet
@@ -69,8 +69,7 @@ class Brain:
         self.fence = Fence(policies)
         self.figures = Figures()
         self.promised = [klass.slo.limits() for klass in spec.classes]
-        self.accounts = [Account(tenant, epoch_s) for tenant in Keys(spec.tenants).tenants]
-        self.changed: set[int] = set()  # tenants whose use a ledger does not know yet
+        self.accounts = Accounts(Keys(spec.tenants).tenants, epoch_s)
         self.lengths, self.sizes = OutputLengths(), TokenSizes()
         self.pool = LivePool("mixed", [], Random(f"{seed}/route/0"))
         self.cluster = LiveCluster((self.pool,), Random(f"{seed}/admit"))
@@ -104,8 +103,7 @@ class Brain:
                 words = f"{len(self.held)} requests wait already, none of them less urgent"
                 return [self._refuse(entry, Refused(facts.id, 429, "queue_full", words, self._queue_s(now, entry)))]
             answers.append(self._shed(now, loser))
-        self.accounts[facts.tenant].reserve(now, *entry.reserved)
-        self.changed.add(facts.tenant)
+        self.accounts.reserve(now, facts.tenant, entry.reserved)
         self.live[facts.id] = entry
         if at_once:
             self.held.pass_by(entry, now)
@@ -168,10 +166,7 @@ class Brain:
 
     def elsewhere(self, now: float, used: list[Usage]) -> list[Answer]:
         """Other processes have used so much: of budgets all so far, of rates since this was said last."""
-        accounts = {account.tenant.name: account for account in self.accounts}
-        for usage in used:
-            if usage.tenant in accounts:
-                accounts[usage.tenant].elsewhere(now, usage)
+        self.accounts.elsewhere(now, used)
         return []
 
     def tick(self, now: float) -> list[Answer]:
@@ -189,7 +184,7 @@ class Brain:
         while self.unread and next(iter(self.unread.values()))[0] < now - RECORD_S:
             _, (_, entry) = self.unread.popitem(last=False)
             if entry.hosts:
-                self._pay(now, entry, entry.reserved)  # nobody can say what it used: it may have been everything
+                self.accounts.settle(now, entry.facts.tenant, entry.reserved, entry.reserved)  # unknown: maybe all
             self._ended(entry, 0)
         return answers + self._pump(now)
 
@@ -298,13 +293,8 @@ class Brain:
         else:
             if entry.facts.id in self.held.entries:
                 self.held.remove(entry.facts.id)
-            self._pay(now, entry, (0, 0))
+            self.accounts.settle(now, entry.facts.tenant, entry.reserved, (0, 0))
         entry.stage = "ended"
-
-    def _pay(self, now: float, entry: Entry, spent: tuple[int, int]) -> None:
-        """Settle with the tenant, once: what was used of the tokens expected, and of those set aside."""
-        self.accounts[entry.facts.tenant].settle(now, entry.reserved, spent)
-        self.changed.add(entry.facts.tenant)
 
     def _bury(self, now: float, id: str) -> None:
         if id in self.unread:
@@ -350,7 +340,7 @@ class Brain:
             failed = record.upstream_failed and not tokens
             prompt = record.prompt_tokens or (0 if failed else entry.view.prompt_tokens)
             output = entry.output if record.caller_left and not tokens else tokens  # who leaves early is not told
-            self._pay(now, entry, (prompt + output, prompt + output))
+            self.accounts.settle(now, facts.tenant, entry.reserved, (prompt + output, prompt + output))
             self.held.settle(entry, prompt, output)
         self.figures.count("headway_tokens_total", record.prompt_tokens or 0, kind="prompt")
         self.figures.count("headway_tokens_total", tokens, kind="output")
@@ -425,12 +415,6 @@ class Brain:
             over = sum(n for key, n in (*ended.items(), *refused.items()) if key[:2] == labels)
             met = self.figures.counters["headway_attained_total"][labels]
             yield "headway_attainment", dict(labels), met / over
-
-    def unsaved(self) -> list[Usage]:
-        """What a ledger must learn: the use of each tenant for which it has changed since this was asked."""
-        rows = [usage for tenant in sorted(self.changed) for usage in self.accounts[tenant].usage()]
-        self.changed.clear()
-        return rows
 
     def check(self) -> list[str]:
         """Say which laws the books break; an empty list is what is expected, at any moment."""

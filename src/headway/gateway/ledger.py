@@ -142,7 +142,7 @@ class Keeper:
 
     async def flush(self) -> None:
         """Write what has changed, and take in what others have used."""
-        self.pending |= {(usage.tenant, usage.limit): usage for usage in self.brain.unsaved()}
+        self.pending |= {(usage.tenant, usage.limit): usage for usage in self.brain.accounts.unsaved()}
         usages = list(self.pending.values()) if self.restored else []  # levels of rates are read before they are set
         try:
             kept = await self._apart(self.ledger.add, self.tally.changes(usages))
@@ -175,5 +175,5 @@ class Keeper:
             "path": str(self.ledger.path),
             "failing": self.failing,
             "errors": self.errors,
-            "unwritten": len(self.pending) + len(self.brain.changed),
+            "unwritten": len(self.pending) + len(self.brain.accounts.changed),
         }

@@ -173,6 +173,37 @@ class Account:
                 bucket.level -= max(bucket.per_min - usage.value - passed_s * bucket.per_min / 60.0, 0.0)
 
 
+class Accounts(list[Account]):
+    """All tenants, by number; `changed` are those of whose use a ledger does not know yet."""
+
+    def __init__(self, tenants: tuple[Tenant, ...], epoch_s: float) -> None:
+        super().__init__(Account(tenant, epoch_s) for tenant in tenants)
+        self.changed: set[int] = set()
+
+    def reserve(self, now: float, tenant: int, reserved: tuple[int, int]) -> None:
+        """A request is accepted: tokens expected of it, and tokens to set aside."""
+        self[tenant].reserve(now, *reserved)
+        self.changed.add(tenant)
+
+    def settle(self, now: float, tenant: int, reserved: tuple[int, int], spent: tuple[int, int]) -> None:
+        """A request is over, once: what it used of the tokens expected, and of those set aside."""
+        self[tenant].settle(now, reserved, spent)
+        self.changed.add(tenant)
+
+    def elsewhere(self, now: float, used: list[Usage]) -> None:
+        """Other processes have used so much, of tenants who may not be here."""
+        by_name = {account.tenant.name: account for account in self}
+        for usage in used:
+            if usage.tenant in by_name:
+                by_name[usage.tenant].elsewhere(now, usage)
+
+    def unsaved(self) -> list[Usage]:
+        """What a ledger must learn: the use of each tenant for which it has changed since this was asked."""
+        rows = [usage for tenant in sorted(self.changed) for usage in self[tenant].usage()]
+        self.changed.clear()
+        return rows
+
+
 class Keys:
     """Finds the tenant of an API key by its hash; without tenants everyone is the one anonymous tenant."""
 
