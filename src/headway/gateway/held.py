@@ -26,11 +26,11 @@ class HeldQueue:
 
     def __init__(self, fence: Fence, spec: GatewaySpec, weights: list[float]) -> None:
         self.fence = fence
-        self.classes = spec.classes
         self.aging_s = spec.limits.aging_s
         self.fair = spec.limits.fair
         self.weights = weights
         self.levels = sorted({(klass.offline, klass.priority) for klass in spec.classes})  # the most urgent first
+        self.own_level = [self.levels.index((klass.offline, klass.priority)) for klass in spec.classes]
         self.counters = [TokenCounters(weights) for _ in self.levels]
         self.waiting: list[dict[int, int]] = [{} for _ in self.levels]  # requests by tenant
         self.entries: dict[str, Entry] = {}
@@ -69,9 +69,10 @@ class HeldQueue:
         return entry
 
     def pass_by(self, entry: Entry, now: float) -> None:
-        """A request that need not wait: its tenant is charged all the same."""
-        self._enter(entry, self._level(entry, now))
-        self._leave(entry)
+        """A request that need not wait, because nobody does: its tenant is charged all the same."""
+        entry.level, tenant = self._level(entry, now), self._tenant(entry)
+        self.counters[entry.level].join(tenant, ())
+        self.counters[entry.level].leave(tenant)
         self._charge(entry)
 
     def settle(self, entry: Entry, prompt_tokens: int, output_tokens: int) -> None:
@@ -107,12 +108,12 @@ class HeldQueue:
     # --- urgency and tenants -----------------------------------------------------------------------------------
 
     def _level(self, entry: Entry, now: float) -> int:
-        klass = self.classes[entry.facts.slo_class]
-        waited = int((now - entry.view.arrival_s) / self.aging_s) if self.aging_s else 0
-        for level, (offline, priority) in enumerate(self.levels):
-            if offline == klass.offline and priority >= klass.priority - waited:
-                return level
-        raise AssertionError("a class has a level")
+        level = self.own_level[entry.facts.slo_class]
+        if not self.aging_s or not level:
+            return level
+        offline, priority = self.levels[level]
+        aged = priority - int((now - entry.view.arrival_s) / self.aging_s)
+        return next(i for i, other in enumerate(self.levels) if other >= (offline, aged))
 
     def _tenant(self, entry: Entry) -> int:
         return entry.facts.tenant if self.fair else 0
