@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
 
 from brain_cases import Life
 
-EVENTS, SHARE = 80, 250
+EVENTS, SHARE, PROGRESS = 80, 250, 10_000
 
 
 def lives(first: int) -> list[str]:
@@ -33,11 +34,14 @@ def main() -> None:
     asked = parser.parse_args()
     began_s = time.monotonic()
     firsts = range(asked.first, asked.first + asked.lives, SHARE)
+    count, faults = 0, 0
     with ProcessPoolExecutor(asked.processes) as pool:
-        faults = [fault for found in pool.map(lives, firsts) for fault in found]
-    print(*faults[:10], sep="\n", end="\n" if faults else "")
-    count = len(firsts) * SHARE
-    print(f"{count:,} lives of {EVENTS} events, {len(faults)} faults, {time.monotonic() - began_s:.0f} s")
+        for found in pool.map(lives, firsts):
+            print(*found, sep="\n", end="\n" if found else "", flush=True)
+            count, faults = count + SHARE, faults + len(found)
+            if not count % PROGRESS:
+                print(f"{count:,} lives", file=sys.stderr, flush=True)
+    print(f"{count:,} lives of {EVENTS} events, {faults} faults, {time.monotonic() - began_s:.0f} s")
     raise SystemExit(bool(faults))
 
 

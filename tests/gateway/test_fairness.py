@@ -174,3 +174,12 @@ def test_who_pauses_is_owed_nothing_for_the_pause():
     counters.charge(1, 70.0)
     counters.join(0, ())
     assert counters.served[0] == 5070.0, "the queue was empty: who left it last is the measure"
+
+
+def test_a_request_whose_deadline_passes_in_the_queue_is_not_charged():
+    b = brain(1, known=False, tenants=(Tenant(name="a"), Tenant(name="b")), limits=Limits(in_flight=1))
+    b.arrive(0.0, ask("running"))
+    b.arrive(0.0, ask("late", tenant=1, deadline_s=1.0))
+    served = b.held.counters[0].served[1]
+    b.end(2.0, "running")
+    assert b.held.counters[0].served[1] == served and not b.live

@@ -251,6 +251,7 @@ class Brain:
         spare = min(others, key=lambda book: (not book.room, book.in_flight), default=None)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
         chosen.add(entry, now)
+        self.held.charge(entry)
         self._decided(entry.facts, "routed", reason)
         return Routed(entry.facts.id, entry.hosts, reason)
 
@@ -273,8 +274,9 @@ class Brain:
         """Let a held request make room for a more urgent one."""
         wait_s = self._queue_s(now, entry)
         self._drop(now, entry)
-        offline = "offline work" if self.spec.classes[entry.facts.slo_class].offline else "the less urgent"
-        words = f"the queue of {self.limits.held} is full and {offline} gives way"
+        offline = self.spec.classes[entry.facts.slo_class].offline
+        why = "offline work gives way" if offline else "one more urgent, or of a tenant with less in it, took the place"
+        words = f"the queue of {self.limits.held} is full: {why}"
         return self._refuse(entry, Refused(entry.facts.id, 429, "shed", words, wait_s))
 
     # --- ends ------------------------------------------------------------------------------------------------

@@ -50,16 +50,14 @@ class HeldQueue:
         heapq.heappush(self._heap(entry), (key, entry.view.id, entry.facts.id))
 
     def pop(self, now: float) -> Entry | None:
-        """Take the next one, and charge its tenant; None when nobody waits."""
+        """Take the next one; None when nobody waits."""
         self._rekey(now)
         for level, waiting in enumerate(self.waiting):
             if waiting:
                 heap = self.heaps[level, self.counters[level].next(waiting)]
                 while not self._waits(heap[0]):
                     heapq.heappop(heap)
-                entry = self.remove(heap[0][2])
-                self._charge(entry)
-                return entry
+                return self.remove(heap[0][2])
         return None
 
     def remove(self, id: str) -> Entry:
@@ -69,11 +67,15 @@ class HeldQueue:
         return entry
 
     def pass_by(self, entry: Entry, now: float) -> None:
-        """A request that need not wait, because nobody does: its tenant is charged all the same."""
+        """A request need not wait, because nobody does."""
         entry.level, tenant = self._level(entry, now), self._tenant(entry)
         self.counters[entry.level].join(tenant, ())
         self.counters[entry.level].leave(tenant)
-        self._charge(entry)
+
+    def charge(self, entry: Entry) -> None:
+        """Charge a tenant for a request that is sent, whether it has waited or not."""
+        entry.charged = cost(entry.view.prompt_tokens, entry.output)
+        self.counters[entry.level].charge(self._tenant(entry), entry.charged)
 
     def settle(self, entry: Entry, prompt_tokens: int, output_tokens: int) -> None:
         """Charge what a request that was sent has cost beyond, or below, what was expected."""
@@ -140,10 +142,6 @@ class HeldQueue:
             del waiting[tenant]
             self.heaps.pop((entry.level, tenant), None)
             self.counters[entry.level].leave(tenant)
-
-    def _charge(self, entry: Entry) -> None:
-        entry.charged = cost(entry.view.prompt_tokens, entry.output)
-        self.counters[entry.level].charge(self._tenant(entry), entry.charged)
 
     def _rekey(self, now: float) -> None:
         if not self.stale or now < self.rekeyed_s + REKEY_S or not self.entries:
