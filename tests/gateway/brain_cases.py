@@ -107,7 +107,9 @@ def started(spec: GatewaySpec, rng: Random, epoch_s: float) -> Brain:
     for kind in policies:
         if rng.random() < 0.25:
             policies[kind] = Faulty()
-    return Brain(spec, [backing] * count, policies, rng.randint(0, 9), epoch_s)
+    made = Brain(spec, [backing] * count, policies, rng.randint(0, 9))
+    made.dated(0.0, epoch_s)
+    return made
 
 
 class Life:

@@ -29,7 +29,9 @@ DAILY = (Tenant(name="a", tokens_per_day=1000),)
 def at(epoch_s: float, tenants: tuple[Tenant, ...] = DAILY) -> Brain:
     policies = {kind: policy(kind, name) for kind, name in (("route", "least-requests"), ("order", "fcfs"))}
     spec = GatewaySpec(upstreams=ADDRESSES[:1], models=("m",), tenants=tenants)
-    return Brain(spec, [Backing()], policies | {"admit": policy("admit", "accept-all")}, 0, epoch_s)
+    made = Brain(spec, [Backing()], policies | {"admit": policy("admit", "accept-all")})
+    made.dated(0.0, epoch_s)
+    return made
 
 
 def use(b: Brain, id: str, now: float = 0.0, prompt: int = 100, output: int = 100) -> object:
@@ -229,7 +231,7 @@ def test_a_disk_that_fails_is_told_and_does_not_stop_serving(tmp_path, broken):
 
 
 def test_use_of_tenants_and_limits_that_are_no_more_is_left_alone():
-    account = Account(Tenant(name="a"), NOON)
+    account = Account(Tenant(name="a"))
     account.elsewhere(0.0, Usage("a", "tokens_per_day", 5.0, NOON))
     b = at(NOON)
     b.elsewhere(0.0, [Usage("gone", "tokens_per_day", 5.0, NOON)])

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -209,7 +208,7 @@ def _decide(
     folder, ledger = places
     if not folder.is_dir():
         raise BadInput(f"--decisions {folder}: there is no such folder; make it, open to this user alone")
-    brain = Brain(served.spec, served.backings, policies, seed, time.time())
+    brain = Brain(served.spec, served.backings, policies, seed)
     decider = Decider(brain, Reader(served.spec, served.max_context), resolved(served.spec.upstreams), terminal.note)
     if any(tenant.remembered for tenant in served.spec.tenants):
         decider.keep(ledger)

@@ -50,17 +50,9 @@ class Brain:
         backings: the replicas, in the order of `spec.upstreams`.
         policies: objects by decision point: "route", "order", "admit".
         seed: of the random streams that policies draw from.
-        epoch_s: the Unix time at which `now` is 0: budgets are of calendar days.
     """
 
-    def __init__(
-        self,
-        spec: GatewaySpec,
-        backings: list[Backing],
-        policies: dict[str, Policy],
-        seed: int = 0,
-        epoch_s: float = 0.0,
-    ) -> None:
+    def __init__(self, spec: GatewaySpec, backings: list[Backing], policies: dict[str, Policy], seed: int = 0) -> None:
         self.spec = spec
         self.limits = spec.limits
         self.books = [
@@ -69,7 +61,7 @@ class Brain:
         self.fence = Fence(policies)
         self.figures = Figures()
         self.promised = [klass.slo.limits() for klass in spec.classes]
-        self.accounts = Accounts(Keys(spec.tenants).tenants, epoch_s)
+        self.accounts = Accounts(Keys(spec.tenants).tenants)
         self.lengths, self.sizes = OutputLengths(), TokenSizes()
         self.pool = LivePool("mixed", [], Random(f"{seed}/route/0"))
         self.cluster = LiveCluster((self.pool,), Random(f"{seed}/admit"))
@@ -163,6 +155,11 @@ class Brain:
         if drift is not None and abs(drift) > max(2, 0.1 * self.books[replica].in_flight):
             self.figures.count("headway_drifted_total", replica=self.spec.upstreams[replica])
         return self._pump(now)
+
+    def dated(self, now: float, unix_s: float) -> list[Answer]:
+        """The calendar's time, by whose days budgets go: to be told at first, and when a clock is set."""
+        self.accounts.dated(now, unix_s)
+        return []
 
     def elsewhere(self, now: float, used: list[Usage]) -> list[Answer]:
         """Other processes have used so much: of budgets all so far, of rates since this was said last."""

@@ -28,6 +28,7 @@ from headway.gateway.spec import address
 
 TICK_S = 0.05
 ADOPT_S = 0.5
+CLOCK_SET_S = 1.0
 PATIENCE_S = 2.0
 SPARE_S = 0.5  # Envoy waits so much longer for a held request than the brain holds it
 ATTRIBUTES = {name: f"request.headers['{name}']" for name in HEADERS}
@@ -50,6 +51,7 @@ class Decider:
         self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
         self.faults_said = 0
         self.started_s = time.monotonic()
+        self.epoch_s = 0.0  # the Unix time at which `now` was 0, as the brain was told
 
     def keep(self, path: Path) -> None:
         """Let the SQLite file `path` keep what tenants use; before `decide`."""
@@ -199,11 +201,19 @@ class Decider:
         """Let time pass in the brain, and say what policies did wrong."""
         while True:
             await asyncio.sleep(TICK_S)
+            self.look_at_calendar()
             self._deliver(self.brain.tick(self.now()))
             wrong = sum(self.brain.fence.errors.values())
             if wrong > self.faults_said:
                 self.faults_said = wrong
                 self.say(f"{self.brain.fence.last}; the fallback decided ({wrong} times so far)")
+
+    def look_at_calendar(self) -> None:
+        """Tell the brain the date, at first and when the machine's clock has been set, or was asleep."""
+        now, unix_s = self.now(), time.time()
+        if abs(unix_s - now - self.epoch_s) > CLOCK_SET_S:
+            self.epoch_s = unix_s - now
+            self.brain.dated(now, unix_s)
 
     async def probe(self, replica: int) -> None:
         """Ask a replica whether it is there, again and again; what it refuses at once counts at once."""
@@ -319,6 +329,7 @@ async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
     admin = await asyncio.start_server(pages.serve, host, port, limit=1 << 14)
     await server.start()
     tasks = [asyncio.create_task(decider.tick()), asyncio.create_task(decider.adopt(folder / "envoy.sock"))]
+    decider.look_at_calendar()
     if decider.keeper is not None:
         await decider.keeper.flush()  # what is kept of earlier is known before the first request
         keeping = asyncio.create_task(decider.keeper.run())

@@ -99,9 +99,9 @@ class Budget:
 class Account:
     """One tenant's live use. `epoch_s`: the Unix time at which `now` is 0."""
 
-    def __init__(self, tenant: Tenant, epoch_s: float = 0.0) -> None:
+    def __init__(self, tenant: Tenant) -> None:
         self.tenant = tenant
-        self.epoch_s = epoch_s
+        self.epoch_s = 0.0
         self.buckets = {name: Bucket(getattr(tenant, name)) for name in ("requests_per_min", "tokens_per_min")}
         self.requests, self.tokens = self.buckets.values()
         periods = {"tokens_per_day": False, "tokens_per_month": True}
@@ -176,9 +176,14 @@ class Account:
 class Accounts(list[Account]):
     """All tenants, by number; `changed` are those of whose use a ledger does not know yet."""
 
-    def __init__(self, tenants: tuple[Tenant, ...], epoch_s: float) -> None:
-        super().__init__(Account(tenant, epoch_s) for tenant in tenants)
+    def __init__(self, tenants: tuple[Tenant, ...]) -> None:
+        super().__init__(Account(tenant) for tenant in tenants)
         self.changed: set[int] = set()
+
+    def dated(self, now: float, unix_s: float) -> None:
+        """Now it is this Unix time."""
+        for account in self:
+            account.epoch_s = unix_s - now
 
     def reserve(self, now: float, tenant: int, reserved: tuple[int, int]) -> None:
         """A request is accepted: tokens expected of it, and tokens to set aside."""
