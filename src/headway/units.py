@@ -98,9 +98,7 @@ def format_bytes(size_bytes: float | None) -> str:
 
 def format_rate(rate_req_s: float | None) -> str:
     """Return three significant digits per second: ``25 req/s``; ``-`` when unknown (None or NaN)."""
-    return _format(
-        rate_req_s, ((1 / _HOUR_S, "req/h"), (1 / _MINUTE_S, "req/min"), (1.0, "req/s")), " ", "req/s"
-    )
+    return _format(rate_req_s, ((1 / _HOUR_S, "req/h"), (1 / _MINUTE_S, "req/min"), (1.0, "req/s")), " ", "req/s")
 
 
 def format_count(count: float | None) -> str:
