@@ -202,7 +202,7 @@ class Life:
             assert [view.running - book.others, view.waiting, view.waiting_tokens, view.context_tokens] == [0] * 4
         assert all(account.live == 0 for account in self.brain.accounts)
         figures = self.brain.figures
-        arrived, refused = figures.total("headway_arrived_total"), figures.total("headway_refused")
+        arrived, refused = figures.total("headway_arrived_total"), figures.total("headway_refused_total")
         accepted = [id for id, answers in self.said.items() if not isinstance(answers[-1], Refused | Left)]
         assert figures.total("headway_ended_total") == arrived - refused == len(accepted)
         assert all(id in self.over for id in accepted)

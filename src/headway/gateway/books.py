@@ -25,8 +25,8 @@ class Entry:
     """One accepted request, from its arrival to its end."""
 
     __slots__ = (
-        "cached", "due_s", "facts", "hosts", "paced_at", "prefill_s", "record", "reserved", "sent_s", "stage", "view",
-        "waiting",
+        "cached", "due_s", "facts", "hosts", "paced_at", "prefill_s", "reason", "record", "reserved", "sent_s", "stage",
+        "view", "waiting",
     )  # fmt: skip
 
     def __init__(self, facts: Arrival, view: LiveRequest, reserved: int) -> None:
@@ -35,6 +35,7 @@ class Entry:
         self.reserved = reserved  # tokens taken from the tenant's budget
         self.stage = "held"  # then "sent", then "ended"
         self.hosts: tuple[int, ...] = ()
+        self.reason = ""  # of the choice of hosts
         self.record: EndRecord | None = None
         self.sent_s = math.nan
         self.due_s = math.nan

@@ -8,14 +8,15 @@ An accepted request is routed or held and ends exactly once, by `end`; `record` 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
+from typing import Any
 
 import msgspec
 
 from headway.cost import StepTable
 from headway.gateway.books import Entry, ReplicaBook
-from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Held, Left, Refused, Routed
+from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Held, Left, Outcome, Refused, Routed
 from headway.gateway.fence import Fence
 from headway.gateway.figures import Figures
 from headway.gateway.held import HeldQueue
@@ -28,7 +29,6 @@ from headway.policies import Policy
 TOMBSTONE_S = 60.0  # how long an end is kept whose request is not known yet
 RECORD_S = 10.0  # how long an ended request waits for its figures
 KEPT_MAX = 100_000
-REASONS_MAX = 64  # told apart in the figures: a policy may put numbers into its reasons
 DURATION_WEIGHT = 0.05
 WINDOW_UNKNOWN = 64
 
@@ -69,7 +69,7 @@ class Brain:
         self.serial = 0
         self.duration_s = 1.0
         self.engines: dict[int, EngineSample] = {}
-        self.reasons: set[str] = set()
+        self.tell: Callable[[Outcome], None] = lambda outcome: None
 
     # --- events ----------------------------------------------------------------------------------------------
 
@@ -94,7 +94,7 @@ class Brain:
         self.held.push(entry, now)
         answers = self._pump(now)
         if entry.stage == "held":
-            self._decided(facts, "held", "no room")
+            self._decided("held", "no room")
             answers.append(Held(facts.id, min(now + self.limits.hold_s, entry.view.deadline_s)))
         return answers
 
@@ -162,7 +162,7 @@ class Brain:
             self.tombstones.popitem(last=False)
         while self.unread and next(iter(self.unread.values()))[0] < now - RECORD_S:
             _, (_, entry) = self.unread.popitem(last=False)
-            self._ended(entry, 0)
+            self._over(entry, 0)
         return answers + self._pump(now)
 
     # --- deciding --------------------------------------------------------------------------------------------
@@ -250,7 +250,8 @@ class Brain:
         spare = min(others, key=lambda book: (not book.room, book.in_flight), default=None)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
         chosen.add(entry, now)
-        self._decided(entry.facts, "routed", reason)
+        entry.reason = reason
+        self._decided("routed", reason)
         return Routed(entry.facts.id, entry.hosts, reason)
 
     def _pump(self, now: float) -> list[Answer]:
@@ -315,21 +316,25 @@ class Brain:
             tpot_s = max(record.duration_s - record.first_s, 0.0) / (tokens - 1)
         if served:
             self._learn(entry, record, tpot_s)
-            labels = {"slo_class": klass.name}
-            self.figures.spread("headway_e2e_seconds", record.duration_s, **labels)
-            if record.first_s is not None:
-                self.figures.spread("headway_ttft_seconds", record.first_s, **labels)
-            if tpot_s is not None:
-                self.figures.spread("headway_tpot_seconds", tpot_s, **labels)
-            limits = zip((record.first_s, tpot_s, record.duration_s), klass.slo.limits(), strict=True)
-            if all(value is None or value <= limit for value, limit in limits):
-                self.figures.count("headway_attained_total", slo_class=klass.name, tenant=self._tenant(facts))
-        spent = (record.prompt_tokens or entry.view.prompt_tokens) + tokens
         if entry.hosts:
+            spent = (record.prompt_tokens or entry.view.prompt_tokens) + tokens
             self.accounts[facts.tenant].tokens.take(0.0, spent - entry.reserved)
-        self.figures.count("headway_tokens_total", record.prompt_tokens or 0, kind="prompt")
-        self.figures.count("headway_tokens_total", tokens, kind="output")
-        self._ended(entry, record.status)
+        limits = zip((record.first_s, tpot_s, record.duration_s), klass.slo.limits(), strict=True)
+        self._over(
+            entry,
+            record.status,
+            upstream_s=record.sent_s,
+            duration_s=record.duration_s,
+            replica=record.replica,
+            attempts=record.attempts,
+            attained=served and all(value is None or value <= limit for value, limit in limits),
+            ttft_s=record.first_s if served else None,
+            tpot_s=tpot_s,
+            e2e_s=record.duration_s if served else None,
+            prompt_tokens=record.prompt_tokens,
+            cached_tokens=record.cached_tokens,
+            output_tokens=record.output_tokens,
+        )
 
     def _learn(self, entry: Entry, record: EndRecord, tpot_s: float | None) -> None:
         tenant = entry.facts.tenant
@@ -354,23 +359,29 @@ class Brain:
         klass = self.spec.classes[facts.slo_class].name
         self.figures.count("headway_arrived_total", slo_class=klass, tenant=self._tenant(facts))
 
-    def _decided(self, facts: Arrival, outcome: str, reason: str) -> None:
-        if len(self.reasons) < REASONS_MAX:
-            self.reasons.add(reason)
-        self.figures.count(
-            "headway_decisions_total", outcome=outcome, reason=reason if reason in self.reasons else "other"
-        )
+    def _decided(self, outcome: str, reason: str) -> None:
+        self.figures.count("headway_decisions_total", outcome=outcome, reason=reason)
 
     def _refuse(self, entry: Entry, refusal: Refused) -> Refused:
-        self._decided(entry.facts, "refused", refusal.code)
-        klass = self.spec.classes[entry.facts.slo_class].name
-        self.figures.count("headway_refused", slo_class=klass, tenant=self._tenant(entry.facts))
+        self._decided("refused", refusal.code)
+        self._over(entry, refusal.status, code=refusal.code, reason=refusal.message)
         return refusal
 
-    def _ended(self, entry: Entry, status: int) -> None:
-        klass = self.spec.classes[entry.facts.slo_class].name
-        tenant = self._tenant(entry.facts)
-        self.figures.count("headway_ended_total", slo_class=klass, tenant=tenant, status=str(status))
+    def _over(self, entry: Entry, status: int, **more: Any) -> None:
+        """Tell what became of a request, once for each that arrived."""
+        facts = entry.facts
+        known = {"reason": entry.reason, "replica": entry.hosts[0] if entry.hosts else None}
+        outcome = Outcome(
+            id=facts.id,
+            tenant=self._tenant(facts),
+            slo_class=self.spec.classes[facts.slo_class].name,
+            status=status,
+            arrived_s=entry.view.arrival_s,
+            sent_s=entry.sent_s if entry.hosts else None,
+            **known | {name: value for name, value in more.items() if value is not None},
+        )
+        self.figures.over(outcome)
+        self.tell(outcome)
 
     def gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
         """What is true at the moment, by name and labels."""
@@ -390,11 +401,6 @@ class Brain:
         yield "headway_held", {}, len(self.held)
         for kind, count in self.fence.errors.items():
             yield "headway_policy_errors_total", {"kind": kind}, count
-        ended, refused = self.figures.counters["headway_ended_total"], self.figures.counters["headway_refused"]
-        for labels in {(key[0], key[1]) for key in (*ended, *refused)}:
-            over = sum(n for key, n in (*ended.items(), *refused.items()) if key[:2] == labels)
-            met = self.figures.counters["headway_attained_total"][labels]
-            yield "headway_attainment", dict(labels), met / over
 
     def check(self) -> list[str]:
         """Say which laws the books break; an empty list is what is expected, at any moment."""
@@ -406,7 +412,7 @@ class Brain:
         if sum(by_tenant) != len(self.live) or min(by_tenant) < 0:
             faults.append(f"tenants have {by_tenant} live, the books {len(self.live)}")
         arrived = self.figures.total("headway_arrived_total")
-        over = self.figures.total("headway_refused") + self.figures.total("headway_ended_total")
+        over = self.figures.total("headway_refused_total") + self.figures.total("headway_ended_total")
         if arrived != over + len(self.live) + len(self.unread):
             faults.append(f"{arrived:g} arrived != {over:g} over + {len(self.live)} live + {len(self.unread)} unread")
         return faults
