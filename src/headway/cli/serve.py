@@ -122,9 +122,12 @@ def served_of(file: str, calibration: str | None, terminal: Terminal) -> Served:
     if count != len(spec.upstreams):
         raise BadInput(f"{file}: {len(spec.upstreams)} gateway.upstreams for {count} replicas: give one for each")
     backings = []
+    hourly_usd = deployment.priced().usd_per_gpu_hour
     for pool in deployment.pools:
         table = compile_replica(pool.replica)
-        backings += [Backing(table=table, window=pool.replica.engine.max_seqs * table.ranks)] * pool.count
+        usd = None if hourly_usd is None else hourly_usd * pool.replica.gpus
+        window = pool.replica.engine.max_seqs * table.ranks
+        backings += [Backing(table=table, window=window, usd_per_hour=usd)] * pool.count
     return Served(with_models(spec, (deployment.pools[0].replica.model,)), deployment, backings, deployment.policies)
 
 
@@ -151,9 +154,8 @@ def summary(served: Served) -> RenderableType:
         rates = [("requests/min", tenant.requests_per_min), ("tokens/min", tenant.tokens_per_min)]
         said = [f"{value:g} {name}" for name, value in (*rates, ("at once", tenant.concurrency)) if value is not None]
         table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
-    table.add_row(
-        "admin", f"http://{spec.admin}/metrics and /status{'' if spec.admin_key_sha256 else ', without a key'}"
-    )
+    key = "" if spec.admin_key_sha256 else ", without a key"
+    table.add_row("admin", f"http://{spec.admin}/headway, /metrics and /status{key}")
     return table
 
 

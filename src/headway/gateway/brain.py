@@ -34,9 +34,10 @@ WINDOW_UNKNOWN = 64
 
 
 class Backing(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica behind the gateway: its step table where the cost model knows it, and how many requests it takes."""
+    """One replica behind the gateway: its step table and price where they are known, and how many requests it takes."""
 
     table: StepTable | None = None
+    usd_per_hour: float | None = None  # of all its GPUs
     window: int = WINDOW_UNKNOWN
 
 
@@ -53,6 +54,7 @@ class Brain:
     def __init__(self, spec: GatewaySpec, backings: list[Backing], policies: dict[str, Policy], seed: int = 0) -> None:
         self.spec = spec
         self.limits = spec.limits
+        self.backings = backings
         self.books = [
             ReplicaBook(i, backing.table, spec.limits.in_flight or backing.window) for i, backing in enumerate(backings)
         ]

@@ -11,7 +11,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from headway.gateway.channel import Call, Channel, Service
 from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Refused, Routed
 from headway.gateway.messages import message_types, plain, seconds_of
+from headway.gateway.overview import Overview
 from headway.gateway.plainhttp import AdminPages, ask_socket, get
 from headway.gateway.reading import Reader, Reply, refusal
 from headway.gateway.scrape import engine_sample
 from headway.gateway.spec import address
+from headway.metrics.exposition import TEXT_TYPE
 
 TICK_S = 0.05
 ADOPT_S = 0.5
@@ -49,6 +51,8 @@ class Decider:
         self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
         self.faults_said = 0
         self.started_s = time.monotonic()
+        self.overview = Overview(brain, addresses, self.now)
+        brain.tell = self.overview.hear
 
     def now(self) -> float:
         """Seconds since this process began to decide."""
@@ -185,6 +189,7 @@ class Decider:
         while True:
             await asyncio.sleep(TICK_S)
             self._deliver(self.brain.tick(self.now()))
+            self.overview.mark()
             wrong = sum(self.brain.fence.errors.values())
             if wrong > self.faults_said:
                 self.faults_said = wrong
@@ -244,9 +249,14 @@ class Decider:
     def pages(self) -> dict[str, Callable[[], tuple[str, bytes]]]:
         """The admin pages by path."""
         return {
-            "/metrics": lambda: ("text/plain; version=0.0.4", self.brain.figures.text(self.brain.gauges()).encode()),
+            **self.overview.pages(),
+            "/metrics": lambda: (TEXT_TYPE, self.brain.figures.text(self._gauges()).encode()),
             "/status": lambda: ("application/json", json.dumps(self.status()).encode() + b"\n"),
         }
+
+    def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        yield from self.brain.gauges()
+        yield from self.overview.gauges()
 
     def status(self) -> dict[str, Any]:
         """What is under way, as JSON."""

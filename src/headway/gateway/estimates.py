@@ -1,4 +1,4 @@
-"""What the load is estimated to draw and to cost: the cost model's watts at the books' load, the GPUs' price by the hour.
+"""What the load is estimated to draw and cost: the cost model's watts at the books' load, the GPUs' price by the hour.
 
 Nothing here is measured. Power is looked at a few times a second and taken to stay as it is until the next look.
 """

@@ -108,14 +108,14 @@ class Figures:
         wanted = set(labels.items())
         return sum(value for key, value in self.counters[name].items() if wanted <= set(key))
 
-    def attainments(self) -> Iterable[tuple[Labels, float]]:
-        """Return the share of requests that met every limit, by class and tenant."""
+    def outcomes(self) -> dict[Labels, tuple[float, float]]:
+        """Return how many requests are over, and how many met every limit, by class and tenant."""
         over: Counter[Labels] = Counter()
         for name in ("headway_ended_total", "headway_refused_total"):
             for key, count in self.counters[name].items():
                 over[key[:2]] += count
         met = self.counters["headway_attained_total"]
-        return [(key, met[key] / count) for key, count in over.items()]
+        return {key: (count, met[key]) for key, count in over.items()}
 
     def text(self, gauges: Iterable[tuple[str, dict[str, str], float]]) -> str:
         """Return everything in Prometheus' text format, these gauges of the moment included."""
@@ -123,7 +123,7 @@ class Figures:
         for values in (self.counters, self.spreads):
             for name, by_labels in values.items():
                 samples[name] += by_labels.items()
-        samples["headway_attainment"] += self.attainments()
+        samples["headway_attainment"] += [(key, met / over) for key, (over, met) in self.outcomes().items()]
         for name, labels, value in gauges:
             samples[name].append((tuple(labels.items()), value))
         lines: list[str] = []

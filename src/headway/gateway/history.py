@@ -86,7 +86,8 @@ class History:
         """Add a point when one is due."""
         if now < self.due_s:
             return
-        self.due_s = max(self.due_s + STEP_S, now)
+        at_s = self.due_s if now < self.due_s + STEP_S else now
+        self.due_s = at_s + STEP_S
         self.serial += 1
         classes = {name: kept.point(now) for name, kept in self.classes.items()}
-        self.points.append({"serial": self.serial, "at_s": now, "classes": classes, **self.gauges()})
+        self.points.append({"serial": self.serial, "at_s": at_s, "classes": classes, **self.gauges()})

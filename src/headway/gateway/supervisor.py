@@ -144,7 +144,7 @@ class Supervisor:
     async def _start_both(self) -> None:
         await self._start("decisions")
         await self._start("envoy")
-        self.say(f"serving on http://{self.spec.listen}, metrics on http://{self.spec.admin}/metrics")
+        self.say(f"serving on http://{self.spec.listen}, live page on http://{self.spec.admin}/headway")
 
     def clean(self) -> None:
         """Remove the folder of sockets and configuration."""
