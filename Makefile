@@ -64,7 +64,7 @@ clean:
 # Not editable: pip puts the compiled modules into .venv, src/ stays plain Python, so PYTHONPATH=src runs interpreted.
 .venv/.installed: .venv/.tools $(PACKAGED)
 	@echo 'installing headway and what it needs into .venv (a minute or two the first time)'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation '.[report,parquet,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation '.[report,parquet,serve,otel,dev]'
 	@$(BIN)/python -c 'import headway; n = len(headway.interpreted_modules()); \
 		print("headway: no working C compiler; the core runs interpreted (same results, slower)" if n else "headway: core compiled")'
 	@touch $@

@@ -66,9 +66,16 @@ class Upstreams:
 
 
 class Served:
-    """A running gateway. `section`: fields of `gateway:` beside the addresses."""
+    """A running gateway. `section`: fields of `gateway:` beside the addresses; `arguments` of the command."""
 
-    def __init__(self, folder: Path, upstreams: Upstreams, section: dict[str, Any], **fields: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        upstreams: Upstreams,
+        section: dict[str, Any],
+        arguments: tuple[str, ...] = (),
+        **fields: Any,
+    ) -> None:
         self.upstreams = upstreams
         self.opened: list[HTTPConnection] = []
         self.port, self.admin = free_ports(2)
@@ -85,7 +92,7 @@ class Served:
         file = folder / "gateway.yaml"
         file.write_text(yaml.safe_dump({"gateway": gateway, **fields}))
         self.log = folder / "log.txt"
-        command = [sys.executable, "-m", "headway", "serve", str(file)]
+        command = [sys.executable, "-m", "headway", "serve", str(file), *arguments]
         env = os.environ | {"PYTHONPATH": PACKAGE}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=env)

@@ -68,7 +68,8 @@ def test_the_page_lives(gateway, tmp_path):
     try:
         browser.open(f"http://127.0.0.1:{gateway.admin}/headway")
         browser.until("document.readyState === 'complete' && !document.getElementById('cards')")
-        browser.open(f"http://any:{ADMIN_KEY}@127.0.0.1:{gateway.admin}/headway")
+        shown = f"any:{ADMIN_KEY}"
+        browser.open(f"http://{shown}@127.0.0.1:{gateway.admin}/headway")
         browser.until("typeof state", lambda kind: kind == "object")
         before = browser.until("state.now && state.now.classes[0].over_ever + 1") - 1
         browser.do("Runtime.evaluate", expression="window.unloaded = false")

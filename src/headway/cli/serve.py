@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 OPTIONS = (
     click.option("--check", cls=o.Section, section="Service", is_flag=True,
                  help="Only check the file, and say what would be served."),
+    click.option("--log", "log_as", cls=o.Section, section="Service", type=click.Choice(["text", "json"]),
+                 default="text", show_default=True,
+                 help="Notes for a reader on stderr, or JSON lines, one for each request."),
     click.option("--decisions", "decisions_in", cls=o.Section, section="Service", metavar="DIR",
                  help="Only the decision process, on a socket in DIR: for an Envoy that is run elsewhere."),
 )  # fmt: skip
@@ -67,7 +70,8 @@ def serve(deployment_file: str, **asked: Any) -> None:
     headway serve examples/gateway.yaml --check
     headway serve examples/gateway.yaml
     """
-    terminal = Terminal(quiet=asked["quiet"])
+    as_json = asked["log_as"] == "json"
+    terminal = Terminal(quiet=asked["quiet"], json_notes=as_json)
     served = served_of(deployment_file, asked["calibration_from"], terminal)
     policies = served.policies()
     if asked["decisions_in"]:
@@ -76,11 +80,13 @@ def serve(deployment_file: str, **asked: Any) -> None:
     note_interpreted(terminal)
     _warn(served.spec, terminal)
     from headway.gateway import Supervisor
+    from headway.gateway.loglines import ENVOY_FORMAT
 
     command = [sys.executable, "-m", "headway", "serve", deployment_file, "--seed", str(asked["seed"])]
     command += ["--calibration", asked["calibration_from"]] if asked["calibration_from"] else []
     command += ["--quiet"] if asked["quiet"] else []
-    supervisor = Supervisor(served.spec, [*command, "--decisions"], terminal.note)
+    command += ["--log", asked["log_as"], "--decisions"]
+    supervisor = Supervisor(served.spec, command, terminal.note, ENVOY_FORMAT if as_json else "")
     if asked["check"]:
         try:
             asyncio.run(supervisor.validate())
@@ -199,11 +205,14 @@ async def _supervise(supervisor: Any) -> None:
 def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int, terminal: Terminal) -> None:
     """Be the decision process until SIGTERM."""
     from headway.gateway import Brain, Decider, Reader, decide, resolved
+    from headway.gateway.loglines import LogLines
 
     if not folder.is_dir():
         raise BadInput(f"--decisions {folder}: there is no such folder; make it, open to this user alone")
     brain = Brain(served.spec, served.backings, policies, seed)
-    decider = Decider(brain, Reader(served.spec, served.max_context), resolved(served.spec.upstreams), terminal.note)
+    log = LogLines(_to_stderr) if terminal.json_notes else None
+    reader, addresses = Reader(served.spec, served.max_context), resolved(served.spec.upstreams)
+    decider = Decider(brain, reader, addresses, terminal.note, log)
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -212,3 +221,8 @@ def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int
         await decide(decider, folder, stop)
 
     asyncio.run(run())
+
+
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()

@@ -18,28 +18,38 @@ from typing import Any
 
 from headway.gateway.brain import Brain
 from headway.gateway.channel import Call, Channel, Service
-from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS
-from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Refused, Routed
+from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT
+from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Outcome, Refused, Routed
+from headway.gateway.loglines import LogLines
 from headway.gateway.messages import message_types, plain, seconds_of
 from headway.gateway.overview import Overview
 from headway.gateway.plainhttp import AdminPages, ask_socket, get
 from headway.gateway.reading import Reader, Reply, refusal
 from headway.gateway.scrape import engine_sample
 from headway.gateway.spec import address
+from headway.gateway.traces import Tracer
 from headway.metrics.exposition import TEXT_TYPE
 
 TICK_S = 0.05
 ADOPT_S = 0.5
 PATIENCE_S = 2.0
 SPARE_S = 0.5  # Envoy waits so much longer for a held request than the brain holds it
-ATTRIBUTES = {name: f"request.headers['{name}']" for name in HEADERS}
+ATTRIBUTES = {name: f"request.headers['{name}']" for name in (*HEADERS, TRACEPARENT)}
 
 
 class Decider:
-    """Carries events to the brain and its answers back. `addresses`: of the replicas, as IP:port."""
+    """Carries events to the brain and its answers back.
+
+    `addresses`: of the replicas, as IP:port. `say` takes a line about the service, `log` one for each request.
+    """
 
     def __init__(
-        self, brain: Brain, reader: Reader, addresses: list[str], say: Callable[[str], None] = lambda text: None
+        self,
+        brain: Brain,
+        reader: Reader,
+        addresses: list[str],
+        say: Callable[[str], None] = lambda text: None,
+        log: LogLines | None = None,
     ) -> None:
         self.brain = brain
         self.reader = reader
@@ -52,7 +62,10 @@ class Decider:
         self.faults_said = 0
         self.started_s = time.monotonic()
         self.overview = Overview(brain, addresses, self.now)
-        brain.tell = self.overview.hear
+        self.log = log
+        traces = brain.spec.traces
+        self.tracer = None if traces is None else Tracer(traces, addresses, time.time(), say)
+        brain.tell = self._over
 
     def now(self) -> float:
         """Seconds since this process began to decide."""
@@ -68,26 +81,35 @@ class Decider:
         headers = {name: about[key].string_value for name, key in ATTRIBUTES.items() if key in about}
         if not message.HasField("request_body"):
             method = about["request.method"].string_value
-            call.send(self._immediate(self.reader.plain(method, path, headers)))
+            reply = self.reader.plain(method, path, headers)
+            self._turned_away(about["request.id"].string_value, reply)
+            call.send(self._immediate(reply))
             return
         body = message.request_body.body
         asked = self._read(about["request.id"].string_value, path, headers, body)
         if isinstance(asked, Reply):
             self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(asked.status))
+            self._turned_away(about["request.id"].string_value, asked)
             call.send(self._immediate(asked))
             return
         if call.about is not None:
             raise ValueError("a second question in one call")
         call.about = asked.id
-        answers = self.brain.arrive(self.now(), asked)
+        now = self.now()
+        trace = self.tracer.begin(asked.id, headers.get(TRACEPARENT, "")) if self.tracer else None
+        answers = self.brain.arrive(now, asked)
         self.waiting[asked.id] = call, self.reader.rewritten(asked, body)
         self._deliver(answers)
+        if trace is not None:
+            trace.took_s = self.now() - now
 
     def ended(self, call: Call) -> None:
         """The HTTP request is over, however it ended."""
         if call.about is not None:
             self.waiting.pop(call.about, None)
             self._deliver(self.brain.end(self.now(), call.about))
+            if self.tracer and call.about not in self.brain.unread:
+                self.tracer.open.pop(call.about, None)  # it was none to the brain: a second of its id
 
     def _read(self, id: str, path: str, headers: dict[str, str], body: bytes) -> Arrival | Reply:
         """Read a request; what no reader expected is a fault of ours, told without what the request said."""
@@ -112,16 +134,19 @@ class Decider:
         if isinstance(answer, Left):
             return self._immediate(refusal(503, "left", "the request was over before it was read", None))
         assert isinstance(answer, Routed)
-        if body is None and answer.hosts in self.routed:
+        trace = self.tracer.open.get(answer.id) if self.tracer else None
+        if body is None and trace is None and answer.hosts in self.routed:
             return self.routed[answer.hosts]
         message = self.types["ProcessingResponse"]()
         message.request_body.SetInParent()
         if body is not None:
             message.request_body.response.body_mutation.body = body
-        chosen = message.dynamic_metadata.fields["envoy.lb"].struct_value.fields[DESTINATION]
-        chosen.string_value = ",".join(self.addresses[i] for i in answer.hosts)
+        told = message.dynamic_metadata.fields["envoy.lb"].struct_value.fields
+        told[DESTINATION].string_value = ",".join(self.addresses[i] for i in answer.hosts)
+        if trace is not None:
+            told[TRACEPARENT].string_value = trace.traceparent
         made = bytes(message.SerializeToString())
-        if body is None:
+        if body is None and trace is None:
             self.routed[answer.hosts] = made
         return made
 
@@ -150,7 +175,11 @@ class Decider:
     def records(self, raw: bytes) -> None:
         """Requests that are over, one record each."""
         for entry in self.types["AccessLogs"].FromString(raw).http_logs.log_entry:
-            self._deliver(self.brain.record(self.now(), self._record(entry)))
+            record = self._record(entry)
+            details = entry.response.response_code_details
+            if record.status >= 400 and not record.attempts and details != POLICY_DETAILS:
+                self._edge_replied(record, details)
+            self._deliver(self.brain.record(self.now(), record))
 
     def _record(self, entry: Any) -> EndRecord:
         common, response = entry.common_properties, entry.response
@@ -254,9 +283,31 @@ class Decider:
             "/status": lambda: ("application/json", json.dumps(self.status()).encode() + b"\n"),
         }
 
+    def _over(self, outcome: Outcome) -> None:
+        """Tell everyone who wants to know of a request that is over."""
+        self.overview.hear(outcome)
+        trace_id = self.tracer.finish(outcome) if self.tracer else None
+        if self.log is not None:
+            replica = None if outcome.replica is None else self.addresses[outcome.replica]
+            self.log.over(outcome, replica, trace_id)
+
+    def _edge_replied(self, record: EndRecord, details: str) -> None:
+        """Envoy has answered by itself, mostly to what never came as far as a question."""
+        self.brain.figures.count("headway_edge_replies_total", status=str(record.status))
+        if self.log is not None and record.id not in self.brain.live and record.id not in self.brain.unread:
+            self.log.turned_away(record.id, record.status, f"edge: {details}")
+
+    def _turned_away(self, id: str, reply: Reply) -> None:
+        if self.log is not None:
+            self.log.turned_away(id, reply.status, reply.code)
+
     def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
         yield from self.brain.gauges()
         yield from self.overview.gauges()
+        if self.log is not None:
+            yield "headway_log_dropped_total", {}, self.log.dropped
+        if self.tracer is not None:
+            yield "headway_traces_dropped_total", {}, self.tracer.dropped
 
     def status(self) -> dict[str, Any]:
         """What is under way, as JSON."""
@@ -322,3 +373,6 @@ async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
             task.cancel()
         for server in servers:
             server.close()
+        for told in (decider.tracer, decider.log):
+            if told is not None:
+                await asyncio.to_thread(told.close)

@@ -20,6 +20,7 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 DESTINATION = "x-gateway-destination-endpoint"
 POLICY_DETAILS = "headway"  # marks replies whose body is ours already
 HEADERS = ("authorization", "x-headway-class", "x-headway-deadline")
+TRACEPARENT = "traceparent"  # of W3C's trace context; passed on, and replaced where we trace
 DECISION_TIMEOUT_S = 1.0
 EARLY_REMOVED = ("x-request-id", DESTINATION)
 
@@ -136,14 +137,14 @@ def _listener(spec: GatewaySpec) -> dict[str, Any]:
         "access_log": [_access_log()],
         "http_filters": [
             _extension(
-                "envoy.filters.http.ext_proc", HTTP + "ext_proc.v3.ExternalProcessor", **_ext_proc(limits.hold_s)
+                "envoy.filters.http.ext_proc", HTTP + "ext_proc.v3.ExternalProcessor", **_ext_proc(spec)
             ),
             _extension("envoy.filters.http.buffer", HTTP + "buffer.v3.Buffer", max_request_bytes=limits.body_bytes),
             _extension("envoy.filters.http.lua", HTTP + "lua.v3.Lua", default_source_code={"inline_string": LUA}),
             _extension("envoy.filters.http.router", HTTP + "router.v3.Router", suppress_envoy_headers=True),
         ],
         "local_reply_config": {"mappers": _local_replies(limits.body_bytes)},
-        "route_config": {"name": "openai", "virtual_hosts": [_virtual_host()]},
+        "route_config": {"name": "openai", "virtual_hosts": [_virtual_host(spec)]},
     }
     url = TYPE + "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
     return {
@@ -154,13 +155,14 @@ def _listener(spec: GatewaySpec) -> dict[str, Any]:
     }
 
 
-def _ext_proc(hold_s: float) -> dict[str, Any]:
-    headers = [f"request.headers['{name}']" for name in HEADERS]
+def _ext_proc(spec: GatewaySpec) -> dict[str, Any]:
+    asked = HEADERS if spec.traces is None else (*HEADERS, TRACEPARENT)
+    headers = [f"request.headers['{name}']" for name in asked]
     return {
         "grpc_service": {"envoy_grpc": {"cluster_name": "decisions"}, "timeout": "0s"},
         "failure_mode_allow": True,  # streams outlive the decision process; what has no decision finds no host: 503
         "message_timeout": _seconds(DECISION_TIMEOUT_S),
-        "max_message_timeout": _seconds(hold_s + DECISION_TIMEOUT_S),
+        "max_message_timeout": _seconds(spec.limits.hold_s + DECISION_TIMEOUT_S),
         "processing_mode": _processing("SKIP", "BUFFERED"),
         "request_attributes": ["request.id", "request.path", "request.method", *headers],
         "metadata_options": {"receiving_namespaces": {"untyped": ["envoy.lb"]}},
@@ -247,10 +249,15 @@ def _mapper(status: dict[str, Any], kind: str, code: str, message: str) -> dict[
     }
 
 
-def _virtual_host() -> dict[str, Any]:
+def _virtual_host(spec: GatewaySpec) -> dict[str, Any]:
     """Keys, classes and addresses of callers end here; engines see none of them."""
     hidden = [*HEADERS, "x-forwarded-for", "x-forwarded-proto", "x-envoy-external-address", DESTINATION]
-    return {"name": "openai", "domains": ["*"], "request_headers_to_remove": hidden, "routes": _routes()}
+    host = {"name": "openai", "domains": ["*"], "request_headers_to_remove": hidden, "routes": _routes()}
+    if spec.traces is not None:
+        # The answer to a body cannot change headers where these are skipped. An empty value is left out.
+        ours = {"key": TRACEPARENT, "value": f"%DYNAMIC_METADATA(envoy.lb:{TRACEPARENT})%"}
+        host["request_headers_to_add"] = [{"header": ours, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]
+    return host
 
 
 def _routes() -> list[dict[str, Any]]:

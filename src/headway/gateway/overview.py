@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-import headway
 from headway.gateway.books import ReplicaBook
 from headway.gateway.brain import Brain
 from headway.gateway.estimates import LOOK_S, Meter
@@ -83,7 +82,6 @@ class Overview:
         brain, spec = self.brain, self.brain.spec
         return {
             "schema": "headway.live/1",
-            "version": headway.__version__,
             "models": spec.models,
             "now_s": self.now(),
             "unix_s": time.time(),

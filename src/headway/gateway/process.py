@@ -7,15 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import headway
-
 PROC = Path("/proc/self")
 STARTED_UNIX_S = time.time()
 
 
 def process_gauges() -> Iterator[tuple[str, dict[str, str], float]]:
     """Return CPU, memory and files of this process, under the names that Prometheus' own clients use."""
-    yield "headway_build_info", {"version": headway.__version__}, 1
     yield "process_start_time_seconds", {}, STARTED_UNIX_S
     yield "process_cpu_seconds_total", {}, time.process_time()
     try:

@@ -32,6 +32,11 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def code(self) -> str:
+        """The code of the error it tells; "" where it tells none."""
+        return str(json.loads(self.body).get("error", {}).get("code", ""))
+
 
 class _Message(msgspec.Struct):
     role: str

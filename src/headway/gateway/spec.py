@@ -123,6 +123,26 @@ class Health(Spec, frozen=True, kw_only=True):
             raise BadInput(f"health.path {self.path!r}: expected a path, as in /health")
 
 
+class Traces(Spec, frozen=True, kw_only=True):
+    """Where traces go: the URL that a collector takes OTLP over HTTP at, as in http://127.0.0.1:4318/v1/traces.
+
+    `sample`: the share of requests that are traced where no caller's `traceparent` has decided that. What a collector
+    wants as headers is taken from OTEL_EXPORTER_OTLP_HEADERS, so that no secret stands in the file.
+    """
+
+    endpoint: str
+    sample: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"https?://[^\s@]+", self.endpoint):
+            raise BadInput(
+                f"traces.endpoint: came {self.endpoint.rpartition('@')[2][:80]!r}; expected a URL without user and "
+                "password, as in http://127.0.0.1:4318/v1/traces"
+            )
+        if not 0 <= self.sample <= 1:
+            raise BadInput(f"traces.sample={self.sample:g}: expected a share from 0 to 1")
+
+
 class GatewaySpec(Spec, frozen=True, kw_only=True):
     """What `headway serve` needs beside the deployment.
 
@@ -130,7 +150,8 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     ask for; the first is the deployment's model where none is given. `tenants`: without any, everyone may ask.
     `salt_prefixes`: requests are sent on with a `cache_salt` of their tenant, so that engines that know it (vLLM) share
     no prefix between tenants; a caller's own is removed in either case.
-    `admin`: where `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is `admin_key_sha256`.
+    `admin`: where the live page, `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is
+    `admin_key_sha256`. `traces`: none are made without it.
 
     Raises:
         BadInput: an address that is none, two tenants with one key, or a name that comes twice.
@@ -147,6 +168,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     health: Health = Health()
     salt_prefixes: bool = False
     scrape_s: float = 1.0
+    traces: Traces | None = None
     envoy: str = ""
     envoy_threads: int = 1
 

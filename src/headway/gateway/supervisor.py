@@ -76,12 +76,16 @@ class Supervisor:
         spec: of the gateway.
         decisions: command line of the decision process, to which the folder of its socket is added.
         say: takes a line about what happens.
+        log_format: of Envoy's own lines; "" is its own.
     """
 
-    def __init__(self, spec: GatewaySpec, decisions: list[str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, spec: GatewaySpec, decisions: list[str], say: Callable[[str], None], log_format: str = ""
+    ) -> None:
         self.spec = spec
         self.decisions = decisions
         self.say = say
+        self.log_format = log_format
         self.binary = envoy_binary(spec)
         self.folder = Path(tempfile.mkdtemp(prefix="headway-"))
         self.running: dict[str, asyncio.subprocess.Process] = {}
@@ -155,7 +159,8 @@ class Supervisor:
             return [*self.decisions, str(self.folder)]
         threads = str(self.spec.envoy_threads)
         config = str(self.folder / "envoy.json")
-        return [self.binary, "-c", config, "-l", "error", "--concurrency", threads, "--disable-hot-restart"]
+        command = [self.binary, "-c", config, "-l", "error", "--concurrency", threads, "--disable-hot-restart"]
+        return [*command, "--log-format", self.log_format] if self.log_format else command
 
     async def _start(self, name: str) -> None:
         """Start a process and wait until it answers."""

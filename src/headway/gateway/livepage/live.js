@@ -328,7 +328,7 @@ async function update() {
   for (const show of [header, cards, classes, replicas, shadow, refusals]) show(now);
   bars("decisions", now.decisions.map((d) => [`${d.outcome}: ${d.reason}`, d.count]), "None yet");
   charts();
-  $("foot").textContent = `Headway ${now.version}. Percentiles are of what ended in the last ${number(now.spread_s)} s; the history reaches back a quarter of an hour and begins anew with the decision process. Estimates: the cost model's power at the load in the books, and the GPUs' price by the hour.`;
+  $("foot").textContent = `Percentiles are of what ended in the last ${number(now.spread_s)} s; the history reaches back a quarter of an hour and begins anew with the decision process. Estimates: the cost model's power at the load in the books, and the GPUs' price by the hour.`;
 }
 
 async function run() {
