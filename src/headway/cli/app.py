@@ -10,6 +10,7 @@ from headway.cli.calibrate import calibrate
 from headway.cli.compare import compare
 from headway.cli.emulate import emulate
 from headway.cli.listing import list_
+from headway.cli.picker import picker
 from headway.cli.plan import plan
 from headway.cli.profile import profile
 from headway.cli.serve import serve
@@ -65,5 +66,5 @@ def main() -> None:
     """
 
 
-for verb in (plan, simulate, bench, compare, validate, calibrate, profile, emulate, serve, list_):
+for verb in (plan, simulate, bench, compare, validate, calibrate, profile, emulate, serve, picker, list_):
     main.add_command(verb)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -19,9 +19,11 @@ from headway.errors import BadInput
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from headway.gateway import Backing, GatewaySpec
+    from headway.gateway import Backing, Decider, GatewaySpec
     from headway.policies import Policy
     from headway.sim import Deployment, Policies
+
+H = TypeVar("H", bound="Decider")
 
 OPTIONS = (
     click.option("--check", cls=o.Section, section="Service", is_flag=True,
@@ -202,17 +204,24 @@ async def _supervise(supervisor: Any) -> None:
     await running
 
 
-def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int, terminal: Terminal) -> None:
-    """Be the decision process until SIGTERM."""
-    from headway.gateway import Brain, Decider, Reader, decide, resolved
+def host_of(kind: type[H], served: Served, policies: dict[str, Policy], seed: int, terminal: Terminal) -> H:
+    """A host of this kind around a brain."""
+    from headway.gateway import Brain, Reader, resolved
     from headway.gateway.loglines import LogLines
 
-    if not folder.is_dir():
-        raise BadInput(f"--decisions {folder}: there is no such folder; make it, open to this user alone")
     brain = Brain(served.spec, served.backings, policies, seed)
     log = LogLines(_to_stderr) if terminal.json_notes else None
     reader, addresses = Reader(served.spec, served.max_context), resolved(served.spec.upstreams)
-    decider = Decider(brain, reader, addresses, terminal.note, log)
+    return kind(brain, reader, addresses, terminal.note, log)
+
+
+def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int, terminal: Terminal) -> None:
+    """Be the decision process until SIGTERM."""
+    from headway.gateway import Decider, decide
+
+    if not folder.is_dir():
+        raise BadInput(f"--decisions {folder}: there is no such folder; make it, open to this user alone")
+    decider = host_of(Decider, served, policies, seed, terminal)
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

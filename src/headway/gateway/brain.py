@@ -186,7 +186,7 @@ class Brain:
         over = self.accounts[facts.tenant].refusal(now, entry.reserved)
         if over is not None:
             return Refused(facts.id, 429, "rate_limit_exceeded", over[0], over[1])
-        healthy = [book for book in self.books if book.healthy]
+        healthy = self._healthy(facts)
         if not healthy:
             retry_s = self.spec.health.probe_s
             return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", retry_s)
@@ -235,6 +235,10 @@ class Brain:
     def _choosable(self) -> list[ReplicaBook]:
         return [book for book in self.books if book.room]
 
+    def _healthy(self, facts: Arrival) -> list[ReplicaBook]:
+        """Replicas that answer and that this request may go to."""
+        return [book for book in self.books if book.healthy and (facts.only is None or book.index in facts.only)]
+
     def _show(self, now: float, books: list[ReplicaBook], held: int = 0) -> None:
         """Show a policy these replicas, numbered as they stand; each with `held` more waiting, from Headway's queue."""
         for place, book in enumerate(books):
@@ -242,13 +246,23 @@ class Brain:
             book.view.renumber(place)
         self.pool.show(now, [book.view for book in books])
 
-    def _route(self, now: float, entry: Entry) -> Routed:
-        """Ask the router, among the replicas that have room; there is one at least."""
-        books = self._choosable()
+    def _route(self, now: float, entry: Entry) -> Answer:
+        """Ask the router, among the replicas that have room; there is one at least.
+
+        A request that may go to a few only goes to one of these even when they are full: it does not wait for them in
+        front of others.
+        """
+        healthy = self._healthy(entry.facts)
+        books = [book for book in healthy if book.room] or healthy
+        if not books:
+            del self.live[entry.facts.id]
+            self._close(now, entry)
+            words = "no replica that this request may go to answers at the moment"
+            return self._refuse(entry, Refused(entry.facts.id, 503, "no_replica", words, self.spec.health.probe_s))
         self._show(now, books)
         place, reason = self.fence.route(entry.view, self.pool)
         chosen = books[place]
-        others = [book for book in self.books if book.healthy and book is not chosen]
+        others = [book for book in healthy if book is not chosen]
         spare = min(others, key=lambda book: (not book.room, book.in_flight), default=None)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
         chosen.add(entry, now)

@@ -19,6 +19,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     generates: bool = True  # an embedding does not
     deadline_s: float | None = None  # from arrival
+    only: tuple[int, ...] | None = None  # replicas that it may go to; all, where the host says nothing
 
 
 class EndRecord(msgspec.Struct, frozen=True, kw_only=True):
