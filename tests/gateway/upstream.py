@@ -43,6 +43,10 @@ class Upstream:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         size = re.search(r"content-length: (\d+)", head, re.I)
         body = await reader.readexactly(int(size[1])) if size else b""
+        if re.search("transfer-encoding: chunked", head, re.I):
+            while chunk := int(await reader.readline(), 16):
+                body += (await reader.readexactly(chunk + 2))[:-2]
+            await reader.readline()
         if head.startswith("GET"):
             text = f"vllm:num_requests_running {self.active}\nvllm:num_requests_waiting 0\n".encode()
             text = text if head.startswith("GET /metrics") else b"ok"

@@ -26,7 +26,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
-@click.command(cls=o.Verb, short_help="An endpoint picker for gateways on Kubernetes.")
+@click.command(cls=o.Verb, short_help="The same decisions for gateways on Kubernetes.")
 @click.argument("deployment_file", metavar="DEPLOYMENT.yaml")
 @o.options(OPTIONS, o.CALIBRATION, o.SEED, o.QUIET)
 def picker(deployment_file: str, **asked: Any) -> None:

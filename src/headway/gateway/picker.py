@@ -1,10 +1,10 @@
 """An endpoint picker of the Gateway API Inference Extension: the gateway is someone else's, the decisions are ours.
 
 The gateway (Envoy Gateway, Istio, or another that conforms) opens one stream of Envoy's external processing protocol
-for a request, in the mode FULL_DUPLEX_STREAMED: it sends headers and body, waits for both to come back with the endpoint
-named, in a header and in metadata of the same value, and then sends the answer past us, headers and chunks, which go
-back as they are. What passes is counted on the way, because there is no access log. The stream ends with the request:
-that is the end in the books. (Protocol: docs/proposals/004-endpoint-picker-protocol of
+for a request, in the mode FULL_DUPLEX_STREAMED: it sends headers and body, waits for both to come back with the
+endpoint named, in a header and in metadata of the same value, and then sends the answer past us, headers and
+chunks, which go back as they are. What passes is counted on the way, because there is no access log. The stream ends
+with the request: that is the end in the books. (Protocol: docs/proposals/004-endpoint-picker-protocol of
 kubernetes-sigs/gateway-api-inference-extension.)
 """
 
