@@ -61,10 +61,10 @@ class Decider:
         self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
         self.faults_said = 0
         self.started_s = time.monotonic()
-        self.overview = Overview(brain, addresses, self.now)
+        self.overview = Overview(brain, self.now)
         self.log = log
         traces = brain.spec.traces
-        self.tracer = None if traces is None else Tracer(traces, addresses, time.time(), say)
+        self.tracer = None if traces is None else Tracer(traces, brain.spec.upstreams, time.time(), say)
         brain.tell = self._over
 
     def now(self) -> float:
@@ -288,7 +288,7 @@ class Decider:
         self.overview.hear(outcome)
         trace_id = self.tracer.finish(outcome) if self.tracer else None
         if self.log is not None:
-            replica = None if outcome.replica is None else self.addresses[outcome.replica]
+            replica = None if outcome.replica is None else self.brain.spec.upstreams[outcome.replica]
             self.log.over(outcome, replica, trace_id)
 
     def _edge_replied(self, record: EndRecord, details: str) -> None:

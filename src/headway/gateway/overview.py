@@ -27,14 +27,13 @@ DECISIONS_MAX = 12
 
 
 class Overview:
-    """The sights of one brain. `addresses`: of its replicas; `now`: seconds on the brain's clock.
+    """The sights of one brain. `now`: seconds on its clock.
 
     `shadow` returns how a shadow policy stands beside the live one, where there is one; `more` what others count.
     """
 
-    def __init__(self, brain: Brain, addresses: list[str], now: Callable[[], float]) -> None:
+    def __init__(self, brain: Brain, now: Callable[[], float]) -> None:
         self.brain = brain
-        self.addresses = addresses
         self.now = now
         self.shadow: Callable[[], dict[str, Any]] | None = None
         self.meters = [
@@ -60,7 +59,7 @@ class Overview:
         """What is true at the moment beside the brain's own gauges, and what is summed over time."""
         for name, kept in self.history.classes.items():
             yield "headway_goodput_requests_per_second", {"slo_class": name}, kept.lately()["met"] / self._recent_s()
-        for meter, address in zip(self.meters, self.addresses, strict=True):
+        for meter, address in zip(self.meters, self.brain.spec.upstreams, strict=True):
             if meter.watts is not None:
                 yield "headway_estimated_power_watts", {"replica": address}, meter.watts
                 yield "headway_estimated_energy_joules_total", {"replica": address}, meter.joules
@@ -143,7 +142,7 @@ class Overview:
         sample, meter = self.brain.engines.get(book.index), self.meters[book.index]
         drift = None if sample is None or sample.running is None else sample.running + (sample.waiting or 0)
         return {
-            "address": self.addresses[book.index],
+            "address": self.brain.spec.upstreams[book.index],
             "healthy": book.healthy,
             "in_flight": book.in_flight,
             "computing": book.in_flight - book.running,

@@ -52,7 +52,7 @@ class Tracer:
 
     Args:
         asked: where to, and which share of the requests that no caller has decided about.
-        addresses: of the replicas.
+        replicas: their addresses, as the file has them.
         started_s: seconds since 1970 at which the brain's clock was zero.
         say: takes a line when the collector does not.
 
@@ -60,13 +60,13 @@ class Tracer:
         MissingExtra: OpenTelemetry is not installed.
     """
 
-    def __init__(self, asked: Traces, addresses: list[str], started_s: float, say: Callable[[str], None]) -> None:
+    def __init__(self, asked: Traces, replicas: tuple[str, ...], started_s: float, say: Callable[[str], None]) -> None:
         self.sample = asked.sample
         self.random = Random()
         self.open: dict[str, Trace] = {}
         self.dropped = 0
         self.queue: queue.Queue[tuple[Trace, Outcome] | None] = queue.Queue(WAITING_MAX)
-        self.sender = _Sender(asked.endpoint, addresses, started_s)
+        self.sender = _Sender(asked.endpoint, replicas, started_s)
         self.say = say
         self.thread = threading.Thread(target=self._run, name="traces", daemon=True)
         self.thread.start()
@@ -120,7 +120,7 @@ class Tracer:
 class _Sender:
     """Makes spans with OpenTelemetry's SDK, and sends them with its exporter; used by one thread."""
 
-    def __init__(self, endpoint: str, addresses: list[str], started_s: float) -> None:
+    def __init__(self, endpoint: str, replicas: tuple[str, ...], started_s: float) -> None:
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -159,7 +159,7 @@ class _Sender:
         self.exporter = OTLPSpanExporter(endpoint=endpoint, timeout=TIMEOUT_S)
         self.api, self.success = trace, SpanExportResult.SUCCESS
         self.ids, self.made = ids, made
-        self.addresses, self.started_s = addresses, started_s
+        self.replicas, self.started_s = replicas, started_s
 
     def send(self, batch: list[tuple[Trace, Outcome]]) -> bool:
         """Send the traces of these requests; whether they were taken."""
@@ -183,7 +183,7 @@ class _Sender:
             self._span("queue", trace, 0, trace.root, decided_s, outcome.sent_s, {})
         if outcome.upstream_s is not None and outcome.replica is not None:
             sent_s = begin_s + outcome.upstream_s
-            about = {"server.address": self.addresses[outcome.replica], "headway.attempts": outcome.attempts}
+            about = {"server.address": self.replicas[outcome.replica], "headway.attempts": outcome.attempts}
             self._span("engine", trace, trace.engine, trace.root, sent_s, end_s, about, kinds.CLIENT)
             if outcome.ttft_s is not None:
                 first_s = begin_s + outcome.ttft_s
