@@ -305,7 +305,7 @@ class Decider:
         yield from self.brain.gauges()
         yield from self.overview.gauges()
         if self.log is not None:
-            yield "headway_log_dropped_total", {}, self.log.dropped
+            yield "headway_log_lines_dropped_total", {}, self.log.dropped
         if self.tracer is not None:
             yield "headway_traces_dropped_total", {}, self.tracer.dropped
 

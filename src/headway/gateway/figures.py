@@ -52,7 +52,7 @@ HELP = {
     "headway_estimated_energy_joules_total": ("counter", "That power summed over time; idle power counts."),
     "headway_estimated_cost_usd_per_hour": ("gauge", "What a replica's GPUs cost an hour, idle or busy."),
     "headway_estimated_cost_usd_total": ("counter", "What they cost since the start of this process."),
-    "headway_log_dropped_total": ("counter", "Log lines left out because whoever reads the log was too slow."),
+    "headway_log_lines_dropped_total": ("counter", "Log lines left out because whoever reads the log was too slow."),
     "headway_traces_dropped_total": ("counter", "Traces left out because too many waited for the collector."),
     "process_cpu_seconds_total": ("counter", "CPU time of the decision process."),
     "process_resident_memory_bytes": ("gauge", "Memory of the decision process."),
