@@ -3,6 +3,7 @@
 Every method takes `now` (seconds, never decreasing) and returns answers: those to the request it was told of, and those
 to held requests whose turn has come. A host carries events here and answers back: Envoy's (`decider.py`), or a test's.
 An accepted request is routed or held and ends exactly once, by `end`; `record` brings its figures, before or after.
+Nothing else changes what it decides: the events of a life, told again to a new brain, are answered the same (`replay.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from headway.gateway.figures import Figures
 from headway.gateway.held import HeldQueue
 from headway.gateway.live import LiveCluster, LivePool, LiveRequest
 from headway.gateway.predict import OutputLengths, TokenSizes
+from headway.gateway.shadow import Shadow
 from headway.gateway.spec import GatewaySpec
 from headway.gateway.tenants import Account, Keys
 from headway.policies import Policy
@@ -70,6 +72,7 @@ class Brain:
         self.duration_s = 1.0
         self.engines: dict[int, EngineSample] = {}
         self.reasons: set[str] = set()
+        self.shadow: Shadow | None = None
 
     # --- events ----------------------------------------------------------------------------------------------
 
@@ -147,6 +150,12 @@ class Brain:
             self.figures.count("headway_drifted_total", replica=self.spec.upstreams[replica])
         return self._pump(now)
 
+    def adopt(self, now: float, replica: int, active: int) -> list[Answer]:
+        """A replica has so many requests under way; those that are not in the books are an earlier process's."""
+        book = self.books[replica]
+        book.orphans = max(active - book.in_flight, 0)
+        return self._pump(now)
+
     def tick(self, now: float) -> list[Answer]:
         """Time has passed: who has waited too long is refused, and what is kept for a while is forgotten."""
         answers: list[Answer] = []
@@ -191,6 +200,8 @@ class Brain:
         self._show(now, healthy, held=len(self.held) // len(healthy))
         self.cluster.show(now)
         reason = self.fence.admit(entry.view, self.cluster)
+        if self.shadow is not None:
+            self.shadow.admit(now, entry, healthy, reason)
         if reason is not None:
             return Refused(facts.id, 429, "refused_by_policy", reason, 1.0)
         late = self._late(now, entry, healthy)
@@ -246,6 +257,8 @@ class Brain:
         self._show(now, books)
         place, reason = self.fence.route(entry.view, self.pool)
         chosen = books[place]
+        if self.shadow is not None:
+            self.shadow.route(now, entry, books, chosen)
         others = [book for book in self.books if book.healthy and book is not chosen]
         spare = min(others, key=lambda book: (not book.room, book.in_flight), default=None)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)

@@ -242,8 +242,8 @@ class Decider:
             active = {
                 host: int(n) for host, n in re.findall(r"^replicas::(\S+)::rq_active::(\d+)$", text.decode(), re.M)
             }
-            for host, book in zip(self.addresses, self.brain.books, strict=True):
-                book.orphans = max(active.get(host, 0) - book.in_flight, 0)
+            for replica, host in enumerate(self.addresses):
+                self._deliver(self.brain.adopt(self.now(), replica, active.get(host, 0)))
             if not any(book.orphans for book in self.brain.books):
                 return
             await asyncio.sleep(ADOPT_S)

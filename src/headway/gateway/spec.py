@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from typing import Any
 
 import msgspec
 
@@ -123,6 +124,38 @@ class Health(Spec, frozen=True, kw_only=True):
             raise BadInput(f"health.path {self.path!r}: expected a path, as in /health")
 
 
+class LogSpec(Spec, frozen=True, kw_only=True):
+    """The decision log: Parquet files in `folder`, the oldest deleted so that they stay below `max_bytes` and `max_age_s`.
+
+    `prompts`: keep the bodies of requests, too; without, no text of a caller is kept.
+    """
+
+    folder: str
+    max_bytes: int = 1 << 30
+    max_age_s: float = 7 * 86400.0
+    prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.folder:
+            raise BadInput("log.folder is empty: name a folder for the files")
+        if self.max_bytes < 1 << 20 or self.max_age_s <= 0:
+            raise BadInput(
+                f"log: max_bytes={self.max_bytes}, max_age_s={self.max_age_s:g}: expected 1 MiB at least, and a time above 0"
+            )
+
+
+class ShadowSpec(Spec, frozen=True, kw_only=True):
+    """Policies that are asked beside the live ones and decide nothing; `params` as in `policies:`."""
+
+    route: str = ""
+    admit: str = ""
+    params: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - msgspec copies it
+
+    def __post_init__(self) -> None:
+        if not self.route and not self.admit:
+            raise BadInput("shadow names no policy: give route or admit, as in `shadow: {route: prefix-affinity}`")
+
+
 class GatewaySpec(Spec, frozen=True, kw_only=True):
     """What `headway serve` needs beside the deployment.
 
@@ -130,6 +163,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     ask for; the first is the deployment's model where none is given. `tenants`: without any, everyone may ask.
     `salt_prefixes`: requests are sent on with a `cache_salt` of their tenant, so that engines that know it (vLLM) share
     no prefix between tenants; a caller's own is removed in either case.
+    `log`: where decisions are written down; `shadow`: policies that are asked beside the live ones.
     `admin`: where `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is `admin_key_sha256`.
 
     Raises:
@@ -147,6 +181,8 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     health: Health = Health()
     salt_prefixes: bool = False
     scrape_s: float = 1.0
+    log: LogSpec | None = None
+    shadow: ShadowSpec | None = None
     envoy: str = ""
     envoy_threads: int = 1
 
