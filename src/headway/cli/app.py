@@ -12,6 +12,7 @@ from headway.cli.emulate import emulate
 from headway.cli.listing import list_
 from headway.cli.plan import plan
 from headway.cli.profile import profile
+from headway.cli.replay import replay
 from headway.cli.serve import serve
 from headway.cli.simulate import simulate
 from headway.cli.validate import validate
@@ -65,5 +66,5 @@ def main() -> None:
     """
 
 
-for verb in (plan, simulate, bench, compare, validate, calibrate, profile, emulate, serve, list_):
+for verb in (plan, simulate, bench, compare, validate, calibrate, profile, emulate, serve, replay, list_):
     main.add_command(verb)

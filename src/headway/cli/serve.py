@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from headway.gateway import Backing, GatewaySpec
+    from headway.gateway.log.writer import LogWriter
+    from headway.gateway.shadow import Shadow
     from headway.policies import Policy
     from headway.sim import Deployment, Policies
 
@@ -97,12 +100,18 @@ def served_of(file: str, calibration: str | None, terminal: Terminal) -> Served:
     Raises:
         BadInput: no section `gateway:`, prefill and decode pools, or as many addresses as there are no replicas.
     """
+    from headway.specs import read_yaml
+
+    return served_from(read_yaml(file), file, calibration, terminal)
+
+
+def served_from(data: dict[str, Any], file: str, calibration: str | None, terminal: Terminal) -> Served:
+    """Read what a file holds, or what a decision log says that it held; raises as `served_of`."""
     from headway.cost import compile_replica
     from headway.gateway import Backing, GatewaySpec, with_models
     from headway.sim import Deployment, Policies
-    from headway.specs import from_mapping, read_yaml
+    from headway.specs import from_mapping
 
-    data = read_yaml(file)
     if "gateway" not in data:
         raise BadInput(
             f"{file} has no section gateway: add `gateway: {{upstreams: [127.0.0.1:8000]}}`, an address per replica"
@@ -132,7 +141,7 @@ def summary(served: Served) -> RenderableType:
     """A table of what will be served."""
     from rich.table import Table
 
-    from headway.units import format_seconds
+    from headway.units import format_bytes, format_seconds
 
     spec, names = served.spec, served.names
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -151,6 +160,12 @@ def summary(served: Served) -> RenderableType:
         rates = [("requests/min", tenant.requests_per_min), ("tokens/min", tenant.tokens_per_min)]
         said = [f"{value:g} {name}" for name, value in (*rates, ("at once", tenant.concurrency)) if value is not None]
         table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
+    if spec.shadow is not None:
+        asked = [f"{kind} {name}" for kind, name in (("route", spec.shadow.route), ("admit", spec.shadow.admit)) if name]
+        table.add_row("shadow", f"{', '.join(asked)}: asked beside the live ones, decides nothing")
+    if spec.log is not None:
+        kept = f"at most {format_bytes(spec.log.max_bytes)}, {format_seconds(spec.log.max_age_s)}"
+        table.add_row("log", f"{spec.log.folder}, {kept}, {'with' if spec.log.prompts else 'without'} prompts")
     table.add_row(
         "admin", f"http://{spec.admin}/metrics and /status{'' if spec.admin_key_sha256 else ', without a key'}"
     )
@@ -201,7 +216,10 @@ def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int
     if not folder.is_dir():
         raise BadInput(f"--decisions {folder}: there is no such folder; make it, open to this user alone")
     brain = Brain(served.spec, served.backings, policies, seed)
-    decider = Decider(brain, Reader(served.spec, served.max_context), resolved(served.spec.upstreams), terminal.note)
+    brain.shadow = shadow_of(served.spec, seed)
+    log = log_of(served, seed, terminal.note)
+    reader = Reader(served.spec, served.max_context)
+    decider = Decider(brain, reader, resolved(served.spec.upstreams), terminal.note, log)
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -209,4 +227,35 @@ def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int
             loop.add_signal_handler(number, stop.set)
         await decide(decider, folder, stop)
 
-    asyncio.run(run())
+    if log is not None:
+        log.follow(brain)
+    try:
+        asyncio.run(run())
+    finally:
+        if log is not None:
+            log.close(decider.now())
+
+
+def shadow_of(spec: GatewaySpec, seed: int) -> Shadow | None:
+    """The policies that are asked beside the live ones, if the file names some."""
+    if spec.shadow is None:
+        return None
+    from headway.gateway.shadow import Alarm, Shadow
+    from headway.policies import policy
+
+    asked = {kind: getattr(spec.shadow, kind) for kind in ("route", "admit")}
+    policies = {kind: policy(kind, name, spec.shadow.params.get(kind)) for kind, name in asked.items() if name}
+    return Shadow(policies, seed, Alarm())
+
+
+def log_of(served: Served, seed: int, say: Callable[[str], None]) -> LogWriter | None:
+    """The decision log, if the file asks for one."""
+    if served.spec.log is None:
+        return None
+    from headway.gateway.log.writer import LogWriter, header_of
+    from headway.specs import to_mapping
+
+    described: Any = served.deployment
+    file = {"policies": to_mapping(served.names)} if described is None else to_mapping(described, defaults=True)
+    file["gateway"] = to_mapping(served.spec, defaults=True)
+    return LogWriter(served.spec.log, header_of(served.spec, file, seed), say)

@@ -11,7 +11,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from headway.errors import MissingExtra
 from headway.gateway.brain import Brain
 from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Refused, Routed
+from headway.gateway.log.writer import LogWriter
 from headway.gateway.messages import ACCESS_LOG, PROCESS, message_types, plain, seconds_of
 from headway.gateway.plainhttp import AdminPages, ask_socket, get
 from headway.gateway.reading import Reader, Reply, refusal
@@ -36,17 +37,24 @@ class Decider:
     """Carries events to the brain and its answers back. `addresses`: of the replicas, as IP:port."""
 
     def __init__(
-        self, brain: Brain, reader: Reader, addresses: list[str], say: Callable[[str], None] = lambda text: None
+        self,
+        brain: Brain,
+        reader: Reader,
+        addresses: list[str],
+        say: Callable[[str], None] = lambda text: None,
+        log: LogWriter | None = None,
     ) -> None:
         self.brain = brain
         self.reader = reader
         self.addresses = addresses
         self.say = say
+        self.log = log
         self.index = {text: i for i, text in enumerate(addresses)}
         self.types = message_types()
         self.waiting: dict[str, asyncio.Future[Answer]] = {}
         self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
         self.faults_said = 0
+        self.shadow_said = ""
         self.started_s = time.monotonic()
 
     def now(self) -> float:
@@ -74,6 +82,8 @@ class Decider:
                     await context.write(self._immediate(asked))
                     continue
                 id = asked.id
+                if self.log is not None:
+                    self.log.prompt(self.now(), id, body)
                 answer = self._arrive(asked)
                 if isinstance(answer, Held):
                     await context.write(self._patience(answer))
@@ -198,6 +208,9 @@ class Decider:
             if wrong > self.faults_said:
                 self.faults_said = wrong
                 self.say(f"{self.brain.fence.last}; the fallback decided ({wrong} times so far)")
+            if self.brain.shadow is not None and self.brain.shadow.last_error != self.shadow_said:
+                self.shadow_said = self.brain.shadow.last_error
+                self.say(f"{self.shadow_said}; it decides nothing")
 
     async def probe(self, replica: int) -> None:
         """Ask a replica whether it is there, again and again; what it refuses at once counts at once."""
@@ -253,9 +266,14 @@ class Decider:
     def pages(self) -> dict[str, Callable[[], tuple[str, bytes]]]:
         """The admin pages by path."""
         return {
-            "/metrics": lambda: ("text/plain; version=0.0.4", self.brain.figures.text(self.brain.gauges()).encode()),
+            "/metrics": lambda: ("text/plain; version=0.0.4", self.brain.figures.text(self._gauges()).encode()),
             "/status": lambda: ("application/json", json.dumps(self.status()).encode() + b"\n"),
         }
+
+    def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        for source in (self.brain, self.brain.shadow, self.log):
+            if source is not None:
+                yield from source.gauges()
 
     def status(self) -> dict[str, Any]:
         """What is under way, as JSON."""
@@ -266,6 +284,8 @@ class Decider:
             "held": len(brain.held),
             "faults": brain.check(),
             "policy_errors": dict(brain.fence.errors),
+            "shadow": None if brain.shadow is None else brain.shadow.status(),
+            "log": None if self.log is None else self.log.status(),
             "replicas": [
                 {
                     "address": text,

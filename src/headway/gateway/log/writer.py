@@ -23,8 +23,9 @@ import msgspec
 from headway.errors import BadInput
 from headway.gateway.brain import Brain
 from headway.gateway.events import Answer
-from headway.gateway.log.form import Form, Header, Prompt, Row, rows_of
-from headway.gateway.spec import LogSpec
+from headway.gateway.log.form import Form, Header, Prompt, Row, rows_of, without_secrets
+from headway.gateway.spec import GatewaySpec, LogSpec
+from headway.gateway.tenants import Keys
 from headway.gateway.watch import watch
 
 FLUSH_S = 0.5
@@ -193,6 +194,21 @@ class LogWriter:
             self.failing = ""
             self.say(f"the decision log is written again; {self.dropped} events were dropped so far")
         return True
+
+
+def header_of(spec: GatewaySpec, deployment: dict[str, Any], seed: int) -> Header:
+    """Return the header of a run that begins now; `deployment` is the whole file, from which keys are taken out."""
+    import headway
+
+    tenants = [tenant.name for tenant in Keys(spec.tenants).tenants]
+    return Header(
+        version=headway.__version__,
+        run=os.urandom(4).hex(),
+        started=time.strftime("%Y%m%dT%H%M%S", time.gmtime()),
+        seed=seed,
+        names={"tenant": tenants, "slo_class": [klass.name for klass in spec.classes]},
+        deployment=without_secrets(msgspec.to_builtins(deployment)),
+    )
 
 
 def _size(values: tuple[Any, ...]) -> int:
