@@ -16,6 +16,7 @@ from headway.cli.replay import replay
 from headway.cli.serve import serve
 from headway.cli.simulate import simulate
 from headway.cli.validate import validate
+from headway.cli.whatif import whatif
 from headway.errors import HeadwayError, nearest
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -66,5 +67,5 @@ def main() -> None:
     """
 
 
-for verb in (plan, simulate, bench, compare, validate, calibrate, profile, emulate, serve, replay, list_):
+for verb in (plan, simulate, bench, compare, validate, calibrate, profile, emulate, serve, replay, whatif, list_):
     main.add_command(verb)

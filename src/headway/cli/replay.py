@@ -60,7 +60,9 @@ def logged(run: Run, terminal: Terminal) -> Served:
     import headway
 
     if run.header.version != headway.__version__:
-        terminal.note(f"run {run.header.run} was written by Headway {run.header.version}, this is {headway.__version__}")
+        terminal.note(
+            f"run {run.header.run} was written by Headway {run.header.version}, this is {headway.__version__}"
+        )
     return served_from(dict(run.header.deployment), f"the log of run {run.header.run}", None, terminal)
 
 
@@ -93,7 +95,9 @@ def _table(found: list[Replayed]) -> RenderableType:
             notes.append(Text(f"run {one.run}: {one.incomplete}", style="dim"))
         if one.first is not None:
             first = one.first
-            notes.append(Text(f"run {one.run}, first difference: event {first.serial}, {first.now_s:.3f} s, {first.event}"))
+            notes.append(
+                Text(f"run {one.run}, first difference: event {first.serial}, {first.now_s:.3f} s, {first.event}")
+            )
             notes += [Text(f"  logged    {text}") for text in first.logged or ["no decision"]]
             notes += [Text(f"  replayed  {text}") for text in first.replayed or ["no decision"]]
     return Group(table, *notes)

@@ -161,7 +161,9 @@ def summary(served: Served) -> RenderableType:
         said = [f"{value:g} {name}" for name, value in (*rates, ("at once", tenant.concurrency)) if value is not None]
         table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
     if spec.shadow is not None:
-        asked = [f"{kind} {name}" for kind, name in (("route", spec.shadow.route), ("admit", spec.shadow.admit)) if name]
+        asked = [
+            f"{kind} {name}" for kind, name in (("route", spec.shadow.route), ("admit", spec.shadow.admit)) if name
+        ]
         table.add_row("shadow", f"{', '.join(asked)}: asked beside the live ones, decides nothing")
     if spec.log is not None:
         kept = f"at most {format_bytes(spec.log.max_bytes)}, {format_seconds(spec.log.max_age_s)}"

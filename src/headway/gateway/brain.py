@@ -3,7 +3,7 @@
 Every method takes `now` (seconds, never decreasing) and returns answers: those to the request it was told of, and those
 to held requests whose turn has come. A host carries events here and answers back: Envoy's (`decider.py`), or a test's.
 An accepted request is routed or held and ends exactly once, by `end`; `record` brings its figures, before or after.
-Nothing else changes what it decides: the events of a life, told again to a new brain, are answered the same (`replay.py`).
+Nothing else changes what it decides: a new brain that is told the same events answers the same (`log/replay.py`).
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Health(Spec, frozen=True, kw_only=True):
 
 
 class LogSpec(Spec, frozen=True, kw_only=True):
-    """The decision log: Parquet files in `folder`, the oldest deleted so that they stay below `max_bytes` and `max_age_s`.
+    """The decision log: Parquet files in `folder`, the oldest deleted to keep them below `max_bytes` and `max_age_s`.
 
     `prompts`: keep the bodies of requests, too; without, no text of a caller is kept.
     """
@@ -139,9 +139,8 @@ class LogSpec(Spec, frozen=True, kw_only=True):
         if not self.folder:
             raise BadInput("log.folder is empty: name a folder for the files")
         if self.max_bytes < 1 << 20 or self.max_age_s <= 0:
-            raise BadInput(
-                f"log: max_bytes={self.max_bytes}, max_age_s={self.max_age_s:g}: expected 1 MiB at least, and a time above 0"
-            )
+            came = f"max_bytes={self.max_bytes}, max_age_s={self.max_age_s:g}"
+            raise BadInput(f"log: {came}: expected 1 MiB at least, and a time above 0")
 
 
 class ShadowSpec(Spec, frozen=True, kw_only=True):

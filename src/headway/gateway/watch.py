@@ -26,7 +26,6 @@ class Event(typing.NamedTuple):
     defaults: dict[str, Any]
 
 
-@functools.cache
 def events_of(brain: type[Brain] = Brain) -> dict[str, Event]:
     """Return the events by name."""
     found = {}

@@ -50,8 +50,8 @@ def replay(run: Run, brain: Brain, tell: Callable[[int], None] = lambda events: 
     known = events_of(type(brain))
     for happened in run.events():
         if happened.missing:
-            before = "begins" if not events else "goes on"
-            incomplete = f"{happened.missing:,} events are missing before {happened.now_s:.3f} s, where the log {before}"
+            when = f"{happened.now_s:.3f} s, where the log {'goes on' if events else 'begins'}"
+            incomplete = f"{happened.missing:,} events are missing before {when}"
             break
         if happened.what not in known:
             continue
@@ -75,7 +75,7 @@ def replay(run: Run, brain: Brain, tell: Callable[[int], None] = lambda events: 
 
 
 def _difference(happened: Happened, answers: list[Answer]) -> Difference:
-    named = next((str(value if isinstance(value, str) else value.id) for value in happened.values if _has_id(value)), "")
+    named = next((getattr(value, "id", value) for value in happened.values if _has_id(value)), "")
     return Difference(
         serial=happened.serial, now_s=happened.now_s, event=f"{happened.what} {named}".strip(),
         logged=[str(answer) for answer in happened.answers], replayed=[str(answer) for answer in answers],

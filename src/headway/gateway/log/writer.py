@@ -2,8 +2,8 @@
 
 The open file is an Arrow stream, to which a batch is added every half second: a process that is killed loses what was
 not written yet, and a reader takes every whole batch. A file that is full or old enough becomes Parquet under another
-name, written whole before it is named. Nothing here waits for the disk but the thread: what the queue has no room for is
-dropped and counted, and the serial numbers say where.
+name, written whole before it is named. Nothing here waits for the disk but the thread: what the queue has no room for
+is dropped and counted, and the serial numbers say where.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ class LogWriter:
     def flush(self) -> bool:
         """Write what is queued; whether all of it is written."""
         while self.queue:
-            happened, size = [], 0
+            happened: list[Happened] = []
+            size = 0
             while len(happened) < min(len(self.queue), BATCH_EVENTS) and size < BATCH_BYTES:
                 happened.append(self.queue[len(happened)])
                 size += _size(happened[-1][3])
@@ -187,7 +188,7 @@ class LogWriter:
             act()
         except OSError as error:
             if not self.failing:
-                self.say(f"the decision log cannot be written: {error.strerror or error}; requests are served as before")
+                self.say(f"the decision log cannot be written: {error.strerror or error}; requests are served on")
             self.failing = error.strerror or str(error)
             return False
         if self.failing:
@@ -266,7 +267,7 @@ class Segments:
 
     def prune(self, coming: int) -> None:
         """Delete the oldest files until `coming` bytes more fit, and all that are too old."""
-        files = sorted((path for path in self.folder.iterdir() if NAME.fullmatch(path.name)), key=lambda path: path.name)
+        files = sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
         known = [(path, path.stat()) for path in files if path != self.path]
         size = sum(stat.st_size for _, stat in known) + (self.size if self.path in files else 0)
         for path, stat in known:
