@@ -254,10 +254,11 @@ def log_of(served: Served, seed: int, say: Callable[[str], None]) -> LogWriter |
     """The decision log, if the file asks for one."""
     if served.spec.log is None:
         return None
+    import headway
     from headway.gateway.log.writer import LogWriter, header_of
     from headway.specs import to_mapping
 
     described: Any = served.deployment
     file = {"policies": to_mapping(served.names)} if described is None else to_mapping(described, defaults=True)
     file["gateway"] = to_mapping(served.spec, defaults=True)
-    return LogWriter(served.spec.log, header_of(served.spec, file, seed), say)
+    return LogWriter(served.spec.log, header_of(served.spec, file, seed, headway.__version__), say)

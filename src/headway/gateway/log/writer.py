@@ -197,13 +197,11 @@ class LogWriter:
         return True
 
 
-def header_of(spec: GatewaySpec, deployment: dict[str, Any], seed: int) -> Header:
+def header_of(spec: GatewaySpec, deployment: dict[str, Any], seed: int, version: str) -> Header:
     """Return the header of a run that begins now; `deployment` is the whole file, from which keys are taken out."""
-    import headway
-
     tenants = [tenant.name for tenant in Keys(spec.tenants).tenants]
     return Header(
-        version=headway.__version__,
+        version=version,
         run=os.urandom(4).hex(),
         started=time.strftime("%Y%m%dT%H%M%S", time.gmtime()),
         seed=seed,
@@ -306,9 +304,14 @@ class Segments:
         from pyarrow import ArrowException, ipc, parquet
 
         try:
-            with open(self.path, "rb") as source, open(part, "wb") as target:
+            with open(self.path, "rb") as source, open(part, "wb", opener=_own) as target:
                 parquet.write_table(ipc.open_stream(source).read_all(), target, compression="zstd")
                 target.flush()
                 os.fsync(target.fileno())
         except ArrowException as error:
             raise OSError(str(error).splitlines()[0]) from None
+
+
+def _own(path: str, flags: int) -> int:
+    """Open a file that is for this user alone."""
+    return os.open(path, flags, 0o600)
