@@ -93,12 +93,16 @@ class Life:
         self.deadline: dict[str, float] = {}
 
     def run(self, events: int) -> None:
+        """Live on, and end."""
+        self.run_on(events)
+        self.finish()
+
+    def run_on(self, events: int) -> None:
         for _ in range(events):
             self.now += self.rng.choice([0.0, 0.001, 0.05, 0.05, 0.7])
             self.hear(self.happen())
             faults = self.brain.check()
             assert not faults, faults
-        self.finish()
 
     def happen(self) -> list[Any]:
         what = self.rng.random()

@@ -91,8 +91,11 @@ def _table(found: list[Replayed]) -> RenderableType:
             one.run, one.started, f"{one.events:,}", f"{one.decisions:,}", f"{one.equal:,}",
             verdict if one.decisions else "nothing to compare",
         )  # fmt: skip
-        if one.incomplete:
-            notes.append(Text(f"run {one.run}: {one.incomplete}", style="dim"))
+        if one.missing:
+            said = f"{one.missing:,} events are not in the log, and {one.skipped:,} after them were left out"
+            notes.append(Text(f"run {one.run}: {said}, up to the next state that it keeps", style="dim"))
+        if not one.ended:
+            notes.append(Text(f"run {one.run}: has no end: the process still runs, or was killed", style="dim"))
         if one.first is not None:
             first = one.first
             notes.append(

@@ -1,9 +1,9 @@
 """Rows of the decision log, and their columns, which follow from the types of events and answers.
 
 A row is an event ("arrive", "end", "record", ...), an answer to one ("routed", "held", "refused", ...), what a shadow
-policy said ("shadow"), a prompt's text ("prompt") or the end of a run ("stop"). Rows that belong together have one
-serial number; numbers that are missing are events that could not be written. A field of an event is a column under its
-own name; tenants and classes are written by name.
+policy said ("shadow"), a prompt's text ("prompt"), the brain's state ("state") or the end of a run ("stop"). Rows that
+belong together have one serial number; numbers that are missing are events that could not be written. A field of an
+event is a column under its own name; tenants and classes are written by name.
 """
 
 from __future__ import annotations
@@ -47,6 +47,12 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """What the brain knew at this moment (`state.py`), from which a log can be decided again."""
+
+    data: bytes
+
+
 class Row(NamedTuple):
     """One row; `values` has an entry per parameter of an event, or the one answer."""
 
@@ -60,7 +66,7 @@ class Cell(NamedTuple):
     """Where a value is kept."""
 
     column: str
-    form: str  # "int", "float", "bool", "text", "ints" or "json"
+    form: str  # "int", "float", "bool", "text", "bytes", "ints" or "json"
     type: Any
 
 
@@ -72,7 +78,14 @@ class Part(NamedTuple):
     fields: tuple[str, ...]
 
 
-_FORMS: dict[Any, str] = {int: "int", float: "float", bool: "bool", str: "text", tuple[int, ...]: "ints"}
+_FORMS: dict[Any, str] = {
+    int: "int",
+    float: "float",
+    bool: "bool",
+    str: "text",
+    bytes: "bytes",
+    tuple[int, ...]: "ints",
+}
 
 
 def _form(kind: Any) -> str:
@@ -106,7 +119,7 @@ def shapes() -> dict[str, tuple[Part, ...]]:
         name: tuple(part(name, field, kind) for field, kind in event.types.items())
         for name, event in events_of().items()
     }
-    for kind in (*typing.get_args(Answer), ShadowSaid, Prompt):
+    for kind in (*typing.get_args(Answer), ShadowSaid, Prompt, State):
         what = {ShadowSaid: "shadow"}.get(kind, kind.__name__.lower())
         found[what] = (part(what, what, kind),)
     return found | {"stop": ()}
@@ -140,7 +153,7 @@ class Form:
         self.names = header.names
         kinds = {
             "int": pyarrow.int64(), "float": pyarrow.float64(), "bool": pyarrow.bool_(), "text": pyarrow.string(),
-            "json": pyarrow.string(), "ints": pyarrow.list_(pyarrow.uint64()),
+            "json": pyarrow.string(), "bytes": pyarrow.binary(), "ints": pyarrow.list_(pyarrow.uint64()),
         }  # fmt: skip
         forms = {cell.column: cell.form for parts in shapes().values() for part in parts for cell in part.cells}
         fields = [("serial", pyarrow.int64()), ("now_s", pyarrow.float64()), ("what", pyarrow.string())]

@@ -8,6 +8,7 @@ from typing import Any
 from headway.gateway.brain import Brain
 from headway.gateway.events import Answer
 from headway.gateway.log.reader import Happened, Run
+from headway.gateway.log.state import restore
 from headway.gateway.watch import events_of
 from headway.specs import Spec
 
@@ -25,7 +26,8 @@ class Difference(Spec, frozen=True, kw_only=True):
 class Replayed(Spec, frozen=True, kw_only=True):
     """What came of a run decided again: `decisions` were given, of which `equal` are the same to the bit.
 
-    `incomplete` says where and why it stopped before the log's end, or what the log lacks; "" where it is whole.
+    `missing` events are not in the log; `skipped` ones came after such a place and before the next kept state, so that
+    what the brain knew then is not known. `ended`: the log has the mark of its end.
     """
 
     run: str
@@ -34,26 +36,32 @@ class Replayed(Spec, frozen=True, kw_only=True):
     events: int
     decisions: int
     equal: int
-    incomplete: str
+    missing: int
+    skipped: int
+    ended: bool
     first: Difference | None
 
 
 def replay(run: Run, brain: Brain, tell: Callable[[int], None] = lambda events: None) -> Replayed:
     """Tell a brain that has just been made what the log's brain was told, and compare.
 
-    It stops where events are missing: what the brain would know is not known from there on. `tell` is called with the
-    events so far, now and then.
+    Where events are missing it goes on from the next state that the log keeps. `tell` is called with the events so far,
+    now and then.
     """
-    events = decisions = equal = 0
+    events = decisions = equal = missing = skipped = 0
     first: Difference | None = None
-    incomplete = ""
+    unknown = False
     known = events_of(type(brain))
     for happened in run.events():
-        if happened.missing:
-            when = f"{happened.now_s:.3f} s, where the log {'goes on' if events else 'begins'}"
-            incomplete = f"{happened.missing:,} events are missing before {when}"
-            break
+        missing += happened.missing
+        unknown = unknown or happened.missing > 0
+        if happened.what == "state" and unknown:
+            restore(brain, happened.values[0].data)
+            unknown = False
         if happened.what not in known:
+            continue
+        if unknown:
+            skipped += 1
             continue
         named = dict(zip(known[happened.what].types, happened.values, strict=True))
         answers = getattr(brain, happened.what)(happened.now_s, **named) or []
@@ -65,12 +73,10 @@ def replay(run: Run, brain: Brain, tell: Callable[[int], None] = lambda events: 
             first = _difference(happened, answers)
         if events % 1000 == 0:
             tell(events)
-    if not incomplete and not run.closed:
-        incomplete = "the log has no end: the process still runs, or was killed"
     header = run.header
     return Replayed(
         run=header.run, started=header.started, version=header.version, events=events, decisions=decisions,
-        equal=equal, incomplete=incomplete, first=first,
+        equal=equal, missing=missing, skipped=skipped, ended=run.closed, first=first,
     )  # fmt: skip
 
 

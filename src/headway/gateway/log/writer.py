@@ -8,8 +8,11 @@ is dropped and counted, and the serial numbers say where.
 
 from __future__ import annotations
 
+import math
 import os
+import pickle
 import re
+import sys
 import threading
 import time
 from collections import deque
@@ -23,18 +26,21 @@ import msgspec
 from headway.errors import BadInput
 from headway.gateway.brain import Brain
 from headway.gateway.events import Answer
-from headway.gateway.log.form import Form, Header, Prompt, Row, rows_of, without_secrets
+from headway.gateway.log.form import Form, Header, Prompt, Row, State, rows_of, without_secrets
+from headway.gateway.log.state import kept
 from headway.gateway.spec import GatewaySpec, LogSpec
 from headway.gateway.tenants import Keys
 from headway.gateway.watch import watch
 
 FLUSH_S = 0.5
+SWITCH_S = 0.0005  # for so long the encoding of a batch may hold up a decision; Python's own default is 5 ms
 BATCH_EVENTS, BATCH_BYTES = 256, 512 << 10  # encoded at once
 QUEUE_EVENTS, QUEUE_BYTES = 100_000, 64 << 20
 EVENT_BYTES, HASH_BYTES = 1000, 36  # of an event in the queue, and of each hash of its chain, about
 ROTATE_S = 600.0
-SEGMENT_BYTES = 16 << 20
-SHARE = 8  # a file is at most so small a part of the whole log
+SEGMENT_BYTES = 8 << 20
+SHARE = 16  # a file is such a part of the whole log, or up to two where no state was kept
+STATE_SHARE = 1e-4  # of the time may go into keeping the brain's state
 NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}-\d{6}\.(arrows|parquet)(\.part)?")
 CLOSE_S = 3.0
 
@@ -72,6 +78,8 @@ class LogWriter:
         self.dropped = 0
         self.written_rows = 0
         self.failing = ""
+        self.state_wanted = False
+        self.next_state_s = 0.0
         self.stopping = threading.Event()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,7 +98,10 @@ class LogWriter:
             if brain.shadow is not None:
                 said += tuple(brain.shadow.take())
             self.put(now, name, values, said)
+            if self.state_wanted:
+                self.keep_state(now, brain)
 
+        sys.setswitchinterval(SWITCH_S)
         watch(brain, event)
         self.thread.start()
 
@@ -108,6 +119,22 @@ class LogWriter:
         """Add a request's body, where the file asks for prompts."""
         if self.spec.prompts:
             self.put(now, "prompt", (Prompt(id=id, text=body.decode("utf-8", "replace")),))
+
+    def keep_state(self, now: float, brain: Brain) -> None:
+        """Add what the brain knows: the next file begins with it, and can be decided again without those before."""
+        self.state_wanted = False
+        began_s = time.perf_counter()
+        if began_s < self.next_state_s:
+            return
+        try:
+            data = kept(brain)
+        except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+            self.next_state_s = math.inf
+            self.say(f"the decision log is replayed from its beginning alone: {type(error).__name__}: {error}")
+            return
+        self.next_state_s = began_s + (time.perf_counter() - began_s) / STATE_SHARE
+        if len(data) < self.segments.most_bytes:
+            self.put(now, "state", (State(data=data),))
 
     def gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
         """Rows written and events dropped, for Prometheus."""
@@ -149,18 +176,22 @@ class LogWriter:
         while self.queue:
             happened: list[Happened] = []
             size = 0
+            begins = self.queue[0][2] == "state"
             while len(happened) < min(len(self.queue), BATCH_EVENTS) and size < BATCH_BYTES:
+                if happened and self.queue[len(happened)][2] == "state":
+                    break
                 happened.append(self.queue[len(happened)])
                 size += _size(happened[-1][3])
             rows, data = self._encoded(happened)
-            if not self._tried(partial(self.segments.add, data)):
+            if not self._tried(partial(self.segments.add, data, begins)):
                 return False
             self.written_rows += rows
             for _ in happened:
                 self.queue.popleft()
             self.taken_bytes += size
             time.sleep(0)  # the decisions come first
-        return self._tried(self.segments.rotate)
+        self.state_wanted = self.state_wanted or self.segments.full
+        return True
 
     def _encoded(self, happened: list[Happened]) -> tuple[int, bytes]:
         """Rows and bytes of some events; one that no column can hold is dropped."""
@@ -214,7 +245,8 @@ def _size(values: tuple[Any, ...]) -> int:
     """About the bytes that an event takes in the queue."""
     size = EVENT_BYTES
     for value in values:
-        size += HASH_BYTES * len(getattr(value, "chain", ())) + len(getattr(value, "text", ""))
+        size += HASH_BYTES * len(getattr(value, "chain", ()))
+        size += len(getattr(value, "text", "")) + len(getattr(value, "data", b""))
     return size
 
 
@@ -233,19 +265,20 @@ class Segments:
         self.size = 0
         self.opened_s = 0.0
 
-    def add(self, data: bytes) -> None:
-        """Append a batch to the open file; after a failure the file ends where it did before."""
+    @property
+    def full(self) -> bool:
+        """Whether the open file should be followed by another, as soon as there is a state to begin it with."""
+        late = time.monotonic() - self.opened_s > ROTATE_S
+        return self.open is not None and (self.size > self.most_bytes or late)
+
+    def add(self, data: bytes, begins: bool = False) -> None:
+        """Append a batch to the open file, or begin one with it; after a failure the file ends where it did before."""
+        waited = time.monotonic() - self.opened_s > 2 * ROTATE_S
+        if self.open is not None and (begins or waited or self.size + len(data) > 2 * self.most_bytes):
+            self.finish()
         if self.open is None:
             self._begin(len(data))
-        elif self.size + len(data) > self.most_bytes:
-            self.finish()
-            self._begin(len(data))
         self._append(data)
-
-    def rotate(self) -> None:
-        """Close a file that is old enough."""
-        if self.open is not None and time.monotonic() - self.opened_s > ROTATE_S:
-            self.finish()
 
     def finish(self) -> None:
         """Close the open file, make it Parquet, and keep the log within its bounds."""
@@ -276,7 +309,7 @@ class Segments:
     def _begin(self, coming: int) -> None:
         self.path = self.folder / f"{self.stem}-{self.number:06d}.arrows"
         self.size = 0
-        self.prune(max(self.most_bytes, coming))
+        self.prune(max(2 * self.most_bytes, coming))
         self.open = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self.opened_s = time.monotonic()
         try:
