@@ -60,7 +60,7 @@ def test_another_policy_decides_otherwise_and_the_first_difference_is_shown(tmp_
     _, run = logged_life(tmp_path, seed, events=200)
     other = Life(seed).brain
     other.fence.policies["admit"] = policy("admit", "queue-limit", {"limit": 0})
-    again = replay(run, other)
+    again = replay(run, other, states=False)
     assert again.equal < again.decisions
     assert again.first is not None and again.first.event.startswith("arrive r")
     assert "refused_by_policy" in again.first.replayed[0] and "refused_by_policy" not in str(again.first.logged)
@@ -118,6 +118,18 @@ def test_what_the_host_tells_the_brain_is_an_event():
     assigned = [ast.unparse(t) for node in ast.walk(tree) if isinstance(node, ast.Assign) for t in node.targets]
     assert not [name for name in assigned if "book." in name or "brain." in name]
     assert set(events_of()) | {kind.__name__.lower() for kind in typing.get_args(Answer)} <= set(shapes())
+
+
+def test_what_the_brain_knew_before_the_log_began_is_known_again(tmp_path):
+    life = Life(8)
+    life.run_on(40)
+    log = writer(tmp_path)
+    log.follow(life.brain)
+    life.run(60)
+    log.close(life.now)
+    (run,) = runs(tmp_path)
+    again = replay(run, Life(8).brain)
+    assert again.first is None and again.equal == again.decisions > 0
 
 
 def test_what_the_brain_calls_of_itself_is_no_event_of_its_own():
@@ -211,7 +223,7 @@ def test_a_disk_that_hangs_holds_nobody_up(tmp_path, monkeypatch):
     for i in range(1, 1001):
         life.brain.arrive(float(i), arrival(i))
         life.brain.end(float(i), f"r{i}")
-    assert not log.written_rows and log.serial == 2001
+    assert not log.written_rows and log.serial == 2002
     hangs.set()
     log.close(2000.0)
     (run,) = runs(tmp_path)

@@ -32,8 +32,8 @@ def test_a_log_without_its_beginning_is_decided_again_from_a_state_it_keeps(part
         log.follow(life.brain)
         for _ in range(3):
             life.run_on(30)
-            log.keep_state(life.now, life.brain)
             log.next_state_s = 0.0
+            log.keep_state(life.now, life.brain)
         life.run(30)
         log.close(life.now)
         files = sorted((tmp_path / str(seed)).iterdir())

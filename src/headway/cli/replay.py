@@ -8,7 +8,7 @@ import click
 
 from headway.cli import options as o
 from headway.cli.serve import Served, served_from, served_of
-from headway.cli.terminal import Terminal, check_files
+from headway.cli.terminal import Bar, Terminal, check_files
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,7 +44,7 @@ def replay(ctx: click.Context, /, log: str, deployment_file: str | None, **asked
     found = []
     for run in runs(log):
         with terminal.bar(f"replaying {run.header.run}") as bar:
-            found.append(_again(run, given or logged(run, terminal), bar.tell))
+            found.append(_again(run, given, terminal, bar))
     terminal.show(_table(found))
     if asked["json_to"]:
         from headway.specs import json_text, to_mapping
@@ -66,12 +66,13 @@ def logged(run: Run, terminal: Terminal) -> Served:
     return served_from(dict(run.header.deployment), f"the log of run {run.header.run}", None, terminal)
 
 
-def _again(run: Run, served: Served, tell: Any) -> Replayed:
+def _again(run: Run, given: Served | None, terminal: Terminal, bar: Bar) -> Replayed:
     from headway.gateway import Brain
     from headway.gateway.log.replay import replay as run_again
 
+    served = given or logged(run, terminal)
     brain = Brain(served.spec, served.backings, served.policies(), run.header.seed)
-    return run_again(run, brain, lambda events: tell(events, None))
+    return run_again(run, brain, lambda events: bar.tell(events, None), states=given is None)
 
 
 def _table(found: list[Replayed]) -> RenderableType:

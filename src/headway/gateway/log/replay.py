@@ -42,11 +42,12 @@ class Replayed(Spec, frozen=True, kw_only=True):
     first: Difference | None
 
 
-def replay(run: Run, brain: Brain, tell: Callable[[int], None] = lambda events: None) -> Replayed:
+def replay(run: Run, brain: Brain, tell: Callable[[int], None] = lambda events: None, states: bool = True) -> Replayed:
     """Tell a brain that has just been made what the log's brain was told, and compare.
 
-    Where events are missing it goes on from the next state that the log keeps. `tell` is called with the events so far,
-    now and then.
+    It begins with the state that the log begins with: an earlier process may have left budgets that are used up. Where
+    events are missing it goes on from the next state that the log keeps. Without `states`, as for a brain of another
+    deployment, it begins with nothing and ends where events are missing. `tell` is called with the events so far.
     """
     events = decisions = equal = missing = skipped = 0
     first: Difference | None = None
@@ -55,7 +56,7 @@ def replay(run: Run, brain: Brain, tell: Callable[[int], None] = lambda events: 
     for happened in run.events():
         missing += happened.missing
         unknown = unknown or happened.missing > 0
-        if happened.what == "state" and unknown:
+        if happened.what == "state" and states and (unknown or not events):
             restore(brain, happened.values[0].data)
             unknown = False
         if happened.what not in known:

@@ -91,7 +91,7 @@ class LogWriter:
     # --- the host's side: never waits --------------------------------------------------------------------------
 
     def follow(self, brain: Brain) -> None:
-        """Log what this brain is told and answers from now on."""
+        """Log what this brain is told and answers from now on, beginning with what it knows."""
 
         def event(now: float, name: str, values: tuple[Any, ...], answers: list[Answer]) -> None:
             said: tuple[msgspec.Struct, ...] = tuple(answers)
@@ -102,6 +102,7 @@ class LogWriter:
                 self.keep_state(now, brain)
 
         sys.setswitchinterval(SWITCH_S)
+        self.keep_state(0.0, brain)
         watch(brain, event)
         self.thread.start()
 
