@@ -16,6 +16,13 @@ from headway.gateway.spec import LogSpec
 NAMES = {"tenant": ["a", "b"], "slo_class": ["chat", "batch"]}
 
 
+class OneLife(Life):
+    """A random life in which the decision process is not killed: a log's run is one process."""
+
+    def kill(self) -> list[Any]:
+        return []
+
+
 def header(run: str = "0123abcd", **more: Any) -> Header:
     about = {"version": "1", "started": "20260101T000000", "seed": 0, "names": NAMES, "deployment": {}}
     return Header(run=run, **(about | more))
@@ -35,9 +42,9 @@ def fill(log: LogWriter, first: int, count: int, **facts: Any) -> None:
         log.put(float(i), "arrive", (arrival(i, **facts),))
 
 
-def logged_life(folder: Path, seed: int, events: int = 60, **more: Any) -> tuple[Life, Run]:
+def logged_life(folder: Path, seed: int, events: int = 60, **more: Any) -> tuple[OneLife, Run]:
     """A random life, and its log."""
-    life = Life(seed)
+    life = OneLife(seed)
     log = writer(folder / str(seed), **more)
     log.follow(life.brain)
     life.run(events)

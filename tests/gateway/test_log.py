@@ -17,12 +17,12 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pyarrow.parquet as parquet
 import pytest
-from brain_cases import Life
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from log_cases import NAMES, arrival, fill, header, ids, logged_life, writer
+from log_cases import NAMES, OneLife, arrival, fill, header, ids, logged_life, writer
 
 from headway.errors import BadInput
 from headway.gateway import GatewaySpec, Tenant, decider
@@ -48,7 +48,7 @@ def test_a_life_that_was_logged_is_decided_again_to_the_bit(part, tmp_path):
     decisions = 0
     for seed in range(part * LIVES // 3, (part + 1) * LIVES // 3):
         _, run = logged_life(tmp_path, seed)
-        again = replay(run, Life(seed).brain)
+        again = replay(run, OneLife(seed).brain)
         assert again.first is None, f"seed {seed}: {again.first}"
         assert again.equal == again.decisions and again.ended and not again.missing
         decisions += again.decisions
@@ -56,9 +56,9 @@ def test_a_life_that_was_logged_is_decided_again_to_the_bit(part, tmp_path):
 
 
 def test_another_policy_decides_otherwise_and_the_first_difference_is_shown(tmp_path):
-    seed = next(s for s in range(50) if len(Life(s).brain.books) > 1)
+    seed = next(s for s in range(50) if len(OneLife(s).brain.books) > 1)
     _, run = logged_life(tmp_path, seed, events=200)
-    other = Life(seed).brain
+    other = OneLife(seed).brain
     other.fence.policies["admit"] = policy("admit", "queue-limit", {"limit": 0})
     again = replay(run, other, states=False)
     assert again.equal < again.decisions
@@ -84,6 +84,11 @@ def made(hint: object, name: str) -> st.SearchStrategy[object]:
         return st.lists(st.integers(0, 2**64 - 1), max_size=4).map(tuple)
     if hint in kinds:
         return kinds[hint]
+    if typing.get_origin(hint) is list:
+        return st.lists(made(typing.get_args(hint)[0], name), max_size=3)
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        fields = typing.get_type_hints(hint)
+        return st.builds(hint, **{field: made(each, "") for field, each in fields.items()})
     return st.none() | kinds[next(each for each in typing.get_args(hint) if each is not type(None))]
 
 
@@ -121,20 +126,20 @@ def test_what_the_host_tells_the_brain_is_an_event():
 
 
 def test_what_the_brain_knew_before_the_log_began_is_known_again(tmp_path):
-    life = Life(8)
+    life = OneLife(8)
     life.run_on(40)
     log = writer(tmp_path)
     log.follow(life.brain)
     life.run(60)
     log.close(life.now)
     (run,) = runs(tmp_path)
-    again = replay(run, Life(8).brain)
+    again = replay(run, OneLife(8).brain)
     assert again.first is None and again.equal == again.decisions > 0
 
 
 def test_what_the_brain_calls_of_itself_is_no_event_of_its_own():
     seen: list[str] = []
-    brain = Life(3).brain
+    brain = OneLife(3).brain
     watch(brain, lambda now, name, values, answers: seen.append(name))
     brain.record(0.0, EndRecord(id="x", status=503, replica=0, attempts=1, upstream_failed=True))
     brain.health(0.1, 0, True)
@@ -194,7 +199,7 @@ def test_what_the_queue_has_no_room_for_is_counted_and_leaves_a_mark(tmp_path, m
     assert log.flush()
     (run,) = runs(tmp_path)
     assert [event.missing for event in run.events()] == [0] * 100 + [30] + [0] * 5
-    again = replay(run, Life(1).brain)
+    again = replay(run, OneLife(1).brain)
     assert (again.events, again.missing, again.skipped) == (100, 30, 5)
 
 
@@ -215,7 +220,7 @@ def test_a_disk_that_hangs_holds_nobody_up(tmp_path, monkeypatch):
         assert hangs.wait(30)
         return os.write(descriptor, data)
 
-    life = Life(2)
+    life = OneLife(2)
     log = writer(tmp_path, write=write)
     log.follow(life.brain)
     life.brain.arrive(0.0, arrival(0))
@@ -275,9 +280,8 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from brain_cases import Life
-from log_cases import writer
-life = Life(7)
+from log_cases import OneLife, writer
+life = OneLife(7)
 log = writer(Path({folder!r}))
 log.follow(life.brain)
 life.run(200)
@@ -294,7 +298,7 @@ def test_a_process_that_is_killed_loses_only_what_was_not_written(tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert [path.suffix for path in tmp_path.iterdir()] == [".arrows"]
     (run,) = runs(tmp_path)
-    again = replay(run, Life(7).brain)
+    again = replay(run, OneLife(7).brain)
     assert again.first is None and again.equal == again.decisions > 50
     assert not again.ended and not again.missing
 
@@ -349,7 +353,7 @@ def test_the_log_stays_within_its_bound_and_says_what_is_gone(tmp_path):
     (run,) = runs(tmp_path)
     kept = ids(run)
     assert kept[-1] == "r9999" and 1000 < len(kept) < 9000
-    again = replay(run, Life(1).brain)
+    again = replay(run, OneLife(1).brain)
     assert again.events == 0 and again.missing + again.skipped == 10_000
 
 
@@ -405,9 +409,8 @@ def test_tenants_are_named_keys_are_absent_and_prompts_only_where_asked_for(tmp_
     (run,) = runs(tmp_path)
     (first, *_) = (event for event in run.events() if event.what == "arrive")
     assert first.values[0].tenant == 0
-    assert run.header.seed == 4 and run.header.deployment["gateway"]["tenants"] == [
-        {"name": "alice", "requests_per_min": None, "tokens_per_min": None, "concurrency": None, "slo_class": ""}
-    ]
+    (tenant,) = run.header.deployment["gateway"]["tenants"]
+    assert run.header.seed == 4 and tenant["name"] == "alice" and "keys_sha256" not in tenant
 
 
 def test_secrets_are_known_by_their_names():

@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from brain_cases import Faulty, Life, table
-from log_cases import arrival, writer
+from brain_cases import Faulty, table
+from log_cases import OneLife, arrival, writer
 
 from headway.errors import BadInput
 from headway.gateway import Backing, Brain, GatewaySpec, Tenant
@@ -27,7 +27,7 @@ from headway.policies import policy
 def test_a_log_without_its_beginning_is_decided_again_from_a_state_it_keeps(part, tmp_path):
     """The state is kept in the midst of a random life; a new brain that starts there answers the same to the end."""
     for seed in range(part * 30, part * 30 + 30):
-        life = Life(seed)
+        life = OneLife(seed)
         log = writer(tmp_path / str(seed))
         log.follow(life.brain)
         for _ in range(3):
@@ -41,14 +41,14 @@ def test_a_log_without_its_beginning_is_decided_again_from_a_state_it_keeps(part
         for path in files[:2]:
             path.unlink()
         (run,) = runs(tmp_path / str(seed))
-        again = replay(run, Life(seed).brain)
+        again = replay(run, OneLife(seed).brain)
         assert again.first is None, f"seed {seed}: {again.first}"
         assert again.equal == again.decisions > 0 and again.missing > 0 and not again.skipped
 
 
 def test_a_log_that_was_cut_by_its_bound_goes_on_from_a_state(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "FLUSH_S", 0.001)
-    life = Life(5)
+    life = OneLife(5)
     log = writer(tmp_path, {"max_bytes": 1 << 20})
     log.follow(life.brain)
     rng = Random(1)
@@ -63,7 +63,7 @@ def test_a_log_that_was_cut_by_its_bound_goes_on_from_a_state(tmp_path, monkeypa
             log.next_state_s = 0.0
     log.close(1e6)
     (run,) = runs(tmp_path)
-    again = replay(run, Life(5).brain)
+    again = replay(run, OneLife(5).brain)
     assert again.first is None and again.equal == again.decisions > 500
     assert again.missing > 1000 and again.skipped < 1000
 
@@ -96,13 +96,13 @@ class Bomb:
 def test_a_state_from_elsewhere_runs_no_code(tmp_path, monkeypatch, bad):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="the state in the log cannot be read"):
-        restore(Life(1).brain, bad)
+        restore(OneLife(1).brain, bad)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_policy_whose_state_cannot_be_kept_costs_the_states_alone(tmp_path):
     said: list[str] = []
-    life = Life(4)
+    life = OneLife(4)
     life.brain.fence.policies["route"] = Faulty()
     life.brain.fence.policies["route"].lock = threading.Lock()
     log = writer(tmp_path, say=said.append)
