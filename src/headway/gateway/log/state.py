@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from inspect import isroutine
 from typing import Any
 
 import msgspec
@@ -16,7 +17,6 @@ import msgspec
 from headway.cost import StepTable
 from headway.errors import BadInput
 from headway.gateway.brain import Brain
-from headway.gateway.watch import events_of
 from headway.specs import Spec
 
 ROOMS = ("headway.gateway.", "headway.state.", "headway.policies.", "headway.cost.")
@@ -27,7 +27,7 @@ CONTAINERS = {
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
 }  # fmt: skip
-ELSEWHERE = ("figures", "shadow")  # of a brain; what they hold decides nothing
+ELSEWHERE = ("figures", "shadow")  # of a brain; what they hold decides nothing, nor do functions that a host has put in
 
 
 def kept(brain: Brain) -> bytes:
@@ -36,9 +36,9 @@ def kept(brain: Brain) -> bytes:
     Raises:
         pickle.PicklingError, TypeError, AttributeError: a part of it, as a policy's, cannot be kept.
     """
-    left_out = {*events_of(type(brain)), *ELSEWHERE}
     file = io.BytesIO()
-    _Writer(file, brain).dump({name: value for name, value in vars(brain).items() if name not in left_out})
+    parts = {name: value for name, value in vars(brain).items() if name not in ELSEWHERE and not isroutine(value)}
+    _Writer(file, brain).dump(parts)
     return file.getvalue()
 
 
