@@ -8,8 +8,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from brain_cases import ADDRESSES, Faulty, Life, table
-from log_cases import writer
+from brain_cases import ADDRESSES, Faulty, table
+from log_cases import OneLife, writer
 
 from headway.errors import BadInput
 from headway.gateway import Backing, Brain, GatewaySpec
@@ -84,7 +84,7 @@ def ask(brain: Brain, count: int) -> list[Any]:
 def test_live_decisions_are_the_same_with_any_shadow(wrong):
     """The random streams too: a shadow that draws takes nothing from the live policy."""
     for seed in range(40):
-        alone, beside = Life(seed), Life(seed)
+        alone, beside = OneLife(seed), OneLife(seed)
         shadow = Shadow({"route": wrong() if seed % 2 else policy("route", "power-of-two"), "admit": wrong()}, seed)
         beside.brain.shadow = shadow
         alone.run(60)
