@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +13,8 @@ import click
 
 from headway.cli import options as o
 from headway.cli.calibration import with_calibration
+from headway.cli.journal import followed
+from headway.cli.journal import rows as journal_rows
 from headway.cli.terminal import Terminal, note_interpreted
 from headway.errors import BadInput
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from headway.gateway import Backing, GatewaySpec
-    from headway.gateway.log.writer import LogWriter
-    from headway.gateway.shadow import Shadow
     from headway.policies import Policy
     from headway.sim import Deployment, Policies
 
@@ -141,7 +140,7 @@ def summary(served: Served) -> RenderableType:
     """A table of what will be served."""
     from rich.table import Table
 
-    from headway.units import format_bytes, format_seconds
+    from headway.units import format_seconds
 
     spec, names = served.spec, served.names
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -160,14 +159,8 @@ def summary(served: Served) -> RenderableType:
         rates = [("requests/min", tenant.requests_per_min), ("tokens/min", tenant.tokens_per_min)]
         said = [f"{value:g} {name}" for name, value in (*rates, ("at once", tenant.concurrency)) if value is not None]
         table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
-    if spec.shadow is not None:
-        asked = [
-            f"{kind} {name}" for kind, name in (("route", spec.shadow.route), ("admit", spec.shadow.admit)) if name
-        ]
-        table.add_row("shadow", f"{', '.join(asked)}: asked beside the live ones, decides nothing")
-    if spec.log is not None:
-        kept = f"at most {format_bytes(spec.log.max_bytes)}, {format_seconds(spec.log.max_age_s)}"
-        table.add_row("log", f"{spec.log.folder}, {kept}, {'with' if spec.log.prompts else 'without'} prompts")
+    for row in journal_rows(spec):
+        table.add_row(*row)
     table.add_row(
         "admin", f"http://{spec.admin}/metrics and /status{'' if spec.admin_key_sha256 else ', without a key'}"
     )
@@ -218,10 +211,7 @@ def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int
     if not folder.is_dir():
         raise BadInput(f"--decisions {folder}: there is no such folder; make it, open to this user alone")
     brain = Brain(served.spec, served.backings, policies, seed)
-    brain.shadow = shadow_of(served.spec, seed)
-    log = log_of(served, seed, terminal.note)
-    reader = Reader(served.spec, served.max_context)
-    decider = Decider(brain, reader, resolved(served.spec.upstreams), terminal.note, log)
+    decider = Decider(brain, Reader(served.spec, served.max_context), resolved(served.spec.upstreams), terminal.note)
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -229,36 +219,5 @@ def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int
             loop.add_signal_handler(number, stop.set)
         await decide(decider, folder, stop)
 
-    if log is not None:
-        log.follow(brain)
-    try:
+    with followed(decider, served, seed, terminal):
         asyncio.run(run())
-    finally:
-        if log is not None:
-            log.close(decider.now())
-
-
-def shadow_of(spec: GatewaySpec, seed: int) -> Shadow | None:
-    """The policies that are asked beside the live ones, if the file names some."""
-    if spec.shadow is None:
-        return None
-    from headway.gateway.shadow import Alarm, Shadow
-    from headway.policies import policy
-
-    asked = {kind: getattr(spec.shadow, kind) for kind in ("route", "admit")}
-    policies = {kind: policy(kind, name, spec.shadow.params.get(kind)) for kind, name in asked.items() if name}
-    return Shadow(policies, seed, Alarm())
-
-
-def log_of(served: Served, seed: int, say: Callable[[str], None]) -> LogWriter | None:
-    """The decision log, if the file asks for one."""
-    if served.spec.log is None:
-        return None
-    import headway
-    from headway.gateway.log.writer import LogWriter, header_of
-    from headway.specs import to_mapping
-
-    described: Any = served.deployment
-    file = {"policies": to_mapping(served.names)} if described is None else to_mapping(described, defaults=True)
-    file["gateway"] = to_mapping(served.spec, defaults=True)
-    return LogWriter(served.spec.log, header_of(served.spec, file, seed, headway.__version__), say)

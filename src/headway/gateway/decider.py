@@ -37,24 +37,19 @@ class Decider:
     """Carries events to the brain and its answers back. `addresses`: of the replicas, as IP:port."""
 
     def __init__(
-        self,
-        brain: Brain,
-        reader: Reader,
-        addresses: list[str],
-        say: Callable[[str], None] = lambda text: None,
-        log: LogWriter | None = None,
+        self, brain: Brain, reader: Reader, addresses: list[str], say: Callable[[str], None] = lambda text: None
     ) -> None:
         self.brain = brain
         self.reader = reader
         self.addresses = addresses
         self.say = say
-        self.log = log
         self.index = {text: i for i, text in enumerate(addresses)}
         self.types = message_types()
         self.waiting: dict[str, asyncio.Future[Answer]] = {}
         self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
         self.faults_said = 0
         self.shadow_said = ""
+        self.journal: LogWriter | None = None  # the decision log
         self.started_s = time.monotonic()
 
     def now(self) -> float:
@@ -82,8 +77,8 @@ class Decider:
                     await context.write(self._immediate(asked))
                     continue
                 id = asked.id
-                if self.log is not None:
-                    self.log.prompt(self.now(), id, body)
+                if self.journal is not None:
+                    self.journal.prompt(self.now(), id, body)
                 answer = self._arrive(asked)
                 if isinstance(answer, Held):
                     await context.write(self._patience(answer))
@@ -271,7 +266,7 @@ class Decider:
         }
 
     def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
-        for source in (self.brain, self.brain.shadow, self.log):
+        for source in (self.brain, self.brain.shadow, self.journal):
             if source is not None:
                 yield from source.gauges()
 
@@ -285,7 +280,7 @@ class Decider:
             "faults": brain.check(),
             "policy_errors": dict(brain.fence.errors),
             "shadow": None if brain.shadow is None else brain.shadow.status(),
-            "log": None if self.log is None else self.log.status(),
+            "log": None if self.journal is None else self.journal.status(),
             "replicas": [
                 {
                     "address": text,
