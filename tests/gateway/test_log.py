@@ -176,6 +176,7 @@ def test_a_full_disk_costs_nothing_that_the_queue_holds(tmp_path, left):
     fill(log, 300, 300)
     assert not log.flush() and not log.flush()
     assert log.status()["failing"] == "No space left on device"
+    assert log.segments.path.stat().st_size == log.segments.size, "no part of a batch is left in the file"
     assert len(said) == 1 and "No space left on device" in said[0]
     disk.full = False
     fill(log, 600, 10)

@@ -38,7 +38,7 @@ def test_a_log_without_its_beginning_is_decided_again_from_a_state_it_keeps(part
         log.close(life.now)
         files = sorted((tmp_path / str(seed)).iterdir())
         assert len(files) == 4
-        for path in files[:2]:
+        for path in files[:2] if seed % 2 else files[1:2]:
             path.unlink()
         (run,) = runs(tmp_path / str(seed))
         again = replay(run, OneLife(seed).brain)
