@@ -11,15 +11,16 @@ import json
 import re
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from headway.errors import MissingExtra
 from headway.gateway.brain import Brain
+from headway.gateway.channel import Call, Channel, Service
 from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Refused, Routed
-from headway.gateway.messages import ACCESS_LOG, PROCESS, message_types, plain, seconds_of
+from headway.gateway.messages import message_types, plain, seconds_of
 from headway.gateway.plainhttp import AdminPages, ask_socket, get
 from headway.gateway.reading import Reader, Reply, refusal
 from headway.gateway.scrape import engine_sample
@@ -44,7 +45,7 @@ class Decider:
         self.say = say
         self.index = {text: i for i, text in enumerate(addresses)}
         self.types = message_types()
-        self.waiting: dict[str, asyncio.Future[Answer]] = {}
+        self.waiting: dict[str, tuple[Call, bytes | None]] = {}  # calls without a decision yet, and the body to send on
         self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
         self.faults_said = 0
         self.started_s = time.monotonic()
@@ -55,35 +56,34 @@ class Decider:
 
     # --- Envoy's questions -------------------------------------------------------------------------------------
 
-    async def process(self, _: Any, context: Any) -> None:
+    def message(self, call: Call, raw: bytes) -> None:
         """One HTTP request: a message with its body, or with its headers where it has none."""
-        id = ""
-        try:
-            while raw := await context.read():  # the end of the stream is false
-                message = self.types["ProcessingRequest"].FromString(raw)
-                about = message.attributes["envoy.filters.http.ext_proc"].fields
-                path, method = (about[f"request.{name}"].string_value for name in ("path", "method"))
-                headers = {name: about[key].string_value for name, key in ATTRIBUTES.items() if key in about}
-                if not message.HasField("request_body"):
-                    await context.write(self._immediate(self.reader.plain(method, path, headers)))
-                    continue
-                body = message.request_body.body
-                asked = self._read(about["request.id"].string_value, path, headers, body)
-                if isinstance(asked, Reply):
-                    self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(asked.status))
-                    await context.write(self._immediate(asked))
-                    continue
-                id = asked.id
-                answer = self._arrive(asked)
-                if isinstance(answer, Held):
-                    await context.write(self._patience(answer))
-                    answer = await self.waiting[id]
-                self.waiting.pop(id, None)
-                await context.write(self._answer(answer, self.reader.rewritten(asked, body)))
-        finally:
-            if id:
-                self.waiting.pop(id, None)
-                self._deliver(self.brain.end(self.now(), id))
+        message = self.types["ProcessingRequest"].FromString(raw)
+        about = message.attributes["envoy.filters.http.ext_proc"].fields
+        path = about["request.path"].string_value
+        headers = {name: about[key].string_value for name, key in ATTRIBUTES.items() if key in about}
+        if not message.HasField("request_body"):
+            method = about["request.method"].string_value
+            call.send(self._immediate(self.reader.plain(method, path, headers)))
+            return
+        body = message.request_body.body
+        asked = self._read(about["request.id"].string_value, path, headers, body)
+        if isinstance(asked, Reply):
+            self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(asked.status))
+            call.send(self._immediate(asked))
+            return
+        if call.about is not None:
+            raise ValueError("a second question in one call")
+        call.about = asked.id
+        answers = self.brain.arrive(self.now(), asked)
+        self.waiting[asked.id] = call, self.reader.rewritten(asked, body)
+        self._deliver(answers)
+
+    def ended(self, call: Call) -> None:
+        """The HTTP request is over, however it ended."""
+        if call.about is not None:
+            self.waiting.pop(call.about, None)
+            self._deliver(self.brain.end(self.now(), call.about))
 
     def _read(self, id: str, path: str, headers: dict[str, str], body: bytes) -> Arrival | Reply:
         """Read a request; what no reader expected is a fault of ours, told without what the request said."""
@@ -94,20 +94,13 @@ class Decider:
             self.say(f"a request of {len(body)} bytes to {path} not read: {type(error).__name__}, line {where.lineno}")
             return refusal(500, "internal_error", "the gateway could not read this request", None)
 
-    def _arrive(self, facts: Arrival) -> Answer:
-        """Tell the brain; its answer to this request."""
-        self.waiting[facts.id] = asyncio.get_running_loop().create_future()
-        own: list[Answer] = []
-        for answer in self.brain.arrive(self.now(), facts):
-            own.append(answer) if answer.id == facts.id else self._deliver([answer])
-        return own[-1]
-
     def _deliver(self, answers: list[Answer]) -> None:
-        """Hand answers to those who wait for them."""
+        """Send answers to the calls that wait for them."""
         for answer in answers:
-            future = self.waiting.get(answer.id)
-            if future is not None and not future.done():
-                future.set_result(answer)
+            if isinstance(answer, Held):
+                self.waiting[answer.id][0].send(self._patience(answer))
+            elif (asking := self.waiting.pop(answer.id, None)) is not None:
+                asking[0].send(self._answer(answer, asking[1]))
 
     def _answer(self, answer: Answer, body: bytes | None) -> bytes:
         if isinstance(answer, Refused):
@@ -150,12 +143,10 @@ class Decider:
 
     # --- Envoy's records ---------------------------------------------------------------------------------------
 
-    async def access_log(self, messages: AsyncIterator[bytes], context: Any) -> bytes:
+    def records(self, raw: bytes) -> None:
         """Requests that are over, one record each."""
-        async for raw in messages:
-            for entry in self.types["AccessLogs"].FromString(raw).http_logs.log_entry:
-                self._deliver(self.brain.record(self.now(), self._record(entry)))
-        return b""
+        for entry in self.types["AccessLogs"].FromString(raw).http_logs.log_entry:
+            self._deliver(self.brain.record(self.now(), self._record(entry)))
 
     def _record(self, entry: Any) -> EndRecord:
         common, response = entry.common_properties, entry.response
@@ -280,37 +271,36 @@ class Decider:
         }
 
 
+class Records:
+    """The service that Envoy's access log is sent to."""
+
+    def __init__(self, decider: Decider) -> None:
+        self.decider = decider
+
+    def message(self, call: Call, message: bytes) -> None:
+        """Some records."""
+        self.decider.records(message)
+
+    def ended(self, call: Call) -> None:
+        """Envoy has closed its log: it will open another."""
+
+
 async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
     """Serve Envoy's questions on `decisions.sock` in `folder` until `stop` is set; `decisions.ready` says that it does.
 
     Raises:
-        MissingExtra: grpcio is not installed.
         OSError: the admin address is in use.
     """
-    try:
-        import grpc
-    except ImportError:
-        raise MissingExtra("the gateway answers Envoy by gRPC, which is not installed", "serve") from None
-    spec = decider.brain.spec
-    server = grpc.aio.server(
-        options=[("grpc.max_receive_message_length", spec.limits.body_bytes + (1 << 20)), ("grpc.so_reuseport", 0)]
-    )
-    process, log = PROCESS.rpartition("/"), ACCESS_LOG.rpartition("/")
-    server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(
-                process[0][1:], {process[2]: grpc.stream_stream_rpc_method_handler(decider.process)}
-            ),
-            grpc.method_handlers_generic_handler(
-                log[0][1:], {log[2]: grpc.stream_unary_rpc_method_handler(decider.access_log)}
-            ),
-        )
-    )
-    server.add_insecure_port(f"unix:{folder / 'decisions.sock'}")
+    spec, loop = decider.brain.spec, asyncio.get_running_loop()
+    message_max = spec.limits.body_bytes + (1 << 20)
+    services: dict[str, Service] = {"decisions": decider, "records": Records(decider)}
+    servers: list[asyncio.AbstractServer] = []
+    for name, service in services.items():
+        make = partial(Channel, service, message_max, decider.say)
+        servers.append(await loop.create_unix_server(make, folder / f"{name}.sock"))
     host, port = address(spec.admin, "gateway.admin")
     pages = AdminPages(decider.pages(), spec.admin_key_sha256)
-    admin = await asyncio.start_server(pages.serve, host, port, limit=1 << 14)
-    await server.start()
+    servers.append(await asyncio.start_server(pages.serve, host, port, limit=1 << 14))
     tasks = [asyncio.create_task(decider.tick()), asyncio.create_task(decider.adopt(folder / "envoy.sock"))]
     for i in range(len(decider.addresses)):
         tasks += [asyncio.create_task(decider.probe(i)), asyncio.create_task(decider.scrape(i))]
@@ -320,5 +310,5 @@ async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
     finally:
         for task in tasks:
             task.cancel()
-        admin.close()
-        await server.stop(0.2)
+        for server in servers:
+            server.close()

@@ -81,7 +81,11 @@ def envoy_config(spec: GatewaySpec, upstreams: list[str], folder: Path) -> dict[
         "admin": {"address": {"pipe": {"path": str(folder / "envoy.sock"), "mode": 0o600}}},
         "static_resources": {
             "listeners": [_listener(spec)],
-            "clusters": [_replicas(upstreams), _decisions(folder / "decisions.sock")],
+            "clusters": [
+                _replicas(upstreams),
+                _own("decisions", folder),
+                _own("records", folder),
+            ],
         },
         "overload_manager": {
             "resource_monitors": [
@@ -175,7 +179,7 @@ def _access_log() -> dict[str, Any]:
         common_config={
             "log_name": "headway",
             "transport_api_version": "V3",
-            "grpc_service": {"envoy_grpc": {"cluster_name": "decisions"}},
+            "grpc_service": {"envoy_grpc": {"cluster_name": "records"}},
             "buffer_size_bytes": 0,
         },
     )
@@ -325,7 +329,7 @@ def _least_request() -> dict[str, Any]:
     return _extension("envoy.load_balancing_policies.least_request", url)
 
 
-def _decisions(socket: Path) -> dict[str, Any]:
+def _own(name: str, folder: Path) -> dict[str, Any]:
     http2 = _extension(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -334,13 +338,15 @@ def _decisions(socket: Path) -> dict[str, Any]:
     many = 1_000_000
     breaker = {"max_connections": many, "max_pending_requests": many, "max_requests": many, "max_retries": many}
     return {
-        "name": "decisions",
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "0.250s",
         "circuit_breakers": {"thresholds": [breaker]},
         "typed_extension_protocol_options": {http2["name"]: http2["typed_config"]},
         "load_assignment": {
-            "cluster_name": "decisions",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(socket)}}}}]}],
+            "cluster_name": name,
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(folder / f"{name}.sock")}}}}]}
+            ],
         },
     }

@@ -16,8 +16,6 @@ from typing import Any
 from headway.errors import MissingExtra
 
 PACKAGE = "headway.envoy"
-PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
-ACCESS_LOG = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
 
 # message: fields as "name number type"; [] repeated, {} a map from text, capitals another message
 TABLE = {

@@ -159,7 +159,7 @@ class Supervisor:
 
     async def _start(self, name: str) -> None:
         """Start a process and wait until it answers."""
-        for left in ("envoy.sock",) if name == "envoy" else ("decisions.sock", "decisions.ready"):
+        for left in ("envoy.sock",) if name == "envoy" else ("decisions.sock", "records.sock", "decisions.ready"):
             (self.folder / left).unlink(missing_ok=True)
         process = await asyncio.create_subprocess_exec(
             *self._command(name), stdout=asyncio.subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent
