@@ -1,9 +1,9 @@
 """gRPC for one service on one socket: as much of HTTP/2 as a proxy on the same machine needs, and no more.
 
 The library's server costs some 200 us of CPU a decision, this one some 10: frames are read where they lie, answers
-leave together, nothing is switched between threads. What makes it small is what it need not know: it serves one method, so it
-reads no header (the peer is told to keep no table of them), and its own headers and trailers are constants. What a peer
-may take is bounded: frame, message, messages that are still incomplete, calls at once, and what is not read by it.
+leave together, nothing is switched between threads. What makes it small is what it need not know: it serves one method,
+so it reads no header (the peer is told to keep no table of them), and its own headers and trailers are constants. What
+a peer may take is bounded: frame, message, messages not yet whole, calls at once, and what it leaves unread.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from headway.gateway.brain import Brain
 from headway.gateway.channel import Call, Channel, Service
 from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Refused, Routed
-from headway.gateway.messages import message_types, plain, seconds_of
+from headway.gateway.messages import message_types, seconds_of
 from headway.gateway.plainhttp import AdminPages, ask_socket, get
 from headway.gateway.reading import Reader, Reply, refusal
 from headway.gateway.scrape import engine_sample
@@ -151,7 +151,7 @@ class Decider:
     def _record(self, entry: Any) -> EndRecord:
         common, response = entry.common_properties, entry.response
         flags = common.response_flags
-        seen = plain(common.metadata.filter_metadata["headway"])
+        seen = {name: value.string_value or value.number_value for name, value in _noted(common)}
         socket = common.upstream_remote_address.socket_address
         from_upstream = response.response_code_details == "via_upstream"
         failed = (
@@ -269,6 +269,11 @@ class Decider:
                 for text, book in zip(self.addresses, brain.books, strict=True)
             ],
         }
+
+
+def _noted(common: Any) -> Any:
+    """What the filter on the answer has noted, by name."""
+    return common.metadata.filter_metadata["headway"].fields.items()
 
 
 class Records:

@@ -21,21 +21,32 @@ DESTINATION = "x-gateway-destination-endpoint"
 POLICY_DETAILS = "headway"  # marks replies whose body is ours already
 HEADERS = ("authorization", "x-headway-class", "x-headway-deadline")
 DECISION_TIMEOUT_S = 1.0
+RECORDS_WITHIN_S = 0.01  # one by one they would wake the decision process for each
 EARLY_REMOVED = ("x-request-id", DESTINATION)
 
 # Counts server-sent events that carry data, and those that carry text, keeps the last count of tokens that the engine
-# reports, and notes when the first event came. Handles do not survive a yield, so each is fetched anew; metadata is
-# written every 16th event only.
+# reports, and notes when the first event came. Handles do not survive a yield, so each is fetched anew. It runs for
+# every token: plain searches only (patterns and copies cost 4 us an event), metadata at every 16th event only.
 LUA = """
+local find = string.find
+local function said(text, field)
+  local count, _, at = 0, find(text, field, 1, true)
+  while at do
+    if find(text, '^%s*:%s*"[^"]', at + 1) then count = count + 1 end
+    _, at = find(text, field, at + 1, true)
+  end
+  return count
+end
 function envoy_on_response(handle)
   local kind = handle:headers():get("content-type") or ""
-  local streamed = string.find(kind, "event-stream", 1, true) ~= nil
-  local events, tokens, written, first, tail = 0, 0, -1, nil, ""
+  local streamed = find(kind, "event-stream", 1, true) ~= nil
+  local events, tokens, due, first, field, tail = 0, 0, 1, nil, nil, ""
   local function note()
     local meta = handle:streamInfo():dynamicMetadata()
     meta:set("headway", "events", events)
     meta:set("headway", "tokens", tokens)
     if first then meta:set("headway", "first_us", first) end
+    if tail == "" then return end
     for _, name in ipairs({"completion_tokens", "prompt_tokens", "cached_tokens"}) do
       local count = string.match(tail, '"' .. name .. '"%s*:%s*(%d+)')
       if count then meta:set("headway", name, tonumber(count)) end
@@ -46,22 +57,22 @@ function envoy_on_response(handle)
     if size > 0 then
       local text = chunk:getBytes(0, size)
       if streamed then
-        local _, count = string.gsub(text, "data:", "")
-        if count > 0 and not first then first = handle:timestampString(EnvoyTimestampResolution.MICROSECOND) end
-        events = events + count
-        for _, field in ipairs({'content', 'text'}) do
-          local _, said = string.gsub(text, field .. '"%s*:%s*"[^"]', "")
-          tokens = tokens + said
+        local _, at = find(text, "data:", 1, true)
+        if at and not first then first = handle:timestampString(EnvoyTimestampResolution.MICROSECOND) end
+        while at do
+          events = events + 1
+          _, at = find(text, "data:", at + 1, true)
+        end
+        for _, name in ipairs(field or {'content"', 'text"'}) do
+          local count = said(text, name)
+          if count > 0 then field, tokens = field or {name}, tokens + count end
         end
       end
-      if string.find(text, '"usage"', 1, true) or string.find(text, '_tokens"', 1, true) then
-        tail = string.sub(tail .. text, -4096)
-        written = -1
-      end
+      if find(text, '_tokens"', 1, true) then tail = string.sub(tail .. text, -4096) end
     end
-    if written < 0 or events - written >= 16 then
+    if events >= due then
       note()
-      written = events
+      due = events + 16
     end
   end
   note()
@@ -180,7 +191,8 @@ def _access_log() -> dict[str, Any]:
             "log_name": "headway",
             "transport_api_version": "V3",
             "grpc_service": {"envoy_grpc": {"cluster_name": "records"}},
-            "buffer_size_bytes": 0,
+            "buffer_size_bytes": 16384,
+            "buffer_flush_interval": _seconds(RECORDS_WITHIN_S),
         },
     )
 

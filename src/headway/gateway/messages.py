@@ -110,16 +110,3 @@ def _add_field(message: Any, name: str, number: str, kind: str) -> None:
 def seconds_of(duration: Any) -> float:
     """Return a Duration message as seconds."""
     return float(duration.seconds + duration.nanos * 1e-9)
-
-
-def plain(fields: Any) -> dict[str, Any]:
-    """Return a Fields message (what Envoy calls a Struct) as text, numbers and booleans by name."""
-    return {name: _plain_value(value) for name, value in fields.fields.items()}
-
-
-def _plain_value(value: Any) -> Any:
-    for name in ("string_value", "number_value", "bool_value"):
-        came = getattr(value, name)
-        if came:
-            return came
-    return None
