@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from headway.gateway import channel as c
 
-FRAME = Struct(">HBBBL")
+FRAME, SETTING = Struct(">HBBBL"), Struct(">HL")
 OPEN = c.PREFACE + FRAME.pack(0, 0, c.SETTINGS, 0, 0)
 
 
@@ -130,14 +130,15 @@ def test_bytes_may_come_in_any_pieces(data):
     assert not side.channel.calls and not side.channel.unfinished and not side.said
 
 
-KINDS = st.integers(0, 12)
-NOISE = st.builds(frame, KINDS, st.integers(0, 255), st.sampled_from([0, 1, 2, 3, 5, 7, 2**31 + 3]), st.binary(max_size=30))
+STREAMS, CALLS = st.sampled_from([0, 1, 2, 3, 5, 7, 2**31 + 3]), st.sampled_from([1, 3, 5])
+NUMBERS = st.integers(0, 2**32 - 1)
 SENSE = st.one_of(
-    st.builds(lambda i: frame(c.HEADERS, c.END_HEADERS, i, b"x"), st.sampled_from([1, 3, 5])),
-    st.builds(lambda i, t: frame(c.DATA, 0, i, message(t)), st.sampled_from([1, 3, 5]), st.binary(max_size=30)),
-    st.builds(lambda i, n: frame(c.WINDOW_UPDATE, 0, i, n.to_bytes(4, "big")), st.integers(0, 5), st.integers(0, 2**31)),
-    st.builds(lambda n, v: frame(c.SETTINGS, 0, 0, n.to_bytes(2, "big") + v.to_bytes(4, "big")), st.integers(0, 9), st.integers(0, 2**32 - 1)),
-)  # fmt: skip
+    st.builds(lambda i: frame(c.HEADERS, c.END_HEADERS, i, b"x"), CALLS),
+    st.builds(lambda i, text: frame(c.DATA, 0, i, message(text)), CALLS, st.binary(max_size=30)),
+    st.builds(lambda i, n: frame(c.WINDOW_UPDATE, 0, i, n.to_bytes(4, "big")), st.integers(0, 5), NUMBERS),
+    st.builds(lambda n, v: frame(c.SETTINGS, 0, 0, SETTING.pack(n, v)), st.integers(0, 9), NUMBERS),
+)
+NOISE = st.builds(frame, st.integers(0, 12), st.integers(0, 255), STREAMS, st.binary(max_size=30))
 
 
 @example([b"PRI * HTTP/2.0\r\n\r\nXX"])
@@ -251,7 +252,7 @@ def test_the_librarys_own_client_is_served(tmp_path):
             assert await left.read() == b"leaves"
             left.cancel()
             failing = stub()
-            with pytest.raises(BaseException, match="MESSAGE|message|OutOfRange|RESOURCE"):
+            with pytest.raises(BaseException, match=r"MESSAGE|RESOURCE|message"):
                 await failing.write(bytes((4 << 20) + 11))
                 assert await failing.read() is grpc.aio.EOF
                 assert await failing.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import json
 import re
+import ssl
 
 
 class Upstream:
     """`tokens` tokens, `pace_s` apart, after `first_s`; `fail` "reset" closes before the first byte."""
 
-    def __init__(self, tokens: int = 4, pace_s: float = 0.005, first_s: float = 0.005) -> None:
+    def __init__(
+        self, tokens: int = 4, pace_s: float = 0.005, first_s: float = 0.005, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.tls = tls
         self.tokens, self.pace_s, self.first_s = tokens, pace_s, first_s
         self.fail = ""
         self.seen: list[tuple[str, bytes]] = []
@@ -21,7 +25,7 @@ class Upstream:
         self.writers: set[asyncio.StreamWriter] = set()
 
     async def start(self, port: int = 0) -> None:
-        self.server = await asyncio.start_server(self.serve, "127.0.0.1", port, limit=1 << 23)
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", port, limit=1 << 23, ssl=self.tls)
         self.port = self.server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

@@ -61,7 +61,7 @@ def serve(deployment_file: str, **asked: Any) -> None:
     """Serve OpenAI's API in front of live replicas: Envoy carries the bytes, the policies decide.
 
     The file is a deployment, as `headway plan --yaml` writes it, with a section `gateway:` that names the
-    replicas' addresses. Ctrl-C lets running requests finish, and ends.
+    replicas' addresses. Ctrl-C lets running requests finish, and ends. SIGHUP has the file read anew.
 
     \b
     headway serve examples/gateway.yaml --check
@@ -80,7 +80,13 @@ def serve(deployment_file: str, **asked: Any) -> None:
     command = [sys.executable, "-m", "headway", "serve", deployment_file, "--seed", str(asked["seed"])]
     command += ["--calibration", asked["calibration_from"]] if asked["calibration_from"] else []
     command += ["--quiet"] if asked["quiet"] else []
-    supervisor = Supervisor(served.spec, [*command, "--decisions"], terminal.note)
+
+    def load() -> GatewaySpec:
+        spec = served_of(deployment_file, asked["calibration_from"], terminal).spec
+        _warn(spec, terminal)
+        return spec
+
+    supervisor = Supervisor(served.spec, load, [*command, "--decisions"], terminal.note)
     if asked["check"]:
         try:
             asyncio.run(supervisor.validate())
@@ -136,7 +142,7 @@ def summary(served: Served) -> RenderableType:
 
     spec, names = served.spec, served.names
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("listen", f"http://{spec.listen}/v1")
+    table.add_row("listen", f"{'https' if spec.tls else 'http'}://{spec.listen}/v1")
     table.add_row("models", ", ".join(spec.models))
     kinds = [f"{pool.count} x {pool.replica.model} on {pool.replica.gpu}" for pool in _pools(served)]
     table.add_row("replicas", ", ".join(kinds) or f"{len(spec.upstreams)}, not described: predicted from what is seen")
@@ -191,17 +197,18 @@ async def _supervise(supervisor: Any) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_stop)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.renewal.set)
     await running
 
 
 def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int, terminal: Terminal) -> None:
     """Be the decision process until SIGTERM."""
-    from headway.gateway import Brain, Decider, Reader, decide, resolved
+    from headway.gateway import Brain, Decider, Reader, addresses_in, decide
 
     if not folder.is_dir():
         raise BadInput(f"--decisions {folder}: there is no such folder; make it, open to this user alone")
     brain = Brain(served.spec, served.backings, policies, seed)
-    decider = Decider(brain, Reader(served.spec, served.max_context), resolved(served.spec.upstreams), terminal.note)
+    decider = Decider(brain, Reader(served.spec, served.max_context), addresses_in(folder, served.spec), terminal.note)
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

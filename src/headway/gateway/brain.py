@@ -124,6 +124,10 @@ class Brain:
             self.figures.count("headway_unmatched_total", what="record")
         return self._pump(now)
 
+    def knows(self, id: str) -> bool:
+        """Whether the figures of this request are waited for."""
+        return id in self.live or id in self.unread
+
     def health(self, now: float, replica: int, ok: bool, *, probe: bool = True) -> list[Answer]:
         """A probe, or a request's outcome, says whether a replica answers; a failed probe ejects at once."""
         book = self.books[replica]

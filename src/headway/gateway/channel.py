@@ -20,7 +20,7 @@ END_STREAM = ACK = 0x1
 END_HEADERS, PADDED = 0x4, 0x8
 PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, REFUSED_STREAM, CALM = 1, 3, 6, 7, 11
 INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 4, 5  # settings
-RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 8, 12, 13  # status of gRPC
+OK, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 8, 12, 13  # status of gRPC
 WINDOW_MOST = (1 << 31) - 1
 FRAME_MAX = 1 << 16  # bytes of a frame that we take
 HEADERS_MAX = 1 << 17
@@ -81,6 +81,24 @@ class Call:
         self.window -= size
         channel.window -= size
         channel.write(DATA, 0, self.id, _MESSAGE.pack(0, len(message)) + message)
+
+    def finish(self) -> None:
+        """End the call from this side, with success; the service is told, as of any end."""
+        if self.channel.calls.get(self.id) is self:
+            self.channel.close(self, OK)
+
+
+def asking(message: bytes) -> bytes:
+    """Return all that a client of such a channel sends to ask one message and to want no answer."""
+    whole = _MESSAGE.pack(0, len(message)) + message
+    parts = [whole[i : i + FRAME_MAX] for i in range(0, len(whole), FRAME_MAX)]
+    frames = [(SETTINGS, 0, 0, b""), (HEADERS, END_HEADERS, 1, b""), *((DATA, 0, 1, part) for part in parts)]
+    return PREFACE + b"".join(_frame(*each) for each in (*frames, (DATA, END_STREAM, 1, b"")))
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    size = len(payload)
+    return _FRAME.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
 
 
 class Channel(asyncio.Protocol):
@@ -159,11 +177,9 @@ class Channel(asyncio.Protocol):
 
     def write(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         """Add a frame to what is sent next."""
-        size = len(payload)
         if not self.out and not self.reading:
             asyncio.get_running_loop().call_soon(self.flush)
-        self.out.append(_FRAME.pack(size >> 8, size & 0xFF, kind, flags, stream))
-        self.out.append(payload)
+        self.out.append(_frame(kind, flags, stream, payload))
 
     def flush(self) -> None:
         """Send what has been gathered."""
@@ -229,7 +245,7 @@ class Channel(asyncio.Protocol):
         if stream <= self.last:
             call = self.calls.get(stream)
             if call is not None and flags & END_STREAM:
-                self._finished(call)
+                self.close(call, OK)
             return
         self.last = stream
         if len(self.calls) >= CALLS_MAX:
@@ -237,7 +253,7 @@ class Channel(asyncio.Protocol):
             return
         call = self.calls[stream] = Call(self, stream)
         if flags & END_STREAM:
-            self._finished(call)
+            self.close(call, OK)
 
     def _data(self, flags: int, stream: int, payload: bytes) -> None:
         size = len(payload)
@@ -261,7 +277,7 @@ class Channel(asyncio.Protocol):
         if self.calls.get(stream) is not call:
             return
         if flags & END_STREAM:
-            self._finished(call)
+            self.close(call, OK)
         elif call.credit > self._own_window >> 1 and not call.received:
             self.write(WINDOW_UPDATE, 0, stream, call.credit.to_bytes(4, "big"))
             call.credit = 0
@@ -273,7 +289,7 @@ class Channel(asyncio.Protocol):
             self.unfinished += len(data)
             if len(call.received) < call.needed:
                 if self.unfinished > UNFINISHED_MAX:
-                    self._fail(call, RESOURCE_EXHAUSTED)
+                    self.close(call, RESOURCE_EXHAUSTED)
                 return
             data = bytes(call.received)
             self.unfinished -= len(data)
@@ -282,7 +298,7 @@ class Channel(asyncio.Protocol):
         while size - at >= 5:
             compressed, length = _MESSAGE.unpack_from(data, at)
             if compressed or length > self.message_max:
-                self._fail(call, UNIMPLEMENTED if compressed else RESOURCE_EXHAUSTED)
+                self.close(call, UNIMPLEMENTED if compressed else RESOURCE_EXHAUSTED)
                 return
             if size - at - 5 < length:
                 call.needed = 5 + length
@@ -293,7 +309,7 @@ class Channel(asyncio.Protocol):
                 self.service.message(call, data[at - length : at])
             except Exception as wrong:
                 self._said_wrong("a question", wrong)
-                self._fail(call, INTERNAL)
+                self.close(call, INTERNAL)
             if self.calls.get(call.id) is not call:
                 return
         if at < size:
@@ -305,12 +321,8 @@ class Channel(asyncio.Protocol):
         where = traceback.extract_tb(wrong.__traceback__)[-1]
         self.say(f"{what} failed: {type(wrong).__name__} in {where.name}, line {where.lineno}")
 
-    def _finished(self, call: Call) -> None:
-        """The peer will say no more: the service is told, then the call is closed."""
-        self._fail(call, 0)
-
-    def _fail(self, call: Call, status: int) -> None:
-        """Close a call with this status of gRPC; 0 is success."""
+    def close(self, call: Call, status: int) -> None:
+        """Close a call with this status of gRPC."""
         if not call.opened:
             self.write(HEADERS, END_HEADERS, call.id, OPENING)
         self.write(HEADERS, END_HEADERS | END_STREAM, call.id, TRAILERS[status])

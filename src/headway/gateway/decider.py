@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
+import ssl
 import time
 import traceback
 from collections.abc import Callable
@@ -17,18 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from headway.gateway.brain import Brain
-from headway.gateway.channel import Call, Channel, Service
+from headway.gateway.channel import Call, Channel, Service, asking
 from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Refused, Routed
 from headway.gateway.messages import message_types, seconds_of
 from headway.gateway.plainhttp import AdminPages, ask_socket, get
 from headway.gateway.reading import Reader, Reply, refusal
 from headway.gateway.scrape import engine_sample
-from headway.gateway.spec import address
+from headway.gateway.spec import address, upstream
 
 TICK_S = 0.05
 ADOPT_S = 0.5
 PATIENCE_S = 2.0
+ELDER_S = 0.1
+LAST_RECORDS_S = 0.2
 SPARE_S = 0.5  # Envoy waits so much longer for a held request than the brain holds it
 ATTRIBUTES = {name: f"request.headers['{name}']" for name in HEADERS}
 
@@ -45,9 +49,13 @@ class Decider:
         self.say = say
         self.index = {text: i for i, text in enumerate(addresses)}
         self.types = message_types()
+        secure = any(text.startswith("https://") for text in brain.spec.upstreams)
+        self.trust = ssl.create_default_context(cafile=brain.spec.upstream_ca or None) if secure else None
         self.waiting: dict[str, tuple[Call, bytes | None]] = {}  # calls without a decision yet, and the body to send on
         self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
         self.faults_said = 0
+        self.open = 0  # calls whose HTTP requests are not over
+        self.elder: Path | None = None  # where the records go of requests that an earlier process decided
         self.started_s = time.monotonic()
 
     def now(self) -> float:
@@ -75,6 +83,7 @@ class Decider:
         if call.about is not None:
             raise ValueError("a second question in one call")
         call.about = asked.id
+        self.open += 1
         answers = self.brain.arrive(self.now(), asked)
         self.waiting[asked.id] = call, self.reader.rewritten(asked, body)
         self._deliver(answers)
@@ -82,6 +91,7 @@ class Decider:
     def ended(self, call: Call) -> None:
         """The HTTP request is over, however it ended."""
         if call.about is not None:
+            self.open -= 1
             self.waiting.pop(call.about, None)
             self._deliver(self.brain.end(self.now(), call.about))
 
@@ -144,9 +154,27 @@ class Decider:
     # --- Envoy's records ---------------------------------------------------------------------------------------
 
     def records(self, raw: bytes) -> None:
-        """Requests that are over, one record each."""
+        """Requests that are over, one record each; those that this process never heard of are an earlier one's."""
+        strange = self.types["AccessLogs"]()
         for entry in self.types["AccessLogs"].FromString(raw).http_logs.log_entry:
-            self._deliver(self.brain.record(self.now(), self._record(entry)))
+            record = self._record(entry)
+            if self.elder and record.attempts and not self.brain.knows(record.id):
+                strange.http_logs.log_entry.append(entry)
+            else:
+                self._deliver(self.brain.record(self.now(), record))
+        if strange.http_logs.log_entry:
+            self._hand_back(strange)
+
+    def _hand_back(self, strange: Any) -> None:
+        """Let the elder have its records, as long as there is one."""
+        try:
+            with socket.socket(socket.AF_UNIX) as elder:
+                elder.settimeout(ELDER_S)
+                elder.connect(str(self.elder))
+                elder.sendall(asking(strange.SerializeToString()))
+        except OSError:
+            self.elder = None
+            self.records(strange.SerializeToString())
 
     def _record(self, entry: Any) -> EndRecord:
         common, response = entry.common_properties, entry.response
@@ -192,12 +220,11 @@ class Decider:
 
     async def probe(self, replica: int) -> None:
         """Ask a replica whether it is there, again and again; what it refuses at once counts at once."""
-        health, (host, port) = self.brain.spec.health, address(self.addresses[replica], "upstream")
-        book = self.brain.books[replica]
+        health, book = self.brain.spec.health, self.brain.books[replica]
         while True:
             was = book.healthy
             try:
-                status, _ = await get(host, port, health.path, health.timeout_s)
+                status, _ = await self._get(replica, health.path, health.timeout_s)
                 answers = self.brain.health(self.now(), replica, status < 500)
             except TimeoutError:
                 answers = self.brain.health(self.now(), replica, False, probe=False)
@@ -205,17 +232,17 @@ class Decider:
                 answers = self.brain.health(self.now(), replica, False)
             self._deliver(answers)
             if was != book.healthy:
-                self.say(f"replica {self.addresses[replica]} {'is back' if book.healthy else 'does not answer'}")
+                name = self.brain.spec.upstreams[replica]
+                self.say(f"replica {name} {'is back' if book.healthy else 'does not answer'}")
             await asyncio.sleep(health.probe_s)
 
     async def scrape(self, replica: int) -> None:
         """Read an engine's own metrics again and again, where it publishes any."""
-        host, port = address(self.addresses[replica], "upstream")
         every_s = self.brain.spec.scrape_s
         while True:
             if self.brain.books[replica].healthy:
                 try:
-                    status, body = await get(host, port, "/metrics", max(every_s, 1.0))
+                    status, body = await self._get(replica, "/metrics", max(every_s, 1.0))
                     if status == 200:
                         sample = engine_sample(body.decode("utf-8", "replace"))
                         self._deliver(self.brain.sample(self.now(), replica, sample))
@@ -223,8 +250,16 @@ class Decider:
                     pass  # the probe judges health; a reading less changes nothing
             await asyncio.sleep(every_s)
 
-    async def adopt(self, envoy: Path) -> None:
-        """Count the requests that an earlier decision process has left running, until they are over."""
+    async def _get(self, replica: int, path: str, timeout_s: float) -> tuple[int, bytes]:
+        """GET a page of a replica's; raises as `get`."""
+        where = upstream(self.brain.spec.upstreams[replica], "upstream")
+        if not self.addresses[replica]:
+            raise ConnectionError(f"{where.host} does not resolve")
+        host, port = address(self.addresses[replica], "upstream")
+        return await get(host, port, path, timeout_s, tls=self.trust if where.tls else None, name=where.host)
+
+    async def adopt(self, envoy: Path, elder: Path) -> None:
+        """Count the requests that an earlier decision process has left running, until it and they are over."""
         while envoy.exists():
             try:
                 _, text = await ask_socket(envoy, "GET", "/clusters", PATIENCE_S)
@@ -235,7 +270,7 @@ class Decider:
             }
             for host, book in zip(self.addresses, self.brain.books, strict=True):
                 book.orphans = max(active.get(host, 0) - book.in_flight, 0)
-            if not any(book.orphans for book in self.brain.books):
+            if not any(book.orphans for book in self.brain.books) and not elder.exists():
                 return
             await asyncio.sleep(ADOPT_S)
 
@@ -281,37 +316,60 @@ class Records:
 
     def __init__(self, decider: Decider) -> None:
         self.decider = decider
+        self.calls: set[Call] = set()
+        self.retired = False
 
     def message(self, call: Call, message: bytes) -> None:
         """Some records."""
+        self.calls.add(call)
         self.decider.records(message)
+        if self.retired:
+            call.finish()
 
     def ended(self, call: Call) -> None:
         """Envoy has closed its log: it will open another."""
+        self.calls.discard(call)
+
+    def retire(self) -> None:
+        """Have Envoy open another log, at the successor."""
+        self.retired = True
+        for call in list(self.calls):
+            call.finish()
 
 
 async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
-    """Serve Envoy's questions on `decisions.sock` in `folder` until `stop` is set; `decisions.ready` says that it does.
+    """Serve Envoy's questions on `decisions.sock` in `folder`; `decisions.ready` says that they are served.
+
+    When `stop` is set, this process retires: it takes leave of the admin address and of Envoy's log, and ends when the
+    requests are over that it has decided.
 
     Raises:
         OSError: the admin address is in use.
     """
     spec, loop = decider.brain.spec, asyncio.get_running_loop()
     message_max = spec.limits.body_bytes + (1 << 20)
-    services: dict[str, Service] = {"decisions": decider, "records": Records(decider)}
+    elder = folder / "elder.sock"
+    decider.elder = elder if elder.exists() else None
+    records = Records(decider)
+    services: dict[str, Service] = {"decisions": decider, "records": records}
     servers: list[asyncio.AbstractServer] = []
     for name, service in services.items():
         make = partial(Channel, service, message_max, decider.say)
         servers.append(await loop.create_unix_server(make, folder / f"{name}.sock"))
     host, port = address(spec.admin, "gateway.admin")
     pages = AdminPages(decider.pages(), spec.admin_key_sha256)
-    servers.append(await asyncio.start_server(pages.serve, host, port, limit=1 << 14))
-    tasks = [asyncio.create_task(decider.tick()), asyncio.create_task(decider.adopt(folder / "envoy.sock"))]
+    admin = await asyncio.start_server(pages.serve, host, port, limit=1 << 14, reuse_port=True)
+    tasks = [asyncio.create_task(decider.tick()), asyncio.create_task(decider.adopt(folder / "envoy.sock", elder))]
     for i in range(len(decider.addresses)):
         tasks += [asyncio.create_task(decider.probe(i)), asyncio.create_task(decider.scrape(i))]
     try:
         (folder / "decisions.ready").touch()
         await stop.wait()
+        admin.close()
+        records.retire()
+        while decider.open:
+            await asyncio.sleep(TICK_S)
+        await asyncio.sleep(LAST_RECORDS_S if decider.brain.unread else 0.0)
     finally:
         for task in tasks:
             task.cancel()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from headway.gateway.spec import GatewaySpec, address
 
@@ -21,6 +21,13 @@ DESTINATION = "x-gateway-destination-endpoint"
 POLICY_DETAILS = "headway"  # marks replies whose body is ours already
 HEADERS = ("authorization", "x-headway-class", "x-headway-deadline")
 DECISION_TIMEOUT_S = 1.0
+TLS_PARAMS = {"tls_minimum_protocol_version": "TLSv1_2"}
+HTTP2_LIMITS = {
+    "max_concurrent_streams": 100,
+    "initial_stream_window_size": 65536,
+    "initial_connection_window_size": 1 << 20,
+}
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 RECORDS_WITHIN_S = 0.01  # one by one they would wake the decision process for each
 EARLY_REMOVED = ("x-request-id", DESTINATION)
 
@@ -80,23 +87,29 @@ end
 """
 
 
-def envoy_config(spec: GatewaySpec, upstreams: list[str], folder: Path) -> dict[str, Any]:
-    """Return the configuration as Envoy reads it from JSON.
+class Host(NamedTuple):
+    """A replica: its address as IP:port ("" while its name does not resolve), its name if any, whether it takes TLS."""
+
+    at: str
+    name: str = ""
+    tls: bool = False
+
+
+def envoy_config(spec: GatewaySpec, hosts: list[Host], admin: Path, decisions: Path) -> dict[str, Any]:
+    """Return the configuration in one piece, as Envoy can validate it; `bootstrap` takes it apart for serving.
 
     Args:
         spec: what to listen on, and the limits.
-        upstreams: addresses as IP:port, by replica.
-        folder: where the sockets of the decision process and of Envoy's own admin are.
+        hosts: the replicas.
+        admin: socket of Envoy's own admin.
+        decisions: folder of the sockets of the decision process.
     """
     return {
-        "admin": {"address": {"pipe": {"path": str(folder / "envoy.sock"), "mode": 0o600}}},
+        "node": {"id": "headway", "cluster": "headway"},
+        "admin": {"address": {"pipe": {"path": str(admin), "mode": 0o600}}},
         "static_resources": {
             "listeners": [_listener(spec)],
-            "clusters": [
-                _replicas(upstreams),
-                _own("decisions", folder),
-                _own("records", folder),
-            ],
+            "clusters": [_replicas(spec, hosts), _own("decisions", decisions), _own("records", decisions)],
         },
         "overload_manager": {
             "resource_monitors": [
@@ -108,6 +121,33 @@ def envoy_config(spec: GatewaySpec, upstreams: list[str], folder: Path) -> dict[
             ]
         },
     }
+
+
+def bootstrap(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Take a configuration apart: what Envoy starts with, and the files in `folder` it watches, as text by name.
+
+    A listener that changes is drained, which its streams survive; hosts come and go without that.
+    """
+    static = config["static_resources"]
+    listener = {"@type": TYPE + "envoy.config.listener.v3.Listener", **static["listeners"][0]}
+    files = {"listener.json": _discovered(listener)}
+    clusters = []
+    for cluster in static["clusters"]:
+        file = f"{cluster['name']}.json"
+        assigned = {"@type": TYPE + "envoy.config.endpoint.v3.ClusterLoadAssignment", **cluster["load_assignment"]}
+        files[file] = _discovered(assigned)
+        kept = {name: value for name, value in cluster.items() if name not in ("type", "load_assignment")}
+        clusters.append({**kept, "type": "EDS", "eds_cluster_config": {"eds_config": _watched(folder / file)}})
+    dynamic = {"lds_config": _watched(folder / "listener.json")}
+    return {**config, "static_resources": {"clusters": clusters}, "dynamic_resources": dynamic}, files
+
+
+def _watched(path: Path) -> dict[str, Any]:
+    return {"path_config_source": {"path": str(path)}, "resource_api_version": "V3"}
+
+
+def _discovered(resource: dict[str, Any]) -> str:
+    return json.dumps({"resources": [resource]})
 
 
 def _extension(name: str, url: str, **fields: Any) -> dict[str, Any]:
@@ -127,7 +167,8 @@ def _listener(spec: GatewaySpec) -> dict[str, Any]:
     limits = spec.limits
     manager = {
         "stat_prefix": "ingress",
-        "codec_type": "HTTP1",
+        "codec_type": "AUTO" if spec.tls else "HTTP1",
+        "http2_protocol_options": HTTP2_LIMITS,
         "use_remote_address": True,
         "generate_request_id": True,
         "server_name": "headway",
@@ -157,12 +198,24 @@ def _listener(spec: GatewaySpec) -> dict[str, Any]:
         "route_config": {"name": "openai", "virtual_hosts": [_virtual_host()]},
     }
     url = TYPE + "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+    chain: dict[str, Any] = {"filters": [_extension("envoy.filters.network.http_connection_manager", url, **manager)]}
+    if spec.tls is not None:
+        certificate, key = spec.tls.read()
+        pair = {"certificate_chain": {"inline_string": certificate}, "private_key": {"inline_string": key}}
+        shown = {"alpn_protocols": ["h2", "http/1.1"], "tls_certificates": [pair], "tls_params": TLS_PARAMS}
+        chain["transport_socket"] = _tls("DownstreamTlsContext", common_tls_context=shown)
+        chain["transport_socket_connect_timeout"] = "10s"
     return {
         "name": "openai",
         "address": _socket(spec.listen),
         "per_connection_buffer_limit_bytes": max(1 << 20, limits.body_bytes),
-        "filter_chains": [{"filters": [_extension("envoy.filters.network.http_connection_manager", url, **manager)]}],
+        "filter_chains": [chain],
     }
+
+
+def _tls(context: str, **fields: Any) -> dict[str, Any]:
+    url = TYPE + f"envoy.extensions.transport_sockets.tls.v3.{context}"
+    return _extension("envoy.transport_sockets.tls", url, **fields)
 
 
 def _ext_proc(hold_s: float) -> dict[str, Any]:
@@ -302,11 +355,12 @@ def _to_replicas() -> dict[str, Any]:
     return {
         "cluster": "replicas",
         "timeout": "0s",
+        "auto_host_rewrite": True,
         "retry_policy": {"retry_on": "connect-failure,refused-stream,reset", "num_retries": 1},
     }
 
 
-def _replicas(upstreams: list[str]) -> dict[str, Any]:
+def _replicas(spec: GatewaySpec, hosts: list[Host]) -> dict[str, Any]:
     nobody = _extension(
         "envoy.load_balancing_policies.subset",
         TYPE + "envoy.extensions.load_balancing_policies.subset.v3.Subset",
@@ -329,11 +383,27 @@ def _replicas(upstreams: list[str]) -> dict[str, Any]:
         "per_connection_buffer_limit_bytes": 1 << 20,
         "circuit_breakers": {"thresholds": [breaker]},
         "load_balancing_policy": {"policies": [{"typed_extension_config": chosen}]},
-        "load_assignment": {
-            "cluster_name": "replicas",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _socket(text)}} for text in upstreams]}],
-        },
+        "transport_socket_matches": [_to_tls(spec)] if any(host.tls for host in hosts) else [],
+        "load_assignment": assignment(hosts),
     }
+
+
+def assignment(hosts: list[Host]) -> dict[str, Any]:
+    """Return the replicas as endpoints; the same address once."""
+    endpoints = []
+    for host in dict.fromkeys(host for host in hosts if host.at):
+        endpoint = {"address": _socket(host.at), "hostname": host.name}
+        marks = {"filter_metadata": {"envoy.transport_socket_match": {"tls": True}}} if host.tls else {}
+        endpoints.append({"endpoint": endpoint, "metadata": marks})
+    return {"cluster_name": "replicas", "endpoints": [{"lb_endpoints": endpoints}]}
+
+
+def _to_tls(spec: GatewaySpec) -> dict[str, Any]:
+    """TLS to a replica that is marked so: its name is asked for, and its certificate must be for it."""
+    trusted = {"trusted_ca": {"filename": spec.upstream_ca or AUTHORITIES}}
+    checked = {"validation_context": trusted, "tls_params": TLS_PARAMS}
+    made = _tls("UpstreamTlsContext", common_tls_context=checked, auto_host_sni=True, auto_sni_san_validation=True)
+    return {"name": "tls", "match": {"tls": True}, "transport_socket": made}
 
 
 def _least_request() -> dict[str, Any]:

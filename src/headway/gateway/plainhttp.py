@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
@@ -16,18 +17,21 @@ READ_S = 5.0
 Page = Callable[[], tuple[str, bytes]]  # content type, body
 
 
-async def get(host: str, port: int, path: str, timeout_s: float) -> tuple[int, bytes]:
+async def get(
+    host: str, port: int, path: str, timeout_s: float, *, tls: ssl.SSLContext | None = None, name: str = ""
+) -> tuple[int, bytes]:
     """GET a page by HTTP/1.0, so that it comes whole and unchunked; status and body.
+
+    `tls`: how a server is trusted whose certificate is for `name`; without it nothing is encrypted.
 
     Raises:
         OSError: no connection, or an answer that is no HTTP. TimeoutError: none in time.
     """
     async with asyncio.timeout(timeout_s):
-        reader, writer = await asyncio.open_connection(host, port)
+        reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=name if tls else None)
         try:
-            writer.write(
-                f"GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\nAccept: */*\r\nConnection: close\r\n\r\n".encode()
-            )
+            lines = (f"GET {path} HTTP/1.0", f"Host: {name or host}:{port}", "Accept: */*", "Connection: close", "", "")
+            writer.write("\r\n".join(lines).encode())
             await writer.drain()
             answer = bytearray()
             while len(answer) < BODY_MAX and (more := await reader.read(65536)):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -123,11 +125,37 @@ class Health(Spec, frozen=True, kw_only=True):
             raise BadInput(f"health.path {self.path!r}: expected a path, as in /health")
 
 
+class Tls(Spec, frozen=True, kw_only=True):
+    """PEM files that callers are met with: the certificate with its chain, and its key."""
+
+    certificate: str
+    key: str
+
+    def read(self) -> tuple[str, str]:
+        """Return certificate and key as text.
+
+        Raises:
+            BadInput: a file that cannot be read, or that holds no PEM.
+        """
+        return _pem(self.certificate, "certificate", "CERTIFICATE"), _pem(self.key, "key", "PRIVATE KEY")
+
+
+class Upstream(NamedTuple):
+    """Where a replica is: a name or an address, its port, and whether it is spoken to in TLS."""
+
+    host: str
+    port: int
+    tls: bool
+
+
 class GatewaySpec(Spec, frozen=True, kw_only=True):
     """What `headway serve` needs beside the deployment.
 
-    `upstreams`: one HTTP address (host:port) per replica, in the order of the pools. `models`: names that requests may
-    ask for; the first is the deployment's model where none is given. `tenants`: without any, everyone may ask.
+    `upstreams`: one address per replica, in the order of the pools: host:port, or https://host:port where it speaks
+    TLS; its certificate is checked against its name and the authorities in `upstream_ca` (absent: the system's).
+    `tls`: callers are met with TLS, and HTTP/2 where they know it; without it with plain HTTP/1.1.
+    `models`: names that requests may ask for; the first is the deployment's model where none is given.
+    `tenants`: without any, everyone may ask.
     `salt_prefixes`: requests are sent on with a `cache_salt` of their tenant, so that engines that know it (vLLM) share
     no prefix between tenants; a caller's own is removed in either case.
     `admin`: where `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is `admin_key_sha256`.
@@ -139,6 +167,8 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     listen: str = "127.0.0.1:8080"
     admin: str = "127.0.0.1:8081"
     admin_key_sha256: str = ""
+    tls: Tls | None = None
+    upstream_ca: str = ""
     upstreams: tuple[str, ...]
     models: tuple[str, ...] = ()
     tenants: tuple[Tenant, ...] = ()
@@ -154,7 +184,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
         for where in ("listen", "admin"):
             address(getattr(self, where), f"gateway.{where}")
         for i, text in enumerate(self.upstreams):
-            address(text, f"gateway.upstreams.{i}")
+            upstream(text, f"gateway.upstreams.{i}")
         if not self.upstreams:
             raise BadInput("gateway.upstreams is empty: give the address of each replica, as in 127.0.0.1:8000")
         _once("upstreams", list(self.upstreams))
@@ -196,6 +226,21 @@ def address(text: str, where: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def upstream(text: str, where: str) -> Upstream:
+    """Return what ``host:port``, ``http://host:port`` or ``https://host[:port]`` says.
+
+    Raises:
+        BadInput: another form, another scheme, or a port out of range.
+    """
+    scheme, mark, rest = text.partition("://")
+    if mark and scheme not in ("http", "https"):
+        raise BadInput(f"{where}: {text!r}: expected http:// or https://, or host:port alone")
+    rest = rest.removesuffix("/") if mark else text
+    if scheme == "https" and mark and not re.search(r":\d+$", rest):
+        rest += ":443"
+    return Upstream(*address(rest, where), tls=bool(mark) and scheme == "https")
+
+
 def is_loopback(text: str) -> bool:
     """Whether an address listens on this machine alone."""
     host, _ = address(text, "address")
@@ -211,6 +256,17 @@ def seconds_of_header(text: str) -> float:
     if seconds <= 0:
         raise BadInput(f"{text!r} is not above zero")
     return seconds
+
+
+def _pem(path: str, field: str, holds: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise BadInput(f"gateway.tls.{field}: {path} cannot be read: {why}; give a file in PEM form") from None
+    if f"{holds}-----" not in text:
+        raise BadInput(f"gateway.tls.{field}: {path} holds no PEM block of a {holds.lower()}")
+    return text
 
 
 def _once(what: str, names: list[str]) -> None:
