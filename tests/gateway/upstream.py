@@ -10,7 +10,7 @@ import ssl
 
 
 class Upstream:
-    """`tokens` tokens, `pace_s` apart, after `first_s`; `fail` "reset" closes before the first byte."""
+    """`tokens` tokens, `pace_s` apart, after `first_s`; `fail` "reset" closes before the first byte, "hang" never answers."""
 
     def __init__(
         self, tokens: int = 4, pace_s: float = 0.005, first_s: float = 0.005, tls: ssl.SSLContext | None = None
@@ -18,6 +18,8 @@ class Upstream:
         self.tls = tls
         self.tokens, self.pace_s, self.first_s = tokens, pace_s, first_s
         self.fail = ""
+        self.word = ""  # what each token says beside its number
+        self.sent = 0  # bytes of streams
         self.seen: list[tuple[str, bytes]] = []
         self.active = 0
         self.cut = 0
@@ -47,6 +49,10 @@ class Upstream:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         size = re.search(r"content-length: (\d+)", head, re.I)
         body = await reader.readexactly(int(size[1])) if size else b""
+        if self.fail == "hang":
+            self.seen += [] if head.startswith("GET") else [(head, body)]
+            await reader.read()
+            return False
         if head.startswith("GET"):
             text = f"vllm:num_requests_running {self.active}\nvllm:num_requests_waiting 0\n".encode()
             text = text if head.startswith("GET /metrics") else b"ok"
@@ -80,9 +86,10 @@ class Upstream:
     async def stream(self, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         for i in range(self.tokens + 1):  # the first names the role only
-            delta = {"role": "assistant", "content": ""} if not i else {"content": f'"{i}'}
+            delta = {"role": "assistant", "content": ""} if not i else {"content": f'"{i}{self.word}'}
             await self.event(writer, json.dumps({"choices": [{"delta": delta}], "port": self.port}).encode())
-            await asyncio.sleep(self.pace_s)
+            if self.pace_s:
+                await asyncio.sleep(self.pace_s)
         await self.event(writer, b"[DONE]")
         writer.write(b"0\r\n\r\n")
         await writer.drain()
@@ -90,6 +97,7 @@ class Upstream:
     async def event(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         text = b"data: " + data + b"\n\n"
         writer.write(b"%x\r\n" % len(text) + text + b"\r\n")
+        self.sent += len(text)
         await writer.drain()
         if writer.transport.is_closing():
             raise ConnectionResetError("the caller left")
