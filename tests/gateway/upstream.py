@@ -10,7 +10,7 @@ import ssl
 
 
 class Upstream:
-    """`tokens` tokens, `pace_s` apart, after `first_s`; `fail` "reset" closes before the first byte, "hang" never answers."""
+    """`tokens` tokens, `pace_s` apart, after `first_s`; `fail`: "reset" closes before the first byte, "hang" waits."""
 
     def __init__(
         self, tokens: int = 4, pace_s: float = 0.005, first_s: float = 0.005, tls: ssl.SSLContext | None = None
