@@ -363,7 +363,7 @@ def serve_by_library(file: str) -> None:
     from headway.gateway import Supervisor
 
     spec = served_of(file, None, Terminal(quiet=True)).spec
-    supervisor = Supervisor(spec, [sys.executable, __file__, "--decide-by-library", file], print)
+    supervisor = Supervisor(spec, lambda: spec, [sys.executable, __file__, "--decide-by-library", file], print)
     asyncio.run(_supervise(supervisor))
 
 

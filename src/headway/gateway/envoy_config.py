@@ -134,12 +134,20 @@ def bootstrap(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dic
     clusters = []
     for cluster in static["clusters"]:
         file = f"{cluster['name']}.json"
-        assigned = {"@type": TYPE + "envoy.config.endpoint.v3.ClusterLoadAssignment", **cluster["load_assignment"]}
-        files[file] = _discovered(assigned)
+        files[file] = _discovered_endpoints(cluster["load_assignment"])
         kept = {name: value for name, value in cluster.items() if name not in ("type", "load_assignment")}
         clusters.append({**kept, "type": "EDS", "eds_cluster_config": {"eds_config": _watched(folder / file)}})
     dynamic = {"lds_config": _watched(folder / "listener.json")}
     return {**config, "static_resources": {"clusters": clusters}, "dynamic_resources": dynamic}, files
+
+
+def discovered_hosts(hosts: list[Host]) -> str:
+    """Return the file of the replicas, for these ones."""
+    return _discovered_endpoints(_assignment(hosts))
+
+
+def _discovered_endpoints(assigned: dict[str, Any]) -> str:
+    return _discovered({"@type": TYPE + "envoy.config.endpoint.v3.ClusterLoadAssignment", **assigned})
 
 
 def _watched(path: Path) -> dict[str, Any]:
@@ -384,11 +392,11 @@ def _replicas(spec: GatewaySpec, hosts: list[Host]) -> dict[str, Any]:
         "circuit_breakers": {"thresholds": [breaker]},
         "load_balancing_policy": {"policies": [{"typed_extension_config": chosen}]},
         "transport_socket_matches": [_to_tls(spec)] if any(host.tls for host in hosts) else [],
-        "load_assignment": assignment(hosts),
+        "load_assignment": _assignment(hosts),
     }
 
 
-def assignment(hosts: list[Host]) -> dict[str, Any]:
+def _assignment(hosts: list[Host]) -> dict[str, Any]:
     """Return the replicas as endpoints; the same address once."""
     endpoints = []
     for host in dict.fromkeys(host for host in hosts if host.at):

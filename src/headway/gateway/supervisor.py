@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import BadInput, HeadwayError, MissingExtra
-from headway.gateway.envoy_config import Host, bootstrap, envoy_config
+from headway.gateway.envoy_config import Host, bootstrap, discovered_hosts, envoy_config
 from headway.gateway.hosts import ADDRESSES, resolved
 from headway.gateway.plainhttp import ask_socket
 from headway.gateway.spec import GatewaySpec, address
@@ -34,7 +34,7 @@ KILL_AFTER_S = 5.0
 RESOLVE_S = 5.0  # how often names of replicas are looked up
 RETIRING_MAX = 4  # decision processes that may still finish their calls
 DRAIN_S = 24 * 3600  # what streams of a listener that was replaced are given
-FIXED = ("listen", "admin", "admin_key_sha256", "envoy", "envoy_threads", "upstream_ca")  # read at the start only
+FIXED = ("listen", "admin", "envoy", "envoy_threads", "upstream_ca")  # read at the start only
 
 
 def envoy_binary(spec: GatewaySpec) -> str:
@@ -259,7 +259,7 @@ class Supervisor:
             config = await self._validated(spec, hosts, self._place(heir))
             self._prepare(heir, hosts)
             await self._start("decisions", heir)
-        except HeadwayError as error:
+        except (HeadwayError, OSError) as error:
             self.say(f"the file is not taken, the earlier one is served on: {error}")
             self._forget(heir)
             return
@@ -288,9 +288,7 @@ class Supervisor:
         shutil.rmtree(self._place(serial), ignore_errors=True)
 
     def _all_hosts(self) -> str:
-        hosts = [host for known in self.hosts.values() for host in known]
-        config = envoy_config(self.spec, hosts, self.folder / "envoy.sock", self._place(self.serial))
-        return bootstrap(config, self.folder)[1]["replicas.json"]
+        return discovered_hosts([host for known in self.hosts.values() for host in known])
 
     async def _publish(self, files: dict[str, str]) -> None:
         """Put files where Envoy watches, those that differ, and wait until it has taken them."""
