@@ -30,7 +30,7 @@ def test_upstreams_are_read(text, host, port, tls):
 
 @pytest.mark.parametrize("text", ["engine", "ftp://engine:1", "https://engine/v1", "engine:0", "http://engine", ""])
 def test_what_is_no_upstream_is_refused(text):
-    with pytest.raises(BadInput, match="gateway.upstreams.0"):
+    with pytest.raises(BadInput, match=r"gateway\.upstreams\.0"):
         GatewaySpec(upstreams=(text,))
 
 
