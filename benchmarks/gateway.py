@@ -217,7 +217,9 @@ def bare_envoy(upstreams: list[str], port: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def running(setup: str, upstreams: list[str], cores: list[int], peers: Path | None) -> Iterator[Running | None]:
+def running(
+    setup: str, upstreams: list[str], cores: list[int], peers: Path | None, streamed: bool = False
+) -> Iterator[Running | None]:
     """A set-up that serves; None where it is not there."""
     if setup == "direct":
         yield Running(upstreams[0], None, 0.0)
@@ -238,7 +240,7 @@ def running(setup: str, upstreams: list[str], cores: list[int], peers: Path | No
             env=os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # it would ask the network for prices
         )
         try:
-            wait_for(f"127.0.0.1:{port}", process, log)
+            wait_for(f"127.0.0.1:{port}", process, log, streamed)
             yield Running(f"127.0.0.1:{port}", process.pid, time.perf_counter() - began_s)
         finally:
             for number in (signal.SIGINT, signal.SIGKILL):
@@ -250,13 +252,14 @@ def running(setup: str, upstreams: list[str], cores: list[int], peers: Path | No
             log.close()
 
 
-def wait_for(at: str, process: subprocess.Popen[bytes], log: Any) -> None:
-    """Wait until a request is answered with 200."""
+def wait_for(at: str, process: subprocess.Popen[bytes], log: Any, streamed: bool) -> None:
+    """Wait until a request is answered with 200; sources of streams answer in streams only."""
+    body = json.dumps({**json.loads(BODY), "stream": streamed}).encode()
     end = time.monotonic() + 120
     headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(OSError):
-            asked = urllib.request.Request(f"http://{at}/v1/chat/completions", BODY.encode(), headers)
+            asked = urllib.request.Request(f"http://{at}/v1/chat/completions", body, headers)
             with urllib.request.urlopen(asked, timeout=5) as answer:
                 if answer.status == 200:
                     return
@@ -446,6 +449,18 @@ def main() -> None:
         measure(asked)
 
 
+def measured(
+    setup: str, kind: str, cores: list[int], asked: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The cells of a set-up and what it takes; none where it is not there."""
+    with source(kind) as upstreams, running(setup, upstreams, cores, asked.peers, kind != "json") as served:
+        if served is None:
+            return [], []
+        found = cells(setup, kind, served, asked.seconds)
+        size = {"set-up": setup, "kind": kind, "PSS MiB": round(served.memory_mib(), 1)}
+        return found, [size | {"first answer after s": round(served.cold_s, 2)}] if served.pid else []
+
+
 def measure(asked: argparse.Namespace) -> None:
     """All cells of all set-ups."""
     if shutil.which("wrk") is None and "json" in asked.kinds:
@@ -460,13 +475,13 @@ def measure(asked: argparse.Namespace) -> None:
     sizes = []
     for setup in asked.setups:
         for kind in asked.kinds:
-            with source(kind) as upstreams, running(setup, upstreams, cores, asked.peers) as served:
-                if served is None:
-                    continue
-                rows[kind] += [{"set-up": setup, **cell} for cell in cells(setup, kind, served, asked.seconds)]
-                if served.pid:
-                    size = {"set-up": setup, "kind": kind, "PSS MiB": round(served.memory_mib(), 1)}
-                    sizes.append(size | {"first answer after s": round(served.cold_s, 2)})
+            try:
+                found, size = measured(setup, kind, cores, asked)
+            except (RuntimeError, subprocess.CalledProcessError, AssertionError) as error:
+                print(f"{setup}, {kind}: {str(error)[-500:]}", file=sys.stderr)
+                continue
+            rows[kind] += [{"set-up": setup, **cell} for cell in found]
+            sizes += size
     for kind, found in rows.items():
         show(kind, found)
     show("memory and start", sizes)
