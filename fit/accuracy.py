@@ -34,8 +34,7 @@ def main() -> None:
     asked = parser.parse_args()
     table = asked.data / "serving.csv.gz"
     if not table.is_file():
-        print(f"{table}: no such file, so nothing is done; measurements elsewhere: make accuracy DATA=FOLDER")
-        return
+        parser.error(f"{table}: no such file, so nothing is done; measurements elsewhere: make accuracy DATA=FOLDER")
     begin = time.monotonic()
 
     def told(what: str) -> None:

@@ -53,6 +53,7 @@ TERMS = (
     ("prompt_layer_s", 200e-6, 0.0),
     ("prompt_moe_layer_s", 500e-6, 0.0),
     ("prompt_mla_layer_s", 500e-6, 0.0),
+    ("prompt_state_layer_s", 500e-6, 0.0),
     ("rank_step_s", 2e-3, 0.0),
     ("intake_s", 20e-3, 0.0),
 )
@@ -172,7 +173,8 @@ def figure_of(kind: str, steps: Steps, replica: Replica, weights: Any, total: fl
     prompt, ranked = prompts * layers / replica.pp, once * (replica.dp > 1)
     prompt_moe = prompts * moe_layers / replica.pp * (replica.engine.name in EAGER)
     fp8, latent = moe_layer * (replica.weights == "fp8"), prompt * (spec.attention == "mla")
-    counts = (layer, moe_layer, fp8, states, once, sequences, prompt, prompt_moe, latent, ranked, 0.0)
+    prompt_states = prompts * spec.state_layers / replica.pp
+    counts = (layer, moe_layer, fp8, states, once, sequences, prompt, prompt_moe, latent, prompt_states, ranked, 0.0)
     return Figure(kind, float((share * steps.seconds(table)).sum()), counts, measured_s)
 
 
@@ -276,6 +278,9 @@ RELEASES: dict[str, list[str]] = {
     "deepspeed-mii": ["0"],
 }
 ALONE = {"sglang"}
+# Steps composed ahead by default: vLLM's release notes of 0.14; TensorRT-LLM's and SGLang's documentation of their
+# overlap schedulers (SGLang's since 0.4, older than any release measured).
+AHEAD_SINCE = {"vllm": "0.14", "sglang": "0", "trtllm": "1.0"}
 
 
 def _number(version: str) -> tuple[int, ...]:
@@ -381,7 +386,10 @@ def document(found: dict[tuple[str, str], Fit]) -> str:
             for gpu, i in slow.items():
                 by_gpu.setdefault(gpu, {})["kernels"] = float(f"{np.exp(values[len(SIZES) + i]):.3g}")
             releases.append({"since": since, "host": {**host, "error": round(error, 2)}, "by_gpu": by_gpu})
-        engines[engine] = {"prefill_alone": engine in ALONE, "releases": releases}
+        discipline: dict[str, Any] = {"prefill_alone": engine in ALONE}
+        if engine in AHEAD_SINCE:
+            discipline["ahead_since"] = AHEAD_SINCE[engine]
+        engines[engine] = {**discipline, "releases": releases}
     head = (
         "# What an engine adds to its kernels, and how it batches: seconds on the host that the GPU waits for. A\n"
         "# release's numbers hold from that version on; `by_gpu` replaces some on a GPU family. By fit/engines.py.\n"

@@ -111,7 +111,7 @@ def _mixing(case: Case) -> Case:
     replace = msgspec.structs.replace
 
     def plain(replica: Replica) -> Replica:
-        engine = replace(replica.engine, poll_steps=1, align_steps=0, gather_steps=0)
+        engine = replace(replica.engine, poll_steps=1, align_steps=0, gather_steps=0, ahead=False)
         if engine_facts(engine.name, engine.version, replica.gpu).prefill_alone:
             engine = replace(engine, name="vllm", version="")
         return replace(replica, engine=engine)

@@ -54,12 +54,15 @@ UNUSED = np.log(5.0)  # kernels so much slower than any law's: software that did
 STRETCHES = tuple(np.arange(1.0, 1.51, 0.02))
 
 
+Place = tuple[str, str, str, str]  # engine, release, GPU, model
+
+
 class Seen(NamedTuple):
     """One row: what it is of, what was predicted, and its seconds under the laws of the GPU's relative."""
 
     row: Row
     outcome: Outcome
-    place: tuple[str, str, str, str]  # engine, release, GPU, model
+    place: Place
     point: engines.Point | None
     elsewhere: dict[str, float]  # kernel seconds by kind of figure
 
@@ -200,31 +203,42 @@ def _stay(row: Row, figures: dict[str, float]) -> float | None:
     return figures["ttft_mean"] + (row.osl_mean - 1) * figures["tpot_mean"]
 
 
+def record(rows: list[Seen]) -> dict[Place, set[str]]:
+    """What the rows fitted on tell of each place, by metric."""
+    found: dict[Place, set[str]] = defaultdict(set)
+    for one in rows:
+        if one.point is not None:
+            found[one.place].update(logs_of(one, {}))
+    return dict(found)
+
+
 def residuals(rows: list[Seen], by_pair: Shifts, by_gpu: Shifts) -> list[Residual]:
-    """Every row at every level it can be predicted at."""
-    fitted = {one.place for one in rows if one.point is not None}
+    """Every figure at every level it can be predicted at."""
+    told = record(rows)
+    models: dict[tuple[tuple[str, str, str], str], set[str]] = defaultdict(set)  # by GPU under a release, and metric
+    for place, metrics in told.items():
+        for metric in metrics:
+            models[place[:3], metric].add(place[3])
     found = []
     for one in rows:
-        key = one.row.row_id
-        vendor = gpu(one.place[2]).vendor
-        levels: dict[str, dict[str, float]] = {}
-        if one.place in fitted:
-            levels["seen pair"] = {}
-        elif one.place[:3] in {place[:3] for place in fitted}:
-            levels["seen GPU"] = {}
-        if key in by_pair:
-            levels["seen GPU"] = by_pair[key]
-        if key in by_gpu:
-            levels["family" if vendor == "NVIDIA" else "data sheet"] = by_gpu[key]
-        pair, names = (one.row.model_key, one.row.gpu_key), (one.place[0], " ".join(one.place[:2]))
+        key, engine = one.row.row_id, one.place[0]
+        unseen = "family" if gpu(one.place[2]).vendor == "NVIDIA" else "data sheet"
+        pair, names = (one.row.model_key, one.row.gpu_key), (engine, " ".join(one.place[:2]))
         watts = power_law(one.place[2]).evidence == "own"
-        for level, shift in levels.items():
-            for metric, log in logs_of(one, shift).items():
-                if metric in ("energy_per_token", "power") and not watts:
-                    if level == min(levels, key=LEVELS.index):
-                        found.append(Residual("family", metric, *names, pair, log, key))
-                else:
-                    found.append(Residual(level, metric, *names, pair, log, key))
+        for metric in logs_of(one, {}):
+            there = models[one.place[:3], metric]
+            now = "seen pair" if one.place[3] in there else "seen GPU" if there else unseen
+            levels: dict[str, dict[str, float]] = {now: {}}
+            if key in by_pair:
+                levels.setdefault("seen GPU" if there - {one.place[3]} else unseen, by_pair[key])
+            if key in by_gpu:
+                levels[unseen] = by_gpu[key]
+            if metric in ("energy_per_token", "power") and not watts:
+                levels = {"family": levels[min(levels, key=LEVELS.index)]}
+            found += [
+                Residual(level, metric, *names, pair, logs_of(one, shift)[metric], key)
+                for level, shift in levels.items()
+            ]
     return found
 
 
@@ -426,12 +440,14 @@ def document(rows: list[Seen], found: list[Residual], spread: dict[str, dict[str
         logs = np.array([abs(one.log) for one in kept["seen pair", "", metric]])
         tails[metric] = round(float(np.quantile(logs, 0.9) / np.median(logs)), 2)
     seen_pairs: dict[str, Any] = {}
-    for engine, since, card, name in sorted({one.place for one in rows if one.point is not None}):
-        seen_pairs.setdefault(engine, {}).setdefault(since, {}).setdefault(card, []).append(name)
+    for (engine, since, card, name), metrics in sorted(record(rows).items()):
+        key = " ".join(metric for metric in METRICS if metric in metrics)
+        seen_pairs.setdefault(engine, {}).setdefault(since, {}).setdefault(card, {}).setdefault(key, []).append(name)
     head = (
         "# How far predictions are off: quantiles of ln(predicted / measured) by evidence, engine and metric.\n"
         "# `tails`: 90th percentile of the absolute error over its median. `ranking`: 90th percentile of |ln| of the\n"
-        "# error of ratios of two layouts. `seen`: engine, release, GPU, models fitted on. By fit/uncertainty.py.\n"
+        "# error of ratios of two layouts. `seen`: engine, release, GPU, what was measured, models fitted on.\n"
+        "# By fit/uncertainty.py.\n"
     )
     source = (
         f"{len(rows)} operating points of aiconfigurator and ML.ENERGY (Apache-2.0), TensorRT-LLM's documentation "

@@ -288,7 +288,7 @@ def test_rows_of_every_kind_obey_physics_when_simulated():
 
 
 def test_repeats_and_doubtful_rows_are_used_and_told_apart():
-    row = measured_by_ourselves(2.0)
+    row = measured_by_ourselves(1.25)
     again = msgspec.structs.replace(row, row_id="b", notes="copied")
     doubtful = {"engine_version": "1.3.0rc5", "concurrency": 4.0}
     found = validate([row, again, measured_by_ourselves(**doubtful)])

@@ -17,7 +17,7 @@ def run(*words):
 
 @pytest.fixture
 def measured(tmp_path):
-    rows = [measured_by_ourselves(0.5, row_id=str(c), concurrency=float(c)) for c in range(1, 7)]
+    rows = [measured_by_ourselves(0.8, row_id=str(c), concurrency=float(c)) for c in range(1, 7)]
     path = tmp_path / "points.csv.gz"
     rows += [point(row_id="odd", tp=3), point(row_id="fast", measured={"tpot_mean": 1e-5})]
     path.write_bytes(as_csv(rows, zipped=True))
@@ -29,7 +29,7 @@ def test_a_table_is_printed_with_errors_reasons_and_rows_that_break_physics(meas
     assert said.exit_code == 0, said.output
     text = " ".join(said.stdout.split())
     assert "6 of 8 rows simulated (75%)" in text
-    assert "TTFT 100% 100% 100% +100%" in text
+    assert "TTFT 25.0% 25.0% 25.0% +25.0%" in text
     assert "layout and number of GPUs disagree 1" in text
     assert "row fast: breaks physics: tpot_mean below the time to read the weights" in text
     assert "tok/s per GPU" in text and "throughput_per_gpu 1.00" in text
@@ -38,10 +38,10 @@ def test_a_table_is_printed_with_errors_reasons_and_rows_that_break_physics(meas
 def test_json_alone_goes_to_stdout_and_points_to_a_file(measured, tmp_path):
     said = run(measured, "--json", "-", "--points", tmp_path / "points.csv", "--workers", "1")
     data = json.loads(said.stdout)
-    assert data["errors"]["tpot"]["mape"] == pytest.approx(1)
+    assert data["errors"]["tpot"]["mape"] == pytest.approx(0.25)
     lines = list(csv.DictReader((tmp_path / "points.csv").read_text().splitlines()))
     assert {line["row_id"] for line in lines} == {"1", "2", "3", "4", "5", "6"}
-    assert all(float(line["predicted"]) == pytest.approx(2 * float(line["measured"])) for line in lines)
+    assert all(float(line["predicted"]) == pytest.approx(1.25 * float(line["measured"])) for line in lines)
 
 
 def test_two_processes_give_what_one_gives(measured):

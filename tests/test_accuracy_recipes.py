@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from accuracy_cases import SPLIT, point
 from headway.accuracy.express import drawn, express
-from headway.accuracy.reading import output_share, token_budget
+from headway.accuracy.reading import sweep, token_budget
 from headway.workload.lengths import Constant, Uniform
 
 IN_INFERENCEX = "measured=2026-01-01 "
@@ -106,9 +106,19 @@ def test_no_request_of_inferencex_is_longer_than_the_nominal_one(form):
 )
 def test_outputs_of_some_releases_sweeps_vary_and_their_prompts_do_not(engine, version, share):
     row = point(engine=engine, engine_version=version, isl_mean=1000.0, osl_mean=1000.0)
-    assert output_share(row) == share
+    assert sweep(row).output_share == share
     load = express(row).workload
     assert load.prompt == Constant(tokens=1000)
     assert load.output == (Uniform(low_tokens=950, high_tokens=1050) if share else Constant(tokens=1000))
     of_inferencex = express(msgspec.structs.replace(row, notes=IN_INFERENCEX)).workload
     assert of_inferencex.output == of_inferencex.prompt == Uniform(low_tokens=800, high_tokens=1000)
+
+
+@pytest.mark.parametrize(("key", "most"), [("llama-3-8b", 7), ("qwen3-32b", 16)])
+def test_a_sweep_with_whole_prompts_has_one_in_a_step_and_its_engine_may_leave_a_user_waiting(key, most):
+    sweep_of = {"engine": "trtllm", "engine_version": "1.0.0rc3", "model_key": key, "isl_mean": 4096.0}
+    row = point(**sweep_of, concurrency=8.0)
+    settings = express(row).deployment.pools[0].replica.engine
+    assert (settings.max_batched_tokens, settings.max_seqs) == (4096, most)
+    of_inferencex = express(msgspec.structs.replace(row, notes=IN_INFERENCEX)).deployment.pools[0].replica.engine
+    assert of_inferencex.max_seqs == 16 and of_inferencex.max_batched_tokens != 4096

@@ -144,10 +144,33 @@ def test_a_calibration_belongs_to_tables_not_to_recorded_runs(written, tmp_path)
     refused(run("validate", "--requests", tmp_path, "--calibration", written), "--calibration belongs to a table")
 
 
-@pytest.mark.parametrize(("text", "said"), [("schema: x", "headway.calibration/1"), ("a: [", "not YAML")])
-def test_a_file_that_is_no_calibration_is_refused(tmp_path, text, said):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("schema: x", "no calibration but of the schema 'x'"),
+        ("a: 1", "no calibration but a mapping without a schema"),
+        ("a: [", "not YAML"),
+        ("row_id,source,engine\n" + 5000 * "a,b,c\n", "came 'row_id,source,engine a,b,c"),
+    ],
+)
+def test_a_file_that_is_no_calibration_is_named_in_two_lines(tmp_path, text, said):
     (tmp_path / "bad.yaml").write_text(text)
-    refused(run("simulate", *H100, *SHORT, "--calibration", tmp_path / "bad.yaml"), said)
+    told = run("simulate", *H100, *SHORT, "--calibration", tmp_path / "bad.yaml")
+    refused(told, said, "headway calibrate TABLE.csv --out FILE", "headway.calibration/1")
+    assert len(told.stderr.splitlines()) == 2
+    assert len(told.stderr) < 500
+
+
+def test_a_calibration_that_is_not_there_is_only_that(tmp_path):
+    told = run("simulate", *H100, *SHORT, "--calibration", tmp_path / "none.yaml")
+    refused(told, "no such file")
+    assert len(told.stderr.splitlines()) == 1
+
+
+def test_a_fingerprint_of_another_machine_is_refused_before_the_fit(points, tmp_path, monkeypatch):
+    monkeypatch.setattr("headway.accuracy.calibrate", None)  # the fit
+    (tmp_path / "machine.json").write_text('{"gpu": "NVIDIA L4"}')
+    refused(run("calibrate", points, "--fingerprint", tmp_path / "machine.json"), "'NVIDIA L4', the points of h100-sxm")
 
 
 def test_a_fingerprint_that_is_no_json_is_refused(points, tmp_path):

@@ -80,6 +80,20 @@ def test_options_become_the_question(asked):
     assert question.slo == Slo(ttft_s=0.2, tpot_s=0.1, e2e_s=9.0, attainment=0.95)
     assert question.workload.prompt.mean_tokens == 200
     assert asked["workers"] == 1
+    assert (question.cap_watts, question.clock_mhz) == (None, None)
+    run(*SMALL, "--cap-watts", "60,72", "--clock-mhz", "1200")
+    assert (asked["question"].cap_watts, asked["question"].clock_mhz) == ((60.0, 72.0), (1200.0,))
+
+
+def test_power_and_carbon_are_printed_with_what_they_rest_on(answered):
+    result, files = answered
+    best = json.loads(files["json"].read_text())["best"]
+    assert best["energy_kind"] == "estimated"
+    lines = {label: line for line in result.stdout.splitlines() for label in ("Energy", "Carbon") if label in line}
+    assert f"{best['mean_watts']:.3g} W on average" in lines["Energy"]
+    assert "estimated" in lines["Energy"] and "estimated" in lines["Carbon"]
+    assert f"{best['carbon_g_per_million_output_tokens']:.3g} g CO2 per million output tokens" in lines["Carbon"]
+    assert "at 445 g/kWh and PUE 1.56" in lines["Carbon"]
 
 
 def test_a_named_workload_stays_a_name_unless_it_is_changed(asked):
@@ -151,6 +165,9 @@ def test_without_an_answer_no_deployment_is_written(asked, tmp_path):
         (["--workers", "0"], ["--workers", "above zero"]),
         (["--model", "llama-3.2-1"], ["unknown model", "nearest: llama-3.2-1b"]),
         (["--gpu", "l5"], ["unknown GPU 'l5'", "headway list gpus"]),
+        (["--cap-watts", "60,x"], ["--cap-watts", "300,400,700"]),
+        (["--cap-watts", "0"], ["--cap-watts", "above zero"]),
+        (["--clock-mhz", "9000"], ["boost clock"]),
         (["--set", "tq=[1]"], ["unknown field 'tq'", "tp"]),
         (["--set", "tp=[3]"], ["3"]),
         (["--set", "requests=0"], ["requests 0"]),

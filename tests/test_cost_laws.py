@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 
 from headway.cost import EngineSettings, Replica, StepTable, chunk_area, compile_replica
 from headway.cost.efficiency import efficiency
-from headway.cost.engines import HostTerms
+from headway.cost.engines import HostTerms, engine_facts, engine_names
 from headway.cost.physics import all_reduce, experts, gemm, power_sum
-from headway.errors import DoesNotFit
+from headway.errors import BadInput, DoesNotFit
 from headway.hardware import gpu, gpu_keys
 from headway.model import model
 
@@ -124,6 +124,36 @@ def test_arrays_are_read_only_finite_and_never_decrease(table):
     assert len(table.linear_s) == len(table.linear_j) == len(table.p2p_s) == table.max_batched_tokens + 1
     assert len(table.seq_s) == len(table.decode_s) == len(table.decode_ctx_j) == table.max_seqs + 1
     assert all(getattr(table, f"{piece}_{unit}") >= 0.0 for piece in SCALARS for unit in "sj")
+
+
+MODELS = (("llama-3.1-8b", "bf16", 1), ("llama-3.1-8b", "fp8", 2), ("qwen3-30b-a3b", "bf16", 1))
+
+
+def releases(name: str, key: str) -> list[str]:
+    """A version of each release of an engine that differs on a GPU."""
+    versions = ("0.1", "0.5", "0.6", "0.9", "0.10", "0.11", "0.12", "0.17", "1.0", "1.1", "")
+    return list({engine_facts(name, version, key): version for version in versions}.values())
+
+
+@pytest.mark.parametrize("name", engine_names())
+def test_no_step_of_any_gpu_and_engine_is_faster_than_reading_the_weights_it_uses(name):
+    """Whatever was fitted: a token reads its share of the experts, all else and the head at full bandwidth at best."""
+    compiled = 0
+    for key, (of, weights, tp) in product(gpu_keys(), MODELS):
+        card, spec = gpu(key), model(of)
+        for version in releases(name, key):
+            engine = EngineSettings(name=name, version=version, max_batched_tokens=64, max_seqs=2, memory_utilization=1)
+            try:
+                table = compile_replica(Replica(model=of, gpu=key, weights=weights, tp=tp, engine=engine))
+            except (DoesNotFit, BadInput):
+                continue
+            tables = (1 if spec.tied_embeddings else 2) * spec.vocab * spec.hidden
+            share = (spec.active_params() - tables) / (spec.total_params() - tables)
+            body = (spec.weight_bytes(weights) - 2 * tables) * share
+            read_s = (body + 2 * spec.vocab * spec.hidden) / (card.memory_bytes_per_s * tp)
+            assert table.step_seconds(1, 1, 1) >= read_s * (1 - 1e-9), (key, of, weights, version)
+            compiled += 1
+    assert compiled > 100
 
 
 @given(tables, st.integers(1, 128), contexts)

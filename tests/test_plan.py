@@ -1,6 +1,7 @@
 """Plans of small questions: laws every plan obeys, and answers to questions that have no good one."""
 
 import math
+import re
 from functools import cache
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from headway.errors import BadInput, UnknownName
 from headway.metrics import Prices, Slo
 from headway.metrics.attainment import group_interval
-from headway.plan import Plan, Question, contest, plan
+from headway.plan import Plan, Question, contest, plan, trial
 from headway.sim import Deployment, simulate
 from headway.specs import from_mapping, read_yaml, write_yaml
 from headway.workload import workload
@@ -69,9 +70,13 @@ def test_a_deployment_fed_to_simulate_attains_what_the_plan_says(tmp_path):
             assert (low, high) == (candidate.attainment_low, candidate.attainment_high)
         assert results[0].gpus == candidate.gpus
         assert results[0].cost.usd_per_hour == pytest.approx(candidate.usd_per_hour)
-        figures = [(r.energy.joules_per_output_token, r.ttft_s.p90, r.tpot_s.p90) for r in results]
-        joules, ttft_s, tpot_s = np.mean(figures, axis=0)
+        carbon = [r.carbon.grams_per_million_output_tokens for r in results]
+        figures = [(r.energy.joules_per_output_token, r.energy.mean_watts, r.ttft_s.p90, r.tpot_s.p90) for r in results]
+        joules, watts, ttft_s, tpot_s = np.mean(figures, axis=0)
         assert joules == pytest.approx(candidate.joules_per_output_token)
+        assert watts == pytest.approx(candidate.mean_watts)
+        assert np.mean(carbon) == pytest.approx(candidate.carbon_g_per_million_output_tokens)
+        assert candidate.energy_kind == results[0].energy.kind == "fitted"
         assert ttft_s == pytest.approx(candidate.ttft_p90_s, rel=0.01)
         assert tpot_s == pytest.approx(candidate.tpot_p90_s, rel=0.01)
 
@@ -240,8 +245,36 @@ def test_a_rate_beyond_all_gpus_says_how_many_would_do():
     assert (found.feasible, found.binding) == (False, "rate")
     assert found.ranked[0].goodput_req_s == max(candidate.goodput_req_s for candidate in found.ranked)
     assert "replicas of tp 4 or 8 were not tried and may need fewer" in found.message
-    needed = int(found.message.split("About ")[1].split(" GPUs")[0])
-    assert needed * max(c.goodput_req_s_per_gpu for c in found.ranked) >= 1000
+    form = r"(\d+) GPUs would do \((\d+) times (.+)\): simulated, ([\d.]+)% of ([\d,]+) requests meet the SLO"
+    said = re.search(form, found.message)
+    gpus, copies = int(said[1]), int(said[2])
+    frugal = next(candidate for candidate in found.ranked if candidate.name == said[3])
+    assert gpus == copies * frugal.gpus
+    assert frugal.goodput_req_s_per_gpu == max(c.goodput_req_s_per_gpu for c in found.ranked)
+    data = dict(frugal.deployment)
+    data["pools"] = [{**pool, "count": pool.get("count", 1) * copies} for pool in data["pools"]]
+    requests = int(said[5].replace(",", ""))
+    made = workload("chat", rate=1000, requests=requests)
+    result = simulate(from_mapping(Deployment, data, "copies"), made, slo=SLO, seed=SMALL.seed + 1)
+    assert requests == 300 * math.ceil(1000 / frugal.goodput_req_s)
+    assert f"{100 * result.slo.attainment:.1f}" == said[4] and result.slo.attainment >= SLO.attainment
+
+
+def test_copies_that_miss_the_slo_are_added_to_and_none_is_promised_that_was_not_simulated(monkeypatch):
+    tried = []
+
+    def missed(deployment, tables, load, slo, k):
+        tried.append(sum(pool.count for pool in deployment.pools))
+        return trial.Trial(len(tried) > 2, 0.95, load.requests, 0, 0.1, 0.01, 1.0, 0.0, True)
+
+    monkeypatch.setattr("headway.plan.remedy.try_rate", missed)
+    found = plan(msgspec.structs.replace(SMALL, rate_req_s=1000), workers=1)
+    assert len(tried) == 3 and tried == sorted(set(tried))
+    assert "95.0% of" in found.message
+    monkeypatch.setattr("headway.plan.remedy._REPLICAS_MAX", 1)
+    found = plan(msgspec.structs.replace(SMALL, rate_req_s=1000), workers=1)
+    assert len(tried) == 3
+    assert "an estimate that no simulation confirmed" in found.message and "By goodput alone about " in found.message
 
 
 def test_a_model_that_fits_nowhere_names_the_memory():
@@ -270,6 +303,55 @@ def test_prices_given_are_those_that_rank():
     assert dear.best is not None
     assert dear.best.usd_per_hour == 100.0 * dear.best.gpus
     assert from_mapping(Deployment, dear.best.deployment, "best").prices.usd_per_gpu_hour == 100.0
+
+
+def by_watts(found: Plan) -> dict[float, dict[str, object]]:
+    """Candidates by power limit, and there by their name without it."""
+    kept: dict[float, dict[str, object]] = {}
+    for candidate in found.ranked:
+        cap = candidate.deployment["pools"][0]["replica"]["cap_watts"]
+        kept.setdefault(cap, {})[candidate.name.replace(f" {cap:g}W", "")] = candidate
+    return kept
+
+
+def test_power_limits_to_try_are_part_of_the_space_and_cost_speed():
+    found = ask(cap_watts=(700.0, 300.0), layouts=("mixed",))
+    plain = {candidate.name: candidate for candidate in ask(layouts=("mixed",)).ranked}
+    limited = by_watts(found)
+    assert set(limited) == {700.0, 300.0}
+    compared = {700.0: 0, 300.0: 0}
+    for cap, named in limited.items():
+        assert set(named) == set(plain)
+        for name, candidate in named.items():
+            assert candidate.mean_watts <= cap * candidate.gpus
+            if candidate.confirmed or plain[name].confirmed:
+                continue  # on other seeds
+            compared[cap] += 1
+            assert candidate.goodput_req_s <= plain[name].goodput_req_s * 1.03  # the grid of rates
+            if cap == 700.0:  # all that the GPU draws
+                assert candidate.joules_per_output_token == pytest.approx(plain[name].joules_per_output_token)
+    assert min(compared.values()) > 0
+    assert any(300 * one.gpus < plain[name].mean_watts for name, one in limited[300.0].items())
+
+
+def test_a_locked_clock_is_kept_in_every_pool_of_a_candidate():
+    found = ask(clock_mhz=(1200.0,))
+    assert found.ranked
+    for candidate in found.ranked:
+        assert candidate.name.endswith((" 1200MHz", " 1200MHz b2048", " 1200MHz b8192"))
+        assert all(pool["replica"]["clock_mhz"] == 1200.0 for pool in candidate.deployment["pools"])
+
+
+def test_carbon_follows_the_prices_of_the_question():
+    base = ask(layouts=("mixed",)).best
+    prices = Prices(carbon_g_per_kwh=50, pue=1.2, embodied_kg_per_gpu=160, lifetime_years=4)
+    found = ask(layouts=("mixed",), prices=prices).best
+    assert base.embodied_g_per_million_output_tokens is None
+    share = found.carbon_g_per_million_output_tokens / base.carbon_g_per_million_output_tokens
+    assert share == pytest.approx(50 * 1.2 / (Prices().carbon_g_per_kwh * Prices().pue))
+    hours = found.usd_per_million_output_tokens / found.usd_per_hour
+    grams = prices.embodied_g_per_gpu_hour * found.gpus * hours
+    assert found.embodied_g_per_million_output_tokens == pytest.approx(grams)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -309,6 +391,10 @@ def test_progress_counts_every_evaluation():
         ({"workload": "chatt"}, "unknown workload 'chatt'"),
         ({"model": "llama-3.1-9b"}, "unknown model"),
         ({"gpu": "h100"}, "unknown GPU 'h100'"),
+        ({"cap_watts": (60.0,)}, "draws .* W before it does anything"),
+        ({"cap_watts": ()}, "cap_watts .*: give at least one value"),
+        ({"cap_watts": (300.0, 300.0)}, "give each value to try once"),
+        ({"clock_mhz": (2500.0,)}, "can be locked up to its boost clock"),
     ],
 )
 def test_a_question_that_makes_no_sense_is_refused(changes, message):

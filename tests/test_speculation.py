@@ -267,7 +267,7 @@ def test_provenance_says_what_was_declared_and_what_follows():
 
 
 def test_nothing_was_measured_under_a_declaration():
-    assert evidence_level(TARGETS["llama"][0]) != "family" == evidence_level(declared("llama", 3, 0.8))
+    assert evidence_level(TARGETS["llama"][0], "tpot") != "family" == evidence_level(declared("llama", 3, 0.8), "tpot")
 
 
 def test_bounds_of_a_plan_stay_below_what_is_simulated():

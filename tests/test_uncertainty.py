@@ -17,7 +17,7 @@ from headway.accuracy.rows import Row
 from headway.cost import EngineSettings, Replica
 from headway.cost.calibration import Calibration
 from headway.cost.engines import engine_names
-from headway.cost.uncertainty import LEVELS, METRICS, evidence_level, factors, interval, ranking_spread
+from headway.cost.uncertainty import LEVELS, METRICS, evidence_level, factors, interval, levels, ranking_spread
 from headway.errors import BadInput
 from headway.hardware import gpu_keys
 from headway.metrics import Result, Slo
@@ -42,13 +42,13 @@ replicas = st.builds(
 )
 
 
-def at_every_level(engine):
-    """A replica under the engine for each level of evidence there is one of."""
+def at_every_level(engine, metric="tpot"):
+    """A replica under the engine for each level of evidence that there is of a metric."""
     found = {}
     for card in gpu_keys():
         for name in ("llama-3-70b", "llama-3.1-8b", "llama-2-7b", "qwen3-32b", "gpt-oss-120b", "phi-4"):
             replica = Replica(model=name, gpu=card, engine=EngineSettings(name=engine))
-            found.setdefault(evidence_level(replica), replica)
+            found.setdefault(evidence_level(replica, metric), replica)
     return found
 
 
@@ -68,11 +68,11 @@ def test_more_coverage_is_never_narrower(replica, metric, one, other):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_poorer_evidence_is_never_narrower(engine):
-    found = at_every_level(engine)
-    ordered = [found[level] for level in LEVELS if level in found]
-    assert len(ordered) > 1
-    for better, poorer in itertools.pairwise(ordered):
-        for metric in ("ttft", "tpot", "e2e", "output_throughput"):
+    for metric in ("ttft", "tpot", "e2e", "output_throughput"):
+        found = at_every_level(engine, metric)
+        ordered = [found[level] for level in LEVELS if level in found]
+        assert len(ordered) > 1
+        for better, poorer in itertools.pairwise(ordered):
             inner, outer = interval(better, metric), interval(poorer, metric)
             assert outer[0] <= inner[0] and inner[1] <= outer[1], (metric, better, poorer)
 
@@ -81,8 +81,31 @@ def test_levels_follow_what_was_measured():
     found = at_every_level("vllm")
     assert {"seen pair", "seen GPU", "family", "data sheet"} <= found.keys()
     for same in ("llama-3.1-70b", "llama-3.3-70b", "llama-3.1-70b:262144"):
-        assert evidence_level(Replica(model=same, gpu="h100-sxm")) == "seen pair"
-    assert evidence_level(msgspec.structs.replace(found["seen pair"], model="sized:9b")) == "seen GPU"
+        assert evidence_level(Replica(model=same, gpu="h100-sxm"), "tpot") == "seen pair"
+    assert evidence_level(msgspec.structs.replace(found["seen pair"], model="sized:9b"), "tpot") == "seen GPU"
+
+
+def test_throughput_alone_is_no_evidence_of_times_per_token():
+    """Llama-2-70B on MI300X under vLLM 0.6: MLPerf publishes tokens/s and nothing else."""
+    engine = EngineSettings(name="vllm", version="0.6")
+    replica = Replica(model="llama-2-70b", gpu="mi300x", engine=engine)
+    found = {metric: evidence_level(replica, metric) for metric in METRICS}
+    assert found["output_throughput"] == "seen pair"
+    assert {found[metric] for metric in ("ttft", "tpot")} == {"data sheet"}
+    assert levels([replica]) == found
+    low, high, _ = interval(replica, "tpot")
+    sure = interval(Replica(model="llama-3.1-70b", gpu="h100-sxm"), "tpot")
+    assert low < sure[0] and sure[1] < high
+
+
+def test_watts_of_another_release_are_as_sure_as_throughput_and_no_pair_that_was_seen():
+    measured = Replica(model="llama-3.1-8b", gpu="h100-sxm", engine=EngineSettings(version="0.11"))
+    newer = Replica(model="llama-3.1-8b", gpu="h100-sxm")
+    assert evidence_level(measured, "energy_per_token") == "seen pair"
+    times = evidence_level(newer, "output_throughput")
+    assert evidence_level(newer, "energy_per_token") == max("seen GPU", times, key=LEVELS.index)
+    assert evidence_level(msgspec.structs.replace(measured, cap_watts=400.0), "power") == "family"
+    assert evidence_level(Replica(model="llama-3.1-8b", gpu="l4"), "power") == "family"
 
 
 @pytest.mark.parametrize("metric", RATES)
@@ -90,7 +113,8 @@ def test_ratios_are_surer_the_better_the_evidence_and_surer_than_single_figures(
     """Ratios are of all engines' rows together, so they are held against the engine in the middle, not the surest."""
     spreads = [ranking_spread(level, metric) for level in LEVELS]
     assert spreads == sorted(spreads)
-    seen = [found["seen pair"] for found in map(at_every_level, ENGINES) if "seen pair" in found]
+    level = "seen pair" if metric == "output_throughput" else "seen GPU"  # joules are of an older release
+    seen = [found[level] for name in ENGINES if level in (found := at_every_level(name, metric))]
     ends = [interval(replica, metric)[:2] for replica in seen]
     assert len(ends) > 3
     assert 0.0 < spreads[0] < median(math.log(high / low) for low, high in ends)
@@ -100,14 +124,15 @@ def test_a_calibrations_interval_is_as_wide_as_its_own_points_were_off():
     bare = Replica(model="llama-3.1-8b", gpu="rtx-4090")
     own = Calibration(gpu="rtx-4090", engine="vllm", models=("llama-3.1-8b",), held_out=(("tpot", 0.03), ("ttft", 9.0)))
     replica = msgspec.structs.replace(bare, calibration=own)
-    assert evidence_level(replica) == "calibrated"
+    assert [evidence_level(replica, metric) for metric in ("tpot", "ttft")] == ["calibrated", "calibrated"]
+    assert interval(replica, "e2e") == interval(bare, "e2e")  # was not measured
     for coverage in (0.5, 0.9):
         tight, wide = interval(replica, "tpot", coverage), interval(bare, "tpot", coverage)
         assert wide[0] < tight[0] < 1.0 < tight[1] < wide[1]
         far, usual = interval(replica, "ttft", coverage), interval(bare, "ttft", coverage)
         assert far[0] < usual[0] < usual[1] < far[1]
     other = msgspec.structs.replace(replica, model="llama-3.1-70b")
-    assert evidence_level(other) == "seen GPU"
+    assert [evidence_level(other, metric) for metric in ("tpot", "e2e")] == ["seen GPU", "family"]
 
 
 def test_a_deployment_is_as_unsure_as_its_least_sure_replica():
@@ -132,7 +157,7 @@ def test_a_result_carries_the_interval_of_its_deployment_through_json():
     result = simulate(Deployment(pools=(Pool(replica=replica),)), workload("chat", rate=2, requests=20))
     error = result.uncertainty
     assert error is not None
-    assert error.level == evidence_level(replica)
+    assert error.levels == levels([replica]) and error.level == error.levels["tpot"]
     assert {name: getattr(error, name) for name in METRICS} == factors([replica])
     low, high = error.around("tpot", 0.02)
     assert low < 0.02 < high
@@ -246,10 +271,10 @@ def test_what_is_too_tight_is_told_by_the_limit_that_was_asked_for():
 
 
 def test_coverage_counts_what_lies_inside():
-    def judged(measured, level, ends):
+    def judged(measured, level, ends):  # of the time per token
         row = Row(row_id="r", source="s", engine="vllm", model_key="m", gpu_key="g", mode="agg",
                   measured={"tpot_mean": measured})  # fmt: skip
-        return row, Outcome({"tpot_mean": 0.010}, gpus=1, level=level, factors={"tpot": ends})
+        return row, Outcome({"tpot_mean": 0.010}, gpus=1, levels={"tpot": level}, factors={"tpot": ends})
 
     rows = [
         judged(0.010, "seen pair", (0.9, 1.1)), judged(0.012, "seen pair", (0.9, 1.1)),

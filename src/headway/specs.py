@@ -33,6 +33,8 @@ __all__ = [
     "write_yaml",
 ]
 
+_SHOWN = 80  # characters of a value that a message repeats
+
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -357,4 +359,5 @@ def _show(value: Any) -> str:
         return "nothing"
     if isinstance(value, (dict, list)):
         return f"{'a mapping' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    return repr(value)
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"

@@ -78,6 +78,7 @@ def make_table(rng: Random, *, budget: int, seqs: int, stages: int, block: int, 
         prefill_alone=rng.random() < 0.3,
         prompt_step_s=rng.choice([0.0, rng.uniform(0, 1e-2)]),
         poll_steps=rng.choice([1, 1, 2, 7]),
+        ahead=rng.random() < 0.4,
         provenance={},
     )
 

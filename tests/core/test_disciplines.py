@@ -49,6 +49,19 @@ def test_a_busy_engine_looks_for_requests_now_and_then(poll_steps: int, looks_s:
     np.testing.assert_allclose(columns["admitted_s"][1], looks_s)
 
 
+@pytest.mark.parametrize(("ahead", "admitted_s"), [(False, 0.060), (True, 0.070)])
+def test_a_step_composed_ahead_leaves_out_who_comes_while_one_runs(ahead: bool, admitted_s: float) -> None:
+    """Steps end every 10 ms: who comes at 55 ms misses the step of 60 ms, which is composed already."""
+    columns = served([Row(0.0, 16, 21), Row(0.055, 16, 1)], ahead=ahead)
+    np.testing.assert_allclose(columns["admitted_s"][1], admitted_s)
+
+
+def test_an_idle_engine_takes_a_request_at_once_though_it_composes_ahead() -> None:
+    """Nothing was composed while it had nothing to do; nor does a request wait for steps that would be empty."""
+    columns = served([Row(0.0, 16, 1), Row(0.005, 16, 1), Row(0.5, 16, 1)], ahead=True)
+    np.testing.assert_allclose(columns["admitted_s"], [0.0, 0.010, 0.5])
+
+
 def closed_or_open(kind: str, intake_s: float) -> Result:
     spec = WorkloadSpec(arrival=parse_arrival(kind), prompt=parse_length("40"), output=parse_length("8"), requests=60)
     load: Workload = workload(spec) if kind.startswith("closed") else workload(spec, rate=20.0)

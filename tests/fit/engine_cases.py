@@ -9,7 +9,7 @@ import numpy as np
 from fit import engines
 from fit.engines import NAMES, Figure, Point
 
-_SECONDS = (20e-6, 15e-6, 30e-6, 25e-6, 200e-6, 12e-6, 150e-6, 400e-6, 300e-6, 2e-3, 15e-3)
+_SECONDS = (20e-6, 15e-6, 30e-6, 25e-6, 200e-6, 12e-6, 150e-6, 400e-6, 300e-6, 350e-6, 2e-3, 15e-3)
 TRUE_S = dict(zip(NAMES, _SECONDS, strict=True))
 BLACKWELL_S = -5e-6
 TERMS = np.array([TRUE_S["layer_s"], BLACKWELL_S, *(TRUE_S[name] for name in NAMES[1:])])
@@ -32,8 +32,8 @@ def synthetic(
             every, prompt_layers = waits * layers, prompts * layers
             states = 0.75 * every * state  # three such layers to one of attention
             counts = [every, every * moe, every * moe * fp8, states, waits, waits * users,
-                      prompt_layers, prompt_layers * moe, prompt_layers * mla, waits * ranked,
-                      float(kind == "ttft")]  # fmt: skip
+                      prompt_layers, prompt_layers * moe, prompt_layers * mla,
+                      0.75 * prompt_layers * state, waits * ranked, float(kind == "ttft")]  # fmt: skip
             kernels = waits * float(rng.uniform(5e-4, 5e-3))
             host = sum(
                 c * t for c, t in zip(counts, (terms[1] if blackwell else terms[0], *terms[2:]), strict=True)

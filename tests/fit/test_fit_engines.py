@@ -26,7 +26,7 @@ from headway.specs import from_mapping
 def test_the_terms_are_found_from_what_they_add(spread, within):
     values = fitted(grouped(every(spread=spread), {}), ridge=1e-3)
     for name, value, true in zip(("layer_s", "Blackwell", *NAMES[1:]), values * SIZES, TERMS, strict=True):
-        assert value == pytest.approx(true, rel=within, abs=4e-6 * spread / 0.05), name
+        assert value == pytest.approx(true, rel=within, abs=6e-6 * spread / 0.05), name
 
 
 def test_the_ridge_that_is_used_moves_terms_and_hardly_predictions():
@@ -78,7 +78,10 @@ def test_a_pull_without_rows_leaves_a_factor_at_one():
     assert abs(found["mi300x"]) < 1e-3
 
 
-@pytest.mark.parametrize(("kind", "name"), [("state", "state_layer_s"), ("mla", "prompt_mla_layer_s")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("state", "state_layer_s"), ("mla", "prompt_mla_layer_s"), ("state", "prompt_state_layer_s")],
+)
 def test_a_term_of_some_models_is_found_from_them_alone(kind, name):
     at = 1 + NAMES.index(name)  # behind both of `layer_s`
     plain = fitted(grouped([one for one in every() if kind not in one.pair[0]], {}))
@@ -254,7 +257,7 @@ def test_a_release_takes_what_it_has_no_figures_for_from_the_newer_or_else_the_o
     assert told["layer_s"] == pytest.approx(1.5 * TRUE_S["layer_s"], rel=0.1)
     assert told["moe_layer_s"] == pytest.approx(TRUE_S["moe_layer_s"], rel=0.05)
     assert told["Blackwell"] == pytest.approx(BLACKWELL_S, abs=1e-6)
-    for name in ("state_layer_s", "prompt_mla_layer_s"):
+    for name in ("state_layer_s", "prompt_mla_layer_s", "prompt_state_layer_s"):
         assert told[name] == newer.values[2 + NAMES[1:].index(name)] * SIZES[2 + NAMES[1:].index(name)]
 
 
@@ -287,3 +290,4 @@ def test_the_file_written_is_the_file_read():
     assert made.by_gpu["b200"].keys() == {"layer_s", "kernels"}
     assert made.by_gpu["b200"]["kernels"] == pytest.approx(1.0, abs=0.02)
     assert file.engines["sglang"].prefill_alone and not file.engines["vllm"].prefill_alone
+    assert file.engines["vllm"].ahead_since == "0.14"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fit import __main__, stages
+from fit import __main__, accuracy, stages
 from fit.stages import STAGES, lacking, stale
 from headway import cost
 
@@ -55,6 +55,14 @@ def test_without_the_measurements_the_program_stops_before_it_does_anything(tmp_
     with pytest.raises(SystemExit, match=r"no ops_gemm\.csv\.gz"):
         __main__.main([str(tmp_path)])
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_tables_of_measurements_that_are_not_there_are_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["fit.accuracy", str(tmp_path / "elsewhere")])
+    with pytest.raises(SystemExit) as left:
+        accuracy.main()
+    assert left.value.code == 2
+    assert "elsewhere/serving.csv.gz: no such file" in capsys.readouterr().err
 
 
 def test_stages_run_in_the_order_of_dependence_however_they_are_asked_for(tmp_path, monkeypatch, capsys):

@@ -28,7 +28,7 @@ from headway.cost.calibration import FACTORS, Calibration, Evidence, Term
 from headway.errors import BadInput
 from headway.specs import Spec
 
-__all__ = ["Calibrated", "calibrate"]
+__all__ = ["Calibrated", "calibrate", "measured_on"]
 
 Progress = Callable[[int, int | None], None]
 
@@ -72,7 +72,7 @@ def calibrate(
         BadInput: several GPUs or engines, fewer than ten usable points, or all of them at one load.
     """
     prior = prior or shipped_prior()
-    gpu_key, engine = _fingerprint(rows)
+    gpu_key, engine = measured_on(rows)
     points, left_out = _points(rows, progress)
     _check_enough(points, left_out)
     judged = judge_fit(points, prior)
@@ -102,8 +102,12 @@ def calibrate(
     )
 
 
-def _fingerprint(rows: Sequence[Row]) -> tuple[str, str]:
-    """The one GPU and engine of the rows."""
+def measured_on(rows: Sequence[Row]) -> tuple[str, str]:
+    """Return the one GPU and engine of the rows.
+
+    Raises:
+        BadInput: several of them, or none that is known.
+    """
     found: Counter[tuple[str, str]] = Counter()
     for row in rows:
         try:

@@ -55,13 +55,13 @@ def _found(judged: Iterable[Judged]) -> dict[tuple[str, str], list[tuple[bool, f
     """Whether each figure is inside, and the interval's high / low, by level and metric."""
     found: dict[tuple[str, str], list[tuple[bool, float]]] = {}
     for one in judged:
-        level, factors = one[1].level, one[1].factors
+        levels, factors = one[1].levels, one[1].factors
         for metric in HEADLINES:
             pair = headline(one, metric)
             if pair is not None and metric in factors:
                 low, high = factors[metric]
                 inside = low * pair[1] <= pair[0] <= high * pair[1]
-                found.setdefault((level, metric), []).append((inside, high / low))
+                found.setdefault((levels[metric], metric), []).append((inside, high / low))
     return found
 
 

@@ -13,7 +13,7 @@ from headway.accuracy.predict import predict
 from headway.accuracy.reading import Inexpressible
 from headway.accuracy.rows import Row
 from headway.cost.calibration import Calibration, mismatch
-from headway.cost.uncertainty import factors, worst_level
+from headway.cost.uncertainty import factors, levels
 from headway.errors import HeadwayError
 
 __all__ = ["ELSEWHERE", "Outcome", "deployed", "judge", "make_judge"]
@@ -24,14 +24,14 @@ ELSEWHERE = "not what was calibrated"
 class Outcome(msgspec.Struct, frozen=True):
     """What became of a row: figures by name (see `predict`), or why it was skipped; GPUs of the deployment.
 
-    `level` is the evidence the prediction rests on, `factors` by metric what it is multiplied by for the ends of its
+    By metric, `levels` is the evidence the prediction rests on, `factors` what it is multiplied by for the ends of its
     90 % interval.
     """
 
     predicted: dict[str, float]
     reason: str = ""
     gpus: int = 0
-    level: str = ""
+    levels: dict[str, str] = msgspec.field(default_factory=dict)
     factors: dict[str, tuple[float, float]] = msgspec.field(default_factory=dict)
 
 
@@ -51,7 +51,7 @@ def judge(row: Row, calibration: Calibration | None = None) -> Outcome:
             return Outcome({}, "no figure of ours was measured")
         replicas = [pool.replica for pool in case.deployment.pools]
         gpus = row.gpu_count or case.deployment.gpus
-        return Outcome(predicted, gpus=gpus, level=worst_level(replicas), factors=factors(replicas))
+        return Outcome(predicted, gpus=gpus, levels=levels(replicas), factors=factors(replicas))
     except Inexpressible as error:
         return Outcome({}, str(error))
     except HeadwayError as error:

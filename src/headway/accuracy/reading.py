@@ -25,7 +25,6 @@ __all__ = [
     "gpu_total",
     "is_mlperf",
     "is_sweep",
-    "output_share",
     "precisions",
     "read_engine",
     "read_gpu",
@@ -34,6 +33,7 @@ __all__ = [
     "served_model",
     "speculation",
     "suspicion",
+    "sweep",
     "token_budget",
 ]
 
@@ -101,12 +101,19 @@ class Recipe(Spec):
     of_load: bool = False
 
 
-class Varied(Spec):
-    """Vendors' sweeps of a release whose outputs vary by a share of their nominal length either way."""
+class Sweep(Spec):
+    """How a vendor's sweep of a release was run.
+
+    Outputs vary by `output_share` of their nominal length either way; the engine took `users_waiting` sequences fewer
+    than there were users; with `prompt_a_step` the tokens in a step are those of one prompt.
+    """
 
     engine: str
     engine_version: str
-    share: float
+    model_key: str = ""
+    output_share: float = 0.0
+    users_waiting: int = 0
+    prompt_a_step: bool = False
 
 
 class Suspect(Spec):
@@ -176,7 +183,7 @@ class Reading(Spec):
     token_budget: dict[str, Budget]
     token_budget_default: int
     recipes: tuple[Recipe, ...]
-    varied: tuple[Varied, ...]
+    sweeps: tuple[Sweep, ...]
     polls: tuple[Poll, ...]
     alignments: tuple[Alignment, ...]
     acceptances: dict[str, float]
@@ -306,7 +313,7 @@ def token_budget(row: Row, engine: str) -> int:
     if budget is None:
         return reading().token_budget_default
     if is_sweep(row):
-        return budget.sweep
+        return round(row.isl_mean) if row.isl_mean and sweep(row).prompt_a_step else budget.sweep
     for rule in reading().recipes:
         words = {rule.engine: engine, rule.model_key: row.model_key, rule.precision_weights: row.precision_weights}
         if all(word in ("", came) for word, came in words.items()) and rule.notes in row.notes:
@@ -315,10 +322,11 @@ def token_budget(row: Row, engine: str) -> int:
     return budget.measured
 
 
-def output_share(row: Row) -> float:
-    """Return the share of the nominal length by which outputs of a vendor's sweep vary."""
-    release = (row.engine, row.engine_version)
-    return next((one.share for one in reading().varied if (one.engine, one.engine_version) == release), 0.0)
+def sweep(row: Row) -> Sweep:
+    """Return how the row's sweep was run: as the first that names its release and model, else plainly."""
+    plain = Sweep(engine=row.engine, engine_version=row.engine_version)
+    known = (one for one in reading().sweeps if one.model_key in ("", row.model_key))
+    return next((one for one in known if (one.engine, one.engine_version) == (row.engine, row.engine_version)), plain)
 
 
 def poll_steps(row: Row, engine: str) -> int:

@@ -31,18 +31,19 @@ def calibrate(*, table_file: str, **asked: Any) -> None:
     """
     from headway.accuracy import calibrate as run
     from headway.accuracy import read_rows
+    from headway.accuracy.calibrate import measured_on
     from headway.report import calibration_text
 
     terminal = Terminal(asked["json_to"], asked["out_to"], quiet=asked["quiet"])
     check_files(None, asked["json_to"], asked["out_to"])
     rows = _chosen(read_rows(table_file), asked["where"])
     fingerprint = _fingerprint(asked["fingerprint_from"])
+    _check_machine(fingerprint, measured_on(rows)[0])
     note_interpreted(terminal)
     name, digest = _named(table_file)
     with terminal.bar("calibrating") as bar:
         found = run(rows, source=f"{name} (sha256 {digest[:12]})", progress=bar.tell)
     terminal.show(calibration_text(found))
-    _check_machine(fingerprint, found.calibration.gpu)
     _deliver(terminal, found, _file(found, fingerprint, name, digest), asked)
 
 

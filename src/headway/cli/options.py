@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -82,6 +83,17 @@ def _length(text: str) -> Any:
     return parse_length(text)
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    """One or several numbers above zero, with commas between them."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise BadInput(f"{text!r}: give one number or several, as in 400 or 300,400,700") from None
+    if not all(0 < number < math.inf for number in numbers):
+        raise BadInput(f"{text!r}: give numbers above zero")
+    return numbers
+
+
 def _option(section: str, *declarations: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*declarations, cls=Section, section=section, **settings)
 
@@ -90,6 +102,7 @@ _COUNT = read_with(above_zero(parse_count))
 _RATE = read_with(above_zero(parse_rate))
 _SECONDS = read_with(above_zero(parse_seconds))
 _LENGTH = read_with(_length)
+_NUMBERS = read_with(_numbers)
 
 # fmt: off
 MODEL = (
@@ -163,6 +176,8 @@ SLO = (
 SEARCH = (
     _option("Search", "--objective", type=click.Choice(["cost", "energy", "goodput"]), default="cost",
             show_default=True, help="What those that meet the SLO are ranked by."),
+    _option("Search", "--cap-watts", callback=_NUMBERS, metavar="W[,W]", help="Power limits of a GPU to try: 400,700."),
+    _option("Search", "--clock-mhz", callback=_NUMBERS, metavar="MHZ[,MHZ]", help="Locked SM clocks of a GPU to try."),
     _option("Search", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
             help="Any field: tp=[2,4], layouts=[mixed], requests=8000, workload.arrival.cv=3. Repeatable."),
     _option("Search", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),

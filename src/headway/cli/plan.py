@@ -88,6 +88,8 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
         slo=slo_of(asked, sets["slo"]) or Slo(),
         objective=asked["objective"],
         seed=asked["seed"],
+        cap_watts=asked["cap_watts"],
+        clock_mhz=asked["clock_mhz"],
     )
     question = override(question, sets["deployment"])
     question = ask_calibrated(question, asked["calibration_from"], terminal)

@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 Compile = Callable[[HostTerms], StepTable]
 
 SCHEMA: Final = "headway.calibration/1"
+_EXPECTED: Final = f"expected the YAML that `headway calibrate TABLE.csv --out FILE` writes, of the schema {SCHEMA!r}"
 FEW_TOKENS, MANY_TOKENS = 64.0, 1024.0  # around the 200 to 600 tokens where products turn from bytes to FLOPs
 FACTORS: Final = ("few_tokens", "many_tokens", "context")
 SHIFTS: Final = ("layer_s", "step_s", "sequence_s", "prompt_layer_s", "intake_s")
@@ -113,10 +114,13 @@ def read_calibration(path: str | Path) -> CalibrationFile:
     Raises:
         BadInput: no such file, another schema, or a field that is missing, unknown or wrong.
     """
-    data = read_yaml(path)
+    try:
+        data = read_yaml(path)
+    except BadInput as error:
+        raise BadInput(str(error) if not Path(path).exists() else f"{error}\n{_EXPECTED}") from None
     if data.get("schema") != SCHEMA:
-        raise BadInput(f"{path}: expected the schema {SCHEMA!r}, as `headway calibrate` writes it; came "
-                       f"{data.get('schema')!r}")  # fmt: skip
+        came = f"of the schema {str(data['schema'])[:60]!r}" if "schema" in data else "a mapping without a schema"
+        raise BadInput(f"{path}: no calibration but {came}\n{_EXPECTED}")
     return from_mapping(CalibrationFile, data, str(path))
 
 

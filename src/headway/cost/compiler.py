@@ -133,6 +133,7 @@ def _table(
         max_context=spec.max_context,
         prefill_alone=facts.prefill_alone,
         poll_steps=replica.engine.poll_steps,
+        ahead=facts.ahead if replica.engine.ahead is None else replica.engine.ahead,
         align_steps=replica.engine.align_steps,
         gather_steps=replica.engine.gather_steps,
         prompt_step_s=_prompt_step_s(site),
@@ -177,11 +178,10 @@ def _curves(site: _Site) -> list[_Curve]:
         of_all = _knots(site.replica.dp * budget)
         shared = _Curve("shared", _shared(site, of_all), site.replica.gpus, of_all, site.replica.dp * budget)
         curves.append(shared)
-    kernels = site.engine.host.kernels
     return [
         _Curve("linear", _linear(site, by_token), gpus, by_token, budget),
         _Curve("seq", _sequences(site, by_seq), last_stage, by_seq, seqs),
-        *(curve._replace(cost=curve.cost._replace(seconds=kernels * curve.cost.seconds)) for curve in curves),
+        *(curve._replace(cost=_run(site.engine.host.kernels, [curve.cost])) for curve in curves),
     ]
 
 
@@ -189,7 +189,8 @@ def _prompt_step_s(site: _Site) -> float:
     """What the host adds to a step that holds a prompt."""
     host, part = site.engine.host, site.part
     layer_s = host.prompt_layer_s + (host.prompt_mla_layer_s if site.spec.attention == "mla" else 0.0)
-    return part.layers * layer_s + part.moe_layers * host.prompt_moe_layer_s
+    states_s = part.state_layers * host.prompt_state_layer_s
+    return part.layers * layer_s + part.moe_layers * host.prompt_moe_layer_s + states_s
 
 
 def _laws_used(site: _Site) -> dict[str, Law]:
@@ -234,13 +235,13 @@ def _linear(site: _Site, tokens: Floats) -> Cost:
         reduced = all_reduce(collective, card, replica.tp, hidden_bytes)
         mixers_and_mlps = part.layers + -(-site.spec.mlp_layers() * part.layers // site.spec.layers)
         costs.append(reduced.times(mixers_and_mlps - (part.moe_layers if replica.dp > 1 else 0)))
-    total = _sum(costs)
+    attention = laws.mla if site.spec.attention == "mla" else laws.decode
+    costs.append(Cost(np.full_like(tokens, part.layers * attention.launch_s), *np.zeros((2, len(tokens)))))
+    total = _run(host.kernels, costs)
     moe_layer_s = host.moe_layer_s + (host.fp8_experts_s if replica.weights == "fp8" else 0.0)
     layers_s = part.layers * host.layer_s + part.moe_layers * moe_layer_s + part.state_layers * host.state_layer_s
     host_s = layers_s + host.step_s + (host.rank_step_s if replica.dp > 1 else 0.0)
-    attention = laws.mla if site.spec.attention == "mla" else laws.decode
-    kernels_s = host.kernels * (total.seconds + part.layers * attention.launch_s)
-    seconds = np.maximum(kernels_s + host_s, np.maximum(total.flop_s, total.byte_s))
+    seconds = np.maximum(total.seconds + host_s, _run(0.0, costs).seconds)  # launches that overlap, see `HostTerms`
     return Cost(np.where(tokens > 0.0, seconds, 0.0), total.flop_s, total.byte_s)
 
 
@@ -287,11 +288,11 @@ def _sequences(site: _Site, sequences: Floats) -> Cost:
     size = DTYPE_BYTES[site.replica.weights] if site.replica.weights in FILE_DTYPES else 2.0
     head = gemm(laws.gemm["bf16"], card, site.plain.peak_flops, sequences, width, spec.hidden, (size, 2.0))
     host = site.engine.host
-    seconds = head.seconds + _SAMPLER_S + _SAMPLER_SEQUENCE_S * sequences
+    others_s = _SAMPLER_S + _SAMPLER_SEQUENCE_S * sequences
     if tp > 1:
         law = laws.collective[card.link_kind]
-        seconds = seconds + 0.5 * all_reduce(law, card, tp, 2.0 * spec.vocab * sequences).seconds
-    seconds = host.kernels * seconds + host.sequence_s * sequences
+        others_s = others_s + 0.5 * all_reduce(law, card, tp, 2.0 * spec.vocab * sequences).seconds
+    seconds = _run(host.kernels, [head]).seconds + host.kernels * others_s + host.sequence_s * sequences
     return Cost(np.where(sequences > 0.0, seconds, 0.0), head.flop_s, head.byte_s)
 
 
@@ -385,6 +386,12 @@ def _between_stages(site: _Site, tokens: Floats) -> Floats:
 
 
 # --- arrays -------------------------------------------------------------------------------------------------
+
+
+def _run(kernels: float, costs: list[Cost]) -> Cost:
+    """Operators one after another, each times the engine's factor, none faster than the data sheet lets it be."""
+    floors = (np.maximum(cost.flop_s, cost.byte_s) for cost in costs)
+    return _sum([c._replace(seconds=np.maximum(kernels * c.seconds, f)) for c, f in zip(costs, floors, strict=True)])
 
 
 def _sum(costs: list[Cost]) -> Cost:

@@ -22,10 +22,11 @@ class HostTerms(Law, kw_only=True):
     `layer_s` a layer of every step, `moe_layer_s` more for one with experts, `fp8_experts_s` more still where these
     are in fp8, `state_layer_s` more for one with a state and no attention, `step_s` a step, `sequence_s` a sequence of
     a step, `prompt_layer_s` more for a layer of a step that holds a prompt and so runs outside captured graphs,
-    `prompt_moe_layer_s` and `prompt_mla_layer_s` more still for one with experts and with latent attention,
-    `rank_step_s` more for a step that data-parallel ranks take together, `intake_s` a request. `layer_s` may be
-    negative: launches timed one by one overlap in a graph. `kernels` multiplies the time of all kernels: other than 1
-    where an engine runs others than those timed, or the GPU's were never timed.
+    `prompt_moe_layer_s`, `prompt_mla_layer_s` and `prompt_state_layer_s` more still for one with experts, with latent
+    attention and with a state, `rank_step_s` more for a step that data-parallel ranks take together, `intake_s` a
+    request. `layer_s` may be negative: launches timed one by one overlap in a graph. `kernels` multiplies the time of
+    all kernels, none of which gets faster than bandwidth and peak: other than 1 where an engine runs others than those
+    timed, or the GPU's were never timed.
     """
 
     layer_s: float = 0.0
@@ -37,6 +38,7 @@ class HostTerms(Law, kw_only=True):
     prompt_layer_s: float = 0.0
     prompt_moe_layer_s: float = 0.0
     prompt_mla_layer_s: float = 0.0
+    prompt_state_layer_s: float = 0.0
     rank_step_s: float = 0.0
     intake_s: float = 0.0
     kernels: float = 1.0
@@ -51,6 +53,7 @@ class EngineFacts(Spec):
     name: str
     since: str
     prefill_alone: bool
+    ahead: bool
     host: HostTerms
     source: str
 
@@ -64,6 +67,7 @@ class _Release(Spec):
 class _Family(Spec):
     prefill_alone: bool
     releases: list[_Release]
+    ahead_since: str = ""  # the release from which steps are composed ahead by default; "" is none
 
 
 class _File(Spec):
@@ -101,7 +105,12 @@ def engine_facts(name: str, version: str, gpu_key: str) -> EngineFacts:
         if family_of(gpu_key, (key,)):
             host = from_mapping(HostTerms, _merged(host, terms), "engines.yaml")
     return EngineFacts(
-        name=name, since=release.since, prefill_alone=family.prefill_alone, host=host, source=_file().source
+        name=name,
+        since=release.since,
+        prefill_alone=family.prefill_alone,
+        ahead=bool(family.ahead_since) and _number(family.ahead_since) <= wanted,
+        host=host,
+        source=_file().source,
     )
 
 

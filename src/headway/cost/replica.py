@@ -22,9 +22,11 @@ class EngineSettings(Spec):
     `name` and `version` choose the host times and the batching discipline (`cost/data/engines.yaml`; "" is the
     newest release known). `max_batched_tokens` and `max_seqs` bound one step, `block_tokens` is the size of a KV
     block, and `memory_utilization` the share of the GPU's memory that the engine may use. `poll_steps`: a busy engine
-    looks for new requests every so many decode steps. `align_steps`, above 0: data-parallel ranks withhold prompts
-    until all have one, or until the `align_steps`-th step; `gather_steps`: and then for so many more (TensorRT-LLM's
-    `attention_dp_config` with `enable_balance`: `timeout_iters`, `batching_wait_iters`).
+    looks for new requests every so many decode steps. `ahead`: the next step is composed while one runs (vLLM's
+    `async-scheduling`, the overlap schedulers of SGLang and TensorRT-LLM); absent, as the release does by default.
+    `align_steps`, above 0: data-parallel ranks withhold prompts until all have one, or until the `align_steps`-th step;
+    `gather_steps`: and then for so many more (TensorRT-LLM's `attention_dp_config` with `enable_balance`:
+    `timeout_iters`, `batching_wait_iters`).
     `speculation` drafts tokens and verifies them.
 
     Raises:
@@ -39,6 +41,7 @@ class EngineSettings(Spec):
     prefix_cache: bool = True
     memory_utilization: float = 0.90
     poll_steps: int = 1
+    ahead: bool | None = None
     align_steps: int = 0
     gather_steps: int = 0
     speculation: Speculation | None = None

@@ -45,7 +45,8 @@ class StepTable(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     stage is busy for `step_seconds`.
 
     `prefill_alone`: prompts are computed in steps of their own while decodes wait. `poll_steps`: a busy engine
-    looks for new requests every so many decode steps. `intake_s`: what a request and its answer spend outside the
+    looks for new requests every so many decode steps. `ahead`: the next step is composed while one runs, so a request
+    that comes meanwhile joins the one after it. `intake_s`: what a request and its answer spend outside the
     engine (HTTP, tokenizer, detokenizer), put before its arrival. `prompt_step_s`: once for a step with chunks.
 
     A table is one data-parallel rank's. With `ranks` above 1 all step together: as long as the slowest, and then
@@ -92,6 +93,7 @@ class StepTable(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     prefill_alone: bool = False
     poll_steps: int = 1
+    ahead: bool = False
     prompt_step_s: float = 0.0
     intake_s: float = 0.0
     resident_watts: float = 0.0

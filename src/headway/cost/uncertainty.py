@@ -1,10 +1,11 @@
 """How far an estimate may be off: intervals from the residuals of its evidence level (`data/uncertainty.yaml`).
 
-The level says what the estimate rests on, the best first: `calibrated` on the user's own measurements of this model;
-`seen pair`: this model on this GPU under this engine release was measured, and its host terms were fitted on that;
-`seen GPU`: other models were, so the residuals are those of pairs left out; `family`: the GPU was not, its laws are
-from timings of it, of its architecture or pooled over its vendor's (residuals of GPUs left out); `data sheet`: no
-timings of its vendor. A factor times the prediction is an end of the interval.
+The level says what the estimate of a metric rests on, the best first: `calibrated` on the user's own measurements of
+it with this model; `seen pair`: it was measured of this model on this GPU under this engine release, and the host terms
+were fitted on that; `seen GPU`: of other models, so the residuals are those of pairs left out; `family`: of none, the
+laws are from timings of the GPU, of its architecture or pooled over its vendor's (residuals of GPUs left out); `data
+sheet`: no timings of its vendor. Throughput alone tells little of the time per token: what was measured of a pair is
+kept by metric. A factor times the prediction is an end of the interval.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Iterable
 from math import exp, log1p
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from headway.cost.datafile import packaged
@@ -27,7 +27,7 @@ from headway.hardware import gpu
 from headway.model import model
 from headway.specs import Spec
 
-__all__ = ["COVERAGE", "LEVELS", "METRICS", "evidence_level", "factors", "interval", "ranking_spread", "worst_level"]
+__all__ = ["COVERAGE", "LEVELS", "METRICS", "evidence_level", "factors", "interval", "levels", "ranking_spread"]
 
 LEVELS: Final = ("calibrated", "seen pair", "seen GPU", "family", "data sheet")
 METRICS: Final = ("ttft", "tpot", "e2e", "output_throughput", "energy_per_token", "power")
@@ -52,7 +52,7 @@ class _File(Spec):
     cells: list[_Cell]
     tails: dict[str, float]
     ranking: dict[str, dict[str, float]]
-    seen: dict[str, dict[str, dict[str, list[str]]]]
+    seen: dict[str, dict[str, dict[str, dict[str, list[str]]]]]  # the innermost key: metrics, spaces between them
 
 
 @functools.cache
@@ -60,28 +60,43 @@ def _file() -> _File:
     return packaged(_File, "uncertainty.yaml")
 
 
-@functools.lru_cache(maxsize=512)
-def evidence_level(replica: Replica) -> str:
-    """Return which of `LEVELS` the step times of a replica rest on.
+@functools.lru_cache(maxsize=4096)
+def evidence_level(replica: Replica, metric: str) -> str:
+    """Return which of `LEVELS` the estimate of one of `METRICS` rests on.
 
-    With speculation or a locked clock no better than `family`: no measurement it was compared with declares any.
+    With speculation or a locked clock no better than `family`: no measurement it was compared with declares any. Power,
+    and energy with it, is of level `family` at best where the GPU's watts were never measured; where they were, but
+    under other releases, it is as sure as throughput, and `seen GPU` at best.
 
     Raises:
-        UnknownName: a model, a GPU or an engine that is not known.
+        UnknownName: a model, a GPU or an engine that is not known. BadInput: another metric.
     """
+    if metric not in METRICS:
+        raise BadInput(f"no interval is known of {metric!r}; of {', '.join(METRICS)} one is")
     if replica.engine.speculation is not None or replica.clock_mhz is not None:
         return _unseen(replica.gpu)
-    calibration, shape = replica.calibration, _shape(replica.model)
-    if calibration is not None and calibration.held_out and shape in map(_shape, calibration.models):
-        return "calibrated"
-    card, engine = gpu(replica.gpu), replica.engine
-    since = engine_facts(engine.name, engine.version, card.key).since
-    models = _file().seen.get(engine.name, {}).get(since, {}).get(card.key)
-    if models is not None:
-        return "seen pair" if shape in map(_shape, models) else "seen GPU"
-    if calibration is not None and calibration.held_out:
-        return "seen GPU"
-    return _unseen(card.key)
+    calibration, level = replica.calibration, _seen(replica, metric)
+    if calibration is not None and metric in dict(calibration.held_out):
+        same = _shape(replica.model) in map(_shape, calibration.models)
+        level = "calibrated" if same else min(level, "seen GPU", key=LEVELS.index)
+    if metric not in _WATTS:
+        return level
+    if power_law(replica.gpu).evidence != "own" or replica.cap_watts is not None:
+        return max(level, "family", key=LEVELS.index)
+    if level in ("family", "data sheet"):
+        return max("seen GPU", evidence_level(replica, "output_throughput"), key=LEVELS.index)
+    return level
+
+
+def _seen(replica: Replica, metric: str) -> str:
+    """The level by what was measured of a metric under the release."""
+    engine = replica.engine
+    since = engine_facts(engine.name, engine.version, replica.gpu).since
+    groups = _file().seen.get(engine.name, {}).get(since, {}).get(replica.gpu, {})
+    models = [name for metrics, members in groups.items() if metric in metrics.split() for name in members]
+    if not models:
+        return _unseen(replica.gpu)
+    return "seen pair" if _shape(replica.model) in map(_shape, models) else "seen GPU"
 
 
 @functools.cache
@@ -99,17 +114,17 @@ def _unseen(key: str) -> str:
     return "family" if timed or card.vendor.lower() == "nvidia" else "data sheet"
 
 
-def worst_level(replicas: Iterable[Replica]) -> str:
-    """Return the poorest of the replicas' levels."""
-    return max((evidence_level(replica) for replica in replicas), key=LEVELS.index)
+def levels(replicas: Iterable[Replica]) -> dict[str, str]:
+    """Return the level of every metric for a deployment of these replicas: the poorest of theirs."""
+    replicas = list(replicas)
+    return {name: max((evidence_level(one, name) for one in replicas), key=LEVELS.index) for name in METRICS}
 
 
 @functools.lru_cache(maxsize=4096)
 def interval(replica: Replica, metric: str, coverage: float = COVERAGE) -> tuple[float, float, str]:
     """Return what a predicted metric is to be multiplied by for the ends of its interval, and its level.
 
-    The interval holds the prediction and `coverage` of the measurements of that level, as far as past ones tell. Power,
-    and energy with it, is of level `family` at best where the GPU's watts were never measured.
+    The interval holds the prediction and `coverage` of the measurements of that level, as far as past ones tell.
 
     Args:
         replica: what the prediction is of.
@@ -119,20 +134,13 @@ def interval(replica: Replica, metric: str, coverage: float = COVERAGE) -> tuple
     Raises:
         BadInput: another metric or coverage.
     """
-    if metric not in METRICS:
-        raise BadInput(f"no interval is known of {metric!r}; of {', '.join(METRICS)} one is")
     if not 0.0 < coverage <= COVERAGE:
         raise BadInput(f"coverage {coverage:g}: give a share above 0 and up to {COVERAGE:g}")
-    level, engine = evidence_level(replica), replica.engine
-    release = f"{engine.name} {engine_facts(engine.name, engine.version, replica.gpu).since}"
-    if level != "calibrated":
-        return *_factors(_level_of(replica, metric, level), release, metric, coverage), level
-    bare = msgspec.structs.replace(replica, calibration=None)
-    base = _level_of(replica, metric, evidence_level(bare))
-    low, high = _factors(base, release, metric, coverage)
-    own = dict(replica.calibration.held_out).get(metric) if replica.calibration is not None else None
-    if own is None:
-        return low, high, level
+    level, engine, calibration = evidence_level(replica, metric), replica.engine, replica.calibration
+    if level != "calibrated" or calibration is None:
+        release = f"{engine.name} {engine_facts(engine.name, engine.version, replica.gpu).since}"
+        return *_factors(level, release, metric, coverage), level
+    own = dict(calibration.held_out)[metric]
     width = log1p(own) * _file().tails[metric] * _share_of_tail(metric, coverage)
     return exp(-width), exp(width), level
 
@@ -149,12 +157,6 @@ def ranking_spread(level: str, metric: str) -> float:
     `metric` is "output_throughput" (per GPU) or "energy_per_token". Errors that both share cancel out.
     """
     return _file().ranking[metric]["seen pair" if level == "calibrated" else level]
-
-
-def _level_of(replica: Replica, metric: str, level: str) -> str:
-    if metric in _WATTS and (power_law(replica.gpu).evidence != "own" or replica.cap_watts is not None):
-        return max(level, "family", key=LEVELS.index)
-    return level
 
 
 @functools.cache

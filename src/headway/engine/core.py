@@ -8,10 +8,11 @@ its KV anew later. `Engine.step` is the whole life of a replica: close the step 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cython
 
+from headway.cost import EngineSettings
 from headway.engine.gaps import Gaps
 from headway.engine.kv import KvPages
 from headway.engine.lane import Lane
@@ -21,9 +22,6 @@ from headway.engine.sequence import FINISHED, Line, Sequence
 from headway.engine.work import BusyTime, WorkDone
 from headway.policies.base import Policy
 from headway.state.views import ReplicaState, Request
-
-if TYPE_CHECKING:
-    from headway.cost import EngineSettings
 
 NEVER = cython.declare(cython.double, float("inf"))
 ENDED = cython.declare(cython.int, FINISHED)
@@ -58,27 +56,26 @@ class Engine(ReplicaState):
         self.max_context = law.max_context
         self.alone = law.prefill_alone
         self.poll_steps = law.poll_steps if law.stages == 1 else 1
+        self.ahead = law.ahead and law.stages == 1
         self.leaps = True
         self.trace: Any = None
         self.queue = WaitingQueue(order)
-        self.inbox = Line()
+        self.inbox, self.incoming = Line(), Line()
         self.kv = KvPages(law, unit_tokens if settings.prefix_cache else 0)
         self.lanes = [Lane(law.block_tokens, law.window, law.window_group) for _ in range(law.stages)]
         self.gaps = gaps
         self.partial: Any = None
         self.flight: list[Lane] = []
         self.group: Any = None
-        self.held = False
+        self.held = self.early = False
         self.single = law.stages > 1
         self.stage_free_s = 0.0
         self.stage_s = buffer([0.0] * law.stages)
-        self.incoming = Line()
         self.landed: list[Sequence] = []
-        self.serial = 0
         self.next_s = NEVER
         self.out, self.starts = Line(), Line()
         self.busy = BusyTime()
-        self.preemptions = self.queried_tokens = self.hit_tokens = 0
+        self.serial = self.preemptions = self.queried_tokens = self.hit_tokens = 0
 
     # --- what the host tells the engine -------------------------------------------------------------------------
 
@@ -91,6 +88,9 @@ class Engine(ReplicaState):
         """A request arrives; its prompt is to be computed here."""
         self.waiting += 1
         self.waiting_tokens += seq.target
+        if self.ahead:
+            lane: Lane = self.lanes[0]
+            seq.ready_s = lane.under_way(now, late)
         if self.poll_steps > 1:
             self.inbox.append(seq)
             if self.inbox.size == 1:
@@ -258,11 +258,11 @@ class Engine(ReplicaState):
         preempted; then nobody is admitted in this step.
         """
         seq: Sequence
-        for seq in self.landed:
+        self.early = False
+        while self.landed:
+            seq = self.landed.pop(0)
             lane.join(seq)
             lane.fresh.append(seq)
-        if self.landed:
-            self.landed = []
         if self.incoming.size > 0:
             self.admit_incoming(now)
         if self.inbox.size > 0 and (lane.n == 0 or lane.polls or lane.step % self.poll_steps == 0):
@@ -280,7 +280,7 @@ class Engine(ReplicaState):
         elif lane.chunk_count > 0 or self.law.stages > 1:
             self.start(lane, 0 if self.alone and lane.chunk_count > 0 else lane.n, now)
         elif lane.n > 0:
-            self.plan_leap(lane, now, preempted)
+            self.plan_leap(lane, now, preempted or self.early)
         return preempted
 
     def open_pipeline(self, now: cython.double) -> cython.int:
@@ -312,10 +312,10 @@ class Engine(ReplicaState):
                     self.next_s = min(self.next_s, self.stage_free_s)
         return 0
 
-    def plan_leap(self, lane: Lane, now: cython.double, preempted: cython.bint) -> cython.int:
+    def plan_leap(self, lane: Lane, now: cython.double, again: cython.bint) -> cython.int:
         """Plan decode steps up to the next thing that can change the batch.
 
-        After a preemption nobody was admitted, so the queue's head has to be looked at again one step later.
+        `again`: the queue's head came too late for this step, or met a preemption; it is looked at one step later.
         """
         if lane.dirty:
             lane.drop_anchor(now, self.law)
@@ -324,7 +324,7 @@ class Engine(ReplicaState):
             steps = min(steps, lane.cross.keys[0] - lane.step)
         if self.inbox.size > 0:
             steps = min(steps, self.poll_steps - lane.step % self.poll_steps)
-        if not self.leaps or lane.stalled or lane.fresh or (self.queue.size > 0 and (preempted or self.queue.rekeys)):
+        if not self.leaps or lane.stalled or lane.fresh or (self.queue.size > 0 and (again or self.queue.rekeys)):
             steps = 1
         if steps > 1:
             steps = 1 + lane.affordable(steps - 1, self.kv.total - self.kv.used)
@@ -388,8 +388,7 @@ class Engine(ReplicaState):
     def preempt(self, lane: Lane, seq: Sequence, tokens: cython.longlong) -> cython.int:
         """Take back all pages of a sequence; it waits at the head of the queue to compute its KV anew."""
         self.kv.free(seq, tokens)
-        if lane.fresh:
-            lane.fresh = [other for other in lane.fresh if other is not seq]
+        lane.fresh = [other for other in lane.fresh if other is not seq]
         seq.target = seq.prompt_tokens + seq.generated
         seq.computed = 0
         seq.preemptions += 1
@@ -428,7 +427,8 @@ class Engine(ReplicaState):
             seq = self.queue.peek(now)
             hit = self.kv.hit(seq)
             tokens = min(seq.target - hit, budget)
-            if self.kv.entry_price(seq, hit) > self.kv.total - self.kv.used:
+            self.early = seq.ready_s >= now and lane.n + lane.chunk_count > 0
+            if self.early or self.kv.entry_price(seq, hit) > self.kv.total - self.kv.used:
                 return 0
             self.queue.drop_head()
             self.waiting -= 1

@@ -54,5 +54,6 @@ cdef class Lane:
     cdef int drop_anchor(self, double now, StepLaw law) except -1
     cdef double after(self, long long steps) noexcept
     cdef double gap(self, long long step) noexcept
+    cdef double under_way(self, double now, bint late) noexcept
     cdef long long steps_by(self, double now, bint late, long long limit) noexcept
     cdef int count_gaps(self, Gaps gaps) except -1

@@ -244,6 +244,14 @@ class Lane:
             steps += 1
         return steps
 
+    def under_way(self, now: cython.double, late: cython.bint) -> cython.double:
+        """When the step under way ends, also in the midst of a leap; long ago when there is none."""
+        if not self.busy:
+            return -FOREVER
+        if self.chunk_count > 0 or self.planned <= self.done + 1:
+            return self.end_s
+        return self.after(self.steps_by(now, late, self.planned))
+
     def count_gaps(self, gaps: Gaps) -> cython.int:
         """Count the token gaps of steps done+1 .. planned, n each; a stretch of one bin is counted at once."""
         first: cython.longlong = self.done + 1

@@ -22,6 +22,7 @@ cdef class StepLaw:
     cdef readonly long long max_context
     cdef readonly bint prefill_alone
     cdef readonly long long poll_steps
+    cdef readonly bint ahead
     cdef readonly long long align_steps
     cdef readonly long long gather_steps
     cdef double decode_base(self, long long n) noexcept

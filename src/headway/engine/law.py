@@ -59,6 +59,7 @@ class StepLaw:
         self.max_context = table.max_context
         self.prefill_alone = table.prefill_alone
         self.poll_steps = table.poll_steps
+        self.ahead = table.ahead
         self.align_steps = table.align_steps
         self.gather_steps = table.gather_steps
 

@@ -35,6 +35,7 @@ class Row:
     hashes: tuple[int, ...] = ()
     priority: int = 0
     deadline_s: float = float("inf")
+    ready_s: float = float("-inf")
     admitted_s: float = float("nan")
     first_s: float = float("nan")
     last_s: float = float("nan")
@@ -83,6 +84,7 @@ class ReferenceEngine:
         self.waiting: list[Row] = []
         self.inbox: list[Row] = []
         self.poll_steps = table.poll_steps if table.stages == 1 else 1
+        self.ahead = table.ahead and table.stages == 1
         self.partial: Row | None = None
         self.serial = self.place = 0
         self.anchor: tuple[frozenset[int], float, int, int, int] | None = None
@@ -127,6 +129,8 @@ class ReferenceEngine:
         row.target = row.prompt
         self.place += 1
         row.place = self.place
+        if self.ahead and self.lanes[0].busy:
+            row.ready_s = self.lanes[0].end_s
         (self.inbox if self.poll_steps > 1 else self.waiting).append(row)
 
     # --- a step -------------------------------------------------------------------------------------------------
@@ -192,6 +196,8 @@ class ReferenceEngine:
         running = sum(len(each.decoding) + len(each.completing) for each in self.lanes) + (self.partial is not None)
         while not (preempted or self.holds) and self.waiting and budget > 0 and running < self.settings.max_seqs:
             row = self.head()
+            if row.ready_s >= self.now and (lane.decoding or lane.chunks):
+                break
             hit = self.hit(row)
             tokens = min(row.target - hit, budget)
             if self.entry_price(row, hit) > self.available():
@@ -418,9 +424,10 @@ class ReferenceRank(ReferenceEngine):
         """Whether a prompt could be computed now."""
         if self.partial is not None or not self.waiting:
             return self.partial is not None
-        row = self.head()
-        pages = self.entry_price(row, self.hit(row))
-        return len(self.lanes[0].decoding) < self.settings.max_seqs and pages <= self.available()
+        row, lane = self.head(), self.lanes[0]
+        if len(lane.decoding) >= self.settings.max_seqs or (row.ready_s >= self.now and lane.decoding):
+            return False
+        return self.entry_price(row, self.hit(row)) <= self.available()
 
 
 class ReferenceRanks:
@@ -474,6 +481,8 @@ class ReferenceRanks:
             tokens = sum(rank.step_tokens for rank in busy)
             longest_s = max((rank.own_s for rank in busy), default=0.0)
             end_s = now + (longest_s + float(self.shared_s[tokens])) if busy else float("inf")
+            for rank in busy:
+                rank.lanes[0].end_s = end_s
         return rows
 
 

@@ -26,6 +26,7 @@ cdef class Sequence(Request):
     cdef long long join_step
     cdef long long finish_step
     cdef long long cross_step
+    cdef double ready_s
     cdef double admitted_s
     cdef double first_s
     cdef double last_s

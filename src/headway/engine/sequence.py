@@ -28,7 +28,7 @@ class Sequence(Request):
 
     `target`: tokens whose KV must be computed before it decodes (the prompt; after a preemption the generated
     tokens too). `computed`: of these, how many are. `held`: prefix units referenced. `most`: tokens it
-    ever held before a preemption, to tell what is computed a second time.
+    ever held before a preemption, to tell what is computed a second time. `ready_s`: it joins a step that starts later.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Sequence(Request):
         self.join_step = 0
         self.finish_step = 0
         self.cross_step = 0
+        self.ready_s = -float("inf")
         self.admitted_s = nan
         self.first_s = nan
         self.last_s = nan

@@ -98,6 +98,9 @@ class ReplicaLoad(Spec, frozen=True, kw_only=True):
     kv_peak_utilization: float | None
 
 
+EnergyKind = Literal["estimated", "fitted", "measured"]
+
+
 class Energy(Spec, frozen=True, kw_only=True):
     """Energy of all GPUs over the whole run; joules = idle + prefill + decode.
 
@@ -110,7 +113,7 @@ class Energy(Spec, frozen=True, kw_only=True):
     decode_joules: float
     joules_per_output_token: float | None
     mean_watts: float | None
-    kind: Literal["estimated", "fitted", "measured"]
+    kind: EnergyKind
 
 
 class Carbon(Spec, frozen=True, kw_only=True):
@@ -134,8 +137,8 @@ class Cost(Spec, frozen=True, kw_only=True):
 class Uncertainty(Spec, frozen=True, kw_only=True):
     """The cost model's own error: what a predicted mean or median is multiplied by for the ends of its interval.
 
-    `level` is the evidence the step times rest on, `coverage` the share of measurements that such intervals held.
-    The error is common to the whole run; the noise of its random numbers is not in it.
+    `levels` has the evidence that each figure rests on, `level` is that of `tpot`; `coverage` the share of measurements
+    that such intervals held. The error is common to the whole run; the noise of its random numbers is not in it.
     """
 
     level: str
@@ -146,6 +149,7 @@ class Uncertainty(Spec, frozen=True, kw_only=True):
     output_throughput: tuple[float, float]
     energy_per_token: tuple[float, float]
     power: tuple[float, float]
+    levels: dict[str, str] = msgspec.field(default_factory=dict)
 
     def around(self, metric: str, value: float) -> tuple[float, float]:
         """Return the ends of the interval of a predicted value; `metric` names a field."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from headway.metrics.result import Uncertainty
+from headway.metrics.result import EnergyKind, Uncertainty
 from headway.plan.question import Question
 from headway.specs import Spec, from_json, json_text, to_mapping
 
@@ -41,6 +41,9 @@ class Candidate(Spec, frozen=True, kw_only=True):
             only candidates in front get long runs.
         seeds: of these runs, each at every rate: the question's, or those that confirmed it.
         confirmed: whether the figures rest on seeds that had no part in choosing the candidate.
+        mean_watts: of all GPUs at the asked rate; energy_kind: how watts, joules and grams came about.
+        carbon_g_per_million_output_tokens: of the energy, at the intensity and PUE of the question's prices;
+        embodied_g_per_million_output_tokens: of making the GPUs, where the prices say what that took.
     """
 
     name: str
@@ -65,6 +68,10 @@ class Candidate(Spec, frozen=True, kw_only=True):
     simulations: int
     seeds: tuple[int, ...] = ()
     confirmed: bool = False
+    mean_watts: float | None = None
+    energy_kind: EnergyKind | None = None
+    carbon_g_per_million_output_tokens: float | None = None
+    embodied_g_per_million_output_tokens: float | None = None
 
 
 class Plan(Spec, frozen=True, kw_only=True):

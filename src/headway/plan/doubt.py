@@ -41,7 +41,9 @@ def doubt(ranked: list[Entry], question: Question, rate_req_s: float) -> Doubt:
     best = ranked[0]
     error = uncertainty(best.deployment)
     energy = question.objective == "energy"
-    spread = ranking_spread(error.level, "energy_per_token" if energy else "output_throughput")
+    metric = "energy_per_token" if energy else "output_throughput"
+    level = error.levels[metric]
+    spread = ranking_spread(level, metric)
     ratio = math.expm1(spread)
     if not best.meets:
         return Doubt(error, ratio, [], "")
@@ -52,7 +54,7 @@ def doubt(ranked: list[Entry], question: Question, rate_req_s: float) -> Doubt:
         and (question.objective != "cost" or entry.price == best.price)
         and _near(entry, best, spread, energy)
     ]
-    said = (_tied(ties, error.level, ratio, question), _tight(best, error, rate_req_s))
+    said = (_tied(ties, level, ratio, question), _tight(best, error, rate_req_s))
     return Doubt(error, ratio, ties, " ".join(filter(None, said)))
 
 

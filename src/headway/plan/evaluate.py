@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headway.metrics import Result, Slo
+from headway.metrics.result import EnergyKind
 from headway.plan.answer import Binding
 from headway.plan.bounds import Floats, Reach, guess_rate, reach
 from headway.plan.question import Question
@@ -50,6 +51,10 @@ class Asked(NamedTuple):
     usd_per_million_output_tokens: float | None
     joules_per_output_token: float | None
     meets: bool
+    mean_watts: float | None = None
+    energy_kind: EnergyKind | None = None
+    carbon_g_per_million_output_tokens: float | None = None
+    embodied_g_per_million_output_tokens: float | None = None
 
 
 class Goodput(NamedTuple):
@@ -158,7 +163,16 @@ def _fields(heard: Sequence[tuple[Trial, Result]], meets: bool) -> Asked:
         usd_per_million_output_tokens=_mean([result.cost.usd_per_million_output_tokens for result in results]),
         joules_per_output_token=_mean([result.energy.joules_per_output_token for result in results]),
         meets=meets,
+        mean_watts=_mean([result.energy.mean_watts for result in results]),
+        energy_kind=results[0].energy.kind,
+        carbon_g_per_million_output_tokens=_mean([result.carbon.grams_per_million_output_tokens for result in results]),
+        embodied_g_per_million_output_tokens=_mean([_embodied(result) for result in results]),
     )
+
+
+def _embodied(result: Result) -> float | None:
+    grams, tokens = result.carbon.embodied_grams, result.tokens.output
+    return None if grams is None or not tokens else grams / tokens * 1e6
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
 from headway.hardware import gpu
@@ -11,6 +9,7 @@ from headway.model import model
 from headway.plan.answer import Binding
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
+from headway.plan.remedy import Remedy
 from headway.units import format_rate, format_seconds
 
 __all__ = ["nothing_fits", "reason", "so_far", "too_much", "too_tight", "verdict"]
@@ -77,17 +76,19 @@ def _limits(question: Question) -> str:
     return tpot if aimed.itl_s is None else f"{tpot} --set slo.itl_s={aimed.itl_s:.12g}"
 
 
-def too_much(entry: Entry, question: Question, rate_req_s: float, frugal: Entry) -> str:
-    """Return the answer when the SLO can be met, but not at this rate; `frugal` serves the most per GPU.
-
-    Its copies are an upper estimate: replicas too large for the question's GPUs were not tried.
-    """
-    goodput, gpus = entry.outcome.goodput.req_s, frugal.deployment.gpus
-    copies = math.ceil(rate_req_s / frugal.outcome.goodput.req_s)
+def too_much(entry: Entry, question: Question, rate_req_s: float, more: Remedy) -> str:
+    """Return the answer when the SLO can be met, but not at this rate, with what would serve it."""
+    goodput, copies = entry.outcome.goodput.req_s, f"{more.copies} times {more.entry.deployment.name}"
+    if more.attainment is None:
+        would = f"By goodput alone about {more.gpus} GPUs would do ({copies}): an estimate that no simulation confirmed"
+    else:
+        would = (
+            f"{more.gpus} GPUs would do ({copies}): simulated, {more.attainment:.1%} of {more.requests:,} requests "
+            "meet the SLO"
+        )
     return (
         f"No plan on {question.gpus} {question.gpu} serves {format_rate(rate_req_s)}: the nearest, "
-        f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. About {copies * gpus} GPUs "
-        f"would do ({copies} times {frugal.deployment.name}){_larger(question)}."
+        f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. {would}{_larger(question)}."
     )
 
 

@@ -45,6 +45,8 @@ class Question(Spec, frozen=True, kw_only=True):
         weights, kv: precisions to try; None tries what the GPU computes in, bf16 and fp8.
         budget_tokens: token budgets of a step to try on mixed replicas. A prefill pool takes the largest (it hardly
             matters there: 3 % of goodput), a decode pool, which computes no prompts, the smallest.
+        cap_watts, clock_mhz: power limits of a GPU and locked SM clocks to try; TDP and boost clock are those of a GPU
+            left alone. None leaves it alone.
         layouts: "mixed" replicas, or prefill and decode "split" over two pools.
         engine: every other engine setting.
         margin: share by which the limits on the time per token (TPOT, ITL) are taken tighter than `slo` has them, as a
@@ -70,6 +72,8 @@ class Question(Spec, frozen=True, kw_only=True):
     weights: tuple[str, ...] | None = None
     kv: tuple[str, ...] | None = None
     budget_tokens: tuple[int, ...] = (2048, 8192)
+    cap_watts: tuple[float, ...] | None = None
+    clock_mhz: tuple[float, ...] | None = None
     layouts: tuple[Layout, ...] = ("mixed", "split")
     margin: float = 0.05
     engine: EngineSettings = EngineSettings()
@@ -91,13 +95,14 @@ class Question(Spec, frozen=True, kw_only=True):
             raise BadInput("the SLO limits nothing, so any deployment meets it: give a TTFT, TPOT, ITL or E2E limit")
         if not 0 <= self.margin < 1:
             raise BadInput(f"margin {self.margin:g}: give a share of the limit from 0 to below 1, as in 0.05")
-        for name in ("tp", "pp", "weights", "kv", "budget_tokens", "layouts"):
+        for name in ("tp", "pp", "weights", "kv", "budget_tokens", "cap_watts", "clock_mhz", "layouts"):
             tried = getattr(self, name)
             if tried is None:
                 continue
             if not tried or (name in ("tp", "pp") and min(tried) < 1):
                 raise BadInput(f"{name} {list(tried)}: give at least one value to try, degrees from 1")
-
+            if len(set(tried)) < len(tried):
+                raise BadInput(f"{name} {list(tried)}: give each value to try once")
 
     @property
     def aimed_slo(self) -> Slo:

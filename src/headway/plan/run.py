@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from headway.errors import BadInput
@@ -14,6 +15,7 @@ from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.question import Question, default_requests
 from headway.plan.ranking import Entry, front
+from headway.plan.remedy import Remedy, remedy
 from headway.plan.space import Space, enumerate_space
 from headway.plan.trial import STEP
 from headway.plan.workers import Workers
@@ -59,21 +61,15 @@ def plan(
         space = enumerate_space(question)
         contest = Contest(question, rate_req_s, requests, space.options, _seeds(question, source))
         crew: Workers[Job, Outcome] = Workers(Evaluator, (question, source, rate_req_s), workers)
-        interrupted = _evaluate(contest, crew, progress, ctrl_c)
-        return _answer(contest, space, question, rate_req_s, requests, interrupted, started_s)
+        finite = made is not None or source.spec.trace is not None
+        more = partial(remedy, contest, source, source.requests if finite else None)
+        interrupted, beyond = _evaluate(contest, crew, progress, ctrl_c, more)
+        return _answer(contest, space, beyond, interrupted, started_s)
 
 
-def _answer(
-    contest: Contest,
-    space: Space,
-    question: Question,
-    rate_req_s: float,
-    requests: int,
-    interrupted: bool,
-    started_s: float,
-) -> Plan:
-    ranked = contest.ranked()
-    verdict = _verdict(ranked, space, question, rate_req_s, interrupted)
+def _answer(contest: Contest, space: Space, beyond: Remedy | None, interrupted: bool, started_s: float) -> Plan:
+    ranked, question, rate_req_s, requests = contest.ranked(), contest.question, contest.rate_req_s, contest.long
+    verdict = _verdict(contest, ranked, space, beyond, interrupted)
     candidates = [_candidate(entry, ranked[0], question, rate_req_s) for entry in ranked]
     sure = doubt(ranked, question, rate_req_s)
     message = " ".join(filter(None, (verdict.message, sure.words)))
@@ -102,20 +98,25 @@ def _answer(
 
 
 def _evaluate(
-    contest: Contest, crew: Workers[Job, Outcome], progress: Callable[[int, int], None] | None, ctrl_c: CtrlC
-) -> bool:
-    """Let the crew do all there is to do; whether Ctrl-C came before the end."""
+    contest: Contest,
+    crew: Workers[Job, Outcome],
+    progress: Callable[[int, int], None] | None,
+    ctrl_c: CtrlC,
+    more: Callable[[], Remedy | None],
+) -> tuple[bool, Remedy | None]:
+    """Let the crew do all there is to do; whether Ctrl-C came before the end, and what `more` found after it."""
     try:
         while jobs := contest.jobs():
             for position, outcome in crew.answers(jobs):
                 contest.note(jobs[position], outcome, progress)
+        beyond = more()
         ctrl_c.hold()
     except KeyboardInterrupt:
         ctrl_c.hold()
-        return True
+        return True, None
     finally:
         crew.close()
-    return False
+    return False, beyond
 
 
 def _rate(question: Question, source: Workload) -> float:
@@ -147,8 +148,9 @@ class _Verdict(NamedTuple):
 
 
 def _verdict(
-    ranked: list[Entry], space: Space, question: Question, rate_req_s: float, interrupted: bool
+    contest: Contest, ranked: list[Entry], space: Space, beyond: Remedy | None, interrupted: bool
 ) -> _Verdict:
+    question, rate_req_s = contest.question, contest.rate_req_s
     if not space.options:
         return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question))
     if not ranked:
@@ -158,9 +160,8 @@ def _verdict(
         return _Verdict(True, None, explain.verdict(best, question, rate_req_s))
     if interrupted:
         return _Verdict(False, None, explain.so_far(best, len(ranked), len(space.options), rate_req_s))
-    if best.outcome.goodput.req_s > 0:
-        frugal = max(ranked, key=lambda entry: entry.goodput_per_gpu)
-        return _Verdict(False, "rate", explain.too_much(best, question, rate_req_s, frugal))
+    if beyond is not None:
+        return _Verdict(False, "rate", explain.too_much(best, question, rate_req_s, beyond))
     return _Verdict(False, best.outcome.binding, explain.too_tight(best, question))
 
 
@@ -193,4 +194,8 @@ def _candidate(entry: Entry, best: Entry, question: Question, rate_req_s: float)
         simulations=outcome.simulations,
         seeds=outcome.seeds or (question.seed,),
         confirmed=bool(outcome.seeds),
+        mean_watts=asked.mean_watts,
+        energy_kind=asked.energy_kind,
+        carbon_g_per_million_output_tokens=asked.carbon_g_per_million_output_tokens,
+        embodied_g_per_million_output_tokens=asked.embodied_g_per_million_output_tokens,
     )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from headway.cost import Replica, memory_fit
+from headway.cost.power import power_law, waiting_watts
 from headway.cost.replica import drafting_model, tp_degrees
 from headway.errors import BadInput, DoesNotFit
 from headway.hardware import Gpu, gpu
@@ -38,6 +39,17 @@ class Space(NamedTuple):
     nearest: DoesNotFit | None
 
 
+class Throttle(NamedTuple):
+    """What holds every GPU of a deployment back: watts it may draw, MHz its clock is locked to; None: nothing."""
+
+    cap_watts: float | None
+    clock_mhz: float | None
+
+    def __str__(self) -> str:
+        cap = "" if self.cap_watts is None else f" {self.cap_watts:g}W"
+        return cap if self.clock_mhz is None else f"{cap} {self.clock_mhz:g}MHz"
+
+
 class Shape(NamedTuple):
     """How a replica spreads over GPUs."""
 
@@ -54,21 +66,22 @@ class Shape(NamedTuple):
 
 
 def enumerate_space(question: Question) -> Space:
-    """Return every candidate: GPUs used, tp, pp, replicas, mixed or split with its ratio, budget, precisions.
+    """Return every candidate: GPUs used, tp, pp, replicas, mixed or split with its ratio, budget, precisions, power.
 
     The pools of a split may differ in TP; they are pipelines only where nothing fits otherwise. `Question.pp` tells
     when mixed replicas are.
 
     Raises:
-        UnknownName: model or GPU. BadInput: a degree or a precision that the model or the GPU does not have.
+        UnknownName: model or GPU. BadInput: a degree, a precision, a power limit or a clock that the model or the GPU
+            does not have.
     """
     spec, card = model(question.model), gpu(question.gpu)
     fits = _Fits()
     options: list[Option] = []
     discarded = 0
-    for weights, kv in product(_weights(question, spec, card), _kv(question, card)):
-        shapes = _shapes(question, spec, card)
-        known = _Known(question, weights, kv, shapes, fits)
+    shapes, throttles = _shapes(question, spec, card), _throttles(question, card)
+    for weights, kv, throttle in product(_weights(question, spec, card), _kv(question, card), throttles):
+        known = _Known(question, weights, kv, throttle, shapes, fits)
         for deployment in _deployments(known):
             if all(fits.try_(pool.replica) for pool in deployment.pools):
                 options.append(Option(deployment.name, deployment))
@@ -105,6 +118,7 @@ class _Known(NamedTuple):
     question: Question
     weights: str
     kv: str
+    throttle: Throttle
     shapes: list[Shape]
     fits: _Fits
 
@@ -112,7 +126,7 @@ class _Known(NamedTuple):
         engine = msgspec.structs.replace(self.question.engine, max_batched_tokens=budget_tokens)
         return Replica(
             model=self.question.model, gpu=self.question.gpu, tp=shape.tp, pp=shape.pp, weights=self.weights,
-            kv=self.kv, engine=engine, calibration=self.question.calibration,
+            kv=self.kv, **self.throttle._asdict(), engine=engine, calibration=self.question.calibration,
         )  # fmt: skip
 
     def mixed(self) -> list[Shape]:
@@ -129,7 +143,7 @@ class _Known(NamedTuple):
         return plain if any(self.fits.try_(self.replica(shape, smallest)) for shape in plain) else self.shapes
 
     def name(self, pools: str) -> str:
-        return f"{pools} {self.weights}/{self.kv}"
+        return f"{pools} {self.weights}/{self.kv}{self.throttle}"
 
 
 def _deployments(known: _Known) -> Iterator[Deployment]:
@@ -198,6 +212,14 @@ def _weights(question: Question, spec: Model, card: Gpu) -> tuple[str, ...]:
     if spec.native_dtype != "bf16":
         return (spec.native_dtype,)
     return ("bf16", "fp8") if "fp8" in card.peak_flops else ("bf16",)
+
+
+def _throttles(question: Question, card: Gpu) -> list[Throttle]:
+    """Power limits times clocks; each asked of the GPU once, before anything is simulated."""
+    throttles = [Throttle(*each) for each in product(question.cap_watts or (None,), question.clock_mhz or (None,))]
+    for throttle in throttles:
+        waiting_watts(power_law(card.key), card, *throttle)
+    return throttles
 
 
 def _kv(question: Question, card: Gpu) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from headway.report import charts
 from headway.report import words as w
 from headway.report.page import NUMBER, Card, Cell, Column, Figure, Page, Row, Section, Table, rendered
 from headway.report.result_page import sources
-from headway.report.text import CANDIDATE_HEADINGS, candidate_cells
+from headway.report.text import candidate_cells, candidate_headings, energy_rows
 from headway.report.trust_words import plan_error_rows
 from headway.sim import Deployment
 from headway.sim.run import compiled, to_mapping_all
@@ -39,7 +39,7 @@ def plan_html(plan: Plan) -> str:
         lead=w.unbroken(plan.message) if plan.best else "",
         verdict=verdict,
         tone="bad",
-        question=[*w.question_rows(plan), *plan_error_rows(plan)],
+        question=[*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)],
         cards=_cards(plan.best) if plan.best else [],
         sections=[*_tradeoffs(plan), *_candidates(plan), *_best(plan)],
         datasets={charts.CANDIDATES: points},
@@ -75,7 +75,7 @@ def _cards(best: Candidate) -> list[Card]:
             f"{w.usd(best.usd_per_hour)}/h",
             f"{w.usd(best.usd_per_million_output_tokens)} per million output tokens",
         ),
-        Card("Energy per token", w.joules(best.joules_per_output_token), "estimated"),
+        Card("Energy per token", w.joules(best.joules_per_output_token), w.certainty(best.energy_kind or "estimated")),
     ]
 
 
@@ -105,12 +105,12 @@ def _candidates(plan: Plan) -> list[Section]:
         return []
     shown = selected(plan, TABLE_BEST, TABLE_REST)
     rank = {candidate.name: place for place, candidate in enumerate(plan.ranked, start=1)}
-    numbers = [Column(name.replace("\n", " "), NUMBER) for name in CANDIDATE_HEADINGS]
+    numbers = [Column(name.replace("\n", " "), NUMBER) for name in candidate_headings(plan)]
     columns = [Column("#", NUMBER), Column("deployment", "name"), *numbers, Column("why", "prose")]
     rows = [_row(plan, candidate, rank[candidate.name]) for candidate in shown]
     note = (
         "A click on a heading sorts. Names: replicas x layout (P prefill, D decode), precision of weights/KV, "
-        "b token budget of a step."
+        "b token budget of a step, W power limit and MHz clock of a GPU where one was asked for."
     )
     if len(shown) < len(plan.ranked):
         note += (
@@ -125,7 +125,7 @@ def _row(plan: Plan, candidate: Candidate, rank: int) -> Row:
     numbers = (
         candidate.gpus, candidate.attainment, candidate.ttft_p90_s, candidate.tpot_p90_s, candidate.goodput_req_s,
         candidate.goodput_req_s_per_gpu, candidate.usd_per_hour, candidate.usd_per_million_output_tokens,
-        candidate.joules_per_output_token,
+        candidate.mean_watts, candidate.joules_per_output_token, candidate.carbon_g_per_million_output_tokens,
     )  # fmt: skip
     cells = [Cell(text, order) for text, order in zip(candidate_cells(candidate), numbers, strict=True)]
     best = plan.best is not None and candidate.name == plan.best.name

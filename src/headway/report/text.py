@@ -65,7 +65,7 @@ def plan_text(plan: Plan, top: int) -> RenderableType:
     if plan.interrupted:
         stopped = f"Interrupted after {w.counted(plan.evaluated, 'deployment')}: what follows is known so far."
         parts.insert(0, Text(stopped, style=WARNING))
-    parts.append(_facts([*w.question_rows(plan), *plan_error_rows(plan)]))
+    parts.append(_facts([*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)]))
     if plan.ranked:
         parts += [_candidates(plan, top), Text("Why", style="bold"), _facts(_reasons(plan, top), columns=2)]
     if len(plan.ranked) > top:
@@ -96,7 +96,7 @@ def _candidates(plan: Plan, top: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", collapse_padding=True)
     table.add_column("#", justify="right")
     table.add_column("deployment", overflow="fold", ratio=1)
-    for heading in CANDIDATE_HEADINGS:
+    for heading in candidate_headings(plan):
         table.add_column(heading, justify="right", no_wrap=True)
     for rank, candidate in enumerate(plan.ranked[:top], start=1):
         style = GOOD if rank == 1 and plan.feasible else "" if candidate.meets else "dim"
@@ -105,14 +105,31 @@ def _candidates(plan: Plan, top: int) -> Table:
     return table
 
 
-CANDIDATE_HEADINGS = (
-    "GPUs", "attained", "TTFT\np90", "TPOT\np90", "goodput\nreq/s", "req/s\nper GPU", "$/h", "$ per\n1M tokens",
-    "MJ per 1M\ntokens, est.",
-)  # fmt: skip
+def candidate_headings(plan: Plan) -> list[str]:
+    """Return what `candidate_cells` are; "per 1M" output tokens. Energy is marked, alike in all of a plan."""
+    kinds = {candidate.energy_kind for candidate in plan.ranked} - {None}
+    mark = "fitted" if kinds == {"fitted"} else "est."
+    return [
+        "GPUs", "attained", "TTFT\np90", "TPOT\np90", "goodput\nreq/s", "req/s\nper GPU", "$/h", "$ per\n1M",
+        f"W,\n{mark}", f"J per\ntoken,\n{mark}", f"g CO2\nper 1M\n{mark}",
+    ]  # fmt: skip
+
+
+def energy_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Return watts, joules and grams of the first candidate at the asked rate, and what the grams were reckoned by."""
+    first = plan.ranked[0] if plan.ranked else None
+    if first is None or first.energy_kind is None:
+        return []
+    certainty, prices = w.certainty(first.energy_kind), plan.question.prices
+    words = co2_words(first.carbon_g_per_million_output_tokens, prices.carbon_g_per_kwh, prices.pue)
+    if first.embodied_g_per_million_output_tokens is not None:
+        words += f"; besides {w.grams(first.embodied_g_per_million_output_tokens)} for making the GPUs"
+    drawn = f"{w.joules(first.joules_per_output_token)} per output token, {w.amount(first.mean_watts)} W on average"
+    return [(f"Energy, {certainty}", f"{drawn}: {first.name}"), (f"Carbon, {certainty}", words)]
 
 
 def candidate_cells(candidate: Candidate) -> list[str]:
-    """Return a candidate's figures under `CANDIDATE_HEADINGS`; joules per token are megajoules per million tokens."""
+    """Return a candidate's figures under `candidate_headings`."""
     return [
         f"{candidate.gpus}",
         w.share(candidate.attainment),
@@ -122,7 +139,9 @@ def candidate_cells(candidate: Candidate) -> list[str]:
         w.amount(candidate.goodput_req_s_per_gpu),
         w.usd(candidate.usd_per_hour),
         w.usd(candidate.usd_per_million_output_tokens),
+        w.amount(candidate.mean_watts),
         w.amount(candidate.joules_per_output_token),
+        w.amount(candidate.carbon_g_per_million_output_tokens),
     ]
 
 
@@ -237,13 +256,15 @@ def busy_words(result: Result) -> str:
 def carbon_words(result: Result) -> str:
     """Return CO2 per million output tokens with the two figures it was reckoned by, and that of making the GPUs."""
     carbon = result.carbon
-    words = (
-        f"{w.grams(carbon.grams_per_million_output_tokens)} CO2 per million output tokens, at "
-        f"{w.amount(carbon.g_per_kwh)} g/kWh and PUE {carbon.pue:g}"
-    )
+    words = co2_words(carbon.grams_per_million_output_tokens, carbon.g_per_kwh, carbon.pue)
     if carbon.embodied_grams is None:
         return words
     return f"{words}; besides {w.grams(carbon.embodied_grams)} in all for making the GPUs"
+
+
+def co2_words(grams_per_million: float | None, g_per_kwh: float, pue: float) -> str:
+    """Return grams with the two figures they were reckoned by."""
+    return f"{w.grams(grams_per_million)} CO2 per million output tokens, at {w.amount(g_per_kwh)} g/kWh and PUE {pue:g}"
 
 
 def cost_words(result: Result) -> str:

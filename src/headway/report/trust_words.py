@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headway.metrics import Result
+from headway.metrics.result import Uncertainty
 from headway.report import words as w
 from headway.units import format_seconds
 
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
 
 RESTS = {
     "calibrated": "own measurements of this model, GPU and engine",
-    "seen pair": "measurements of this model on this GPU and engine release",
-    "seen GPU": "measurements of other models on this GPU and engine release",
-    "family": "timings of this GPU or its relatives, but none of this GPU under this engine release",
+    "seen pair": "measurements of it with this model, GPU and engine release",
+    "seen GPU": "measurements of it with other models or, of watts, other releases on this GPU",
+    "family": "timings of this GPU or its relatives, no measurement of it on this GPU and engine release",
     "data sheet": "the data sheet: no timings of this vendor's GPUs without measured serving",
 }
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E", "output_throughput": "throughput", "energy_per_token": "J/token"}
@@ -26,7 +27,7 @@ OPEN = "of the most it can serve"  # arrivals set it below that
 
 
 def interval_rows(result: Result) -> list[tuple[str, list[str]]]:
-    """Return metric and, as text, factor, interval of the mean and of the median, of those that have one."""
+    """Return metric and, as text, factor, interval of the mean and of the median, and level, of those that have one."""
     error = result.uncertainty
     if error is None:
         return []
@@ -37,19 +38,20 @@ def interval_rows(result: Result) -> list[tuple[str, list[str]]]:
                 " to ".join(format_seconds(end) for end in error.around(metric, value))
                 for value in (latency.mean, latency.p50)
             ]
-            rows.append((NAMES[metric], [_factor(getattr(error, metric)), *told]))
+            rows.append((NAMES[metric], [_factor(getattr(error, metric)), *told, _level(error, metric)]))
     rate, joules = result.throughput.output_tokens_per_s, result.energy.joules_per_output_token
     if rate is not None:
         ends = " to ".join(w.amount(end) for end in error.around("output_throughput", rate))
         closed = (result.workload or {}).get("arrival", {}).get("kind") == "closed"
-        rows.append(("Tokens/s", [_factor(error.output_throughput), ends if closed else OPEN, ""]))
+        shown = [_factor(error.output_throughput), ends if closed else OPEN, ""]
+        rows.append(("Tokens/s", [*shown, _level(error, "output_throughput")]))
     if joules is not None:
         ends = " to ".join(w.joules(end) for end in error.around("energy_per_token", joules))
-        rows.append(("J/token", [_factor(error.energy_per_token), ends, ""]))
+        rows.append(("J/token", [_factor(error.energy_per_token), ends, "", _level(error, "energy_per_token")]))
     return rows
 
 
-INTERVAL_HEADINGS = ("factor", "mean", "p50")
+INTERVAL_HEADINGS = ("factor", "mean", "p50", "rests on")
 
 
 def interval_note(result: Result) -> str:
@@ -57,9 +59,18 @@ def interval_note(result: Result) -> str:
     error = result.uncertainty
     assert error is not None
     return (
-        f"{error.coverage:.0%} intervals of the cost model's own error, common to the whole run. They rest on "
-        f"{RESTS[error.level]} ({error.level})."
+        f"{error.coverage:.0%} intervals of the cost model's own error, common to the whole run. {_said(error)}."
     )
+
+
+def _said(error: Uncertainty) -> str:
+    """What the levels of the figures shown mean, the best first."""
+    found = {_level(error, metric) for metric in NAMES}
+    return "; ".join(f"{level}: {RESTS[level]}" for level in RESTS if level in found)
+
+
+def _level(error: Uncertainty, metric: str) -> str:
+    return error.levels.get(metric, error.level)  # results of before had one level for all
 
 
 def plan_error_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -67,8 +78,10 @@ def plan_error_rows(plan: Plan) -> list[tuple[str, str]]:
     error = plan.uncertainty
     if error is None:
         return []
-    ends = ", ".join(f"{name} {_factor(getattr(error, field))}" for field, name in NAMES.items())
-    words = f"{error.coverage:.0%} intervals: {ends}; rests on {RESTS[error.level]} ({error.level})"
+    ends = ", ".join(
+        f"{name} {_factor(getattr(error, field))} ({_level(error, field)})" for field, name in NAMES.items()
+    )
+    words = f"{error.coverage:.0%} intervals: {ends}; {_said(error)}"
     if plan.ratio_error is not None:
         words += f"; ratios between candidates ±{plan.ratio_error:.0%}"
     return [("Model error", words)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headway.cost.uncertainty import COVERAGE, factors, worst_level
+from headway.cost.uncertainty import COVERAGE, factors, levels
 from headway.metrics.result import Uncertainty
 from headway.sim.deployment import Deployment
 
@@ -12,4 +12,5 @@ __all__ = ["uncertainty"]
 def uncertainty(deployment: Deployment) -> Uncertainty:
     """Return the 90 % intervals of a deployment's figures, as factors of the predictions."""
     replicas = [pool.replica for pool in deployment.pools]
-    return Uncertainty(level=worst_level(replicas), coverage=COVERAGE, **factors(replicas))
+    found = levels(replicas)
+    return Uncertainty(level=found["tpot"], levels=found, coverage=COVERAGE, **factors(replicas))

@@ -1,0 +1,72 @@
+"""How many GPUs would do where a rate is beyond those there are: copies of the candidate with most goodput per GPU."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import msgspec
+
+from headway.plan.contest import Contest
+from headway.plan.ranking import Entry
+from headway.plan.trial import Load, try_rate
+from headway.sim import Deployment
+from headway.sim.run import compiled
+from headway.workload import Workload
+
+__all__ = ["Remedy", "remedy"]
+
+_REQUESTS_MAX = 100_000  # a few seconds of simulation
+_REPLICAS_MAX = 512  # routing looks at each of them
+_TRIES = 6
+_GROWTH = 16  # each try has a sixteenth more copies, so the last has a third more than the first
+
+
+class Remedy(NamedTuple):
+    """Copies of a candidate for the rate asked for; simulated they met the SLO for `attainment` of `requests`.
+
+    Without an attainment they were not simulated, or no number of copies that was met it: only goodputs are behind it.
+    """
+
+    entry: Entry
+    copies: int
+    attainment: float | None = None
+    requests: int = 0
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all copies."""
+        return self.copies * self.entry.deployment.gpus
+
+
+def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | None:
+    """Return what would serve the rate when all is evaluated; None where it is served, or no rate is.
+
+    The candidate gets the requests of a long run for every copy, up to the `most` that the workload has, of a seed
+    that had no part in the search.
+
+    Raises:
+        KeyboardInterrupt: while it simulated.
+    """
+    ranked, question, rate_req_s = contest.ranked(), contest.question, contest.rate_req_s
+    if not ranked or ranked[0].meets or ranked[0].outcome.goodput.req_s <= 0:
+        return None
+    frugal = max(ranked, key=lambda entry: entry.goodput_per_gpu)
+    first = max(2, math.ceil(rate_req_s / frugal.outcome.goodput.req_s))  # one alone was tried
+    replicas = sum(pool.count for pool in frugal.deployment.pools)
+    wanted = min(contest.long * first, most or _REQUESTS_MAX, _REQUESTS_MAX)
+    tables = tuple(compiled(pool.replica) for pool in frugal.deployment.pools)
+    load, copies = Load(source, wanted, rate_req_s, question.seed + 1), first
+    for _ in range(_TRIES):
+        if copies * replicas > _REPLICAS_MAX:
+            break
+        trial = try_rate(_copied(frugal.deployment, copies), tables, load, question.aimed_slo, 0)
+        if trial.met:
+            return Remedy(frugal, copies, trial.attainment, wanted)
+        copies += max(1, copies // _GROWTH)
+    return Remedy(frugal, first)
+
+
+def _copied(deployment: Deployment, copies: int) -> Deployment:
+    pools = tuple(msgspec.structs.replace(pool, count=pool.count * copies) for pool in deployment.pools)
+    return msgspec.structs.replace(deployment, pools=pools)
