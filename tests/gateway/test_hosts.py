@@ -17,9 +17,9 @@ from headway.gateway.spec import GatewaySpec, Tls, upstream
 @pytest.mark.parametrize(
     ("text", "host", "port", "tls"),
     [
-        ("10.0.0.1:8000", "10.0.0.1", 8000, False),
-        ("http://engine:8000/", "engine", 8000, False),
-        ("https://engine:8443", "engine", 8443, True),
+        ("203.0.113.1:8000", "203.0.113.1", 8000, False),
+        ("http://engine.example:8000/", "engine.example", 8000, False),
+        ("https://engine.example:8443", "engine.example", 8443, True),
         ("https://engine.example", "engine.example", 443, True),
         ("https://[::1]:8443", "::1", 8443, True),
     ],
@@ -28,7 +28,9 @@ def test_upstreams_are_read(text, host, port, tls):
     assert upstream(text, "u") == (host, port, tls)
 
 
-@pytest.mark.parametrize("text", ["engine", "ftp://engine:1", "https://engine/v1", "engine:0", "http://engine", ""])
+@pytest.mark.parametrize(
+    "text", ["engine", "ftp://engine:1", "https://engine.example/v1", "engine:0", "http://engine", ""]
+)
 def test_what_is_no_upstream_is_refused(text):
     with pytest.raises(BadInput, match=r"gateway\.upstreams\.0"):
         GatewaySpec(upstreams=(text,))
@@ -44,7 +46,7 @@ def test_certificates_that_cannot_be_used_are_refused_before_envoy_sees_them(tmp
 
 
 def test_an_address_is_kept_while_the_name_still_leads_there(monkeypatch):
-    answers = [["10.0.0.2", "10.0.0.1"], ["10.0.0.1", "10.0.0.3"], ["10.0.0.3"], []]
+    answers = [["203.0.113.2", "203.0.113.1"], ["203.0.113.1", "203.0.113.3"], ["203.0.113.3"], []]
 
     async def lookup(self, host, port, **_):
         if not answers[0]:
@@ -54,11 +56,11 @@ def test_an_address_is_kept_while_the_name_still_leads_there(monkeypatch):
     monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", lookup)
     known, found = None, []
     while answers:
-        known = asyncio.run(resolved(("https://engine:8443",), known))
+        known = asyncio.run(resolved(("https://engine.example:8443",), known))
         found.append(known[0].at)
         answers.pop(0)
-    assert found == ["10.0.0.1:8443", "10.0.0.1:8443", "10.0.0.3:8443", ""]
-    assert known == [Host("", "engine", True)]
+    assert found == ["203.0.113.1:8443", "203.0.113.1:8443", "203.0.113.3:8443", ""]
+    assert known == [Host("", "engine.example", True)]
 
 
 def test_what_is_watched_and_what_envoy_begins_with_are_the_whole(tmp_path):

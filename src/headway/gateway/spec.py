@@ -151,8 +151,8 @@ class Upstream(NamedTuple):
 class GatewaySpec(Spec, frozen=True, kw_only=True):
     """What `headway serve` needs beside the deployment.
 
-    `upstreams`: one address per replica, in the order of the pools: host:port, or https://host:port where it speaks
-    TLS; its certificate is checked against its name and the authorities in `upstream_ca` (absent: the system's).
+    `upstreams`: one address per replica, in the order of the pools: host:port, with https:// before it where it
+    takes TLS; its certificate is checked against its name and the authorities in `upstream_ca` (absent: the system's).
     `tls`: callers are met with TLS, and HTTP/2 where they know it; without it with plain HTTP/1.1.
     `models`: names that requests may ask for; the first is the deployment's model where none is given.
     `tenants`: without any, everyone may ask.
@@ -227,7 +227,7 @@ def address(text: str, where: str) -> tuple[str, int]:
 
 
 def upstream(text: str, where: str) -> Upstream:
-    """Return what ``host:port``, ``http://host:port`` or ``https://host[:port]`` says.
+    """Return what ``host:port`` says, with or without http:// before it; after https:// the port may be left out.
 
     Raises:
         BadInput: another form, another scheme, or a port out of range.
