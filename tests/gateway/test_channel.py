@@ -8,7 +8,7 @@ from struct import Struct
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headway.gateway import channel as c
@@ -100,6 +100,7 @@ def answers(sent: list[tuple[int, int, int, bytes]], stream: int) -> bytes:
     return b"".join(payload for kind, _, at, payload in sent if kind == c.DATA and at == stream)
 
 
+@settings(max_examples=60)
 @given(st.data())
 def test_bytes_may_come_in_any_pieces(data):
     calls = data.draw(st.lists(st.lists(st.binary(max_size=70), max_size=4), min_size=1, max_size=5))

@@ -282,11 +282,13 @@ def test_the_admin_pages_need_the_admin_key(gateway):
 
 
 def test_without_the_decision_process_the_answer_is_503_until_it_is_back(tmp_path):
-    upstreams = Upstreams(Upstream(tokens=100, pace_s=0.01))
+    engine = Upstream(tokens=400, pace_s=0.01)
+    upstreams = Upstreams(engine)
     served = Served(tmp_path, upstreams, {})
     try:
         streaming = served.send(chat())
         response = streaming.getresponse()
+        engine.tokens = 4  # of those that follow
         os.kill(served.children()["decisions"], signal.SIGKILL)
         refused, text = served.ask(chat())
         assert served.get("/v1/models")[0] == 503
