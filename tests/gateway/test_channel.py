@@ -207,15 +207,23 @@ def test_windows_of_the_peer_are_kept_and_nothing_is_lost(first, grants):
     text = bytes(range(200))
     side = Side()
     window = (c.INITIAL_WINDOW_SIZE).to_bytes(2, "big") + first.to_bytes(4, "big")
-    asked = frame(c.HEADERS, c.END_HEADERS, 1, b"") + frame(c.DATA, 0, 1, message(text))
+    asked = frame(c.HEADERS, c.END_HEADERS, 1, b"") + frame(c.DATA, 0, 1, message(text[:20]) + message(text))
     got = answers(side.take(c.PREFACE + frame(c.SETTINGS, 0, 0, window) + asked), 1)
-    allowed = first
-    assert len(got) == min(allowed, 205)
+    allowed, whole = first, message(text[:20]) + message(text)
+    assert len(got) == min(allowed, len(whole))
     for more in grants:
         allowed += more
         got += answers(side.take(frame(c.WINDOW_UPDATE, 0, 1, more.to_bytes(4, "big"))), 1)
-        assert len(got) == min(allowed, 205)
-    assert message(text).startswith(got)
+        assert len(got) == min(allowed, len(whole))
+    assert whole.startswith(got)
+
+
+@pytest.mark.parametrize("size", [0, 5, c.FRAME_MAX, 3 * c.FRAME_MAX])
+def test_what_a_client_sends_in_one_go_is_heard_and_ended(size):
+    side = Side()
+    sent = side.take(c.asking(bytes(size)))
+    assert side.echo.heard == {1: [bytes(size)]} and side.echo.over == [1]
+    assert sent[-1][:3] == (c.HEADERS, c.END_HEADERS | c.END_STREAM, 1)
 
 
 def test_a_peer_that_reads_nothing_is_given_up():

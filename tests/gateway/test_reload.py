@@ -72,7 +72,7 @@ def test_a_file_that_changes_under_load_fails_no_call_and_cuts_no_stream(tmp_pat
     callers = None
     try:
         for engine in (one, other):
-            engine.tokens, engine.pace_s = 300, 0.01
+            engine.tokens, engine.pace_s = 500, 0.01
         streams = [served.send(CHATTING).getresponse() for _ in range(6)]
         for engine in engines:
             engine.tokens, engine.pace_s = 4, 0.002

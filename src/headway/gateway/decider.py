@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 import ssl
 import time
 import traceback
@@ -31,7 +30,7 @@ from headway.gateway.spec import address, upstream
 TICK_S = 0.05
 ADOPT_S = 0.5
 PATIENCE_S = 2.0
-ELDER_S = 0.1
+ELDER_S = 2.0
 LAST_RECORDS_S = 0.2
 SPARE_S = 0.5  # Envoy waits so much longer for a held request than the brain holds it
 ATTRIBUTES = {name: f"request.headers['{name}']" for name in HEADERS}
@@ -56,6 +55,7 @@ class Decider:
         self.faults_said = 0
         self.open = 0  # calls whose HTTP requests are not over
         self.elder: Path | None = None  # where the records go of requests that an earlier process decided
+        self.telling: set[asyncio.Task[None]] = set()
         self.started_s = time.monotonic()
 
     def now(self) -> float:
@@ -163,18 +163,24 @@ class Decider:
             else:
                 self._deliver(self.brain.record(self.now(), record))
         if strange.http_logs.log_entry:
-            self._hand_back(strange)
+            task = asyncio.get_running_loop().create_task(self._hand_back(strange.SerializeToString()))
+            self.telling.add(task)
+            task.add_done_callback(self.telling.discard)
 
-    def _hand_back(self, strange: Any) -> None:
-        """Let the elder have its records, as long as there is one."""
+    async def _hand_back(self, raw: bytes) -> None:
+        """Let the elder have its records, as long as there is one; it has them when it has closed the connection."""
         try:
-            with socket.socket(socket.AF_UNIX) as elder:
-                elder.settimeout(ELDER_S)
-                elder.connect(str(self.elder))
-                elder.sendall(asking(strange.SerializeToString()))
-        except OSError:
+            async with asyncio.timeout(ELDER_S):
+                reader, writer = await asyncio.open_unix_connection(self.elder)
+                try:
+                    writer.write(asking(raw))
+                    writer.write_eof()
+                    await reader.read()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
             self.elder = None
-            self.records(strange.SerializeToString())
+            self.records(raw)
 
     def _record(self, entry: Any) -> EndRecord:
         common, response = entry.common_properties, entry.response
