@@ -85,11 +85,12 @@ class Upstream:
 
     async def stream(self, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        pace_s = self.pace_s  # of this stream, whatever is set for later ones
         for i in range(self.tokens + 1):  # the first names the role only
             delta = {"role": "assistant", "content": ""} if not i else {"content": f'"{i}{self.word}'}
             await self.event(writer, json.dumps({"choices": [{"delta": delta}], "port": self.port}).encode())
-            if self.pace_s:
-                await asyncio.sleep(self.pace_s)
+            if pace_s:
+                await asyncio.sleep(pace_s)
         await self.event(writer, b"[DONE]")
         writer.write(b"0\r\n\r\n")
         await writer.drain()
