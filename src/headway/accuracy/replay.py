@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from headway.accuracy.express import checked
 from headway.accuracy.reading import Inexpressible, reading
-from headway.cost import EngineSettings, Replica
+from headway.cost import EngineSettings, Replica, compile_replica
 from headway.errors import BadInput
 from headway.hardware import gpu_keys
 from headway.metrics.records import Records
@@ -28,7 +28,7 @@ __all__ = ["Curve", "Replay", "Run", "replay_requests"]
 
 _UNREADABLE: tuple[type[Exception], ...] = (*reading_errors(), csv.Error, KeyError, ValueError, TypeError)
 _STATS = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
-_REQUESTS = ("input_tokens", "output_tokens", "queued_s", "first_token_s", "last_token_s")
+_REQUESTS = ("input_tokens", "output_tokens", "arrival_s", "first_token_s", "last_token_s")
 _SERIES = ("t", "running", "waiting")
 Table = dict[str, NDArray[np.float64]]
 
@@ -74,9 +74,10 @@ class Replay(Spec):
 def replay_requests(folder: str | Path, trace: str | Path | None = None) -> Replay:
     """Replay every run of a folder: `NAME.meta.json` with the engine's arguments beside `NAME.requests.csv.gz`.
 
-    Requests arrive when they were queued in the engine, with the lengths and prefix blocks of the trace; times of both
-    sides count from there. `trace` replaces the file that the meta file names, which is looked for in the folder, above
-    it and in a folder `traces` beside those.
+    Requests have the lengths and prefix blocks of the trace; times of both sides count from their arrival in the
+    engine's process, so no time outside the engine is added. (vLLM's log has a time of queueing as well, which is the
+    end of the step that ran on arrival: counted from there, the wait for it would be lost.) `trace` replaces the file
+    that the meta file names, which is looked for in the folder, above it and in a folder `traces` beside those.
 
     Raises:
         BadInput: no run in the folder, a file that is missing or broken, or a trace of other requests.
@@ -101,12 +102,12 @@ def _replay(folder: Path, name: str, meta: dict[str, Any], trace: str | Path | N
     measured = _columns(_beside(folder, f"{name}.requests.csv"), _REQUESTS)
     requests = _joined(read_trace(_trace_path(folder, meta, trace)), measured, name)
     spec = WorkloadSpec(name=name, trace=name)
-    result = simulate(
-        Deployment(name=name, pools=(Pool(replica=replica),)), Workload(spec, requests, requests), warmup=0.0
-    )
+    deployment = Deployment(name=name, pools=(Pool(replica=replica),))
+    inside = msgspec.structs.replace(compile_replica(replica), intake_s=0.0)
+    result = simulate(deployment, Workload(spec, requests, requests), warmup=0.0, tables=(inside,))
     assert result.records is not None
     series = _columns(_beside(folder, f"{name}.timeseries.csv"), _SERIES)
-    start_s = float(measured["queued_s"].min())
+    start_s = float(measured["arrival_s"].min())
     ends = measured["last_token_s"] - start_s
     return Run(
         requests=len(ends),
@@ -126,7 +127,12 @@ def _replica(name: str, meta: dict[str, Any]) -> Replica:
     if weights is None:
         raise Inexpressible("precision of the weights not modelled")
     tp, dp = asked.get("tensor_parallel_size", 1), asked.get("data_parallel_size", 1)
-    engine = EngineSettings(max_batched_tokens=asked["max_num_batched_tokens"], max_seqs=asked["max_num_seqs"])
+    engine = EngineSettings(
+        version=str(meta.get("vllm_version", "")),
+        max_batched_tokens=asked["max_num_batched_tokens"],
+        max_seqs=asked["max_num_seqs"],
+        ahead=asked.get("async_scheduling"),
+    )
     return checked(
         Replica(
             model=_model_key(meta["model"]),
@@ -160,15 +166,15 @@ def _gpu_key(name: str, meta: dict[str, Any]) -> str:
 
 
 def _joined(trace: Trace, measured: Table, name: str) -> Trace:
-    """The trace's requests, in the order and at the times they were queued."""
+    """The trace's requests, in the order and at the times of their arrival."""
     batch = trace.requests
     lengths = measured["input_tokens"].astype(np.int64), measured["output_tokens"].astype(np.int64)
     same = len(batch) == len(lengths[0]) and np.array_equal(batch.prompt_tokens, lengths[0])
     if not (same and np.array_equal(batch.output_tokens, lengths[1])):
         raise BadInput(f"{name}: the trace holds other requests than the run; name the right one with --trace")
-    queued_s = measured["queued_s"] - measured["queued_s"].min()
-    order = np.argsort(queued_s, kind="stable")
-    timed = msgspec.structs.replace(take(batch, order), arrival_s=queued_s[order])
+    arrival_s = measured["arrival_s"] - measured["arrival_s"].min()
+    order = np.argsort(arrival_s, kind="stable")
+    timed = msgspec.structs.replace(take(batch, order), arrival_s=arrival_s[order])
     return msgspec.structs.replace(trace, requests=timed, step_s=0.0, timed=True)
 
 
@@ -176,10 +182,10 @@ def _joined(trace: Trace, measured: Table, name: str) -> Trace:
 
 
 def _latencies(measured: Table, records: Records) -> dict[str, dict[str, Point]]:
-    queued, first, last = (measured[name] for name in ("queued_s", "first_token_s", "last_token_s"))
+    arrived, first, last = (measured[name] for name in ("arrival_s", "first_token_s", "last_token_s"))
     gaps = np.maximum(measured["output_tokens"] - 1, 1)
     pace = ((last - first) / gaps)[measured["output_tokens"] > 1]
-    real = {"ttft": first - queued, "tpot": pace, "e2e": last - queued}
+    real = {"ttft": first - arrived, "tpot": pace, "e2e": last - arrived}
     ours = {"ttft": records.ttft_s, "tpot": records.tpot_s, "e2e": records.e2e_s}
     found = {}
     for name, times in real.items():
