@@ -1,0 +1,136 @@
+"""Runs llama.cpp replicas on one core, each with an equal share of it that does not depend on what the others do.
+
+    python replicas.py MODEL.gguf --port 18200 --count 3
+
+A replica is a process of llama.cpp's own server with one thread. All of them are pinned to one core, and one at a time is
+let run, `--slice` seconds each, in turn, busy or not: the others are stopped. So N replicas never need more than a core,
+none slows another down, and each behaves as if it had a processor of its own that is N times slower. Without this, three
+busy replicas on a machine of two cores share them in a way that depends on the load, which is not what is simulated.
+
+Prints one line when all answer. Ctrl-C, SIGTERM or the end of standard input ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+SLOTS, SLOT_TOKENS, STEP_TOKENS = 8, 512, 512  # of a replica: see `deployment.yaml`, which says the same
+STARTED_S, STOPPED_S = 60.0, 5.0
+
+
+def main() -> int:
+    """Start the replicas, turn them until told to stop, and leave none running."""
+    asked = _asked()
+    if asked.only is not None:
+        serve(asked.model, asked.port + asked.only, asked.name)
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    engines: list[subprocess.Popen[bytes]] = []
+    try:
+        for place in range(asked.count):
+            engines.append(subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--only", str(place)],
+                                            stdin=subprocess.DEVNULL, start_new_session=True))  # fmt: skip
+        for place in range(asked.count):
+            wait_for(f"http://127.0.0.1:{asked.port + place}/health", engines)
+        pin(engines)
+        print(f"{asked.count} replicas from port {asked.port}", flush=True)
+        turn(engines, asked.slice)
+    except KeyboardInterrupt:
+        return 0
+    except TimeoutError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        stop(engines)
+    return 1
+
+
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("model", help="the GGUF file, as tiny_model.py writes it")
+    parser.add_argument("--port", type=int, default=18200, help="of the first replica")
+    parser.add_argument("--count", type=int, default=3, help="how many replicas")
+    parser.add_argument("--slice", type=float, default=0.002, help="seconds that each runs in its turn")
+    parser.add_argument("--name", default="tiny", help="of the model, as requests say it")
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)  # be the replica of this number
+    return parser.parse_args()
+
+
+def serve(path: str, port: int, name: str) -> None:
+    """Be one replica: llama.cpp's server, one thread for steps, a prompt cache for each slot and no other."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.model_alias = path, {name}
+    params.hostnames, params.port, params.n_threads_http, params.ui = ["127.0.0.1"], port, 2, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.n_gpu_layers, params.fit_params, params.verbosity = 0, False, 0
+    params.n_parallel, params.n_ctx, params.kv_unified = SLOTS, SLOTS * SLOT_TOKENS, False
+    params.n_batch = params.n_ubatch = STEP_TOKENS
+    params.cache_ram_mib, params.cache_idle_slots, params.ctx_shift = 0, False, False
+    params.endpoint_metrics = True
+    server = xllamacpp.Server(params)
+    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    del server
+
+
+def wait_for(url: str, engines: list[subprocess.Popen[bytes]]) -> None:
+    """Return once an address answers."""
+    end_s = time.monotonic() + STARTED_S
+    while time.monotonic() < end_s and all(engine.poll() is None for engine in engines):
+        try:
+            with urllib.request.urlopen(url, timeout=1.0):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise TimeoutError(f"{url}: no answer in {STARTED_S:g} s, or a replica ended before")
+
+
+def pin(engines: list[subprocess.Popen[bytes]]) -> None:
+    """Put every thread of the engines on the last core of this process's, and this one on the others."""
+    cores = sorted(os.sched_getaffinity(0))
+    for engine in engines:
+        for thread in os.listdir(f"/proc/{engine.pid}/task"):
+            os.sched_setaffinity(int(thread), cores[-1:])
+    if len(cores) > 1:
+        os.sched_setaffinity(0, cores[:-1])
+
+
+def turn(engines: list[subprocess.Popen[bytes]], slice_s: float) -> None:
+    """Let one engine run at a time until standard input ends; a turn that comes late is not made up for."""
+    for engine in engines:
+        engine.send_signal(signal.SIGSTOP)
+    due_s = time.monotonic()
+    while all(engine.poll() is None for engine in engines):
+        for engine in engines:
+            engine.send_signal(signal.SIGCONT)
+            due_s = max(due_s + slice_s, time.monotonic())
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            engine.send_signal(signal.SIGSTOP)
+        if select.select([sys.stdin], [], [], 0.0)[0] and not sys.stdin.buffer.read1(1):
+            return
+
+
+def stop(engines: list[subprocess.Popen[bytes]]) -> None:
+    """Let all run again, and end them."""
+    for engine in engines:
+        engine.send_signal(signal.SIGCONT)
+        engine.send_signal(signal.SIGTERM)
+    for engine in engines:
+        try:
+            engine.wait(STOPPED_S)
+        except subprocess.TimeoutExpired:
+            engine.kill()
+            engine.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
