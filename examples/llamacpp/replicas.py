@@ -7,7 +7,7 @@ let run, `--slice` seconds each, in turn, busy or not: the others are stopped. S
 none slows another down, and each behaves as if it had a processor of its own that is N times slower. Without this, three
 busy replicas on a machine of two cores share them in a way that depends on the load, which is not what is simulated.
 
-Prints one line when all answer. Ctrl-C, SIGTERM or the end of standard input ends it.
+Prints one line with their process ids when all answer. Ctrl-C, SIGTERM or the end of standard input ends it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main() -> int:
                                             stdin=subprocess.DEVNULL, start_new_session=True))  # fmt: skip
         for place in range(asked.count):
             wait_for(f"http://127.0.0.1:{asked.port + place}/health", engines)
-        pin(engines)
-        print(f"{asked.count} replicas from port {asked.port}", flush=True)
+        pin(engines, asked.core)
+        print("replicas", *(engine.pid for engine in engines), flush=True)
         turn(engines, asked.slice)
     except KeyboardInterrupt:
         return 0
@@ -59,6 +59,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=18200, help="of the first replica")
     parser.add_argument("--count", type=int, default=3, help="how many replicas")
     parser.add_argument("--slice", type=float, default=0.002, help="seconds that each runs in its turn")
+    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="that they run on")
     parser.add_argument("--name", default="tiny", help="of the model, as requests say it")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)  # be the replica of this number
     return parser.parse_args()
@@ -94,14 +95,14 @@ def wait_for(url: str, engines: list[subprocess.Popen[bytes]]) -> None:
     raise TimeoutError(f"{url}: no answer in {STARTED_S:g} s, or a replica ended before")
 
 
-def pin(engines: list[subprocess.Popen[bytes]]) -> None:
-    """Put every thread of the engines on the last core of this process's, and this one on the others."""
-    cores = sorted(os.sched_getaffinity(0))
+def pin(engines: list[subprocess.Popen[bytes]], core: int) -> None:
+    """Put every thread of the engines on one core, and this process on the others."""
+    others = os.sched_getaffinity(0) - {core}
     for engine in engines:
         for thread in os.listdir(f"/proc/{engine.pid}/task"):
-            os.sched_setaffinity(int(thread), cores[-1:])
-    if len(cores) > 1:
-        os.sched_setaffinity(0, cores[:-1])
+            os.sched_setaffinity(int(thread), {core})
+    if others:
+        os.sched_setaffinity(0, others)
 
 
 def turn(engines: list[subprocess.Popen[bytes]], slice_s: float) -> None:

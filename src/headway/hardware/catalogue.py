@@ -1,4 +1,4 @@
-"""The catalogue: reads a data file once, looks up GPUs by name, builds nodes; other hardware by the path of its file."""
+"""The catalogue: reads a data file once, looks up GPUs by name or by the path of a file, builds nodes."""
 
 from __future__ import annotations
 
