@@ -127,11 +127,11 @@ class Found(NamedTuple):
 class Loop:
     """The files, addresses and processes of one run of the loop, and the verbs on them."""
 
-    def __init__(self, folder: Path, size: Size) -> None:
-        self.folder, self.size = folder, size
+    def __init__(self, folder: Path, size: Size, realtime: bool) -> None:
+        self.folder, self.size, self.realtime = folder, size, realtime
         self.ports = _free_ports(5)
         self.url = f"http://127.0.0.1:{self.ports[3]}"
-        self.engines: list[int] = []
+        self.engines: list[int] = []  # the threads that compute
 
     def deployment(self, route: str) -> Path:
         """Write the example's deployment with this policy, and with paths and ports that hold here."""
@@ -151,12 +151,13 @@ class Loop:
         model = self.folder / "tiny.gguf"
         subprocess.run([sys.executable, ENGINE / "tiny_model.py", model], check=True)
         command = [sys.executable, str(ENGINE / "replicas.py"), str(model), "--port", str(self.ports[0])]
+        command += ["--realtime"] if self.realtime else []
         with _process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             said = process.stdout.readline().split()
             if not said:
                 raise TimeoutError("the replicas did not start; what they said is above")
-            self.engines = [int(pid) for pid in said[1:]]
+            self.engines = [int(thread) for thread in said[1:]]
             yield
 
     @contextmanager
@@ -167,10 +168,10 @@ class Loop:
             _wait_for(f"{self.url}/v1/models")
             yield file
 
-    def bench(self, file: Path, name: str, load: Sequence[str]) -> tuple[Result, float]:
+    def bench(self, file: Path, name: str, load: Sequence[str], tries: int = TRIES) -> tuple[Result, float]:
         """Measure a load, again where it was disturbed; the run that was disturbed least."""
         tried = []
-        for _ in range(TRIES):
+        for _ in range(tries):
             before = _on_core(self.engines)
             out = self.folder / f"{name}.measured.json"
             check = [] if self.size.check else ["--no-check"]
@@ -202,7 +203,7 @@ class Loop:
             name = f"calibration-{users}-{prompt}-{output}"
             load = ["--input", str(prompt), "--output", str(output), "--arrival", f"closed:{users}"]
             _tell(f"{name}: {users} users, {prompt} tokens in, {output} out")
-            self.bench(file, name, [*load, "--requests", str(12 + 3 * users), "--seed", str(seed)])
+            self.bench(file, name, [*load, "--requests", str(12 + 3 * users), "--seed", str(seed)], tries=1)
             files.append(str(self.folder / f"{name}.measured.json"))
         subprocess.run([*HEADWAY, "calibrate", *files, "--out", str(self.folder / "calibration.yaml")], check=True)
 
@@ -214,9 +215,9 @@ class Loop:
         return rate
 
 
-def close_loop(folder: Path, size: Size) -> Found:
+def close_loop(folder: Path, size: Size, realtime: bool = False) -> Found:
     """Run the whole loop and return what it found; files stay in `folder`."""
-    loop = Loop(folder, size)
+    loop = Loop(folder, size, realtime)
     runs, by_policy = [], []
     shape = ["--input", LENGTHS[0], "--output", LENGTHS[1]]
     with loop.replicas():
@@ -322,14 +323,10 @@ def _wait_for(url: str) -> None:
             time.sleep(0.05)
 
 
-def _on_core(processes: Sequence[int]) -> tuple[float, float]:
-    """Nanoseconds that the threads which compute have run, and that they could have run but others did."""
-    ran, waited = 0.0, 0.0
-    for pid in processes:
-        threads = (thread.joinpath("schedstat").read_text().split() for thread in Path(f"/proc/{pid}/task").iterdir())
-        most = max((float(fields[0]), float(fields[1])) for fields in threads)
-        ran, waited = ran + most[0], waited + most[1]
-    return ran, waited
+def _on_core(threads: Sequence[int]) -> tuple[float, float]:
+    """Nanoseconds that threads have run, and that they could have run but others did."""
+    fields = [Path(f"/proc/{thread}/schedstat").read_text().split() for thread in threads]
+    return sum(float(ran) for ran, _, _ in fields), sum(float(waited) for _, waited, _ in fields)
 
 
 # --- what is printed ------------------------------------------------------------------------------------------
@@ -384,13 +381,14 @@ def main() -> int:
     """Close the loop, print the table, and say whether the targets are met."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the short version that the tests run; writes no file")
+    parser.add_argument("--realtime", action="store_true", help="engines before all other work on their core")
     parser.add_argument("--keep", metavar="FOLDER", help="where all results stay")
     asked = parser.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(asked.keep or scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        found = close_loop(folder, QUICK if asked.quick else FULL)
+        found = close_loop(folder, QUICK if asked.quick else FULL, asked.realtime)
     print(table(found))
     if not asked.quick:
         RESULTS.write_text(json.dumps(written(found), indent=1) + "\n")

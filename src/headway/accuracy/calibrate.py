@@ -277,8 +277,10 @@ def _uncovered(points: Sequence[Point]) -> list[str]:
     missing = [str(load) for load in wanted if not any(load / 2 <= seen <= load * 2 for seen in loads)]
     if missing:
         said.append(f"{', '.join(missing)} requests in flight")
-    longest = max((model(point.case.deployment.pools[0].replica.model).max_context for point in points), default=math.inf)
-    far = [str(length) for length in PROMPTS if length <= longest and not any(length / 3 <= seen <= length * 3 for seen in prompts)]
+    contexts = (model(point.case.deployment.pools[0].replica.model).max_context for point in points)
+    longest = max(contexts, default=math.inf)
+    asked = [length for length in PROMPTS if length <= longest]
+    far = [str(length) for length in asked if not any(length / 3 <= seen <= length * 3 for seen in prompts)]
     if far:
         said.append(f"prompts of about {', '.join(far)} tokens")
     for metric, column in (("ttft", "ttft_mean_ms"), ("tpot", "tpot_mean_ms")):
