@@ -4,7 +4,7 @@
 
 Three replicas of llama.cpp (`examples/llamacpp`) behind `headway serve`, real tokens, real caches. Closed loops are
 measured and calibrated on; then Poisson arrivals from 30 to 90 % of capacity, which no fit has seen, are predicted and
-measured; then a workload of shared prefixes under four routing policies. Writes `results/loop.json` and ends with exit
+measured; then sessions under four routing policies. Writes `results/loop.json` and ends with exit
 code 1 where a target is missed. docs/loop.md says what is compared and why it may be.
 """
 
@@ -43,7 +43,8 @@ DISTURBED = 0.10  # of the engines' time on their core: so long they may wait fo
 TRIES = 3
 STARTED_S, STOPPED_S = 60.0, 20.0
 LENGTHS = ("uniform:32:256", "uniform:8:40")
-PREFIXES = {"tokens": {"kind": "constant", "tokens": 320}, "groups": 15, "block_tokens": 64}
+SESSIONS_SHARE = 0.3  # of the capacity for the other workload, whose prompts are a third as long
+SESSIONS = ENGINE / "sessions.yaml"
 FIGURES = {
     "TTFT": lambda result: result.ttft_s.mean,
     "ITL": lambda result: result.itl_s.mean,
@@ -228,32 +229,18 @@ def close_loop(folder: Path, size: Size, realtime: bool = False) -> Found:
             for place, share in enumerate(size.loads):
                 load = _open(shape, share * capacity, size.load_s, seed=100 + place)
                 runs.append(loop.both(file, f"load-{share:.0%}", load))
-        shared = ["--workload", str(_shared_prefixes(folder))]
+        shared = ["--workload", str(SESSIONS)]
         for route in size.policies:
             with loop.gateway(route) as file:
-                load = _open(shared, POLICY_LOAD * capacity, size.policy_s, seed=200)
+                load = _open(shared, SESSIONS_SHARE * capacity, size.policy_s, seed=200)
                 by_policy.append(loop.both(file, route.partition(":")[0], load))
     pairs = [_pair(a, b) for a, b in itertools.combinations(by_policy, 2)]
     return Found(runs, by_policy, pairs)
 
 
-POLICY_LOAD = 0.6  # of the capacity for the other workload, whose prompts are shorter where nothing is cached
-
-
 def _open(load: Sequence[str], rate: float, seconds: float, seed: int) -> list[str]:
     requests = max(40, round(rate * seconds))
     return [*load, "--rate", f"{rate:.4g}", "--requests", str(requests), "--seed", str(seed)]
-
-
-def _shared_prefixes(folder: Path) -> Path:
-    """A workload whose prompts begin with one of some texts: more of them than a replica has slots."""
-    lengths = {"prompt": (340, 440), "output": (8, 24)}
-    spec: dict[str, Any] = {"name": "shared-prefixes", "shared_prefix": PREFIXES}
-    for name, (low, high) in lengths.items():
-        spec[name] = {"kind": "uniform", "low_tokens": low, "high_tokens": high}
-    file = folder / "shared-prefixes.yaml"
-    file.write_text(yaml.safe_dump(spec))
-    return file
 
 
 def _pair(a: Measured, b: Measured) -> Pair:
