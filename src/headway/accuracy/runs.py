@@ -66,9 +66,9 @@ def run_of(result: Result, name: str) -> Run:
 def _row(result: Result, case: Case, name: str) -> Row:
     pool = case.deployment.pools[0]
     replica, counts, process = pool.replica, result.requests, case.workload.process
+    # Of an open loop throughput says nothing, and of a closed one nothing that its latencies do not.
     means = {"ttft": result.ttft_s, "tpot": result.tpot_s, "e2e": result.e2e_s}
     measured = {f"{metric}_mean": latency.mean for metric, latency in means.items() if latency.mean}
-    measured["output_throughput"] = result.tokens.output / result.duration_s
     closed = isinstance(process, Closed)
     return Row(
         row_id=name, source=BENCH, engine=replica.engine.name, engine_version=replica.engine.version,
