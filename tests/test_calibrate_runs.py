@@ -59,7 +59,9 @@ def to_spec(spec: WorkloadSpec, rate: float) -> WorkloadSpec:
 
 
 def grid() -> list[Result]:
-    return [measured(f"closed:{users}", str(prompt), str(output), seed) for seed, (users, prompt, output) in enumerate(GRID)]
+    return [
+        measured(f"closed:{users}", str(prompt), str(output), seed) for seed, (users, prompt, output) in enumerate(GRID)
+    ]
 
 
 def test_closed_loops_teach_what_open_ones_will_be() -> None:

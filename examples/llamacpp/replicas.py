@@ -8,7 +8,8 @@ need more than a core, none slows another down, and each behaves as if it had a 
 slower. Without this, three busy replicas on a machine of two cores share them in a way that depends on the load, which
 is not what is simulated.
 
-Prints one line with the ids of the computing threads when all answer. Ctrl-C, SIGTERM or the end of standard input ends it.
+Prints one line with the ids of the computing threads when all answer. Ctrl-C, SIGTERM or the end of standard input ends
+it.
 """
 
 from __future__ import annotations
