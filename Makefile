@@ -15,7 +15,7 @@ PLAN := plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --workload chat --ra
 help:
 	@echo 'make demo    install into .venv and plan a 70B chat deployment; writes headway-plan.html'
 	@echo 'make demo-serve   emulate three replicas, serve them, drive them: simulated beside measured, in half a minute'
-	@echo 'make loop    the same with three llama.cpp replicas: bench, calibrate, simulate, pass or fail; ten minutes'
+	@echo 'make loop    the same with three llama.cpp replicas: bench, calibrate, simulate, pass or fail; five minutes'
 	@echo 'make test    all tests on the installed, compiled package; then the core interpreted'
 	@echo 'make check   ruff, mypy --strict, sizes and imports'
 	@echo 'make bench   the benchmarks behind benchmarks/README.md'
