@@ -13,6 +13,7 @@ import headway
 ENGINE = Path(__file__).resolve().parents[1] / "examples" / "llamacpp"
 PACKAGE = str(Path(headway.__file__).parents[1])  # the copy under test, from wherever a process runs
 NEEDED = ("xllamacpp", "gguf", "envoy", "grpc", "httptools")
+TOLERANCE = 0.25  # median over three loads of five seconds each; `make loop` holds 0.15 over four of twenty
 LACKING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
@@ -43,9 +44,9 @@ def test_what_is_calibrated_on_an_engine_predicts_it_and_ranks_policies(tmp_path
     found = loop.close_loop(tmp_path, loop.QUICK)
     said = loop.table(found)
     print(said)
-    busy = [run.name for run in (*found.loads, *found.policies) if not run.reliable]
-    if busy and not found.passed:
-        pytest.skip(f"the machine was busy during {', '.join(busy)}:\n{said}")
-    assert all(error <= loop.TOLERANCE for error in found.errors().values()), said
+    errors, busy = found.errors(), [run.name for run in (*found.loads, *found.policies) if not run.reliable]
     (pair,) = found.pairs
-    assert pair.differs and pair.agrees, said
+    good = all(error <= TOLERANCE for error in errors.values()) and pair.differs and pair.agrees
+    if busy and not good:
+        pytest.skip(f"the machine was busy during {', '.join(busy)}:\n{said}")
+    assert good, said
