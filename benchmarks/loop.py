@@ -403,6 +403,7 @@ def main() -> int:
     parser.add_argument("--realtime", action="store_true", help="engines before all other work on their core")
     parser.add_argument("--keep", metavar="FOLDER", help="where all results stay")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(asked.keep or scratch)

@@ -29,6 +29,7 @@ from pathlib import Path
 
 SLOTS, SLOT_TOKENS, STEP_TOKENS = 8, 512, 512  # of a replica: see `deployment.yaml`, which says the same
 STARTED_S, STOPPED_S = 60.0, 5.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> int:
@@ -49,7 +50,7 @@ def main() -> int:
         threads = {computing(engine, url): engine for engine, url in zip(engines, urls, strict=True)}
         place(threads, asked.core, asked.realtime)
         print("replicas", *threads, flush=True)
-        turn(threads, asked.slice)
+        return 0 if turn(threads, asked.slice) else 1
     except KeyboardInterrupt:
         return 0
     except TimeoutError as error:
@@ -57,7 +58,6 @@ def main() -> int:
         return 1
     finally:
         stop(engines)
-    return 1
 
 
 def _asked() -> argparse.Namespace:
@@ -77,6 +77,7 @@ def serve(path: str, port: int, name: str) -> None:
     """Be one replica: llama.cpp's server, one thread for steps, a prompt cache for each slot and no other."""
     import xllamacpp
 
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # one that is stopped would outlive who lets it run
     params = xllamacpp.CommonParams()
     params.model.path, params.model_alias = path, {name}
     params.hostnames, params.port, params.n_threads_http, params.ui = ["127.0.0.1"], port, 2, False
@@ -132,8 +133,8 @@ def place(engines: dict[int, subprocess.Popen[bytes]], core: int, realtime: bool
             os.sched_setscheduler(thread, os.SCHED_RR, os.sched_param(1 if thread in engines else 2))
 
 
-def turn(engines: dict[int, subprocess.Popen[bytes]], slice_s: float) -> None:
-    """Let one engine run at a time until standard input ends; a turn that comes late is not made up for.
+def turn(engines: dict[int, subprocess.Popen[bytes]], slice_s: float) -> bool:
+    """Let one engine run at a time; a turn that comes late is not made up for. Whether input ended before an engine.
 
     The signal to stop goes to the thread that computes, which stops its process at once: any other thread would have to
     be woken first.
@@ -149,7 +150,8 @@ def turn(engines: dict[int, subprocess.Popen[bytes]], slice_s: float) -> None:
             time.sleep(max(0.0, due_s - time.monotonic()))
             kill_thread(engine.pid, thread, signal.SIGSTOP)
         if select.select([sys.stdin], [], [], 0.0)[0] and not sys.stdin.buffer.read1(1):
-            return
+            return True
+    return False
 
 
 def stop(engines: list[subprocess.Popen[bytes]]) -> None:
