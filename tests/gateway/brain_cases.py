@@ -138,13 +138,17 @@ class Life:
         self.deadline: dict[str, float] = {}
 
     def run(self, events: int) -> None:
+        """Live on, and end."""
+        self.run_on(events)
+        self.finish()
+
+    def run_on(self, events: int) -> None:
         for _ in range(events):
             self.now += 11.0 if self.rng.random() < 0.02 else self.rng.choice([0.0, 0.001, 0.05, 0.05, 0.7])
             self.hear(self.happen())
             faults = self.brain.check()
             assert not faults, faults
             self.budgets_hold()
-        self.finish()
 
     def happen(self) -> list[Any]:
         what = self.rng.random()
@@ -343,7 +347,7 @@ class Life:
             assert [view.running - book.others, view.waiting, view.waiting_tokens, view.context_tokens] == [0] * 4
         assert all(account.live == 0 for account in self.brain.accounts)
         figures = self.brain.figures
-        arrived, refused = figures.total("headway_arrived_total"), figures.total("headway_refused")
+        arrived, refused = figures.total("headway_arrived_total"), figures.total("headway_refused_total")
         accepted = [id for id, answers in self.said.items() if not isinstance(answers[-1], Refused | Left)]
         assert figures.total("headway_ended_total") == arrived - refused == len(accepted)
         assert all(id in self.over for id in accepted)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from headway.cli import main
 from headway.errors import BadInput
 from headway.gateway import GatewaySpec, Reader, SloClass, Tenant
-from headway.gateway.envoy_config import DESTINATION, envoy_config
+from headway.gateway.envoy_config import DESTINATION, Host, envoy_config
 from headway.gateway.events import Arrival, EngineSample
 from headway.gateway.figures import HELP, Figures
 from headway.gateway.plainhttp import AdminPages
@@ -132,7 +132,7 @@ def test_the_keys_of_the_example_are_those_it_names():
 
 
 def test_without_a_decision_no_host_is_found_and_clients_cannot_name_one(tmp_path):
-    made = envoy_config(SPEC, ["127.0.0.1:1"], tmp_path)
+    made = envoy_config(SPEC, [Host("127.0.0.1:1")], tmp_path / "envoy.sock", tmp_path)
     text = json.dumps(made)
     balancing = made["static_resources"]["clusters"][0]["load_balancing_policy"]["policies"][0][
         "typed_extension_config"

@@ -26,7 +26,7 @@ class Entry:
 
     __slots__ = (
         "bound", "cached", "charged", "due_s", "facts", "hosts", "level", "limits", "output", "paced_at", "prefill_s",
-        "record", "sent_s", "stage", "view", "waiting",
+        "reason", "record", "sent_s", "stage", "view", "waiting",
     )  # fmt: skip
 
     def __init__(self, facts: Arrival, view: LiveRequest, limits: tuple[float, float, float]) -> None:
@@ -39,6 +39,7 @@ class Entry:
         self.charged = 0.0  # to its tenant's counter, when it was sent
         self.stage = "held"  # then "sent", then "ended"
         self.hosts: tuple[int, ...] = ()
+        self.reason = ""  # of the choice of hosts
         self.record: EndRecord | None = None
         self.sent_s = math.nan
         self.due_s = math.nan

@@ -3,25 +3,28 @@
 Every method takes `now` (seconds, never decreasing) and returns answers: those to the request it was told of, and those
 to held requests whose turn has come. A host carries events here and answers back: Envoy's (`decider.py`), or a test's.
 An accepted request is routed or held and ends exactly once, by `end`; `record` brings its figures, before or after.
+Nothing else changes what it decides: a new brain that is told the same events answers the same (`log/replay.py`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
+from typing import Any
 
 import msgspec
 
 from headway.cost import StepTable
 from headway.gateway.admission import unattainable
 from headway.gateway.books import Entry, ReplicaBook
-from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Held, Left, Refused, Routed
+from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Held, Left, Outcome, Refused, Routed
 from headway.gateway.fence import Fence
 from headway.gateway.figures import Figures
 from headway.gateway.held import HeldQueue
 from headway.gateway.live import LiveCluster, LivePool, LiveRequest
 from headway.gateway.predict import OutputLengths, TokenSizes
+from headway.gateway.shadow import Shadow
 from headway.gateway.spec import GatewaySpec
 from headway.gateway.tenants import Accounts, Keys, Usage
 from headway.policies import Policy
@@ -29,16 +32,16 @@ from headway.policies import Policy
 TOMBSTONE_S = 60.0  # how long an end is kept whose request is not known yet
 RECORD_S = 10.0  # how long an ended request waits for its figures
 KEPT_MAX = 100_000
-REASONS_MAX = 64  # told apart in the figures: a policy may put numbers into its reasons
 DURATION_WEIGHT = 0.05
 WINDOW_UNKNOWN = 64
 TEMPLATE_TOKENS = 64  # that an engine's chat template adds at most to a prompt of which every byte is a token
 
 
 class Backing(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica behind the gateway: its step table where the cost model knows it, and how many requests it takes."""
+    """One replica behind the gateway: its step table and price where they are known, and how many requests it takes."""
 
     table: StepTable | None = None
+    usd_per_hour: float | None = None  # of all its GPUs
     window: int = WINDOW_UNKNOWN
 
 
@@ -55,6 +58,7 @@ class Brain:
     def __init__(self, spec: GatewaySpec, backings: list[Backing], policies: dict[str, Policy], seed: int = 0) -> None:
         self.spec = spec
         self.limits = spec.limits
+        self.backings = backings
         self.books = [
             ReplicaBook(i, backing.table, spec.limits.in_flight or backing.window) for i, backing in enumerate(backings)
         ]
@@ -72,7 +76,8 @@ class Brain:
         self.serial = 0
         self.duration_s = 1.0
         self.engines: dict[int, EngineSample] = {}
-        self.reasons: set[str] = set()
+        self.shadow: Shadow | None = None
+        self.tell: Callable[[Outcome], None] = lambda outcome: None
 
     # --- events ----------------------------------------------------------------------------------------------
 
@@ -103,7 +108,7 @@ class Brain:
         self.held.push(entry, now)
         answers += self._pump(now)
         if entry.stage == "held":
-            self._decided(facts, "held", "no room")
+            self._decided("held", "no room")
             answers.append(Held(facts.id, min(now + self.limits.hold_s, entry.view.deadline_s)))
         return answers
 
@@ -133,6 +138,10 @@ class Brain:
             self.figures.count("headway_unmatched_total", what="record")
         return self._pump(now)
 
+    def knows(self, id: str) -> bool:
+        """Whether the figures of this request are waited for."""
+        return id in self.live or id in self.unread
+
     def health(self, now: float, replica: int, ok: bool, *, probe: bool = True) -> list[Answer]:
         """A probe, or a request's outcome, says whether a replica answers; a failed probe ejects at once."""
         book = self.books[replica]
@@ -154,6 +163,12 @@ class Brain:
         drift = self.books[replica].compare(sample)
         if drift is not None and abs(drift) > max(2, 0.1 * self.books[replica].in_flight):
             self.figures.count("headway_drifted_total", replica=self.spec.upstreams[replica])
+        return self._pump(now)
+
+    def adopt(self, now: float, replica: int, active: int) -> list[Answer]:
+        """A replica has so many requests under way; those that are not in the books are an earlier process's."""
+        book = self.books[replica]
+        book.orphans = max(active - book.in_flight, 0)
         return self._pump(now)
 
     def dated(self, now: float, unix_s: float) -> list[Answer]:
@@ -182,7 +197,7 @@ class Brain:
             _, (_, entry) = self.unread.popitem(last=False)
             if entry.hosts:
                 self.accounts.settle(now, entry.facts.tenant, entry.reserved, entry.reserved)  # unknown: maybe all
-            self._ended(entry, 0)
+            self._over(entry, 0)
         return answers + self._pump(now)
 
     # --- deciding --------------------------------------------------------------------------------------------
@@ -210,13 +225,15 @@ class Brain:
         over = self.accounts[facts.tenant].refusal(now, *entry.reserved)
         if over is not None:
             return Refused(facts.id, 429, *over)
-        healthy = [book for book in self.books if book.healthy]
+        healthy = self._healthy(facts)
         if not healthy:
             retry_s = self.spec.health.probe_s
             return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", retry_s)
         self._show(now, healthy, held=len(self.held) // len(healthy))
         self.cluster.show(now)
         reason = self.fence.admit(entry.view, self.cluster)
+        if self.shadow is not None:
+            self.shadow.admit(now, entry, healthy, reason)
         if reason is not None:
             return Refused(facts.id, 429, "refused_by_policy", reason, 1.0)
         queue_s = 0.0 if any(book.room for book in healthy) and not len(self.held) else self._queue_s(now, entry)
@@ -231,6 +248,10 @@ class Brain:
     def _choosable(self) -> list[ReplicaBook]:
         return [book for book in self.books if book.room]
 
+    def _healthy(self, facts: Arrival) -> list[ReplicaBook]:
+        """Replicas that answer and that this request may go to."""
+        return [book for book in self.books if book.healthy and (facts.only is None or book.index in facts.only)]
+
     def _show(self, now: float, books: list[ReplicaBook], held: int = 0) -> None:
         """Show a policy these replicas, numbered as they stand; each with `held` more waiting, from Headway's queue."""
         for place, book in enumerate(books):
@@ -238,18 +259,30 @@ class Brain:
             book.view.renumber(place)
         self.pool.show(now, [book.view for book in books])
 
-    def _route(self, now: float, entry: Entry) -> Routed:
-        """Ask the router, among the replicas that have room; there is one at least."""
-        books = self._choosable()
+    def _route(self, now: float, entry: Entry) -> Answer:
+        """Ask the router, among the replicas that have room; there is one at least.
+
+        A request that may go to a few only goes to one of these even when they are full: it does not wait for them in
+        front of others.
+        """
+        healthy = self._healthy(entry.facts)
+        books = [book for book in healthy if book.room] or healthy
+        if not books:
+            self._drop(now, entry)
+            words = "no replica that this request may go to answers at the moment"
+            return self._refuse(entry, Refused(entry.facts.id, 503, "no_replica", words, self.spec.health.probe_s))
         self._show(now, books)
         place, reason = self.fence.route(entry.view, self.pool)
         chosen = books[place]
-        others = [book for book in self.books if book.healthy and book is not chosen]
+        if self.shadow is not None:
+            self.shadow.route(now, entry, books, chosen)
+        others = [book for book in healthy if book is not chosen]
         spare = min(others, key=lambda book: (not book.room, book.in_flight), default=None)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
         chosen.add(entry, now)
         self.held.charge(entry)
-        self._decided(entry.facts, "routed", reason)
+        entry.reason = reason
+        self._decided("routed", reason)
         return Routed(entry.facts.id, entry.hosts, reason)
 
     def _pump(self, now: float) -> list[Answer]:
@@ -315,7 +348,7 @@ class Brain:
 
     def _settle(self, now: float, entry: Entry, record: EndRecord) -> None:
         """Learn from a request that is over, and judge it."""
-        facts, klass = entry.facts, self.spec.classes[entry.facts.slo_class]
+        facts = entry.facts
         served = 200 <= record.status < 300 and not record.upstream_failed and not record.caller_left
         if record.replica is not None and entry.hosts and record.replica != entry.hosts[0]:
             chosen = record.replica in entry.hosts
@@ -326,24 +359,28 @@ class Brain:
             tpot_s = max(record.duration_s - record.first_s, 0.0) / (tokens - 1)
         if served:
             self._learn(entry, record, tpot_s)
-            labels = {"slo_class": klass.name}
-            self.figures.spread("headway_e2e_seconds", record.duration_s, **labels)
-            if record.first_s is not None:
-                self.figures.spread("headway_ttft_seconds", record.first_s, **labels)
-            if tpot_s is not None:
-                self.figures.spread("headway_tpot_seconds", tpot_s, **labels)
-            limits = zip((record.first_s, tpot_s, record.duration_s), entry.limits, strict=True)
-            if all(value is None or value <= limit for value, limit in limits):
-                self.figures.count("headway_attained_total", slo_class=klass.name, tenant=self._tenant(facts))
         if entry.hosts:
             failed = record.upstream_failed and not tokens
             prompt = record.prompt_tokens or (0 if failed else entry.view.prompt_tokens)
             output = entry.output if record.caller_left and not tokens else tokens  # who leaves early is not told
             self.accounts.settle(now, facts.tenant, entry.reserved, (prompt + output, prompt + output))
             self.held.settle(entry, prompt, output)
-        self.figures.count("headway_tokens_total", record.prompt_tokens or 0, kind="prompt")
-        self.figures.count("headway_tokens_total", tokens, kind="output")
-        self._ended(entry, record.status)
+        limits = zip((record.first_s, tpot_s, record.duration_s), entry.limits, strict=True)
+        self._over(
+            entry,
+            record.status,
+            upstream_s=record.sent_s,
+            duration_s=record.duration_s,
+            replica=record.replica,
+            attempts=record.attempts,
+            attained=served and all(value is None or value <= limit for value, limit in limits),
+            ttft_s=record.first_s if served else None,
+            tpot_s=tpot_s,
+            e2e_s=record.duration_s if served else None,
+            prompt_tokens=record.prompt_tokens,
+            cached_tokens=record.cached_tokens,
+            output_tokens=record.output_tokens,
+        )
 
     def _learn(self, entry: Entry, record: EndRecord, tpot_s: float | None) -> None:
         tenant = entry.facts.tenant
@@ -368,23 +405,29 @@ class Brain:
         klass = self.spec.classes[facts.slo_class].name
         self.figures.count("headway_arrived_total", slo_class=klass, tenant=self._tenant(facts))
 
-    def _decided(self, facts: Arrival, outcome: str, reason: str) -> None:
-        if len(self.reasons) < REASONS_MAX:
-            self.reasons.add(reason)
-        self.figures.count(
-            "headway_decisions_total", outcome=outcome, reason=reason if reason in self.reasons else "other"
-        )
+    def _decided(self, outcome: str, reason: str) -> None:
+        self.figures.count("headway_decisions_total", outcome=outcome, reason=reason)
 
     def _refuse(self, entry: Entry, refusal: Refused) -> Refused:
-        self._decided(entry.facts, "refused", refusal.code)
-        klass = self.spec.classes[entry.facts.slo_class].name
-        self.figures.count("headway_refused", slo_class=klass, tenant=self._tenant(entry.facts))
+        self._decided("refused", refusal.code)
+        self._over(entry, refusal.status, code=refusal.code, reason=refusal.message)
         return refusal
 
-    def _ended(self, entry: Entry, status: int) -> None:
-        klass = self.spec.classes[entry.facts.slo_class].name
-        tenant = self._tenant(entry.facts)
-        self.figures.count("headway_ended_total", slo_class=klass, tenant=tenant, status=str(status))
+    def _over(self, entry: Entry, status: int, **more: Any) -> None:
+        """Tell what became of a request, once for each that arrived."""
+        facts = entry.facts
+        known = {"reason": entry.reason, "replica": entry.hosts[0] if entry.hosts else None}
+        outcome = Outcome(
+            id=facts.id,
+            tenant=self._tenant(facts),
+            slo_class=self.spec.classes[facts.slo_class].name,
+            status=status,
+            arrived_s=entry.view.arrival_s,
+            sent_s=entry.sent_s if entry.hosts else None,
+            **known | {name: value for name, value in more.items() if value is not None},
+        )
+        self.figures.over(outcome)
+        self.tell(outcome)
 
     def gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
         """What is true at the moment, by name and labels."""
@@ -409,11 +452,6 @@ class Brain:
         yield "headway_held", {}, len(self.held)
         for kind, count in self.fence.errors.items():
             yield "headway_policy_errors_total", {"kind": kind}, count
-        ended, refused = self.figures.counters["headway_ended_total"], self.figures.counters["headway_refused"]
-        for labels in {(key[0], key[1]) for key in (*ended, *refused)}:
-            over = sum(n for key, n in (*ended.items(), *refused.items()) if key[:2] == labels)
-            met = self.figures.counters["headway_attained_total"][labels]
-            yield "headway_attainment", dict(labels), met / over
 
     def check(self) -> list[str]:
         """Say which laws the books break; an empty list is what is expected, at any moment."""
@@ -425,7 +463,7 @@ class Brain:
         if sum(by_tenant) != len(self.live) or min(by_tenant) < 0:
             faults.append(f"tenants have {by_tenant} live, the books {len(self.live)}")
         arrived = self.figures.total("headway_arrived_total")
-        over = self.figures.total("headway_refused") + self.figures.total("headway_ended_total")
+        over = self.figures.total("headway_refused_total") + self.figures.total("headway_ended_total")
         if arrived != over + len(self.live) + len(self.unread):
             faults.append(f"{arrived:g} arrived != {over:g} over + {len(self.live)} live + {len(self.unread)} unread")
         return faults

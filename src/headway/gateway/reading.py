@@ -34,6 +34,11 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def code(self) -> str:
+        """The code of the error it tells; "" where it tells none."""
+        return str(json.loads(self.body).get("error", {}).get("code", ""))
+
 
 class _Message(msgspec.Struct):
     role: str
@@ -127,7 +132,9 @@ class Reader:
             max_tokens=None if max_tokens is None else max_tokens * samples,
             samples=samples,
             generates=generates,
-            **own,
+            ttft_s=own.get("ttft_s"),
+            tpot_s=own.get("tpot_s"),
+            deadline_s=own.get("deadline_s"),
         )
 
     def rewritten(self, arrival: Arrival, body: bytes) -> bytes | None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -147,18 +149,97 @@ class Health(Spec, frozen=True, kw_only=True):
             raise BadInput(f"health.path {self.path!r}: expected a path, as in /health")
 
 
+class LogSpec(Spec, frozen=True, kw_only=True):
+    """The decision log: Parquet files in `folder`, the oldest deleted to keep them below `max_bytes` and `max_age_s`.
+
+    `prompts`: keep the bodies of requests, too; without, no text of a caller is kept.
+    """
+
+    folder: str
+    max_bytes: int = 1 << 30
+    max_age_s: float = 7 * 86400.0
+    prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.folder:
+            raise BadInput("log.folder is empty: name a folder for the files")
+        if self.max_bytes < 1 << 20 or self.max_age_s <= 0:
+            came = f"max_bytes={self.max_bytes}, max_age_s={self.max_age_s:g}"
+            raise BadInput(f"log: {came}: expected 1 MiB at least, and a time above 0")
+
+
+class ShadowSpec(Spec, frozen=True, kw_only=True):
+    """Policies that are asked beside the live ones and decide nothing; `params` as in `policies:`."""
+
+    route: str = ""
+    admit: str = ""
+    params: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - msgspec copies it
+
+    def __post_init__(self) -> None:
+        if not self.route and not self.admit:
+            raise BadInput("shadow names no policy: give route or admit, as in `shadow: {route: prefix-affinity}`")
+
+
+class Traces(Spec, frozen=True, kw_only=True):
+    """Where traces go: the URL that a collector takes OTLP over HTTP at, as in http://127.0.0.1:4318/v1/traces.
+
+    `sample`: the share of requests that are traced where no caller's `traceparent` has decided that. What a collector
+    wants as headers is taken from OTEL_EXPORTER_OTLP_HEADERS, so that no secret stands in the file.
+    """
+
+    endpoint: str
+    sample: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"https?://[^\s@]+", self.endpoint):
+            raise BadInput(
+                f"traces.endpoint: came {self.endpoint.rpartition('@')[2][:80]!r}; expected a URL without user and "
+                "password, as in http://127.0.0.1:4318/v1/traces"
+            )
+        if not 0 <= self.sample <= 1:
+            raise BadInput(f"traces.sample={self.sample:g}: expected a share from 0 to 1")
+
+
+class Tls(Spec, frozen=True, kw_only=True):
+    """PEM files that callers are met with: the certificate with its chain, and its key."""
+
+    certificate: str
+    key: str
+
+    def read(self) -> tuple[str, str]:
+        """Return certificate and key as text.
+
+        Raises:
+            BadInput: a file that cannot be read, or that holds no PEM.
+        """
+        return _pem(self.certificate, "certificate", "CERTIFICATE"), _pem(self.key, "key", "PRIVATE KEY")
+
+
+class Upstream(NamedTuple):
+    """Where a replica is: a name or an address, its port, and whether it is spoken to in TLS."""
+
+    host: str
+    port: int
+    tls: bool
+
+
 class GatewaySpec(Spec, frozen=True, kw_only=True):
     """What `headway serve` needs beside the deployment.
 
-    `upstreams`: one HTTP address (host:port) per replica, in the order of the pools. `models`: names that requests may
-    ask for; the first is the deployment's model where none is given. `tenants`: without any, everyone may ask.
+    `upstreams`: one address per replica, in the order of the pools: host:port, with https:// before it where it
+    takes TLS; its certificate is checked against its name and the authorities in `upstream_ca` (absent: the system's).
+    `tls`: callers are met with TLS, and HTTP/2 where they know it; without it with plain HTTP/1.1.
+    `models`: names that requests may ask for; the first is the deployment's model where none is given.
+    `tenants`: without any, everyone may ask.
     `salt_prefixes`: requests are sent on with a `cache_salt` of their tenant, so that engines that know it (vLLM) share
     no prefix between tenants; a caller's own is removed in either case.
+    `log`: where decisions are written down; `shadow`: policies that are asked beside the live ones.
     `engine_priority`: how the engines read the field `priority` of a request, where they run with priority scheduling:
     "low-first" (vLLM) or "high-first" (SGLang) sends each request on with the priority of its class; "caller" passes
     the caller's own on; "" removes it.
     `ledger`: the SQLite file that keeps what tenants have used of their limits, beside the deployment's file.
-    `admin`: where `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is `admin_key_sha256`.
+    `admin`: where the live page, `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is
+    `admin_key_sha256`. `traces`: none are made without it.
 
     Raises:
         BadInput: an address that is none, two tenants with one key, or a name that comes twice.
@@ -167,6 +248,8 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     listen: str = "127.0.0.1:8080"
     admin: str = "127.0.0.1:8081"
     admin_key_sha256: str = ""
+    tls: Tls | None = None
+    upstream_ca: str = ""
     upstreams: tuple[str, ...]
     models: tuple[str, ...] = ()
     tenants: tuple[Tenant, ...] = ()
@@ -177,6 +260,9 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     engine_priority: str = ""
     ledger: str = "headway-ledger.sqlite"
     scrape_s: float = 1.0
+    log: LogSpec | None = None
+    shadow: ShadowSpec | None = None
+    traces: Traces | None = None
     envoy: str = ""
     envoy_threads: int = 1
 
@@ -184,7 +270,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
         for where in ("listen", "admin"):
             address(getattr(self, where), f"gateway.{where}")
         for i, text in enumerate(self.upstreams):
-            address(text, f"gateway.upstreams.{i}")
+            upstream(text, f"gateway.upstreams.{i}")
         if not self.upstreams:
             raise BadInput("gateway.upstreams is empty: give the address of each replica, as in 127.0.0.1:8000")
         _once("upstreams", list(self.upstreams))
@@ -233,6 +319,21 @@ def address(text: str, where: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def upstream(text: str, where: str) -> Upstream:
+    """Return what ``host:port`` says, with or without http:// before it; after https:// the port may be left out.
+
+    Raises:
+        BadInput: another form, another scheme, or a port out of range.
+    """
+    scheme, mark, rest = text.partition("://")
+    if mark and scheme not in ("http", "https"):
+        raise BadInput(f"{where}: {text!r}: expected http:// or https://, or host:port alone")
+    rest = rest.removesuffix("/") if mark else text
+    if scheme == "https" and mark and not re.search(r":\d+$", rest):
+        rest += ":443"
+    return Upstream(*address(rest, where), tls=bool(mark) and scheme == "https")
+
+
 def is_loopback(text: str) -> bool:
     """Whether an address listens on this machine alone."""
     host, _ = address(text, "address")
@@ -248,6 +349,17 @@ def seconds_of_header(text: str) -> float:
     if seconds <= 0:
         raise BadInput(f"{text!r} is not above zero")
     return seconds
+
+
+def _pem(path: str, field: str, holds: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise BadInput(f"gateway.tls.{field}: {path} cannot be read: {why}; give a file in PEM form") from None
+    if f"{holds}-----" not in text:
+        raise BadInput(f"gateway.tls.{field}: {path} holds no PEM block of a {holds.lower()}")
+    return text
 
 
 def _once(what: str, names: list[str]) -> None:
