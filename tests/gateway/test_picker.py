@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "s
 class Picking:
     """A picker as a process, two upstreams, and a channel to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **more: object) -> None:
         import grpc
 
         self.upstreams = Upstreams(Upstream(), Upstream())
@@ -42,7 +43,7 @@ class Picking:
         classes = [{"name": "chat"}, {"name": "batch", "priority": 3}]
         limits = {"body_bytes": 1 << 20, "in_flight": 3, "drain_s": 1}
         gateway = {"admin": f"127.0.0.1:{admin}", "upstreams": self.endpoints, "models": ["tiny"], "classes": classes,
-                   "health": {"probe_s": 0.2}, "limits": limits}  # fmt: skip
+                   "health": {"probe_s": 0.2}, "limits": limits, **more}  # fmt: skip
         (folder / "picker.yaml").write_text(yaml.safe_dump({"gateway": gateway}))
         self.log = folder / "log.txt"
         command = [sys.executable, "-m", "headway", "picker", "picker.yaml", "--listen", f"127.0.0.1:{self.port}"]
@@ -64,6 +65,12 @@ class Picking:
 
         with urlopen(f"http://{self.admin}/status") as answer:
             return json.load(answer)
+
+    def metrics(self) -> str:
+        from urllib.request import urlopen
+
+        with urlopen(f"http://{self.admin}/metrics") as answer:
+            return str(answer.read(), "utf-8")
 
     def health(self, service: str) -> bytes:
         check = self.channel.unary_unary("/grpc.health.v1.Health/Check")
@@ -292,6 +299,23 @@ def test_health_is_told_as_grpc_tells_it(picking):
     for engine, port in zip(picking.upstreams.engines, ports, strict=True):
         picking.upstreams.do(engine.start(port))
     picking.until(lambda: all(each["healthy"] for each in picking.status()["replicas"]))
+
+
+def test_what_tenants_have_used_survives_a_restart(tmp_path):
+    tenant = {"name": "acme", "keys_sha256": [sha256(b"key").hexdigest()], "tokens_per_day": 10_000}
+    for used in (13, 26):
+        made = Picking(tmp_path, tenants=[tenant])
+        try:
+            made.until(lambda made=made: made.health("readiness") == b"\x08\x01")
+            exchange = Exchange(made)
+            exchange.open(headers=[("authorization", "Bearer key")])
+            endpoint = exchange.picked()[0]
+            exchange.body()
+            exchange.answer(made, endpoint)
+            said = f'headway_budget_tokens{{tenant="acme",limit="tokens_per_day",state="spent"}} {used}\n'
+            made.until(lambda made=made, said=said: said in made.metrics())
+        finally:
+            made.close()
 
 
 def gateway_config(picking: Picking, port: int) -> dict[str, object]:

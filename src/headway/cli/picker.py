@@ -55,7 +55,8 @@ def picker(deployment_file: str, **asked: Any) -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await pick(host, asked["listen"], stop, pair)
+        async with host.remembering(Path(deployment_file).parent / served.spec.ledger):
+            await pick(host, asked["listen"], stop, pair)
 
     try:
         with followed(host, served, seed=asked["seed"], terminal=terminal):

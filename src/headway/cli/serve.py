@@ -248,14 +248,13 @@ def _decide(
     if not folder.is_dir():
         raise BadInput(f"--decisions {folder}: there is no such folder; make it, open to this user alone")
     decider = host_of(Decider, served, policies, addresses_in(folder, served.spec), seed, terminal)
-    if any(tenant.remembered for tenant in served.spec.tenants):
-        decider.keep(ledger)
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await decide(decider, folder, stop)
+        async with decider.remembering(ledger):
+            await decide(decider, folder, stop)
 
     with followed(decider, served, seed, terminal):
         asyncio.run(run())

@@ -12,7 +12,8 @@ import re
 import ssl
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,21 @@ class Decider:
         self.tracer = None if traces is None else Tracer(traces, brain.spec.upstreams, time.time(), say)
         brain.tell = self._over
 
-    def keep(self, path: Path) -> None:
-        """Let the SQLite file `path` keep what tenants use; before `decide`."""
-        self.keeper = Keeper(Ledger(path), self.brain, self.now, self.say)
+    @asynccontextmanager
+    async def remembering(self, ledger: Path) -> AsyncIterator[None]:
+        """Inside, the date is known, and what tenants use is kept in this SQLite file, where one has a limit for it."""
+        self.look_at_calendar()
+        if not any(tenant.remembered for tenant in self.brain.spec.tenants):
+            yield
+            return
+        self.keeper = Keeper(Ledger(ledger), self.brain, self.now, self.say)
+        await self.keeper.flush()  # what is kept of earlier is known before the first request
+        keeping = asyncio.create_task(self.keeper.run())
+        try:
+            yield
+        finally:
+            self.keeper.stop.set()
+            await keeping
 
     def now(self) -> float:
         """Seconds since this process began to decide."""
@@ -456,10 +469,6 @@ async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
     pages = AdminPages(decider.pages(), spec.admin_key_sha256)
     admin = await asyncio.start_server(pages.serve, host, port, limit=1 << 14, reuse_port=True)
     tasks = [asyncio.create_task(decider.tick()), asyncio.create_task(decider.adopt(folder / "envoy.sock", elder))]
-    decider.look_at_calendar()
-    if decider.keeper is not None:
-        await decider.keeper.flush()  # what is kept of earlier is known before the first request
-        keeping = asyncio.create_task(decider.keeper.run())
     for i in range(len(decider.addresses)):
         tasks += [asyncio.create_task(decider.probe(i)), asyncio.create_task(decider.scrape(i))]
     try:
@@ -475,9 +484,6 @@ async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
             task.cancel()
         for server in servers:
             server.close()
-        if decider.keeper is not None:
-            decider.keeper.stop.set()
-            await keeping
         for told in (decider.tracer, decider.log):
             if told is not None:
                 await asyncio.to_thread(told.close)
