@@ -45,6 +45,8 @@ def test_a_budget_holds_through_the_kill_of_the_decision_process_and_a_restart(t
         assert (refused.status, code(text)) == (429, "insufficient_quota")
         midnight_s = 86_400 - time.time() % 86_400
         assert abs((int(refused.headers["retry-after"]) - midnight_s + 43_200) % 86_400 - 43_200) < 60
+        aside = 'headway_budget_tokens{[^}]*state="reserved"}'
+        served.until(lambda: served.metric(aside) == 0, "the records are in")
         spent = served.metric("headway_budget_tokens")
         served.until(lambda: served.status()["ledger"]["unwritten"] == 0, "the ledger knows")
         os.kill(served.children()["decisions"], signal.SIGKILL)
