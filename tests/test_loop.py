@@ -12,7 +12,7 @@ import headway
 
 ENGINE = Path(__file__).resolve().parents[1] / "examples" / "llamacpp"
 PACKAGE = str(Path(headway.__file__).parents[1])  # the copy under test, from wherever a process runs
-NEEDED = ("xllamacpp", "gguf", "envoy", "grpc", "httptools")
+NEEDED = ("xllamacpp", "gguf", "envoy", "google", "httptools")
 TOLERANCE = 0.25  # median over three loads of five seconds each; `make loop` holds 0.15 over four of twenty
 LACKING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 

@@ -17,7 +17,19 @@ NAMES = {"tenant": ["a", "b"], "slo_class": ["chat", "batch"]}
 
 
 class OneLife(Life):
-    """A random life in which the decision process is not killed: a log's run is one process."""
+    """A random life in which the decision process is not killed: a log's run is one process.
+
+    What a host tells of an earlier process, and of the calendar, happens in the midst of it, too.
+    """
+
+    def happen(self) -> list[Any]:
+        what = self.rng.random()
+        if what < 0.03:
+            return self.brain.adopt(self.now, self.rng.randrange(len(self.brain.books)), self.rng.randrange(6))
+        if what < 0.05:
+            self.epoch_s += self.rng.choice([0.0, 2.0, 5e4])  # the clock is set, never back
+            return self.brain.dated(self.now, self.epoch_s + self.now)
+        return super().happen()
 
     def kill(self) -> list[Any]:
         return []

