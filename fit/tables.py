@@ -308,7 +308,7 @@ def _ranks(study: Study) -> str:
             if regret.n:
                 rows.append((name, what, *_regret(regret)))
     head = ("model", "objective", "mean", "median", "limit kept", "mean where kept",
-            "mean with 5, 10, 15, 20 % of margin", "choices")  # fmt: skip
+            "mean with 2, 5, 10, 15, 20 % of margin", "choices")  # fmt: skip
     taus = [(name, *_taus(ranking)) for name, ranking in named]
     return (
         "## Order and regret\n\nRegret in percent of choosing by prediction among the measured "

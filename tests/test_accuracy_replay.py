@@ -5,11 +5,12 @@ import gzip
 import io
 import json
 
+import msgspec
 import numpy as np
 import pytest
 
 from headway.accuracy import replay_requests
-from headway.cost import EngineSettings, Replica
+from headway.cost import EngineSettings, Replica, compile_replica
 from headway.errors import BadInput
 from headway.sim import Deployment, Pool, simulate
 from headway.workload import workload, write
@@ -41,7 +42,8 @@ def record(folder, later_s=0.0, slower=1.0, **changes):
     engine = EngineSettings(max_batched_tokens=2048, max_seqs=16)
     replica = Replica(model="llama-3.1-8b", gpu="h100-sxm", engine=engine)
     requests = workload(str(folder / "trace.jsonl"))
-    records = simulate(Deployment(pools=(Pool(replica=replica),)), requests, warmup=0.0).records
+    inside = msgspec.structs.replace(compile_replica(replica), intake_s=0.0)
+    records = simulate(Deployment(pools=(Pool(replica=replica),)), requests, warmup=0.0, tables=(inside,)).records
     start_s = records["arrival_s"].min()
     times = {name: (records[name] - start_s) for name in ("arrival_s", "admitted_s", "first_token_s", "last_token_s")}
     arrived = times["arrival_s"]
@@ -73,7 +75,7 @@ def test_our_own_run_is_replayed_without_error(tmp_path):
     assert [curve.max_distance for curve in run.curves.values()] == [0, 0]
 
 
-def test_times_count_from_the_first_queueing(tmp_path):
+def test_times_count_from_the_first_arrival(tmp_path):
     record(tmp_path, later_s=100.0)
     assert replay_requests(tmp_path).runs[NAME].latencies["e2e"]["p99"].error == pytest.approx(0, abs=1e-6)
 

@@ -46,7 +46,7 @@ def synthetic(
     return made
 
 
-MODELS = ("dense", "dense2", "moe", "moe fp8", "moe2 fp8", "moe state", "moe mla", "moe ranks")
+MODELS = ("dense", "dense2", "moe", "moe fp8", "moe2 fp8", "moe state", "dense state", "moe mla", "moe ranks")
 
 
 def every(gpus=("h100-sxm", "b200"), **how):

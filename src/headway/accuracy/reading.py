@@ -323,9 +323,9 @@ def token_budget(row: Row, engine: str) -> int:
 
 
 def sweep(row: Row) -> Sweep:
-    """Return how the row's sweep was run: as the first that names its release and model, else plainly."""
+    """Return how the row's sweep was run: as the first that names its release and model; else, or in none, plainly."""
     plain = Sweep(engine=row.engine, engine_version=row.engine_version)
-    known = (one for one in reading().sweeps if one.model_key in ("", row.model_key))
+    known = (one for one in reading().sweeps if is_sweep(row) and one.model_key in ("", row.model_key))
     return next((one for one in known if (one.engine, one.engine_version) == (row.engine, row.engine_version)), plain)
 
 
