@@ -136,7 +136,7 @@ class Exchange:
         }
         said = answer.dynamic_metadata.fields["envoy.lb"].struct_value.fields[KEY].string_value
         assert named[KEY].decode() == said
-        self.length = int(named["content-length"])
+        self.length, self.traceparent = int(named["content-length"]), named.get("traceparent", b"").decode()
         return said.split(",")
 
     def body(self) -> bytes:
@@ -317,6 +317,32 @@ def test_what_tenants_have_used_survives_a_restart(tmp_path):
             made.until(lambda made=made, states=states: made.budget() == f"limit 10000, {states}")
         finally:
             made.close()
+
+
+def test_requests_are_traced_and_logged_as_by_the_decision_process(tmp_path):
+    pytest.importorskip("opentelemetry")
+    pytest.importorskip("pyarrow")
+    from collector import Collector
+
+    from headway.gateway.log.reader import runs
+
+    collector, trace = Collector(), "4" * 32
+    traces = {"endpoint": collector.endpoint, "sample": 0.0}
+    made = Picking(tmp_path, traces=traces, log={"folder": str(tmp_path / "log"), "prompts": True})
+    try:
+        made.until(lambda: made.health("readiness") == b"\x08\x01")
+        exchange = Exchange(made)
+        exchange.open(headers=[("traceparent", f"00-{trace}-{'5' * 16}-01")])
+        endpoint = exchange.picked()[0]
+        exchange.body()
+        assert exchange.traceparent.startswith(f"00-{trace}-") and "5" * 16 not in exchange.traceparent
+        exchange.answer(made, endpoint)
+        made.until(lambda: {"request", "decision", "engine"} <= set(collector.trees().get(trace, {})))
+    finally:
+        made.close()
+        collector.close()
+    (run,) = runs(tmp_path / "log")
+    assert {"dated", "arrive", "end", "record", "prompt"} <= {event.what for event in run.events()}
 
 
 def gateway_config(picking: Picking, port: int) -> dict[str, object]:

@@ -99,6 +99,7 @@ def log(emulated, tmp_path_factory):
     os.kill(served.children()["decisions"], signal.SIGKILL)
     served.until(lambda: served.said().count("serves again") == 1, "the decision process is back")
     ask(served, 12)
+    served.until(lambda: served.metric("headway_ended_total") == 12, "the records are in")
     served.at_rest()
     assert served.stop() == 0, served.said()
     return folder / "decisions"

@@ -120,23 +120,15 @@ class Decider:
         body = message.request_body.body
         asked = self._read(about["request.id"].string_value, path, headers, body)
         if isinstance(asked, Reply):
-            self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(asked.status))
-            self._turned_away(about["request.id"].string_value, asked)
             call.send(self._immediate(asked))
             return
         if call.about is not None:
             raise ValueError("a second question in one call")
         call.about = asked.id
         self.open += 1
-        now = self.now()
-        if self.journal is not None:
-            self.journal.prompt(now, asked.id, body)
-        trace = self.tracer.begin(asked.id, headers.get(TRACEPARENT, "")) if self.tracer else None
-        answers = self.brain.arrive(now, asked)
+        answers = self._arrive(asked, body, headers.get(TRACEPARENT, ""))
         self.waiting[asked.id] = call, self.reader.rewritten(asked, body)
         self._deliver(answers)
-        if trace is not None:
-            trace.took_s = self.now() - now
 
     def ended(self, call: Call) -> None:
         """The HTTP request is over, however it ended."""
@@ -150,11 +142,26 @@ class Decider:
     def _read(self, id: str, path: str, headers: dict[str, str], body: bytes) -> Arrival | Reply:
         """Read a request; what no reader expected is a fault of ours, told without what the request said."""
         try:
-            return self.reader.read(id, path, headers, body)
+            asked = self.reader.read(id, path, headers, body)
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             self.say(f"a request of {len(body)} bytes to {path} not read: {type(error).__name__}, line {where.lineno}")
-            return refusal(500, "internal_error", "the gateway could not read this request", None)
+            asked = refusal(500, "internal_error", "the gateway could not read this request", None)
+        if isinstance(asked, Reply):
+            self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(asked.status))
+            self._turned_away(id, asked)
+        return asked
+
+    def _arrive(self, asked: Arrival, body: bytes, traceparent: str) -> list[Answer]:
+        """Tell the brain of a request, and those who follow it."""
+        now = self.now()
+        if self.journal is not None:
+            self.journal.prompt(now, asked.id, body)
+        trace = self.tracer.begin(asked.id, traceparent) if self.tracer else None
+        answers = self.brain.arrive(now, asked)
+        if trace is not None:
+            trace.took_s = self.now() - now
+        return answers
 
     def _deliver(self, answers: list[Answer]) -> None:
         """Send answers to the calls that wait for them."""

@@ -20,7 +20,7 @@ import msgspec
 
 from headway.errors import MissingExtra
 from headway.gateway.decider import Decider
-from headway.gateway.envoy_config import DESTINATION, HEADERS
+from headway.gateway.envoy_config import DESTINATION, HEADERS, TRACEPARENT
 from headway.gateway.events import Answer, EndRecord, Held, Left, Refused, Routed
 from headway.gateway.plainhttp import AdminPages
 from headway.gateway.reading import Reply, refusal
@@ -151,12 +151,12 @@ class Picker(Decider):
             return self._refused(refusal(503, "no_replica", "no endpoint answers at the moment", 1.0))
         return self._named((min(books, key=lambda book: book.in_flight).index,))
 
-    def _named(self, hosts: tuple[int, ...], size: int | None = None) -> Any:
+    def _named(self, hosts: tuple[int, ...], size: int | None = None, traceparent: str | None = None) -> Any:
         """The answer to the headers: where the request goes."""
         message, names = self._response("request_headers"), ",".join(self.addresses[i] for i in hosts)
         common = message.request_headers.response
         common.clear_route_cache = True
-        for name, value in ((DESTINATION, names), ("content-length", size)):
+        for name, value in ((DESTINATION, names), ("content-length", size), (TRACEPARENT, traceparent)):
             if value is not None:
                 option = common.header_mutation.set_headers.add()
                 option.header.key, option.header.raw_value = name, str(value).encode()
@@ -175,12 +175,12 @@ class Picker(Decider):
             headers.setdefault("x-headway-class", objective)
         asked = self._read(passing.id, passing.headers.get(":path", ""), headers, body)
         if isinstance(asked, Reply):
-            self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(asked.status))
             return [self._refused(asked)]
         passing.arrived = True
         self.asking[passing.id] = asyncio.get_running_loop().create_future()
         facts = msgspec.structs.replace(asked, only=self._only(passing))
-        self._deliver(self.brain.arrive(self.now(), facts))
+        self._deliver(self._arrive(facts, body, passing.headers.get(TRACEPARENT, "")))
+        trace = self.tracer.open.get(passing.id) if self.tracer else None
         answer = await self.asking[passing.id]
         if isinstance(answer, Refused):
             return [self._refused(refusal(answer.status, answer.code, answer.message, answer.retry_after_s))]
@@ -191,7 +191,8 @@ class Picker(Decider):
         sent_on = self.reader.rewritten(asked, body)
         whole = body if sent_on is None else sent_on
         passing.body.clear()
-        return [self._named(answer.hosts, len(whole)), *self._chunks("request_body", whole, last)]
+        parent = None if trace is None else trace.traceparent
+        return [self._named(answer.hosts, len(whole), parent), *self._chunks("request_body", whole, last)]
 
     def _chunks(self, kind: str, body: bytes, last: bool) -> Iterator[Any]:
         """A body in messages that Envoy takes."""
