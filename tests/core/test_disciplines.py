@@ -63,7 +63,7 @@ def test_an_idle_engine_takes_a_request_at_once_though_it_composes_ahead() -> No
 
 
 def test_who_waits_is_not_held_up_by_a_newcomer_who_goes_first() -> None:
-    """Shortest prompts first, two places, one free at 56 ms: the newcomer of 50 ms is not in the step composed before."""
+    """Shortest first, two places, one free at 56 ms: the newcomer of 50 ms is not in the step composed before."""
     rows = [Row(0.0, 16, 40), Row(0.0, 16, 4), Row(0.001, 60, 1), Row(0.050, 20, 1)]
     two_places = msgspec.structs.replace(SETTINGS, max_seqs=2)
     ahead, plain = (run_core(Case(table(ahead=each), two_places, 0, "sjf", rows))[0] for each in (True, False))
