@@ -9,6 +9,7 @@ from headway.cli.bench import bench
 from headway.cli.calibrate import calibrate
 from headway.cli.compare import compare
 from headway.cli.emulate import emulate
+from headway.cli.export import export
 from headway.cli.listing import list_
 from headway.cli.plan import plan
 from headway.cli.profile import profile
@@ -65,5 +66,5 @@ def main() -> None:
     """
 
 
-for verb in (plan, simulate, bench, compare, validate, calibrate, profile, emulate, serve, list_):
+for verb in (plan, simulate, bench, compare, validate, calibrate, profile, emulate, serve, export, list_):
     main.add_command(verb)
