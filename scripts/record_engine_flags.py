@@ -1,8 +1,8 @@
-"""Record an engine's own parser: `record_engine_flags.py vllm FOLDER VERSION` rewrites `src/headway/export/data/vllm.json`.
+"""Record an engine's own parser: `record_engine_flags.py vllm FOLDER VERSION` rewrites `vllm.json` of `headway.export`.
 
-FOLDER holds the unpacked wheel (`pip download --no-deps vllm==VERSION`, `unzip`), with pydantic and regex installed beside
-it (`pip install --target FOLDER`). The engine's own code builds the parser; what needs a GPU to be imported is replaced by
-empty stand-ins, which the definitions of arguments do not read.
+FOLDER holds the unpacked wheel (`pip download --no-deps vllm==VERSION`, `unzip`), with pydantic and regex installed
+beside it (`pip install --target FOLDER`). The engine's own code builds the parser; what needs a GPU to be imported is
+replaced by empty stand-ins, which the definitions of arguments do not read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from typing import Any
 from unittest.mock import MagicMock
 
 DATA = Path(__file__).parents[1] / "src" / "headway" / "export" / "data"
-STAND_INS = {"vllm": ("vllm.ir", "vllm.ir.ops", "vllm.ir.op", "vllm.kernels"), "sglang": ("sglang.srt.utils.hf_transformers_patches",)}
+STAND_INS = {
+    "vllm": ("vllm.ir", "vllm.ir.ops", "vllm.ir.op", "vllm.kernels"),
+    "sglang": ("sglang.srt.utils.hf_transformers_patches",),
+}
 MODULES = ("nn", "distributed", "cuda", "utils", "functional", "library")  # of torch, as attributes
 
 
@@ -119,6 +122,7 @@ def flags_of(parser: argparse.ArgumentParser) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
+    """Record one engine."""
     engine, folder, version = sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3]
     sys.argv = [engine]
     file = DATA / f"{engine}.json"
@@ -126,7 +130,9 @@ def main() -> None:
     where = {"vllm": "vllm/entrypoints and vllm/engine/arg_utils.py", "sglang": "sglang/srt/server_args.py"}[engine]
     source = f"the parser of {engine} {version} itself, {where} (Apache-2.0)"
     lines = [f"  {json.dumps(name)}: {json.dumps(flag)}" for name, flag in flags.items()]
-    head = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in (("version", version), ("source", source)))
+    head = "".join(
+        f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in (("version", version), ("source", source))
+    )
     file.write_text(f'{{{head}"flags": {{\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
     print(f"{file}: {len(flags)} flags")
 

@@ -96,7 +96,9 @@ def _chosen(plan: Plan, name: str | None, file: str) -> dict[str, Any]:
             raise UnknownName("candidate", name, by_name)
         return by_name[name].deployment
     if plan.best is None:
-        raise BadInput(f"{file}: no candidate meets the SLO ({plan.binding}): --candidate names one to export nevertheless")
+        raise BadInput(
+            f"{file}: no candidate meets the SLO ({plan.binding}): --candidate names one to export nevertheless"
+        )
     return plan.best.deployment
 
 

@@ -1,4 +1,4 @@
-"""Docker compose on one machine: a service for each replica, and Headway's gateway or the engine's router before them."""
+"""Docker compose on one machine: a service for each replica, before them Headway's gateway or the engine's router."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def compose(
     """
     if any(host for each in placed for host in each.hosts):
         raise BadInput(
-            f"compose starts containers on one machine, and the deployment's {deployment.gpus} GPUs are on several: export "
-            "to kubernetes, or to the engine, a script for each host"
+            f"compose starts containers on one machine, and the deployment's {deployment.gpus} GPUs are on several: "
+            "export to kubernetes, or to the engine, a script for each host"
         )
     services: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -66,7 +66,12 @@ def _service(each: Placed, words: tuple[str, ...], env: dict[str, str], engine: 
         "restart": "unless-stopped",
         "volumes": ["models:/root/.cache/huggingface"],
         "healthcheck": {
-            "test": ["CMD", "python3", "-c", f"import urllib.request as u; u.urlopen('http://127.0.0.1:{PORT}{HEALTH}')"],
+            "test": [
+                "CMD",
+                "python3",
+                "-c",
+                f"import urllib.request as u; u.urlopen('http://127.0.0.1:{PORT}{HEALTH}')",
+            ],
             "interval": "10s",
             "timeout": "5s",
             "retries": 3,
@@ -92,12 +97,23 @@ def _front(
             "depends_on": after,
             "restart": "unless-stopped",
         }
-        return {"gateway": service}, {"gateway.yaml": commented([head], write_yaml(file)), "gateway.Dockerfile": GATEWAY}
-    urls = {role: [f"{each.name}:{PORT}" for each in placed if asks[each.pool].role == role] for role in ("prefill", "decode")}
+        return {"gateway": service}, {
+            "gateway.yaml": commented([head], write_yaml(file)),
+            "gateway.Dockerfile": GATEWAY,
+        }
+    urls = {
+        role: [f"{each.name}:{PORT}" for each in placed if asks[each.pool].role == role]
+        for role in ("prefill", "decode")
+    }
     engine = asks[0].replica.engine.name
     if engine == "vllm":
         raise BadInput("vLLM brings no router for prefill and decode replicas: export to llm-d or dynamo, which do")
-    service = {"image": image(engine), "entrypoint": [], "ports": [f"127.0.0.1:8080:{ROUTER_PORT}"], "depends_on": after}
+    service = {
+        "image": image(engine),
+        "entrypoint": [],
+        "ports": [f"127.0.0.1:8080:{ROUTER_PORT}"],
+        "depends_on": after,
+    }
     if engine == "sglang":
         return {"router": service | {"command": list(router_words(urls))}}, {}
     service["volumes"] = ["./router.yaml:/etc/headway/router.yaml:ro"]

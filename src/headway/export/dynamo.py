@@ -32,11 +32,17 @@ def dynamo(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str
     runtime = f"nvcr.io/nvidia/ai-dynamo/{RUNTIMES[engine]}:{VERSION}"
     route = deployment.policies.route
     mode = ROUTES.get(route, "kv")
-    notes = [f"Dynamo {VERSION} brings {engine} {ENGINES[engine]}; the flags were checked by the parser of {image(engine)}"]
+    notes = [
+        f"Dynamo {VERSION} brings {engine} {ENGINES[engine]}; the flags were checked by the parser of {image(engine)}"
+    ]
     if route not in ROUTES:
-        notes.append(f"policies.route={route}: Dynamo has no such mode and routes by its own index of prefixes; headway serve runs it")
+        notes.append(
+            f"policies.route={route}: Dynamo has no such mode and takes kv, by its index of prefixes; headway serve runs it"
+        )
     if deployment.policies.admit != "accept-all":
-        notes.append(f"policies.admit={deployment.policies.admit}: Dynamo's frontend admits everything; headway serve runs it")
+        notes.append(
+            f"policies.admit={deployment.policies.admit}: Dynamo's frontend admits everything; headway serve runs it"
+        )
     front = _container(["python3", "-m", "dynamo.frontend"], ["--router-mode", mode], runtime)
     components: list[dict[str, Any]] = [_component("Frontend", "frontend", 1, {"containers": [front]})]
     maps: list[dict[str, Any]] = []
@@ -77,7 +83,11 @@ def _worker(ask: Ask, name: str, count: int, runtime: str) -> tuple[dict[str, An
     if hosts > 1:
         component["multinode"] = {"nodeCount": hosts}
     power = [f"on the nodes of {name}: {line}" for line in nvidia_smi(ask.replica, "0,1,...")]
-    notes = [*made.notes, *power, f"label the nodes by their GPU: kubectl label node NODE {GPU_LABEL}={ask.replica.gpu}"]
+    notes = [
+        *made.notes,
+        *power,
+        f"label the nodes by their GPU: kubectl label node NODE {GPU_LABEL}={ask.replica.gpu}",
+    ]
     return component, maps, notes
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
+import msgspec
+
 from headway.cost import Replica
 from headway.errors import BadInput, UnknownName
 from headway.model import Model, model
@@ -57,7 +59,7 @@ class Command(Spec, frozen=True, kw_only=True):
     engine: str
     words: tuple[str, ...]
     config: str = ""
-    env: dict[str, str] = {}
+    env: dict[str, str] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -133,7 +135,9 @@ def draft_path(ask: Ask) -> str:
     key = ask.replica.engine.speculation.draft
     found = repository(model(key))
     if not found:
-        raise BadInput(f"{ask.where}: the draft {key} has no repository in the catalogue: name one that `headway list models` has")
+        raise BadInput(
+            f"{ask.where}: the draft {key} has no repository in the catalogue: name one that `headway list models` has"
+        )
     return found
 
 
@@ -164,9 +168,13 @@ def context_of(replica: Replica) -> int | None:
 def _common_notes(ask: Ask) -> list[str]:
     replica, said = ask.replica, []
     if not ask.given:
-        said.append(f"model: {ask.model_path} is where the architecture was read; --model-path names another, as one tuned to chat")
+        said.append(
+            f"model: {ask.model_path} is where the architecture was read; --model-path is for others, as those tuned to chat"
+        )
     elif replica.weights != model(replica.model).native_dtype:
-        said.append(f"weights: {ask.model_path} is taken to hold {replica.weights}, as the user's choice; nothing converts it")
+        said.append(
+            f"weights: {ask.model_path} is taken to hold {replica.weights}, as the user's choice; nothing converts it"
+        )
     version = replica.engine.version
     if version:
         said.append(f"engine.version: predicted with the times of {version}; the flags are those of the version above")

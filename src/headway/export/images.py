@@ -1,4 +1,4 @@
-"""Container images of the engines, of the versions whose parsers are recorded, and how an engine says that it is well."""
+"""Container images of the engines, of the versions whose parsers are recorded, and where an engine says it is well."""
 
 from headway.export.recorded import recorded
 

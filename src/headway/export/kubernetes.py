@@ -31,12 +31,13 @@ def kubernetes(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict
     """
     if asks[0].role != "mixed":
         raise BadInput(
-            "prefill and decode pools need a router that Kubernetes does not have: export to llm-d (vLLM) or dynamo, which bring one"
+            "prefill and decode pools need a router that Kubernetes does not have: export to llm-d (vLLM) or dynamo, "
+            "which bring one"
         )
     made, notes = model_servers(deployment, asks)
     policies = deployment.policies
     notes += [
-        f"policies.route={policies.route}, admit={policies.admit}: a Service takes any pod; llm-d's picker and headway serve choose",
+        f"policies.route={policies.route}, admit={policies.admit}: a Service takes any pod; llm-d and headway serve choose",
     ]
     return {"kubernetes.yaml": documents([head, *notes], made)}, notes
 
@@ -64,8 +65,8 @@ def _pool(
     hosts = spread(ask.replica)
     if hosts > 1 and ask.replica.engine.name == "trtllm":
         raise BadInput(
-            f"{ask.where}: TensorRT-LLM starts a replica on {hosts} hosts by srun or mpirun, which no pod does: export to "
-            "trtllm, or to dynamo"
+            f"{ask.where}: TensorRT-LLM starts a replica on {hosts} hosts by srun or mpirun, which no pod does: "
+            "export to trtllm, or to dynamo"
         )
     first = msgspec.structs.replace(ask, port=PORT, hosts=hosts, head=LEADER if hosts > 1 else "127.0.0.1",
                                     config=f"{CONFIG_FOLDER}/engine.yaml")  # fmt: skip
@@ -90,7 +91,14 @@ def _pool(
     maps = []
     if made.config:
         data = {"engine.yaml": made.config}
-        maps = [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-engine", "labels": own}, "data": data}]
+        maps = [
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": f"{name}-engine", "labels": own},
+                "data": data,
+            }
+        ]
     return [*maps, body, service], made.notes
 
 
@@ -118,18 +126,20 @@ def ranked(made: Command) -> tuple[str, ...]:
     for flag in ("--node-rank", "--data-parallel-start-rank"):
         if flag in words:
             at = words.index(flag) + 1
-            words[at] = WORKER if words[at] == "1" else f"$(({WORKER} * {words[at]}))"
+            words[at] = WORKER if words[at] == "1" else f"$((LWS_WORKER_INDEX * {words[at]}))"
     if not any(word.startswith("$((") for word in words):
         return tuple(words)
     line = " ".join(word if word.startswith("$(") else shlex.quote(word) for word in words)
-    return ("sh", "-c", f"exec {line}")  # a product is the shell's to compute, after the names are filled in
+    return ("sh", "-c", f"exec {line}")  # a product is the shell's to compute
 
 
 def _pod(ask: Ask, words: tuple[str, ...], made: Command, name: str) -> dict[str, Any]:
     replica, port = ask.replica, ask.port
     gpus = {"nvidia.com/gpu": str(ask.host_gpus)}
     fit = memory_fit(replica)
-    host_gib = max(16, -(-fit.weight_bytes * ask.host_gpus // GIB))  # a host reads its share of the weights through memory
+    host_gib = max(
+        16, -(-fit.weight_bytes * ask.host_gpus // GIB)
+    )  # a host reads its share of the weights through memory
     env: list[dict[str, Any]] = [
         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}}}
     ]
@@ -143,7 +153,10 @@ def _pod(ask: Ask, words: tuple[str, ...], made: Command, name: str) -> dict[str
         "env": env,
         "ports": [{"name": "http", "containerPort": port}],
         "resources": {"limits": dict(gpus), "requests": {**gpus, "memory": f"{host_gib}Gi"}},
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "models", "mountPath": "/root/.cache/huggingface"}],
+        "volumeMounts": [
+            {"name": "shm", "mountPath": "/dev/shm"},
+            {"name": "models", "mountPath": "/root/.cache/huggingface"},
+        ],
         **probes("http"),
     }
     volumes: list[dict[str, Any]] = [
@@ -162,7 +175,7 @@ def _pod(ask: Ask, words: tuple[str, ...], made: Command, name: str) -> dict[str
 
 
 def probes(port: str) -> dict[str, Any]:
-    """Return the probes of an engine: 40 minutes to load the weights, then out of the Service after 15 s without an answer."""
+    """Return the probes of an engine: 40 minutes to load weights, then out of the Service after 15 s without an answer."""
     get = {"httpGet": {"path": HEALTH, "port": port}}
     return {
         "startupProbe": {**get, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 240},

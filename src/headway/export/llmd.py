@@ -48,7 +48,12 @@ def llm_d(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str,
     values = {
         "inferenceExtension": {
             "replicas": 1,
-            "image": {"name": "llm-d-inference-scheduler", "hub": "ghcr.io/llm-d", "tag": VERSION, "pullPolicy": "Always"},
+            "image": {
+                "name": "llm-d-inference-scheduler",
+                "hub": "ghcr.io/llm-d",
+                "tag": VERSION,
+                "pullPolicy": "Always",
+            },
             "extProcPort": 9002,
             "flags": {"kv-cache-usage-percentage-metric": "vllm:kv_cache_usage_perc"},
             "pluginsConfigFile": "headway.yaml",
@@ -74,8 +79,14 @@ def picker(route: str, split: bool) -> dict[str, Any]:
     own = [{"type": name} for name in (*scorers, choose)]
     if split:
         handler = {"type": "pd-profile-handler", "parameters": {"threshold": 0}}  # 0: every prompt is handed over
-        plugins = [*({"type": name} for name in ("prefill-header-handler", "prefill-filter", "decode-filter")), *own, handler]
-        profiles = [{"name": role, "plugins": [{"pluginRef": f"{role}-filter"}, *refs]} for role in ("prefill", "decode")]
+        plugins = [
+            *({"type": name} for name in ("prefill-header-handler", "prefill-filter", "decode-filter")),
+            *own,
+            handler,
+        ]
+        profiles = [
+            {"name": role, "plugins": [{"pluginRef": f"{role}-filter"}, *refs]} for role in ("prefill", "decode")
+        ]
     else:
         plugins = [*own, {"type": "single-profile-handler"}]
         profiles = [{"name": "default", "plugins": refs}]
@@ -102,7 +113,9 @@ def _behind_sidecar(pod: dict[str, Any]) -> None:
     engine = pod["containers"][0]
     words = engine["command"]
     if words[0] == "sh":
-        raise BadInput("a decode replica with data-parallel ranks on several hosts has no place behind llm-d's sidecar: export to dynamo")
+        raise BadInput(
+            "a decode replica with data-parallel ranks on several hosts: llm-d's sidecar stands before one; use dynamo"
+        )
     words[words.index("--port") + 1] = str(ENGINE_PORT)
     engine["ports"] = [{"name": "engine", "containerPort": ENGINE_PORT}]
     engine.update(probes("engine"))
@@ -122,7 +135,9 @@ def _behind_sidecar(pod: dict[str, Any]) -> None:
 def _policy_notes(deployment: Deployment) -> list[str]:
     policies, said = deployment.policies, []
     if policies.route not in PICKERS:
-        said.append(f"policies.route={policies.route}: the picker has no such plugin and takes the fewest requests; headway serve runs it")
+        said.append(
+            f"policies.route={policies.route}: no plugin of the picker, which takes the fewest requests; headway serve runs it"
+        )
     elif PICKERS[policies.route][1]:
         said.append(f"policies.route={policies.route}: {PICKERS[policies.route][1]}")
     if policies.admit != "accept-all":

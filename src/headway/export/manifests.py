@@ -34,7 +34,7 @@ _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
 def check(objects: list[dict[str, Any]]) -> None:
-    """Refuse what the API server would: kinds, required fields, names, labels, a selector that its own pods do not meet.
+    """Refuse what the API server would: kinds, required fields, names, labels, a selector that its pods do not meet.
 
     Raises:
         BadInput: naming the object and the field.
@@ -49,10 +49,15 @@ def check(objects: list[dict[str, Any]]) -> None:
         for path in KINDS[kind][1]:
             if not all(value not in (None, "", {}, []) for value in _at(body, path.replace("[]", ".[]").split("."))):
                 raise BadInput(f"{where}: {path} is missing")
-        for labels in (body["metadata"].get("labels", {}), body["spec"].get("selector", {}) if kind == "Service" else {}):
+        for labels in (
+            body["metadata"].get("labels", {}),
+            body["spec"].get("selector", {}) if kind == "Service" else {},
+        ):
             for value in labels.values():
                 if not _LABEL.fullmatch(value):
-                    raise BadInput(f"{where}: {value!r} is no label: up to 63 letters, digits, hyphens, dots and underscores")
+                    raise BadInput(
+                        f"{where}: {value!r} is no label: up to 63 letters, digits, hyphens, dots and underscores"
+                    )
         if kind == "Deployment":
             wanted, has = body["spec"]["selector"]["matchLabels"], body["spec"]["template"]["metadata"]["labels"]
             if not wanted.items() <= has.items():

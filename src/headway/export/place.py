@@ -41,7 +41,7 @@ def host_gpus(card: Gpu) -> int:
 
 
 def spread(replica: Replica) -> int:
-    """Return how many hosts a replica takes: the fewest with equal shares, none of which cuts a tensor-parallel group twice.
+    """Return how many hosts a replica takes: the fewest with equal shares that hold whole tensor-parallel groups or parts.
 
     Raises:
         BadInput: no such division.
@@ -54,7 +54,7 @@ def spread(replica: Replica) -> int:
 
 
 def place(deployment: Deployment) -> list[Placed]:
-    """Return every replica's place, in the order of the pools: hosts are filled one after another, each of one GPU."""
+    """Return every replica's place, in the order of the pools: hosts, each of one kind of GPU, are filled in turn."""
     placed: list[Placed] = []
     open_host: dict[str, tuple[int, int, int]] = {}  # by GPU: host, GPUs taken, replicas on it
     hosts = 0

@@ -43,12 +43,16 @@ def export(
         check_engine(to if to in ENGINES else ask.replica.engine.name, ask.replica.engine.name, ask.where)
     names = {ask.replica.engine.name for ask in asks}
     if len(names) > 1:
-        raise BadInput(f"pools run {' and '.join(sorted(names))}: an export is for one engine; export each pool by itself")
+        raise BadInput(
+            f"pools run {' and '.join(sorted(names))}: an export is for one engine; export each pool by itself"
+        )
     if to in ENGINES:
         placed = place(deployment)
         files, notes = scripts(placed, asks, addresses(placed, hosts), head)
         policies = deployment.policies
-        notes.append(f"policies.route={policies.route}, admit={policies.admit}: no engine's; --to gateway writes the file for headway serve")
+        notes.append(
+            f"policies.route={policies.route}, admit={policies.admit}: no engine's; --to gateway writes the file for headway serve"
+        )
     elif hosts:
         raise BadInput(f"--hosts: {to} finds its hosts by itself; leave it out")
     elif to == "compose":
@@ -62,7 +66,9 @@ def _gateway(deployment: Deployment, to: Target, head: str, hosts: Sequence[str]
     placed = place(deployment)
     at = addresses(placed, hosts)
     file = gateway_file(deployment, [f"{at[each.hosts[0]]}:{each.port}" for each in placed], slo)
-    notes = ["no tenants: whoever reaches gateway.listen may ask; gateway.tenants says who, by the hashes of their keys"]
+    notes = [
+        "no tenants: whoever reaches gateway.listen may ask; gateway.tenants says who, by the hashes of their keys"
+    ]
     if len(at) > 1 and not hosts:
         notes.append(f"addresses {at[0]} to {at[-1]} stand for your hosts: --hosts names them")
     return Exported(target=to, files={"gateway.yaml": commented([head, *notes], write_yaml(file))}, notes=tuple(notes))

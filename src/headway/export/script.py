@@ -83,7 +83,9 @@ def router(placed: list[Placed], asks: list[Ask], at: list[str], head: str) -> d
     engine = asks[0].replica.engine.name
     if engine == "sglang":
         words = router_words(urls)
-        return {"router.sh": "\n".join(["#!/bin/sh", commented([head, "the router"], "") + f"exec {wrapped(words)}"]) + "\n"}
+        return {
+            "router.sh": "\n".join(["#!/bin/sh", commented([head, "the router"], "") + f"exec {wrapped(words)}"]) + "\n"
+        }
     if engine == "trtllm":
         words = ("trtllm-serve", "disaggregated", "-c", "./router.yaml")
         start = "\n".join(["#!/bin/sh", commented([head, "the router"], "") + f"exec {wrapped(words)}"]) + "\n"

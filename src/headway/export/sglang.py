@@ -27,7 +27,14 @@ def command(ask: e.Ask) -> e.Command:
     words += ["--attn-dp-size", str(replica.dp)] if replica.dp > 1 else []
     words += ["--ep-size", str(replica.ep)] if replica.ep > 1 else []
     if ask.hosts > 1:
-        words += ["--nnodes", str(ask.hosts), "--node-rank", str(ask.host), "--dist-init-addr", f"{ask.head}:{INIT_PORT}"]
+        words += [
+            "--nnodes",
+            str(ask.hosts),
+            "--node-rank",
+            str(ask.host),
+            "--dist-init-addr",
+            f"{ask.head}:{INIT_PORT}",
+        ]
     quantization = e.online_quantization(ask, ("fp8",))
     words += ["--quantization", quantization] if quantization else []
     words += ["--kv-cache-dtype", KV[replica.kv], "--page-size", str(engine.block_tokens)]
@@ -96,7 +103,9 @@ def _notes(ask: e.Ask) -> list[str]:
     if engine.ahead:
         said.append("engine.ahead: SGLang composes steps ahead by itself, unless it is told not to")
     if ask.order not in ("fcfs", "priority"):
-        said.append(f"policies.order={ask.order}: SGLang's queue knows fcfs and priority; headway serve orders before it")
+        said.append(
+            f"policies.order={ask.order}: SGLang's queue knows fcfs and priority; headway serve orders before it"
+        )
     if engine.align_steps:
         said.append("engine.align_steps, gather_steps: SGLang has no such flags")
     return said

@@ -52,7 +52,7 @@ def command(ask: e.Ask) -> e.Command:
     """
     replica = ask.replica
     e.online_quantization(ask, ())
-    if 1 < replica.dp and replica.tp > 1:
+    if replica.dp > 1 and replica.tp > 1:
         raise BadInput(
             f"{ask.where}.replica: dp={replica.dp} with tp={replica.tp}: in TensorRT-LLM each GPU of a stage attends its own "
             "sequences (enable_attention_dp) or all share them; set tp or dp to 1"
@@ -171,7 +171,9 @@ def _notes(ask: e.Ask) -> list[str]:
         f"served name {ask.name}: trtllm-serve calls the model by the last part of its path",
     ]
     if ask.order != "fcfs":
-        said.append(f"policies.order={ask.order}: TensorRT-LLM's queue is first come first served; headway serve orders before it")
+        said.append(
+            f"policies.order={ask.order}: TensorRT-LLM's queue is first come first served; headway serve orders before it"
+        )
     if engine.poll_steps != 1:
         said.append(f"engine.poll_steps={engine.poll_steps}: TensorRT-LLM looks for requests at every step")
     if engine.align_steps and ask.replica.dp == 1:

@@ -23,7 +23,17 @@ def command(ask: e.Ask) -> e.Command:
     """
     replica, engine = ask.replica, ask.replica.engine
     _check_experts(ask)
-    words = ["vllm", "serve", ask.model_path, "--served-model-name", ask.name, "--host", "0.0.0.0", "--port", str(ask.port)]
+    words = [
+        "vllm",
+        "serve",
+        ask.model_path,
+        "--served-model-name",
+        ask.name,
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(ask.port),
+    ]
     words += ["--tensor-parallel-size", str(replica.tp), "--pipeline-parallel-size", str(replica.pp)]
     words += ["--data-parallel-size", str(replica.dp)] if replica.dp > 1 else []
     words += ["--enable-expert-parallel"] if replica.ep > 1 else []
@@ -116,13 +126,15 @@ def _notes(ask: e.Ask) -> list[str]:
     replica, said = ask.replica, []
     engine: Any = replica.engine
     if ask.order not in ORDERS:
-        said.append(f"policies.order={ask.order}: vLLM's queue knows {' and '.join(ORDERS)}; headway serve orders before it")
+        said.append(
+            f"policies.order={ask.order}: vLLM's queue knows {' and '.join(ORDERS)}; headway serve orders before it"
+        )
     if engine.poll_steps != 1:
         said.append(f"engine.poll_steps={engine.poll_steps}: vLLM looks for requests at every step")
     if engine.align_steps:
         said.append("engine.align_steps, gather_steps: vLLM does not make ranks wait for each other's prompts")
     if ask.role != "mixed":
-        said.append("role: prefill and decode servers take the same flags; a router in front sends a request to both in turn")
+        said.append(
+            "role: prefill and decode servers take the same flags; a router in front sends a request to both in turn"
+        )
     return said
-
-
