@@ -36,9 +36,7 @@ def dynamo(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str
         f"Dynamo {VERSION} brings {engine} {ENGINES[engine]}; the flags were checked by the parser of {image(engine)}"
     ]
     if route not in ROUTES:
-        notes.append(
-            f"policies.route={route}: Dynamo has no such mode and takes kv, by its index of prefixes; headway serve runs it"
-        )
+        notes.append(f"policies.route={route}: Dynamo has no such mode and goes by its index of prefixes (kv)")
     if deployment.policies.admit != "accept-all":
         notes.append(
             f"policies.admit={deployment.policies.admit}: Dynamo's frontend admits everything; headway serve runs it"
@@ -68,7 +66,7 @@ def _worker(ask: Ask, name: str, count: int, runtime: str) -> tuple[dict[str, An
     made = command(msgspec.structs.replace(ask, config=f"{CONFIG_FOLDER}/engine.yaml"))
     maps: list[dict[str, Any]] = []
     pod: dict[str, Any] = {"nodeSelector": {GPU_LABEL: ask.replica.gpu}}
-    args = worker_args(engine, made.words)
+    args = worker_args(engine, made.words, ask.name)
     if ask.role != "mixed" and "--disaggregation-mode" not in args:
         args += ["--disaggregation-mode", ask.role]
     container = _container(["python3", "-m", f"dynamo.{engine}"], args, runtime)
@@ -83,19 +81,21 @@ def _worker(ask: Ask, name: str, count: int, runtime: str) -> tuple[dict[str, An
     if hosts > 1:
         component["multinode"] = {"nodeCount": hosts}
     power = [f"on the nodes of {name}: {line}" for line in nvidia_smi(ask.replica, "0,1,...")]
+    said = [note for note in made.notes if not note.startswith("served name")]  # a worker here is told the name
     notes = [
-        *made.notes,
+        *said,
         *power,
         f"label the nodes by their GPU: kubectl label node NODE {GPU_LABEL}={ask.replica.gpu}",
     ]
     return component, maps, notes
 
 
-def worker_args(engine: str, words: tuple[str, ...]) -> list[str]:
+def worker_args(engine: str, words: tuple[str, ...], name: str) -> list[str]:
     """Return an engine's flags as Dynamo's worker takes them: without those of the engine's own server."""
     if engine == "trtllm":
         config = words[words.index("--config") + 1]
-        return ["--model", words[words.index("trtllm-serve") + 1], "--extra-engine-args", config]
+        model = words[words.index("trtllm-serve") + 1]
+        return ["--model", model, "--served-model-name", name, "--extra-engine-args", config]
     left = ["--model", words[2]] if engine == "vllm" else []
     rest, at = words[3:], 0
     while at < len(rest):

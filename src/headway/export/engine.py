@@ -169,7 +169,7 @@ def _common_notes(ask: Ask) -> list[str]:
     replica, said = ask.replica, []
     if not ask.given:
         said.append(
-            f"model: {ask.model_path} is where the architecture was read; --model-path is for others, as those tuned to chat"
+            f"model: {ask.model_path} is where the architecture was read; --model-path names others, as one for chat"
         )
     elif replica.weights != model(replica.model).native_dtype:
         said.append(

@@ -37,7 +37,7 @@ def kubernetes(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict
     made, notes = model_servers(deployment, asks)
     policies = deployment.policies
     notes += [
-        f"policies.route={policies.route}, admit={policies.admit}: a Service takes any pod; llm-d and headway serve choose",
+        f"policies.route={policies.route}, admit={policies.admit}: a Service takes any pod; llm-d and headway choose",
     ]
     return {"kubernetes.yaml": documents([head, *notes], made)}, notes
 
@@ -175,7 +175,7 @@ def _pod(ask: Ask, words: tuple[str, ...], made: Command, name: str) -> dict[str
 
 
 def probes(port: str) -> dict[str, Any]:
-    """Return the probes of an engine: 40 minutes to load weights, then out of the Service after 15 s without an answer."""
+    """Return the probes of an engine: 40 minutes to load, then out of the Service after 15 s of silence."""
     get = {"httpGet": {"path": HEALTH, "port": port}}
     return {
         "startupProbe": {**get, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 240},

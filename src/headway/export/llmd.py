@@ -36,8 +36,8 @@ def llm_d(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str,
     for ask in asks:
         if ask.replica.engine.name != "vllm":
             raise BadInput(
-                f"{ask.where}.replica.engine.name={ask.replica.engine.name}: llm-d's picker reads vLLM's metrics, and its "
-                "sidecar hands over as vLLM does; export to dynamo, or plan with engine.name=vllm"
+                f"{ask.where}.replica.engine.name={ask.replica.engine.name}: llm-d's picker reads vLLM's metrics, and "
+                "its sidecar hands over as vLLM does; export to dynamo, or plan with engine.name=vllm"
             )
     split = asks[0].role != "mixed"
     objects, notes = model_servers(deployment, asks, LABELS)
@@ -75,8 +75,11 @@ def picker(route: str, split: bool) -> dict[str, Any]:
     """Return the endpoint picker's configuration for a routing policy; `split`: prefill and decode pods apart."""
     scorers, _ = PICKERS.get(route, PICKERS["least-requests"])
     choose = "max-score-picker" if scorers else "random-picker"
-    refs = [{"pluginRef": name, "weight": weight} for name, weight in scorers.items()] + [{"pluginRef": choose}]
-    own = [{"type": name} for name in (*scorers, choose)]
+    refs: list[dict[str, Any]] = [{"pluginRef": name, "weight": weight} for name, weight in scorers.items()] + [
+        {"pluginRef": choose}
+    ]
+    own: list[dict[str, Any]] = [{"type": name} for name in (*scorers, choose)]
+    plugins: list[dict[str, Any]]
     if split:
         handler = {"type": "pd-profile-handler", "parameters": {"threshold": 0}}  # 0: every prompt is handed over
         plugins = [
@@ -95,7 +98,7 @@ def picker(route: str, split: bool) -> dict[str, Any]:
 
 
 def _mark(body: dict[str, Any]) -> None:
-    """Give pods the labels of their role, and a decode pod the sidecar that fetches the prompt's KV from a prefill pod."""
+    """Give pods the labels of their role, and a decode pod the sidecar that has its prompts prefilled elsewhere."""
     spec = body.get("spec", {})
     templates = [spec["template"]] if body["kind"] == "Deployment" else []
     if body["kind"] == "LeaderWorkerSet":
@@ -112,10 +115,6 @@ def _mark(body: dict[str, Any]) -> None:
 def _behind_sidecar(pod: dict[str, Any]) -> None:
     engine = pod["containers"][0]
     words = engine["command"]
-    if words[0] == "sh":
-        raise BadInput(
-            "a decode replica with data-parallel ranks on several hosts: llm-d's sidecar stands before one; use dynamo"
-        )
     words[words.index("--port") + 1] = str(ENGINE_PORT)
     engine["ports"] = [{"name": "engine", "containerPort": ENGINE_PORT}]
     engine.update(probes("engine"))
@@ -135,9 +134,7 @@ def _behind_sidecar(pod: dict[str, Any]) -> None:
 def _policy_notes(deployment: Deployment) -> list[str]:
     policies, said = deployment.policies, []
     if policies.route not in PICKERS:
-        said.append(
-            f"policies.route={policies.route}: no plugin of the picker, which takes the fewest requests; headway serve runs it"
-        )
+        said.append(f"policies.route={policies.route}: the picker has no such plugin and takes the fewest requests")
     elif PICKERS[policies.route][1]:
         said.append(f"policies.route={policies.route}: {PICKERS[policies.route][1]}")
     if policies.admit != "accept-all":

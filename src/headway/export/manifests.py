@@ -15,7 +15,10 @@ __all__ = ["check", "documents"]
 # Kubernetes 1.29, the resource definitions of LeaderWorkerSet v1, and ai-dynamo's own templates.
 POD = ("spec.containers[].name", "spec.containers[].image", "spec.containers[].resources.limits")
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "Deployment": ("apps/v1", ("spec.selector.matchLabels", "spec.template.metadata.labels", *(f"spec.template.{p}" for p in POD))),
+    "Deployment": (
+        "apps/v1",
+        ("spec.selector.matchLabels", "spec.template.metadata.labels", *(f"spec.template.{p}" for p in POD)),
+    ),
     "Service": ("v1", ("spec.selector", "spec.ports[].port")),
     "ConfigMap": ("v1", ("data",)),
     "LeaderWorkerSet": (

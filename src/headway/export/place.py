@@ -41,7 +41,7 @@ def host_gpus(card: Gpu) -> int:
 
 
 def spread(replica: Replica) -> int:
-    """Return how many hosts a replica takes: the fewest with equal shares that hold whole tensor-parallel groups or parts.
+    """Return how many hosts a replica takes: the fewest with equal shares of whole tensor-parallel groups.
 
     Raises:
         BadInput: no such division.
@@ -99,7 +99,7 @@ def asked(deployment: Deployment, model_path: str) -> list[Ask]:
     """Return what to ask an engine's exporter for, a pool each, its place left open.
 
     Raises:
-        UnknownName, BadInput: a model, GPU or layout that is not known, or a model without a repository and no path given.
+        UnknownName, BadInput: a model, GPU or layout that is not known, or no path of a model without repository.
     """
     asks = []
     for number, pool in enumerate(deployment.pools):

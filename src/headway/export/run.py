@@ -50,9 +50,7 @@ def export(
         placed = place(deployment)
         files, notes = scripts(placed, asks, addresses(placed, hosts), head)
         policies = deployment.policies
-        notes.append(
-            f"policies.route={policies.route}, admit={policies.admit}: no engine's; --to gateway writes the file for headway serve"
-        )
+        notes.append(f"policies.route={policies.route}, admit={policies.admit}: no engine's; --to gateway has them")
     elif hosts:
         raise BadInput(f"--hosts: {to} finds its hosts by itself; leave it out")
     elif to == "compose":

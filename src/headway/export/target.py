@@ -27,6 +27,7 @@ class Exported(Spec, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+COMPOSE = "compose-spec.io"
 LWS = "LeaderWorkerSet v1, config/samples at 2087650 of kubernetes-sigs/lws (Apache-2.0)"
 POOL = "guides/pd-disaggregation/gaie-pd/values.yaml at 126f65d of llm-d/llm-d (Apache-2.0)"
 GRAPH = "dynamo/profiler/templates/dgd of ai-dynamo 1.6.1 (Apache-2.0)"
@@ -48,13 +49,20 @@ def targets() -> list[Target]:
             ("trtllm", "TensorRT-LLM", "trtllm-serve with its YAML, a script per replica"),
         )
     ]
+    required = "every command; fields that their kinds require"
     rest = (
-        ("compose", "Compose specification", "docker compose on one machine: replicas, gateway", "commands", "compose-spec.io"),
-        ("kubernetes", "Kubernetes 1.29, LWS v1", "Deployments, LeaderWorkerSets and Services", "commands and required fields", LWS),
-        ("llm-d", "llm-d 0.5, InferencePool v1", "model servers, values of the pool and its picker", "commands and required fields", POOL),
-        ("dynamo", "NVIDIA Dynamo 1.6.1", "a DynamoGraphDeployment of v1beta1", "commands and required fields", GRAPH),
-        ("gateway", "Headway", "the file that headway serve reads", "headway's own reader", "headway"),
-    )  # fmt: skip
+        (
+            "compose",
+            "the Compose specification",
+            "docker compose on one machine: replicas, gateway",
+            "every command",
+            COMPOSE,
+        ),
+        ("kubernetes", "Kubernetes 1.29, LWS v1", "Deployments, LeaderWorkerSets and Services", required, LWS),
+        ("llm-d", "llm-d 0.5, InferencePool v1", "model servers, values of the pool and its picker", required, POOL),
+        ("dynamo", "NVIDIA Dynamo 1.6.1", "a DynamoGraphDeployment of v1beta1", required, GRAPH),
+        ("gateway", "Headway", "the file that headway serve reads", "the file, by headway's own reader", "headway"),
+    )
     named = ("name", "version", "about", "checked", "source")
     return found + [Target(**dict(zip(named, row, strict=True))) for row in rest]
 

@@ -54,8 +54,8 @@ def command(ask: e.Ask) -> e.Command:
     e.online_quantization(ask, ())
     if replica.dp > 1 and replica.tp > 1:
         raise BadInput(
-            f"{ask.where}.replica: dp={replica.dp} with tp={replica.tp}: in TensorRT-LLM each GPU of a stage attends its own "
-            "sequences (enable_attention_dp) or all share them; set tp or dp to 1"
+            f"{ask.where}.replica: dp={replica.dp} with tp={replica.tp}: in TensorRT-LLM each GPU of a stage attends "
+            "its own sequences (enable_attention_dp) or all share them; set tp or dp to 1"
         )
     words = ["trtllm-serve", ask.model_path, "--host", "0.0.0.0", "--port", str(ask.port), "--config", ask.config]
     if ask.hosts > 1:
@@ -166,14 +166,12 @@ def _speculation(ask: e.Ask) -> dict[str, Any]:
 def _notes(ask: e.Ask) -> list[str]:
     engine: Any = ask.replica.engine
     said = [
-        f"engine.memory_utilization={engine.memory_utilization:g}: TensorRT-LLM is told the share of the memory left beside "
-        "weights and activations, as the memory model has them",
+        f"engine.memory_utilization={engine.memory_utilization:g}: TensorRT-LLM is told the share of the memory left "
+        "beside weights and activations, as the memory model has them",
         f"served name {ask.name}: trtllm-serve calls the model by the last part of its path",
     ]
     if ask.order != "fcfs":
-        said.append(
-            f"policies.order={ask.order}: TensorRT-LLM's queue is first come first served; headway serve orders before it"
-        )
+        said.append(f"policies.order={ask.order}: TensorRT-LLM's queue is fcfs; headway serve orders before it")
     if engine.poll_steps != 1:
         said.append(f"engine.poll_steps={engine.poll_steps}: TensorRT-LLM looks for requests at every step")
     if engine.align_steps and ask.replica.dp == 1:

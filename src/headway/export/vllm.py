@@ -86,8 +86,8 @@ def _check_experts(ask: e.Ask) -> None:
     replica = ask.replica
     if replica.ep not in (1, replica.tp * replica.dp):
         raise BadInput(
-            f"{ask.where}.replica.ep={replica.ep}: vLLM divides the experts among all tp * dp = {replica.tp * replica.dp} "
-            f"GPUs (--enable-expert-parallel) or among none; set ep to 1 or {replica.tp * replica.dp}"
+            f"{ask.where}.replica.ep={replica.ep}: vLLM divides the experts among all tp * dp GPUs of a stage "
+            f"(--enable-expert-parallel) or among none; set ep to 1 or {replica.tp * replica.dp}"
         )
 
 
