@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import kubernetes_validate
+import msgspec
 import pytest
 import yaml
 from hypothesis import assume, given, settings
@@ -19,7 +20,7 @@ from headway.export.manifests import check
 from headway.export.place import host_gpus, place, spread
 from headway.export.recorded import parse, recorded
 from headway.gateway import GatewaySpec
-from headway.hardware import gpu
+from headway.hardware import Link, gpu
 from headway.metrics import Slo
 from headway.sim import Deployment, Policies, Pool
 from headway.specs import from_mapping, read_yaml
@@ -268,7 +269,7 @@ def test_the_gateway_file_is_what_serve_reads(tmp_path):
 
 @pytest.mark.parametrize("to", NAMES)
 def test_a_typical_deployment(to):
-    """`headway export tests/exports/TARGET.deployment.yaml --to TARGET --out tests/exports/TARGET` writes these anew."""
+    """`headway export TARGET.deployment.yaml --to TARGET --out TARGET`, run in tests/exports, writes these anew."""
     deployment = from_mapping(Deployment, read_yaml(GOLDEN / f"{to}.deployment.yaml"), to)
     written = {path.name: path.read_text(encoding="utf-8") for path in (GOLDEN / to).iterdir()}
     assert export(deployment, to).files == written
@@ -291,7 +292,7 @@ def test_a_typical_deployment(to):
         (one(role="split"), "compose", ["router", "llm-d or dynamo"]),
         (one(count=3), "compose", ["one machine", "12 GPUs"]),
         (one(engine=EngineSettings(name="sglang")), "llm-d", ["vLLM's metrics", "dynamo"]),
-        (one(gpu="a100-40gb-sxm", tp=1), "vllm", ["does not fit"]),
+        (one(gpu="a100-40gb-sxm", tp=1), "vllm", ["does not fit on a100-40gb-sxm", "tp=8 would do"]),
     ],
 )
 def test_what_cannot_be_exported_says_why_and_what_to_try(deployment, to, parts):
@@ -317,6 +318,14 @@ def test_a_checkpoint_of_ones_own_is_served_as_it_is_and_that_is_said():
     assert any(note.startswith("weights: /models/mine fp8") for note in made.notes)
     (converted,) = commands(export(one(weights="fp8"), "vllm").files, "vllm").values()
     assert read_command(converted)["weights"] == "fp8"
+
+
+def test_what_the_simulator_decides_and_an_engine_does_itself_is_a_note():
+    ranks = one(model="deepseek-v3", gpu="h200", tp=1, dp=8, ep=8, weights="fp8", role="split")
+    link = Link(name="slow", bytes_per_s=1e9, latency_s=1e-5)
+    notes = export(msgspec.structs.replace(ranks, kv_link=link), "vllm").notes
+    assert any(note.startswith("dp=8: the engine chooses the rank") for note in notes)
+    assert any(note.startswith("kv_link=slow") for note in notes)
 
 
 def test_a_power_limit_is_set_before_the_engine_starts():

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from headway.cost import Replica
-from headway.errors import BadInput, UnknownName
+from headway.errors import BadInput
 from headway.model import Model, model
 from headway.specs import Spec
 
@@ -64,17 +64,15 @@ class Command(Spec, frozen=True, kw_only=True):
 
 
 def command(ask: Ask) -> Command:
-    """Return the command of the engine that the replica names, held against that engine's recorded parser.
+    """Return the command of the engine that the replica names, one of `ENGINES`, held against its recorded parser.
 
     Raises:
-        BadInput: an engine without an exporter, or settings that it has no way to be given.
+        BadInput: settings that the engine has no way to be given.
     """
     from headway.export import sglang, trtllm, vllm
 
     made = {"vllm": vllm.command, "sglang": sglang.command, "trtllm": trtllm.command}
     engine = ask.replica.engine.name
-    if engine not in made:
-        raise BadInput(f"{ask.where}.replica.engine.name={engine}: there are exporters for {', '.join(made)}")
     built = made[engine](ask)
     check_command(built)
     noted = (*built.notes, *_common_notes(ask))
@@ -175,6 +173,8 @@ def _common_notes(ask: Ask) -> list[str]:
         said.append(
             f"weights: {ask.model_path} is taken to hold {replica.weights}, as the user's choice; nothing converts it"
         )
+    if replica.dp > 1:
+        said.append(f"dp={replica.dp}: the engine chooses the rank of a request; policies.route chooses a replica")
     version = replica.engine.version
     if version:
         said.append(f"engine.version: predicted with the times of {version}; the flags are those of the version above")
@@ -188,16 +188,17 @@ def _common_notes(ask: Ask) -> list[str]:
     return said
 
 
-def check_engine(name: str, engine: str, where: str) -> None:
-    """Refuse an export to another engine than the deployment was simulated with.
+def check_engine(to: str, ask: Ask) -> None:
+    """Refuse an engine without an exporter, and another than the deployment was simulated with.
 
     Raises:
-        BadInput: they differ.
+        BadInput: either of them.
     """
-    if name not in ENGINES:
-        raise UnknownName("engine", name, ENGINES)
-    if engine != name:
+    engine, field = ask.replica.engine.name, f"{ask.where}.replica.engine.name"
+    if engine not in ENGINES:
+        raise BadInput(f"{field}={engine}: there are exporters for {', '.join(ENGINES)}")
+    if to in ENGINES and engine != to:
         raise BadInput(
-            f"{where}.replica.engine.name={engine}, and the export is for {name}: the figures rest on the steps of "
-            f"{engine}; export --to {engine}, or set {where}.replica.engine.name={name} and predict again"
+            f"{field}={engine}, and the export is for {to}: the figures rest on the steps of {engine}; export --to "
+            f"{engine}, or set {field}={to} and predict again"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headway.cost import Replica
+from headway.cost import Replica, memory_fit
 from headway.cost.replica import resolve
 from headway.errors import BadInput
 from headway.export.engine import Ask, repository
@@ -100,12 +100,14 @@ def asked(deployment: Deployment, model_path: str) -> list[Ask]:
 
     Raises:
         UnknownName, BadInput: a model, GPU or layout that is not known, or no path of a model without repository.
+        DoesNotFit: a model that its GPUs cannot hold.
     """
     asks = []
     for number, pool in enumerate(deployment.pools):
         where = f"pools.{number}"
         try:
             resolve(pool.replica)
+            memory_fit(pool.replica)
         except BadInput as error:
             raise BadInput(f"{where}.replica: {error}") from None
         path = model_path or repository(model(pool.replica.model))

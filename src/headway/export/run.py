@@ -9,6 +9,7 @@ from headway.export.compose import compose
 from headway.export.dynamo import dynamo
 from headway.export.engine import ENGINES, check_engine
 from headway.export.gateway import gateway_file
+from headway.export.images import image
 from headway.export.kubernetes import kubernetes
 from headway.export.llmd import llm_d
 from headway.export.place import addresses, asked, place
@@ -40,7 +41,7 @@ def export(
         return _gateway(deployment, to_, head, hosts, slo)
     asks = asked(deployment, model_path)
     for ask in asks:
-        check_engine(to if to in ENGINES else ask.replica.engine.name, ask.replica.engine.name, ask.where)
+        check_engine(to, ask)
     names = {ask.replica.engine.name for ask in asks}
     if len(names) > 1:
         raise BadInput(
@@ -50,13 +51,20 @@ def export(
         placed = place(deployment)
         files, notes = scripts(placed, asks, addresses(placed, hosts), head)
         policies = deployment.policies
-        notes.append(f"policies.route={policies.route}, admit={policies.admit}: no engine's; --to gateway has them")
+        said = f"policies.route={policies.route}, admit={policies.admit}"
+        notes.append(f"{said}: no engine's; --to gateway has them")
     elif hosts:
         raise BadInput(f"--hosts: {to} finds its hosts by itself; leave it out")
-    elif to == "compose":
-        files, notes = compose(deployment, place(deployment), asks, slo, head)
+    elif to == "dynamo":
+        files, notes = dynamo(deployment, asks, head)
     else:
-        files, notes = {"kubernetes": kubernetes, "llm-d": llm_d, "dynamo": dynamo}[to](deployment, asks, head)
+        head += f"; {image(names.pop())}"
+        if to == "compose":
+            files, notes = compose(deployment, place(deployment), asks, slo, head)
+        else:
+            files, notes = {"kubernetes": kubernetes, "llm-d": llm_d}[to](deployment, asks, head)
+    if deployment.kv_link is not None:
+        notes.append(f"kv_link={deployment.kv_link.name}: NIXL takes the links that it finds")
     return Exported(target=to_, files=files, notes=tuple(notes))
 
 

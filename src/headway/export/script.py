@@ -9,7 +9,7 @@ import msgspec
 from headway.cost import Replica
 from headway.export.engine import Ask, Command, command
 from headway.export.place import Placed
-from headway.export.sglang import BOOTSTRAP_PORT
+from headway.export.sglang import bootstrap_port
 from headway.specs import write_yaml
 
 ROUTER_PORT = 9000
@@ -64,15 +64,13 @@ def nvidia_smi(replica: Replica, devices: str) -> list[str]:
 
 
 def wrapped(words: tuple[str, ...]) -> str:
-    """Return words as a shell reads them, a flag and its value a line."""
-    lines: list[str] = []
-    for word in words:
-        quoted = shlex.quote(word)
-        flag_open = lines and lines[-1].startswith("--") and " " not in lines[-1] and not word.startswith("--")
-        if flag_open or (lines and not word.startswith("--") and not lines[-1].startswith("--")):
-            lines[-1] += f" {quoted}"
+    """Return words as a shell reads them, a flag and its values a line."""
+    lines = [shlex.quote(words[0])]
+    for word in words[1:]:
+        if word.startswith("--"):
+            lines.append(shlex.quote(word))
         else:
-            lines.append(quoted)
+            lines[-1] += f" {shlex.quote(word)}"
     return " \\\n  ".join(lines)
 
 
@@ -97,7 +95,7 @@ def router_words(urls: dict[str, list[str]]) -> tuple[str, ...]:
     """Return the command of SGLang's router (docs.sglang.io, advanced_features/pd_disaggregation)."""
     words = ["python3", "-m", "sglang_router.launch_router", "--pd-disaggregation"]
     for url in urls["prefill"]:
-        words += ["--prefill", f"http://{url}", str(BOOTSTRAP_PORT)]
+        words += ["--prefill", f"http://{url}", str(bootstrap_port(int(url.rpartition(":")[2])))]
     for url in urls["decode"]:
         words += ["--decode", f"http://{url}"]
     return (*words, "--host", "0.0.0.0", "--port", str(ROUTER_PORT))

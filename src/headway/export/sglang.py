@@ -54,8 +54,13 @@ def command(ask: e.Ask) -> e.Command:
     words += _speculation(ask)
     if ask.role != "mixed":
         words += ["--disaggregation-mode", ask.role, "--disaggregation-transfer-backend", "nixl"]
-        words += ["--disaggregation-bootstrap-port", str(BOOTSTRAP_PORT)] if ask.role == "prefill" else []
+        words += ["--disaggregation-bootstrap-port", str(bootstrap_port(ask.port))] if ask.role == "prefill" else []
     return e.Command(engine="sglang", words=tuple(words), notes=tuple(_notes(ask)))
+
+
+def bootstrap_port(port: int) -> int:
+    """Return where the prefill server on `port` meets decode servers: 8998, and the next for each more on a host."""
+    return BOOTSTRAP_PORT + port - 8000
 
 
 def read(built: e.Command) -> dict[str, Any]:

@@ -135,6 +135,6 @@ def _notes(ask: e.Ask) -> list[str]:
         said.append("engine.align_steps, gather_steps: vLLM does not make ranks wait for each other's prompts")
     if ask.role != "mixed":
         said.append(
-            "role: prefill and decode servers take the same flags; a router in front sends a request to both in turn"
+            "role: prefill and decode servers take the same flags; what sends a request to both, llm-d and dynamo bring"
         )
     return said
