@@ -3,6 +3,7 @@
 import shlex
 from typing import Any
 
+import msgspec
 import yaml
 from hypothesis import strategies as st
 
@@ -48,19 +49,23 @@ def replicas(draw, engine=None):
     )
     spec = model(key)
     dp = draw(st.sampled_from([1, 2, 8, 16])) if spec.experts else 1
-    tp = draw(st.sampled_from([1, 2, 4, 8]))
+    tp = draw(st.sampled_from([4, 8] if dp == 1 else [1, 1, 2]))
+    pp = draw(st.sampled_from([1, 2]))
+    engine = engine or draw(engines())
+    if pp > 1 or dp > 1:  # no speculation is modelled there
+        engine = msgspec.structs.replace(engine, speculation=None)
     return Replica(
         model=key,
         gpu=card,
         tp=tp,
-        pp=draw(st.sampled_from([1, 2])),
+        pp=pp,
         dp=dp,
-        ep=draw(st.sampled_from([1, tp * dp, tp])) if spec.experts else 1,
+        ep=draw(st.sampled_from([1, tp * dp, tp * dp, tp])) if spec.experts else 1,
         weights=draw(st.sampled_from([spec.native_dtype, "fp8"])),
         kv=draw(st.sampled_from(["bf16", "fp8"])) if "fp8" in gpu(card).peak_flops else "bf16",
         cap_watts=draw(st.sampled_from([None, 500.0])),
         clock_mhz=draw(st.sampled_from([None, 1200.0])),
-        engine=engine or draw(engines()),
+        engine=engine,
     )
 
 
@@ -117,7 +122,26 @@ def commands(files: dict[str, str], engine: str) -> dict[str, Command]:
             if words[0] != "sh" and not where.endswith("worker"):
                 config = configs.get(f"{where}-engine", "")
                 found[where] = Command(engine=engine, words=tuple(words), config=config)
+    if "dynamo.yaml" in files:
+        objects = list(yaml.safe_load_all(files["dynamo.yaml"]))
+        configs = {
+            body["metadata"]["name"]: body["data"]["engine.yaml"] for body in objects if body["kind"] == "ConfigMap"
+        }
+        for where, pod in pods(objects):
+            if where != "Frontend":
+                words = of_worker(engine, pod["containers"][0]["args"])
+                found[where] = Command(engine=engine, words=tuple(words), config=configs.get(f"{where}-engine", ""))
     return found
+
+
+def of_worker(engine: str, args: list[str]) -> list[str]:
+    """The engine's own command for the arguments of Dynamo's worker."""
+    if engine == "sglang":
+        return ["python3", "-m", "sglang.launch_server", *args]
+    if "--disaggregation-mode" in args:
+        at = args.index("--disaggregation-mode")
+        args = args[:at] + args[at + 2 :]
+    return ["vllm", "serve", args[1], *args[2:]] if engine == "vllm" else ["trtllm-serve", args[1]]
 
 
 def pods(objects: list[Any]) -> list[tuple[str, dict[str, Any]]]:
