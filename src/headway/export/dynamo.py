@@ -101,6 +101,9 @@ def worker_args(engine: str, words: tuple[str, ...], name: str) -> list[str]:
     while at < len(rest):
         if rest[at] in SERVER_FLAGS:
             at += SERVER_FLAGS[rest[at]]
+        elif rest[at] == "--attn-dp-size":  # sglang 0.5.21 has the older spelling alone
+            left += ["--dp-size", rest[at + 1], "--enable-dp-attention"]
+            at += 2
         else:
             left.append(rest[at])
             at += 1

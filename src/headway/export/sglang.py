@@ -66,7 +66,7 @@ def bootstrap_port(port: int) -> int:
 def read(built: e.Command) -> dict[str, Any]:
     """Return the settings of a command, named as `engine.settings` has them; raises BadInput, see `parse`."""
     flags = parse("sglang", list(built.words[3:]))
-    dp = flags.get("--attn-dp-size", 1)
+    dp = flags.get("--attn-dp-size") or (flags["--dp-size"] if "--enable-dp-attention" in flags else 1)
     algorithm = flags.get("--speculative-algorithm", "")
     draft = {value: key for key, value in DRAFTS.items()}.get(algorithm, flags.get("--speculative-draft-model-path"))
     return {
