@@ -118,7 +118,7 @@ def _behind_sidecar(pod: dict[str, Any]) -> None:
     words[words.index("--port") + 1] = str(ENGINE_PORT)
     engine["ports"] = [{"name": "engine", "containerPort": ENGINE_PORT}]
     engine.update(probes("engine"))
-    args = [f"--port={PORT}", f"--vllm-port={ENGINE_PORT}", "--kv-connector=nixlv2", "--secure-serving=false"]
+    args = [f"--port={PORT}", f"--vllm-port={ENGINE_PORT}", "--connector=nixlv2", "--secure-proxy=false"]
     pod["initContainers"] = [
         {
             "name": "routing-proxy",
