@@ -29,7 +29,7 @@ class Exported(Spec, frozen=True, kw_only=True):
 
 COMPOSE = "compose-spec.io"
 LWS = "LeaderWorkerSet v1, config/samples at 2087650 of kubernetes-sigs/lws (Apache-2.0)"
-POOL = "guides/pd-disaggregation/gaie-pd/values.yaml at 126f65d of llm-d/llm-d, cmd/pd-sidecar of its scheduler (Apache-2.0)"
+POOL = "guides/pd-disaggregation/gaie-pd/values.yaml at 126f65d of llm-d/llm-d; cmd/pd-sidecar (Apache-2.0)"
 GRAPH = "dynamo/profiler/templates/dgd of ai-dynamo 1.6.1 (Apache-2.0)"
 
 
