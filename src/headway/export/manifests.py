@@ -12,7 +12,7 @@ from headway.specs import write_yaml
 __all__ = ["check", "documents"]
 
 # By kind: its group and version, and the paths that must be there ([] is any entry). From the API reference of
-# Kubernetes 1.29, the resource definitions of LeaderWorkerSet v1, and ai-dynamo's own templates.
+# Kubernetes 1.33, the resource definitions of LeaderWorkerSet v1, and ai-dynamo's own templates.
 POD = ("spec.containers[].name", "spec.containers[].image", "spec.containers[].resources.limits")
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Deployment": (

@@ -58,7 +58,7 @@ def targets() -> list[Target]:
             "every command",
             COMPOSE,
         ),
-        ("kubernetes", "Kubernetes 1.29, LWS v1", "Deployments, LeaderWorkerSets and Services", required, LWS),
+        ("kubernetes", "Kubernetes 1.33, LWS v1", "Deployments, LeaderWorkerSets and Services", required, LWS),
         ("llm-d", "llm-d 0.5, InferencePool v1", "model servers, values of the pool and its picker", required, POOL),
         ("dynamo", "NVIDIA Dynamo 1.6.1", "a DynamoGraphDeployment of v1beta1", required, GRAPH),
         ("gateway", "Headway", "the file that headway serve reads", "the file, by headway's own reader", "headway"),
