@@ -9,6 +9,7 @@ from headway.cli.bench import bench
 from headway.cli.calibrate import calibrate
 from headway.cli.compare import compare
 from headway.cli.emulate import emulate
+from headway.cli.export import export
 from headway.cli.listing import list_
 from headway.cli.picker import picker
 from headway.cli.plan import plan
@@ -69,5 +70,5 @@ def main() -> None:
 
 
 SERVING = (emulate, serve, picker, replay, whatif)
-for verb in (plan, simulate, bench, compare, validate, calibrate, profile, *SERVING, list_):
+for verb in (plan, simulate, bench, compare, validate, calibrate, profile, *SERVING, export, list_):
     main.add_command(verb)
