@@ -186,6 +186,12 @@ def test_a_deferred_request_is_asked_about_when_it_said(monkeypatch) -> None:
     np.testing.assert_allclose(served.columns["admitted_s"][[0, 1, 3]], [10.0, 10.0, 12.0])
 
 
+def test_a_deferred_request_fails_at_its_deadline_though_it_was_to_be_asked_about_later(monkeypatch) -> None:
+    monkeypatch.setitem(ADMISSION, f"{__name__}:Gate", {})
+    served = run_cluster(slots(1, [row(2.0, 2, deadline_s=4.0)], "least-requests", admit=f"{__name__}:Gate"))
+    assert (served.cluster.now, served.cluster.expired) == (4.0, 1)
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [("Backwards", "at 0.0 s until 0.0 s: a later time is expected"), ("Dithering", "deferred request 0 10001 times")],
