@@ -53,13 +53,15 @@ class Fit(NamedTuple):
 class Judgement(NamedTuple):
     """What points left out say: widths to use (0: keep the shipped law), and log errors of the figures, unseen.
 
-    Figures of the metric `without` ("": none) are not fitted.
+    Figures of the metric `without` ("": none) are not fitted. `tried` are the log errors, unseen, of the fit that came
+    nearest to counting where none did.
     """
 
     strength: float
     without: str
     held_out: Floats
     spread: Floats
+    tried: Floats
 
 
 class _Table(NamedTuple):
@@ -136,7 +138,8 @@ def judge_fit(points: Sequence[Point], prior: Prior) -> Judgement:
     """Fit on part of the points, judge on the rest, and return what served best.
 
     Repeats of a setting stay together. A fit counts if it predicts the rest better by more than one standard error of
-    the gain, figures weighed by their noise, and no metric worse by more than one of its own or a seventh of its noise.
+    the gain, figures weighed by their noise, if their median error in noise falls, which points far beyond any noise do
+    not tell by their gains, and no metric worse by more than one of its own or a seventh of its noise.
     Each width is tried on all figures and without TTFT: where queues are not as we think, it pulls the steps away. The
     shipped law is kept where none counts.
     """
@@ -146,7 +149,8 @@ def judge_fit(points: Sequence[Point], prior: Prior) -> Judgement:
     noise = np.array([prior.noise[f.metric] for f in figures])
     before = np.log(np.array([f.shipped for f in figures]) / measured)
     part_of = _folds(points)[owner]
-    best, best_gain = Judgement(0.0, "", before, np.zeros(len(TERMS))), 0.0
+    best, best_gain = Judgement(0.0, "", before, np.zeros(len(TERMS)), before), 0.0
+    most = -np.inf
     for strength, without in itertools.product(STRENGTHS, ("", "ttft")):
         used = np.array([f.metric != without for f in figures])
         if not used.any() or (without and used.all()):
@@ -162,8 +166,11 @@ def judge_fit(points: Sequence[Point], prior: Prior) -> Judgement:
             mean >= -max(se, SPARED) for metric in {f.metric for f in figures}
             for mean, se in (_mean(gains[[f.metric == metric for f in figures]]),)
         )  # fmt: skip
-        if spared and gain > max(error, best_gain):
-            best, best_gain = Judgement(strength, without, after, _spread(np.array(fits))), gain
+        better = np.median(np.abs(after / noise)) < np.median(np.abs(before / noise))
+        if better and spared and gain > max(error, best_gain):
+            best, best_gain = Judgement(strength, without, after, _spread(np.array(fits)), after), gain
+        elif not best.strength and gain > most:
+            best, most = best._replace(tried=after), gain
     return best
 
 
