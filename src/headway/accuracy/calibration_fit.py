@@ -23,6 +23,8 @@ _DATA: Final = Path(__file__).parent / "data" / "calibration.yaml"
 STRENGTHS: Final = (0.125, 0.25, 0.5, 1.0)  # of the prior's widths, tried against each other on points left out
 FOLDS: Final = 5
 SPARED: Final = 0.15  # of a metric's noise: 3 % of TTFT, 1 % of TPOT
+FAR: Final = 3.0  # median error in noise: 17 % of TPOT
+FALLEN: Final = 0.65  # of the shipped law's error, where it is that far
 INTERVAL_SDS: Final = 1.645  # 90 % of a normal distribution
 TAIL: Final = 4.0  # degrees of freedom of Student's t: one point far out moves the fit little
 _ROUNDS: Final = 60
@@ -138,8 +140,9 @@ def judge_fit(points: Sequence[Point], prior: Prior) -> Judgement:
     """Fit on part of the points, judge on the rest, and return what served best.
 
     Repeats of a setting stay together. A fit counts if it predicts the rest better by more than one standard error of
-    the gain, figures weighed by their noise, if their median error in noise falls, which points far beyond any noise do
-    not tell by their gains, and no metric worse by more than one of its own or a seventh of its noise.
+    the gain, figures weighed by their noise, and no metric worse by more than one of its own or a seventh of its noise.
+    Errors far beyond any noise tell little by their gains: their median has to fall by a third, or points that scatter
+    would move the law by chance.
     Each width is tried on all figures and without TTFT: where queues are not as we think, it pulls the steps away. The
     shipped law is kept where none counts.
     """
@@ -166,8 +169,7 @@ def judge_fit(points: Sequence[Point], prior: Prior) -> Judgement:
             mean >= -max(se, SPARED) for metric in {f.metric for f in figures}
             for mean, se in (_mean(gains[[f.metric == metric for f in figures]]),)
         )  # fmt: skip
-        better = np.median(np.abs(after / noise)) < np.median(np.abs(before / noise))
-        if better and spared and gain > max(error, best_gain):
+        if spared and not _scattered(figures, before / noise, after / noise) and gain > max(error, best_gain):
             best, best_gain = Judgement(strength, without, after, _spread(np.array(fits)), after), gain
         elif not best.strength and gain > most:
             best, most = best._replace(tried=after), gain
@@ -187,6 +189,13 @@ def _folds(points: Sequence[Point]) -> npt.NDArray[np.int64]:
     """The part each point belongs to: settings in order, dealt out in turn, so that every part spans the loads."""
     order = {setting: place for place, setting in enumerate(sorted({p.setting for p in points}, key=repr))}
     return np.array([order[point.setting] % FOLDS for point in points])
+
+
+def _scattered(figures: Sequence[Figure], before: Floats, after: Floats) -> bool:
+    """Whether errors of a metric, in noise, stay far beyond it, and little below what they were."""
+    of = np.array([f.metric for f in figures])
+    medians = [[float(np.median(np.abs(errors[of == metric]))) for errors in (before, after)] for metric in set(of)]
+    return any(then > FAR and then > FALLEN * once for once, then in medians)
 
 
 def _capped(error: Floats) -> Floats:
