@@ -280,7 +280,8 @@ def test_scatter_alone_keeps_the_shipped_law_and_says_by_how_much():
 @pytest.mark.parametrize("seed", [3, 10, 15, 19, 23])  # of 24 those that once moved the law by chance
 def test_scatter_moves_no_law(seed):
     """Times per token with an error of e times, of points that the shipped law describes."""
-    rng, between = np.random.default_rng(seed), [(load, isl) for load in (2.0, 4.0, 16.0, 64.0) for isl in (256.0, 2048.0)]
+    rng = np.random.default_rng(seed)
+    between = [(load, isl) for load in (2.0, 4.0, 16.0, 64.0) for isl in (256.0, 2048.0)]
     rows = [*measured_grid(None), *(measured(load, isl, None) for load, isl in between)]
     tpots = [row.measured["tpot_mean"] * float(np.exp(rng.normal())) for row in rows]
     points = [msgspec.structs.replace(row, measured={"tpot_mean": tpot}) for row, tpot in zip(rows, tpots, strict=True)]
