@@ -1,7 +1,7 @@
 # `make demo` on a fresh machine: a plan in under a minute after the install. `make test`: every test, compiled and interpreted.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-serve test check bench accuracy fit clean
+.PHONY: help demo demo-serve loop test soak check bench accuracy fit clean
 
 # The first Python of at least 3.11; `make PYTHON=/path/to/python3` chooses another.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -15,7 +15,9 @@ PLAN := plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --workload chat --ra
 help:
 	@echo 'make demo    install into .venv and plan a 70B chat deployment; writes headway-plan.html'
 	@echo 'make demo-serve   emulate three replicas, serve them, drive them: simulated beside measured, in half a minute'
+	@echo 'make loop    the same with three llama.cpp replicas: bench, calibrate, simulate, pass or fail; five minutes'
 	@echo 'make test    all tests on the installed, compiled package; then the core interpreted'
+	@echo 'make soak    100,000 random lives of the gateway with faults, of which `make test` has a sample; some minutes'
 	@echo 'make check   ruff, mypy --strict, sizes and imports'
 	@echo 'make bench   the benchmarks behind benchmarks/README.md'
 	@echo 'make accuracy DATA=FOLDER   the tables and plots behind docs/accuracy.md'
@@ -28,9 +30,15 @@ demo: .venv/.installed
 demo-serve: .venv/.installed
 	$(BIN)/python scripts/demo_serve.py $(BIN)/headway
 
-test: .venv/.installed
+loop: .venv/.installed .venv/.engine
+	$(BIN)/python benchmarks/loop.py
+
+test: .venv/.installed .venv/.engine
 	$(BIN)/python -m pytest
 	PYTHONPATH=src $(BIN)/python -m pytest tests/core
+
+soak: .venv/.installed
+	$(BIN)/python tests/gateway/soak.py
 
 check: .venv/.installed
 	$(BIN)/ruff check src tests fit setup.py
@@ -45,6 +53,12 @@ accuracy: .venv/.installed
 
 fit: .venv/.installed
 	$(BIN)/python -m fit $(DATA)
+
+# A real engine for `make loop` and its test; where there is no wheel of it the test is skipped.
+.venv/.engine: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'xllamacpp>=2026.10' 'gguf>=0.17' || \
+		echo 'headway: no wheel of llama.cpp for this machine; what needs it is skipped'
+	@touch $@
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis headway-plan.html
@@ -64,7 +78,7 @@ clean:
 # Not editable: pip puts the compiled modules into .venv, src/ stays plain Python, so PYTHONPATH=src runs interpreted.
 .venv/.installed: .venv/.tools $(PACKAGED)
 	@echo 'installing headway and what it needs into .venv (a minute or two the first time)'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation '.[report,parquet,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation '.[report,parquet,serve,otel,dev]'
 	@$(BIN)/python -c 'import headway; n = len(headway.interpreted_modules()); \
 		print("headway: no working C compiler; the core runs interpreted (same results, slower)" if n else "headway: core compiled")'
 	@touch $@

@@ -43,7 +43,9 @@ def rate_of(streams: int) -> float:
     return round(streams / (FIRST_S + GAP_S * (TOKENS - 1)), 2)
 
 
-def headway(url: str, streams: int, spread: bool) -> tuple[list[float], list[float], dict[str, Any]]:
+def headway(
+    url: str, streams: int, spread: bool, requests: int | None = None
+) -> tuple[list[float], list[float], dict[str, Any]]:
     """TTFT of all requests, all gaps, and the error the client states; read by one driver in this process."""
     spec = WorkloadSpec(
         prompt=parse_length(str(PROMPT)),
@@ -51,7 +53,8 @@ def headway(url: str, streams: int, spread: bool) -> tuple[list[float], list[flo
         arrival=parse_arrival("constant" if spread else f"closed:{streams}"),
     )
     rate = rate_of(streams) if spread else None
-    job = Job(Target(url=url), None, workload(spec, requests=ROUNDS * streams, rate=rate), 0, 1, 0, 1)
+    load = workload(spec, requests=requests or ROUNDS * streams, rate=rate)
+    job = Job(Target(url=url, model="paced"), None, load, 0, 1, 0, 1)
     loop, log = edge.event_loop(), Log()
 
     async def run() -> None:

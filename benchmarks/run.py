@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("speed.py", "planner.py", "traces.py", "distserve.py", "emulate.py")
+SCRIPTS = ("speed.py", "planner.py", "traces.py", "distserve.py", "emulate.py", "gateway.py")
 
 
 def main() -> None:

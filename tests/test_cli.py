@@ -41,7 +41,8 @@ def test_help_of_a_verb_names_each_of_its_options(verb):
 def test_help_lists_the_verbs_with_the_main_one_first():
     shown = run("--help").stdout.partition("Commands:")[2].split()
     assert [word for word in shown if word in VERBS] == [
-        "plan", "simulate", "bench", "compare", "validate", "calibrate", "profile", "emulate", "serve", "list"
+        "plan", "simulate", "bench", "compare", "validate", "calibrate", "profile", "emulate", "serve",
+        "picker", "replay", "whatif", "export", "list"
     ]  # fmt: skip
 
 
@@ -59,7 +60,8 @@ def test_the_module_runs_as_the_command():
         [sys.executable, "-m", "headway.cli", "list", "nothing"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "Error: unknown catalogue 'nothing': allowed: gpus, models, nodes, policies, workloads\n"
+    allowed = "exports, gpus, models, nodes, policies, workloads"
+    assert done.stderr == f"Error: unknown catalogue 'nothing': allowed: {allowed}\n"
 
 
 # --- unknown words ---
@@ -85,6 +87,7 @@ def test_an_unknown_catalogue_names_the_nearest():
     ("catalogue", "name", "column"),
     [
         ("models", "llama-3.1-70b", "parameters"),
+        ("exports", "vllm", "what it writes"),
         ("gpus", "h100-sxm", "$/h"),
         ("nodes", "h100-sxm-x8", "to other nodes"),
         ("policies", "prefix-affinity", "what it does"),

@@ -29,8 +29,9 @@ def routed(route: str, seed: int) -> Result:
     return simulate(deployment, workload("agent", requests=600, rate=1.0), seed=seed)
 
 
-def test_the_router_of_the_example_keeps_the_contract(examples_on_path):
-    check_policy("route", "my_router:MyRouter")
+@pytest.mark.parametrize("name", ["my_router:MyRouter", "random_router:RandomRouter"])
+def test_the_routers_of_the_examples_keep_the_contract(examples_on_path, name):
+    check_policy("route", name)
 
 
 def test_the_router_of_the_example_beats_round_robin(examples_on_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import headway.hardware
 from headway.errors import BadInput, UnknownName
 from headway.hardware import Gpu, gpu, gpu_keys, node, nodes
-from headway.specs import from_mapping, read_yaml, to_mapping
+from headway.specs import from_mapping, read_yaml, to_mapping, write_yaml
 
 PROMISED = {"a100-40gb-sxm", "a100-40gb-pcie", "a100-80gb-sxm", "a100-80gb-pcie", "h100-sxm", "h100-pcie"}
 PROMISED |= {"h200", "h20", "b200", "gb200", "rtx-pro-6000", "l4", "l40s", "rtx-4090", "a10g"}
@@ -183,6 +183,30 @@ def test_a_near_miss_names_what_was_meant(came: str, meant: str) -> None:
         gpu(came)
     assert meant in caught.value.nearest
     assert meant in str(caught.value)
+
+
+# --- files of one's own -------------------------------------------------------------------------------------
+
+CORE = Path(__file__).resolve().parents[1] / "examples" / "llamacpp" / "core-share.yaml"
+
+
+def test_hardware_of_ones_own_is_named_by_its_file() -> None:
+    card = gpu(str(CORE))
+    assert card.key == str(CORE)
+    assert card.sources["memory_bytes_per_s"].kind == "modelled"
+    assert str(CORE) not in gpu_keys()
+
+
+def test_a_file_of_none_or_several_is_refused(tmp_path: Path) -> None:
+    data = read_yaml(CORE)
+    (entry,) = data["gpus"].values()
+    for gpus, said in (({}, "describes 0 GPUs"), ({"a": entry, "b": entry}, "describes 2 GPUs")):
+        file = tmp_path / f"{len(gpus)}.yaml"
+        write_yaml(data | {"gpus": gpus}, file)
+        with pytest.raises(BadInput, match=said):
+            gpu(str(file))
+    with pytest.raises(BadInput, match="no such file"):
+        gpu(str(tmp_path / "none.yaml"))
 
 
 # --- families -----------------------------------------------------------------------------------------------

@@ -34,9 +34,10 @@ MAY_IMPORT = {  # of the rooms; everyone may import the bottom, a room its own f
     "bench": {"workload", "metrics"},
     "plan": SIM | {"sim"},
     "accuracy": SIM | {"sim"},
+    "export": SIM | {"sim", "gateway"},
     "report": {"metrics", "plan", "sim", "accuracy"},
     # "" is the root: what runs interpreted
-    "cli": SIM | {"profile", "sim", "gateway", "emulate", "bench", "plan", "accuracy", "report", ""},
+    "cli": SIM | {"profile", "sim", "gateway", "emulate", "bench", "plan", "accuracy", "export", "report", ""},
 }
 HEAVY = {"scipy", "pyarrow", "altair", "rich", "jinja2", "vl_convert"}
 FUNCTION_LINES, FILE_LINES, CONSTRUCTOR_PARAMETERS, PUBLIC_NAMES, DOCSTRING_LINES = 60, 500, 8, 12, 5

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -25,7 +26,9 @@ __all__ = [
     "parse_seconds",
 ]
 
-_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*")
+_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*(.*?)\s*")
+
+_LENGTH_MAX = 64  # of a text: callers of a gateway write some, and numbers are computed exactly
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 _SECONDS = {
@@ -95,9 +98,7 @@ def format_bytes(size_bytes: float | None) -> str:
 
 def format_rate(rate_req_s: float | None) -> str:
     """Return three significant digits per second: ``25 req/s``; ``-`` when unknown (None or NaN)."""
-    return _format(
-        rate_req_s, ((1 / _HOUR_S, "req/h"), (1 / _MINUTE_S, "req/min"), (1.0, "req/s")), " ", "req/s"
-    )
+    return _format(rate_req_s, ((1 / _HOUR_S, "req/h"), (1 / _MINUTE_S, "req/min"), (1.0, "req/s")), " ", "req/s")
 
 
 def format_count(count: float | None) -> str:
@@ -111,12 +112,14 @@ def _parse(text: str | float, units: Mapping[str, Fraction], what: str, forms: s
             raise BadInput(f"{what} {text}: a finite number is needed; write {forms}")
         value = Fraction(text)
     else:
-        match = _NUMBER.fullmatch(text) if isinstance(text, str) else None
+        match = _NUMBER.fullmatch(text) if isinstance(text, str) and len(text) <= _LENGTH_MAX else None
         if match is None or match[2] not in units:
-            raise BadInput(f"{what} {text!r} is not understood: write {forms}")
+            raise BadInput(f"{what} {str(text)[:_LENGTH_MAX]!r} is not understood: write {forms}")
         value = Fraction(match[1].replace("_", "")) * units[match[2]]
     if value < 0:
         raise BadInput(f"{what} {text!r} is negative: write {forms}")
+    if value > sys.float_info.max:
+        raise BadInput(f"{what} {text!r} is too large: write {forms}")
     return value
 
 

@@ -62,6 +62,16 @@ def test_an_idle_engine_takes_a_request_at_once_though_it_composes_ahead() -> No
     np.testing.assert_allclose(columns["admitted_s"], [0.0, 0.010, 0.5])
 
 
+def test_who_waits_is_not_held_up_by_a_newcomer_who_goes_first() -> None:
+    """Shortest first, two places, one free at 56 ms: the newcomer of 50 ms is not in the step composed before."""
+    rows = [Row(0.0, 16, 40), Row(0.0, 16, 4), Row(0.001, 60, 1), Row(0.050, 20, 1)]
+    two_places = msgspec.structs.replace(SETTINGS, max_seqs=2)
+    ahead, plain = (run_core(Case(table(ahead=each), two_places, 0, "sjf", rows))[0] for each in (True, False))
+    freed_s = ahead["last_token_s"][1]
+    assert 0.050 < freed_s == ahead["admitted_s"][2] < ahead["admitted_s"][3]
+    assert freed_s == plain["admitted_s"][3] < plain["admitted_s"][2]
+
+
 def closed_or_open(kind: str, intake_s: float) -> Result:
     spec = WorkloadSpec(arrival=parse_arrival(kind), prompt=parse_length("40"), output=parse_length("8"), requests=60)
     load: Workload = workload(spec) if kind.startswith("closed") else workload(spec, rate=20.0)

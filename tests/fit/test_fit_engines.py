@@ -251,7 +251,11 @@ def test_a_release_takes_what_it_has_no_figures_for_from_the_newer_or_else_the_o
     newer, older = whole[("vllm", "0.12")], whole[("vllm", "0.9")]
     assert np.array_equal(newer.values, fits[("vllm", "0.12")].values)
     swapped = engines.completed({("vllm", "0.12"): alone, ("vllm", "0.9"): fits[("vllm", "0.12")]})
-    assert np.array_equal(swapped[("vllm", "0.12")].values[: len(SIZES)], older.values[: len(SIZES)])
+    passed = np.isin(engines.SIZED, engines.PASSED)
+    later = swapped[("vllm", "0.12")].values[: len(SIZES)]
+    assert np.array_equal(later[~passed], older.values[: len(SIZES)][~passed])
+    assert np.array_equal(later[passed], alone.values[: len(SIZES)][passed])
+    assert (older.values[: len(SIZES)][passed] > 10 * later[passed]).all()
     terms = older.values[: len(SIZES)] * SIZES
     told = dict(zip(("layer_s", "Blackwell", *NAMES[1:]), terms, strict=True))
     assert told["layer_s"] == pytest.approx(1.5 * TRUE_S["layer_s"], rel=0.1)

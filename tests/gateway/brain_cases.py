@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
+
+from msgspec import structs
 
 from headway.cost import Replica, StepTable, compile_replica
 from headway.gateway import Backing, Brain, GatewaySpec, SloClass, Tenant
 from headway.gateway.events import Arrival, EndRecord, EngineSample, Held, Left, Refused, Routed
-from headway.gateway.spec import Health, Limits
+from headway.gateway.ledger import Tally
+from headway.gateway.spec import BUDGETS, Health, Limits
+from headway.gateway.tenants import Usage
 from headway.metrics import Slo
 from headway.policies import Policy, policy, policy_names
 from headway.state import Accept, Reject, Route
@@ -46,22 +52,41 @@ def table() -> StepTable:
     return compile_replica(Replica(model="llama-3.1-8b", gpu="h100-sxm"))
 
 
-def made(rng: Random) -> Brain:
+def brain(count: int = 2, *, known: bool = True, policies: dict[str, Policy] | None = None, **spec: object) -> Brain:
+    chosen = {"route": "least-requests", "order": "fcfs", "admit": "accept-all"}
+    objects = {kind: policy(kind, name) for kind, name in chosen.items()} | (policies or {})
+    made = GatewaySpec(upstreams=ADDRESSES[:count], models=("m",), **spec)  # type: ignore[arg-type]
+    return Brain(made, [Backing(table=table() if known else None)] * count, objects)
+
+
+def ask(id: str, **facts: object) -> Arrival:
+    return Arrival(**{"id": id, "tenant": 0, "slo_class": 0, "prompt_bytes": 400, **facts})  # type: ignore[arg-type]
+
+
+def made(rng: Random) -> GatewaySpec:
     """A gateway of one to four replicas with limits tight enough to matter."""
     count = rng.randint(1, 4)
     classes = (
         SloClass(name="chat", slo=Slo(ttft_s=rng.choice([0.02, 0.5, 5.0]), tpot_s=0.05)),
         SloClass(name="batch", priority=5, deadline_s=rng.choice([None, 1.0, 60.0])),
+        SloClass(name="night", priority=rng.choice([-3, 9]), offline=True),
     )
     tenants = (
-        Tenant(name="a", concurrency=rng.choice([None, 3])),
-        Tenant(name="b", requests_per_min=rng.choice([None, 30]), tokens_per_min=rng.choice([None, 5000])),
+        Tenant(name="a", concurrency=rng.choice([None, 3]), tokens_per_day=rng.choice([None, 6_000, 20_000])),
+        Tenant(
+            name="b",
+            requests_per_min=rng.choice([None, 30]),
+            tokens_per_min=rng.choice([None, 5000]),
+            tokens_per_month=rng.choice([None, 9_000, 400_000]),
+            weight=rng.choice([1.0, 3.0]),
+        ),
     )
     limits = Limits(
         in_flight=rng.choice([1, 2, 8]),
         held=rng.choice([0, 3, 100]),
         hold_s=rng.choice([0.5, 20]),
         aging_s=rng.choice([0, 1]),
+        fair=rng.random() < 0.8,
     )
     spec = GatewaySpec(
         upstreams=ADDRESSES[:count],
@@ -71,20 +96,40 @@ def made(rng: Random) -> Brain:
         limits=limits,
         health=Health(failures=2),
     )
+    return spec
+
+
+def started(spec: GatewaySpec, rng: Random, epoch_s: float) -> Brain:
+    """A decision process for it."""
+    count = len(spec.upstreams)
     backing = Backing(table=table()) if rng.random() < 0.7 else Backing()
     policies = {kind: policy(kind, rng.choice(policy_names(kind))) for kind in ("route", "order", "admit")}
     for kind in policies:
         if rng.random() < 0.25:
             policies[kind] = Faulty()
-    return Brain(spec, [backing] * count, policies, rng.randint(0, 9))
+    made = Brain(spec, [backing] * count, policies, rng.randint(0, 9))
+    made.dated(0.0, epoch_s)
+    return made
 
 
 class Life:
-    """One gateway's life; `said` is every answer to each request, `over` those whose end it was told."""
+    """One gateway's life; `said` is every answer to each request, `over` those whose end it was told.
+
+    `disk` is what its ledger has been told. `drawn` is what engines have computed for a tenant by day and month,
+    whatever decision process knew of it, and `lost` what no ledger was told of before a kill.
+    """
 
     def __init__(self, seed: int) -> None:
         self.rng = Random(seed)
-        self.brain = made(self.rng)
+        self.spec = made(self.rng)
+        self.epoch_s = self.rng.choice([1e9, 86_400 * 31 - 20.0])  # the second: a day and a month end soon
+        self.brain = started(self.spec, self.rng, self.epoch_s)
+        self.disk: dict[tuple[str, str], Usage] = {}
+        self.tally = Tally()
+        self.asked: dict[str, Arrival] = {}
+        self.drawn: Counter[tuple[str, str, str]] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.untold: Counter[str] = Counter()
         self.now = 0.0
         self.serial = 0
         self.said: dict[str, list[Any]] = {}
@@ -93,12 +138,17 @@ class Life:
         self.deadline: dict[str, float] = {}
 
     def run(self, events: int) -> None:
+        """Live on, and end."""
+        self.run_on(events)
+        self.finish()
+
+    def run_on(self, events: int) -> None:
         for _ in range(events):
-            self.now += self.rng.choice([0.0, 0.001, 0.05, 0.05, 0.7])
+            self.now += 11.0 if self.rng.random() < 0.02 else self.rng.choice([0.0, 0.001, 0.05, 0.05, 0.7])
             self.hear(self.happen())
             faults = self.brain.check()
             assert not faults, faults
-        self.finish()
+            self.budgets_hold()
 
     def happen(self) -> list[Any]:
         what = self.rng.random()
@@ -109,7 +159,7 @@ class Life:
             return self.end(self.rng.choice(live))
         if what < 0.7:
             known = live + list(self.brain.unread)
-            return self.brain.record(self.now, self.record(self.rng.choice([*known, "unknown"])))
+            return self.report(self.rng.choice([*known, "unknown"]))
         if what < 0.75:
             self.serial += 1
             self.early.append(f"r{self.serial}")
@@ -120,7 +170,74 @@ class Life:
         if what < 0.9:
             sample = EngineSample(running=self.rng.choice([None, 0, 3]), waiting=self.rng.choice([None, 1]))
             return self.brain.sample(self.now, replica, sample)
-        return self.brain.tick(self.now)
+        if what < 0.93:
+            return self.flush()
+        if what < 0.94:
+            return self.kill()
+        return self.tick()
+
+    def tick(self) -> list[Any]:
+        unread = dict(self.brain.unread)
+        answers = self.brain.tick(self.now)
+        for id, (_, entry) in unread.items():
+            if id not in self.brain.unread and entry.hosts:
+                self.draw(entry, entry.bound)
+        return answers
+
+    # --- what tenants use ------------------------------------------------------------------------------------
+
+    def period(self, limit: str, unix_s: float) -> str:
+        return f"{datetime.fromtimestamp(unix_s, UTC):{'%Y-%m-%d' if limit == 'tokens_per_day' else '%Y-%m'}}"
+
+    def draw(self, entry: Any, tokens: int, told: bool = False) -> None:
+        """An engine has computed so many tokens; `told`: as the ledger was, when it was told last."""
+        account = self.brain.accounts[entry.facts.tenant]
+        self.untold[account.tenant.name] += tokens
+        for limit in account.budgets:
+            row = self.disk.get((account.tenant.name, limit))
+            unix_s = row.at_s if told and row is not None else self.epoch_s + self.now
+            self.drawn[account.tenant.name, limit, self.period(limit, unix_s)] += tokens
+
+    def flush(self) -> list[Any]:
+        usages = self.brain.accounts.unsaved()
+        for change in self.tally.changes(usages):
+            key, told = (change.tenant, change.limit), self.disk.get((change.tenant, change.limit))
+            if told is None or change.limit not in BUDGETS or change.at_s > told.at_s:
+                self.disk[key] = change
+            elif change.at_s == told.at_s:
+                self.disk[key] = structs.replace(told, value=told.value + change.value)
+        self.tally.confirm(usages)
+        self.untold.clear()
+        return self.brain.elsewhere(self.now, self.tally.others(self.disk.values(), rates=False))
+
+    def kill(self) -> list[Any]:
+        """The decision process is killed and started again: what runs is heard of no more, but goes on to its end."""
+        if self.rng.random() < 0.7:
+            self.flush()
+        self.lost += self.untold
+        for entry in [*self.brain.live.values(), *(entry for _, entry in self.brain.unread.values())]:
+            if entry.hosts:
+                self.draw(entry, entry.bound, told=True)
+        self.untold.clear()
+        self.said.clear()
+        self.over.clear()
+        self.early.clear()
+        self.epoch_s += self.now
+        self.now = 0.0
+        self.brain = started(self.spec, self.rng, self.epoch_s)
+        self.tally = Tally()
+        return self.brain.elsewhere(self.now, self.tally.others(self.disk.values(), rates=True))
+
+    def budgets_hold(self) -> None:
+        for account in self.brain.accounts:
+            for limit, budget in account.budgets.items():
+                name = account.tenant.name
+                assert budget.left(budget.start_s) >= -self.lost[name] - 1e-6
+                assert budget.reserved >= 0
+                drawn = max((n for key, n in self.drawn.items() if key[:2] == (name, limit)), default=0)
+                assert drawn <= budget.tokens + self.lost[name], f"{name} has drawn {drawn} of {budget.tokens}"
+
+    # --- requests --------------------------------------------------------------------------------------------
 
     def arrive(self) -> list[Any]:
         if self.early and self.rng.random() < 0.5:
@@ -133,22 +250,39 @@ class Life:
         facts = Arrival(
             id=id,
             tenant=self.rng.randrange(2),
-            slo_class=self.rng.randrange(2),
-            prompt_bytes=self.rng.choice([10, 4000, 200_000]),
+            slo_class=self.rng.randrange(3),
+            prompt_bytes=self.rng.choice([10, 10, 4000, 200_000]),
             chain=tuple(range(self.rng.choice([0, 3, 50]))),
             max_tokens=self.rng.choice([None, 1, 500]),
             deadline_s=patience_s,
+            ttft_s=self.rng.choice([None, None, 0.3]),
+            tpot_s=self.rng.choice([None, None, 0.1]),
         )
         self.said[id] = []
-        return self.brain.arrive(self.now, facts)
+        self.asked[id] = facts
+        answers = self.brain.arrive(self.now, facts)
+        if id in self.brain.live:
+            self.untold[self.spec.tenants[facts.tenant].name] += self.brain.live[id].bound
+        return answers
 
     def end(self, id: str) -> list[Any]:
         self.over.add(id)
+        entry = self.brain.live[id]
+        if entry.hosts and entry.record is not None:
+            self.draw(entry, (entry.record.prompt_tokens or 0) + (entry.record.output_tokens or 0))
         return self.brain.end(self.now, id)
+
+    def report(self, id: str) -> list[Any]:
+        record = self.record(id)
+        if id in self.brain.unread and (entry := self.brain.unread[id][1]).hosts:
+            self.draw(entry, (record.prompt_tokens or 0) + (record.output_tokens or 0))
+        return self.brain.record(self.now, record)
 
     def record(self, id: str) -> EndRecord:
         rng = self.rng
         replica = rng.choice([None, *range(len(self.brain.books))])
+        facts = self.asked.get(id)
+        most = (facts.max_tokens or self.spec.limits.output_tokens) if facts is not None else 80
         return EndRecord(
             id=id,
             status=rng.choice([0, 200, 200, 500, 503]),
@@ -160,7 +294,7 @@ class Life:
             first_s=rng.choice([None, 0.05]),
             duration_s=rng.choice([0.05, 1.0]),
             prompt_tokens=rng.choice([None, 20]),
-            output_tokens=rng.choice([None, 1, 80]),
+            output_tokens=rng.choice([None, 1, min(80, most), most]),
         )
 
     def hear(self, answers: list[Any]) -> None:
@@ -176,6 +310,8 @@ class Life:
                 assert answer.status in (429, 503, 504)
                 assert answer.status != 429 or (answer.retry_after_s or 0) > 0
                 assert answer.message
+                if answer.code in ("shed", "queue_full"):
+                    self.gives_way(self.asked[answer.id])
             else:
                 assert isinstance(answer, Held | Left)
 
@@ -186,6 +322,15 @@ class Life:
         first = books[answer.hosts[0]]
         assert first.healthy
         assert first.in_flight <= first.window
+
+    def gives_way(self, facts: Arrival) -> None:
+        """Whoever is left without a place is no more urgent than any that waits."""
+        classes = self.spec.classes
+        own, held = classes[facts.slo_class], [classes[e.facts.slo_class] for e in self.brain.held.entries.values()]
+        assert own.offline or not any(each.offline for each in held), "shed before offline work"
+        if not self.spec.limits.aging_s:
+            worst = max(((each.offline, each.priority) for each in held), default=(False, -99))
+            assert (own.offline, own.priority) >= worst, "shed before what is less urgent"
 
     def finish(self) -> None:
         """Everything ends, and nothing is left."""
@@ -202,7 +347,7 @@ class Life:
             assert [view.running - book.others, view.waiting, view.waiting_tokens, view.context_tokens] == [0] * 4
         assert all(account.live == 0 for account in self.brain.accounts)
         figures = self.brain.figures
-        arrived, refused = figures.total("headway_arrived_total"), figures.total("headway_refused")
+        arrived, refused = figures.total("headway_arrived_total"), figures.total("headway_refused_total")
         accepted = [id for id, answers in self.said.items() if not isinstance(answers[-1], Refused | Left)]
         assert figures.total("headway_ended_total") == arrived - refused == len(accepted)
         assert all(id in self.over for id in accepted)

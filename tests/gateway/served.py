@@ -66,9 +66,16 @@ class Upstreams:
 
 
 class Served:
-    """A running gateway. `section`: fields of `gateway:` beside the addresses."""
+    """A running gateway. `section`: fields of `gateway:` beside the addresses; `arguments` of the command."""
 
-    def __init__(self, folder: Path, upstreams: Upstreams, section: dict[str, Any], **fields: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        upstreams: Upstreams,
+        section: dict[str, Any],
+        arguments: tuple[str, ...] = (),
+        **fields: Any,
+    ) -> None:
         self.upstreams = upstreams
         self.opened: list[HTTPConnection] = []
         self.port, self.admin = free_ports(2)
@@ -82,10 +89,10 @@ class Served:
             "scrape_s": 0.2,
             **section,
         }
-        file = folder / "gateway.yaml"
+        self.file = file = folder / "gateway.yaml"
         file.write_text(yaml.safe_dump({"gateway": gateway, **fields}))
         self.log = folder / "log.txt"
-        command = [sys.executable, "-m", "headway", "serve", str(file)]
+        command = [sys.executable, "-m", "headway", "serve", str(file), *arguments]
         env = os.environ | {"PYTHONPATH": PACKAGE}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=env)
@@ -148,14 +155,15 @@ class Served:
         self.until(empty, "the books are empty")
         assert self.status()["faults"] == []
 
-    def children(self) -> dict[str, int]:
-        """Process ids of Envoy and of the decision process."""
+    def children(self, count: bool = False) -> dict[str, int]:
+        """Process ids of Envoy and of the decision process; with `count` of each decision process there is."""
         found = {}
         listed = subprocess.run(["ps", "-eww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
         for line in listed.stdout.splitlines():
             pid, parent, args = line.split(None, 2)
             if int(parent) == self.process.pid:
-                found["decisions" if "--decisions" in args else "envoy"] = int(pid)
+                name = "decisions" if "--decisions" in args else "envoy"
+                found[f"{name} {pid}" if count else name] = int(pid)
         return found
 
     def stop(self) -> int:

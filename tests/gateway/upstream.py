@@ -6,14 +6,20 @@ import asyncio
 import contextlib
 import json
 import re
+import ssl
 
 
 class Upstream:
-    """`tokens` tokens, `pace_s` apart, after `first_s`; `fail` "reset" closes before the first byte."""
+    """`tokens` tokens, `pace_s` apart, after `first_s`; `fail`: "reset" closes before the first byte, "hang" waits."""
 
-    def __init__(self, tokens: int = 4, pace_s: float = 0.005, first_s: float = 0.005) -> None:
+    def __init__(
+        self, tokens: int = 4, pace_s: float = 0.005, first_s: float = 0.005, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.tls = tls
         self.tokens, self.pace_s, self.first_s = tokens, pace_s, first_s
         self.fail = ""
+        self.word = ""  # what each token says beside its number
+        self.sent = 0  # bytes of streams
         self.seen: list[tuple[str, bytes]] = []
         self.active = 0
         self.cut = 0
@@ -21,7 +27,7 @@ class Upstream:
         self.writers: set[asyncio.StreamWriter] = set()
 
     async def start(self, port: int = 0) -> None:
-        self.server = await asyncio.start_server(self.serve, "127.0.0.1", port, limit=1 << 23)
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", port, limit=1 << 23, ssl=self.tls)
         self.port = self.server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -43,6 +49,14 @@ class Upstream:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         size = re.search(r"content-length: (\d+)", head, re.I)
         body = await reader.readexactly(int(size[1])) if size else b""
+        if re.search("transfer-encoding: chunked", head, re.I):
+            while chunk := int(await reader.readline(), 16):
+                body += (await reader.readexactly(chunk + 2))[:-2]
+            await reader.readline()
+        if self.fail == "hang":
+            self.seen += [] if head.startswith("GET") else [(head, body)]
+            await reader.read()
+            return False
         if head.startswith("GET"):
             text = f"vllm:num_requests_running {self.active}\nvllm:num_requests_waiting 0\n".encode()
             text = text if head.startswith("GET /metrics") else b"ok"
@@ -75,10 +89,12 @@ class Upstream:
 
     async def stream(self, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        pace_s = self.pace_s  # of this stream, whatever is set for later ones
         for i in range(self.tokens + 1):  # the first names the role only
-            delta = {"role": "assistant", "content": ""} if not i else {"content": f'"{i}'}
+            delta = {"role": "assistant", "content": ""} if not i else {"content": f'"{i}{self.word}'}
             await self.event(writer, json.dumps({"choices": [{"delta": delta}], "port": self.port}).encode())
-            await asyncio.sleep(self.pace_s)
+            if pace_s:
+                await asyncio.sleep(pace_s)
         await self.event(writer, b"[DONE]")
         writer.write(b"0\r\n\r\n")
         await writer.drain()
@@ -86,6 +102,7 @@ class Upstream:
     async def event(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         text = b"data: " + data + b"\n\n"
         writer.write(b"%x\r\n" % len(text) + text + b"\r\n")
+        self.sent += len(text)
         await writer.drain()
         if writer.transport.is_closing():
             raise ConnectionResetError("the caller left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -12,6 +13,8 @@ import numpy.typing as npt
 
 from headway.accuracy.calibration_fit import (
     INTERVAL_SDS,
+    STRENGTHS,
+    UNSEEN_STRENGTHS,
     Fit,
     Judgement,
     Prior,
@@ -25,9 +28,12 @@ from headway.accuracy.calibration_points import TERMS, Figure, Point, linearize,
 from headway.accuracy.reading import Inexpressible, read_engine, read_gpu, suspicion
 from headway.accuracy.rows import Row
 from headway.accuracy.run import NAMES_A_ROW, PHYSICS
+from headway.accuracy.runs import BENCH, Run
 from headway.cost.calibration import FACTORS, Calibration, Evidence, Term
 from headway.cost.replica import limits
 from headway.errors import BadInput
+from headway.hardware import is_file
+from headway.model import model
 from headway.specs import Spec
 
 __all__ = ["Calibrated", "calibrate", "measured_on"]
@@ -65,12 +71,14 @@ class Calibrated(Spec):
 
 
 def calibrate(
-    rows: Sequence[Row], *, source: str = "", prior: Prior | None = None, progress: Progress | None = None
+    rows: Sequence[Row | Run], *, source: str = "", prior: Prior | None = None, progress: Progress | None = None
 ) -> Calibrated:
-    """Fit a calibration on measured rows of one GPU and engine.
+    """Fit a calibration on measured rows or runs of one GPU and engine.
+
+    On hardware of the user's own description the priors may be far wider: nothing was measured on it.
 
     Args:
-        rows: as `read_rows` gives them.
+        rows: as `read_rows` or `read_run` give them.
         source: where they are from, for the provenance of results.
         prior: widths and noise; None takes the shipped ones.
         progress: called with rows done and rows in all.
@@ -82,10 +90,12 @@ def calibrate(
     prior = prior or shipped_prior()
     gpu_key, engine = measured_on(rows)
     points, left_out = _points(rows, progress)
-    _check_units(points)
+    described = is_file(gpu_key)  # on a data sheet alone: any factor may be right
+    if not described:
+        _check_units(points)
     points, contradictions = _agreeing(points, left_out)
     _check_enough(points, left_out)
-    judged = judge_fit(points, prior)
+    judged = judge_fit(points, prior, UNSEEN_STRENGTHS if described else STRENGTHS)
     found = fit(_figures(points, judged.without), prior, judged.strength or 1.0)
     if judged.strength and any(point.case.kind == "open" for point in points):
         points = _around(points, _calibration(found, judged, points, prior, (gpu_key, engine), source))
@@ -116,7 +126,7 @@ def calibrate(
     )
 
 
-def measured_on(rows: Sequence[Row]) -> tuple[str, str]:
+def measured_on(rows: Sequence[Row | Run]) -> tuple[str, str]:
     """Return the one GPU and engine of the rows.
 
     Raises:
@@ -124,6 +134,9 @@ def measured_on(rows: Sequence[Row]) -> tuple[str, str]:
     """
     found: Counter[tuple[str, str]] = Counter()
     for row in rows:
+        if isinstance(row, Run):
+            found[row.row.gpu_key, row.row.engine] += 1
+            continue
         try:
             card = read_gpu(row)
             found[card.key, read_engine(row, card)[0]] += 1
@@ -138,15 +151,16 @@ def measured_on(rows: Sequence[Row]) -> tuple[str, str]:
     return next(iter(found))
 
 
-def _points(rows: Sequence[Row], progress: Progress | None) -> tuple[list[Point], dict[str, str]]:
+def _points(rows: Sequence[Row | Run], progress: Progress | None) -> tuple[list[Point], dict[str, str]]:
     """Usable points, and why each other row is none."""
     points: list[Point] = []
     left_out: dict[str, str] = {}
     seen: set[tuple[object, ...]] = set()
-    for done, row in enumerate(rows, start=1):
+    for done, came in enumerate(rows, start=1):
+        row, case = came if isinstance(came, Run) else (came, None)
         settings = [getattr(row, name) for name in row.__struct_fields__ if name not in NAMES_A_ROW]
         key = (*settings, *row.measured.items())
-        point = REPEAT if key in seen else linearize(row)
+        point = REPEAT if key in seen else linearize(row, case=case)
         seen.add(key)
         if isinstance(point, str):
             left_out[row.row_id] = point
@@ -264,7 +278,7 @@ def _around(points: list[Point], calibration: Calibration) -> list[Point]:
     """The points with open loops simulated again: which steps happen there depends on how long they take."""
     moved = []
     for point in points:
-        again = linearize(point.row, calibration, point) if point.case.kind == "open" else point
+        again = linearize(point.row, calibration, point, point.case) if point.case.kind == "open" else point
         moved.append(point if isinstance(again, str) else again)
     return moved
 
@@ -329,14 +343,25 @@ def _advice(points: Sequence[Point], found: Fit, without: str, after: dict[str, 
     return said
 
 
+def _seats(point: Point) -> float:
+    """Requests that what served a run can have in flight; what served a table's row had room for its load."""
+    pool = point.case.deployment.pools[-1]
+    return pool.count * pool.replica.engine.max_seqs if point.row.source == BENCH else math.inf
+
+
 def _uncovered(points: Sequence[Point]) -> list[str]:
     loads = [load for point in points for load in (point.row.concurrency or point.row.batch_size,) if load]
     prompts = [point.row.isl_mean for point in points if point.row.isl_mean]
     said = []
-    missing = [str(load) for load in LOADS if not any(load / 2 <= seen <= load * 2 for seen in loads)]
+    seats = max(map(_seats, points), default=math.inf)
+    wanted = [load for load in LOADS if load <= seats]
+    missing = [str(load) for load in wanted if not any(load / 2 <= seen <= load * 2 for seen in loads)]
     if missing:
         said.append(f"{', '.join(missing)} requests in flight")
-    far = [str(length) for length in PROMPTS if not any(length / 3 <= seen <= length * 3 for seen in prompts)]
+    contexts = (model(point.case.deployment.pools[0].replica.model).max_context for point in points)
+    longest = max(contexts, default=math.inf)
+    asked = [length for length in PROMPTS if length <= longest]
+    far = [str(length) for length in asked if not any(length / 3 <= seen <= length * 3 for seen in prompts)]
     if far:
         said.append(f"prompts of about {', '.join(far)} tokens")
     for metric, column in (("ttft", "ttft_mean_ms"), ("tpot", "tpot_mean_ms")):

@@ -15,12 +15,14 @@ from headway.accuracy.calibration_points import TERMS, Figure, Point, seconds, t
 from headway.cost.calibration import FACTORS
 from headway.specs import Spec, from_mapping, read_yaml
 
-__all__ = ["Fit", "Judgement", "Prior", "errors_by_metric", "fit", "judge_fit", "predictions", "shipped_prior"]
+__all__ = ["STRENGTHS", "UNSEEN_STRENGTHS", "Fit", "Judgement", "Prior", "errors_by_metric", "fit", "judge_fit",
+           "predictions", "shipped_prior"]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
 
 _DATA: Final = Path(__file__).parent / "data" / "calibration.yaml"
 STRENGTHS: Final = (0.125, 0.25, 0.5, 1.0)  # of the prior's widths, tried against each other on points left out
+UNSEEN_STRENGTHS: Final = (*STRENGTHS, 4.0, 16.0, 64.0)  # of hardware whose law rests on a data sheet alone
 FOLDS: Final = 5
 SPARED: Final = 0.15  # of a metric's noise: 3 % of TTFT, 1 % of TPOT
 FAR: Final = 3.0  # median error in noise: 17 % of TPOT
@@ -136,15 +138,14 @@ def predictions(figures: Sequence[Figure], values: Floats) -> Floats:
     return np.asarray(np.array([f.predicted for f in figures]) * ratio ** np.array([f.sign for f in figures]))
 
 
-def judge_fit(points: Sequence[Point], prior: Prior) -> Judgement:
+def judge_fit(points: Sequence[Point], prior: Prior, strengths: Sequence[float] = STRENGTHS) -> Judgement:
     """Fit on part of the points, judge on the rest, and return what served best.
 
     Repeats of a setting stay together. A fit counts if it predicts the rest better by more than one standard error of
     the gain, figures weighed by their noise, and no metric worse by more than one of its own or a seventh of its noise.
     Errors far beyond any noise tell little by their gains: their median has to fall by a third, or points that scatter
-    would move the law by chance.
-    Each width is tried on all figures and without TTFT: where queues are not as we think, it pulls the steps away. The
-    shipped law is kept where none counts.
+    would move the law by chance. Each width of `strengths` is tried on all figures and without TTFT: where queues are
+    not as we think, it pulls the steps away. The shipped law is kept where none counts.
     """
     figures = [figure for point in points for figure in point.figures]
     owner = np.array([i for i, point in enumerate(points) for _ in point.figures])
@@ -154,7 +155,7 @@ def judge_fit(points: Sequence[Point], prior: Prior) -> Judgement:
     part_of = _folds(points)[owner]
     best, best_gain = Judgement(0.0, "", before, np.zeros(len(TERMS)), before), 0.0
     most = -np.inf
-    for strength, without in itertools.product(STRENGTHS, ("", "ttft")):
+    for strength, without in itertools.product(strengths, ("", "ttft")):
         used = np.array([f.metric != without for f in figures])
         if not used.any() or (without and used.all()):
             continue

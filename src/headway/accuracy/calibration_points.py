@@ -83,13 +83,15 @@ def seconds(parts: Floats, floors: Floats, values: Floats) -> Floats:
     return np.asarray(parts[..., 0] + (parts[..., 1:] * used).sum(axis=-1))
 
 
-def linearize(row: Row, calibration: Calibration | None = None, shipped: Point | None = None) -> Point | str:
+def linearize(
+    row: Row, calibration: Calibration | None = None, shipped: Point | None = None, case: Case | None = None
+) -> Point | str:
     """Return the row as a point around a calibration, or why it cannot be used; never raises for what a row holds.
 
-    `shipped` is the same row around the shipped law, where it is known.
+    `shipped` is the same row around the shipped law, where it is known, `case` what ran, where a row need not tell.
     """
     try:
-        case = express(row)
+        case = case or express(row)
         reason = broken(row, case)
         if not reason and case.kind == "limit":
             reason = "the highest load under latency limits: no steps of one run"
@@ -103,9 +105,7 @@ def linearize(row: Row, calibration: Calibration | None = None, shipped: Point |
     return Point(row, case, figures) if figures else "no figure that step times decide"
 
 
-def _figures(
-    row: Row, case: Case, predicted: dict[str, float], at: Floats, shipped: Point | None
-) -> Iterable[Figure]:
+def _figures(row: Row, case: Case, predicted: dict[str, float], at: Floats, shipped: Point | None) -> Iterable[Figure]:
     wanted = dict(_wanted(row, case, predicted))
     if not wanted:
         return

@@ -72,7 +72,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     closed: `workload` is a closed loop with all its users at once at the start. open: Poisson arrivals. static: one
     batch, sent at once. steady: a closed loop measured after its first wave. limit: the highest rate at which the
     99th percentiles keep `limits` is searched for. Throughput, power and energy are multiplied by `scale`: the
-    deployment is one of so many alike.
+    deployment is one of so many alike. `seed` is that of the workload's draws, `warmup` the share of first requests
+    that figures leave out, of closed and open loops that were run.
     """
 
     kind: Kind
@@ -80,6 +81,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     workload: WorkloadSpec
     scale: float = 1.0
     limits: Slo | None = None
+    seed: int = 1
+    warmup: float = 0.0
 
 
 def express(row: Row) -> Case:

@@ -16,7 +16,6 @@ from headway.workload.arrivals import Closed, at_rate
 
 __all__ = ["predict"]
 
-SEED = 1
 BISECTIONS = 8  # of a rate: to 0.4 % of the saturated one
 RETRIES = 4  # halvings of the rate below the bisected range
 
@@ -33,7 +32,7 @@ def predict(case: Case) -> dict[str, float]:
     """
     if case.kind == "limit":
         return {"output_throughput": _highest(case) * case.scale}
-    result = _run(case, case.workload, _first_wave(case) if case.kind == "steady" else 0.0)
+    result = _run(case, case.workload, _first_wave(case) if case.kind == "steady" else case.warmup)
     if case.kind == "static":
         return _rates(case, result) | _batch(result)
     latencies = {"ttft": result.ttft_s, "tpot": result.tpot_s, "itl": result.itl_s, "e2e": result.e2e_s}
@@ -47,7 +46,7 @@ def predict(case: Case) -> dict[str, float]:
 
 
 def _run(case: Case, spec: WorkloadSpec, warmup: float) -> Result:
-    result = simulate(case.deployment, workload(spec), seed=SEED, warmup=warmup)
+    result = simulate(case.deployment, workload(spec), seed=case.seed, warmup=warmup)
     if result.requests.finished < result.requests.arrived:
         raise Inexpressible("requests longer than the model's context or the KV cache")
     return result

@@ -22,7 +22,6 @@ __all__ = ["Schedule", "Steps", "schedule"]
 
 Floats = npt.NDArray[np.float64]
 EVENTS_AT_ONCE = 100_000
-SEED = 1
 FULL = 0.98  # of the usual number of an engine's users: below it they leave
 
 
@@ -86,7 +85,7 @@ def schedule(case: Case, warmup: float = 0.0) -> Schedule:
     deployment, load = case.deployment, workload(case.workload)
     recorder = Recorder(True, load.requests or 0, 0, [(1.0, 1.0, 1.0)], BINS)
     tables = tuple(msgspec.structs.replace(compiled(pool.replica), intake_s=0.0) for pool in deployment.pools)
-    cluster, pools = build(deployment, load, tables, recorder, SEED)
+    cluster, pools = build(deployment, load, tables, recorder, case.seed)
     for engine in (engine for pool in pools for engine in pool):
         engine.trace = []
     while cluster.advance(EVENTS_AT_ONCE):

@@ -9,12 +9,16 @@ from headway.cli.bench import bench
 from headway.cli.calibrate import calibrate
 from headway.cli.compare import compare
 from headway.cli.emulate import emulate
+from headway.cli.export import export
 from headway.cli.listing import list_
+from headway.cli.picker import picker
 from headway.cli.plan import plan
 from headway.cli.profile import profile
+from headway.cli.replay import replay
 from headway.cli.serve import serve
 from headway.cli.simulate import simulate
 from headway.cli.validate import validate
+from headway.cli.whatif import whatif
 from headway.errors import HeadwayError, nearest
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -65,5 +69,6 @@ def main() -> None:
     """
 
 
-for verb in (plan, simulate, bench, compare, validate, calibrate, profile, emulate, serve, list_):
+SERVING = (emulate, serve, picker, replay, whatif)
+for verb in (plan, simulate, bench, compare, validate, calibrate, profile, *SERVING, export, list_):
     main.add_command(verb)

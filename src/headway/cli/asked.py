@@ -60,7 +60,7 @@ def deployment_of(file: str | None, asked: Options, assignments: list[str]) -> D
         data = read_yaml(file)
         data.pop("gateway", None)  # how `headway serve` reaches the replicas
         deployment = from_mapping(Deployment, data, file)
-    return override(_with_policies(deployment, asked["policies"]), assignments)
+    return override(with_policies(deployment, asked["policies"]), assignments)
 
 
 def _one_pool(asked: Options) -> Deployment:
@@ -78,7 +78,8 @@ def _one_pool(asked: Options) -> Deployment:
     return Deployment(pools=(Pool(count=asked["replicas"] or 1, replica=replica),))
 
 
-def _with_policies(deployment: Deployment, named: Iterable[str]) -> Deployment:
+def with_policies(deployment: Deployment, named: Iterable[str]) -> Deployment:
+    """Return the deployment with these policies (KIND=NAME) in place of its own."""
     import msgspec
 
     chosen = {}

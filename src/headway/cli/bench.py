@@ -154,7 +154,9 @@ def _serving(file: str | None) -> dict[str, Any]:
     from headway.sim import Deployment
     from headway.specs import from_mapping, read_yaml, to_mapping
 
-    deployment = from_mapping(Deployment, read_yaml(file), file)
+    data = read_yaml(file)
+    data.pop("gateway", None)  # how `headway serve` reaches the replicas
+    deployment = from_mapping(Deployment, data, file)
     return {"gpus": deployment.gpus, "prices": deployment.priced(), "deployment": to_mapping(deployment)}
 
 

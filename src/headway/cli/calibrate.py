@@ -12,39 +12,56 @@ from headway.errors import BadInput
 
 if TYPE_CHECKING:
     from headway.accuracy import Calibrated, Row
+    from headway.accuracy.runs import Run
     from headway.cost.calibration import CalibrationFile
 
 
 @click.command(cls=o.Verb, short_help="Step times by own measurements, from ten points on.")
-@click.argument("table_file", metavar="FILE")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @o.options(o.CHOICE, o.WRITTEN, o.JSON, o.QUIET)
-def calibrate(*, table_file: str, **asked: Any) -> None:
+def calibrate(*, files: tuple[str, ...], **asked: Any) -> None:
     """Fit the step law to measured operating points of one GPU and engine, starting from the shipped law.
 
-    FILE is a CSV, plain or gzipped, in the form that `headway validate` reads; docs/calibration.md describes the
-    columns. Held-out points decide: where they are predicted no better, the shipped law is kept.
+    FILE is a CSV, plain or gzipped, in the form that `headway validate` reads, or the results of `headway bench
+    --deployment`, one a point; docs/calibration.md describes both. Held-out points decide: where they are predicted
+    no better, the shipped law is kept.
 
     \b
     headway calibrate mine.csv --out cal.yaml
+    headway calibrate bench-*.json --out cal.yaml
     headway calibrate mine.csv --where gpu_key=H100 --where engine=vllm --out cal.yaml
     headway simulate best.yaml --calibration cal.yaml
     """
     from headway.accuracy import calibrate as run
-    from headway.accuracy import read_rows
     from headway.accuracy.calibrate import measured_on
     from headway.report import calibration_text
 
     terminal = Terminal(asked["json_to"], asked["out_to"], quiet=asked["quiet"])
     check_files(None, asked["json_to"], asked["out_to"])
-    rows = _chosen(read_rows(table_file), asked["where"])
+    rows = _measured(files, asked["where"])
     fingerprint = _fingerprint(asked["fingerprint_from"])
     _check_machine(fingerprint, measured_on(rows)[0])
     note_interpreted(terminal)
-    name, digest = _named(table_file)
+    name, digest = _named(files)
     with terminal.bar("calibrating") as bar:
         found = run(rows, source=f"{name} (sha256 {digest[:12]})", progress=bar.tell)
     terminal.show(calibration_text(found))
     _deliver(terminal, found, _file(found, fingerprint, name, digest), asked)
+
+
+def _measured(files: tuple[str, ...], wanted: tuple[str, ...]) -> list[Row | Run]:
+    """The rows of one table, or the runs of results."""
+    from headway.accuracy import read_rows
+    from headway.accuracy.runs import read_run
+
+    results = [file for file in files if file.endswith(".json")]
+    if not results and len(files) == 1:
+        return [*_chosen(read_rows(files[0]), wanted)]
+    if len(results) < len(files):
+        raise BadInput(f"{len(files) - len(results)} tables and {len(results)} results: give one CSV, or results alone")
+    if wanted:
+        raise BadInput(f"--where {wanted[0]!r}: chooses rows of a table; name the results that are wanted")
+    return [read_run(file) for file in files]
 
 
 def _chosen(rows: list[Row], wanted: tuple[str, ...]) -> list[Row]:
@@ -99,12 +116,16 @@ def _check_machine(fingerprint: dict[str, Any], gpu_key: str) -> None:
         raise BadInput(f"the fingerprint is of {name!r}, the points of {gpu_key}: give that of the machine measured")
 
 
-def _named(path: str) -> tuple[str, str]:
-    """Name and SHA-256 of the measured file."""
+def _named(files: tuple[str, ...]) -> tuple[str, str]:
+    """Name and SHA-256 of the measured file, or of all of them one after the other."""
     import hashlib
     from pathlib import Path
 
-    return Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return f"{Path(files[0]).name}{more}", digest.hexdigest()
 
 
 def _file(found: Calibrated, fingerprint: dict[str, Any], name: str, digest: str) -> CalibrationFile:

@@ -40,8 +40,6 @@ LISTENING = (
                  show_default=True, metavar="N", help="Of the first replica, the others follow; 0: any free ones."),
     click.option("--name", "names", cls=o.Section, section="Service", multiple=True, metavar="NAME",
                  help="What the model is called in requests.  [default: as in the deployment] Repeatable."),
-    click.option("--salt-header", cls=o.Section, section="Service", default="", metavar="HEADER",
-                 help="Prefixes are shared only among equal values of it; for a gateway that sets it."),
     click.option("--for", "for_s", cls=o.Section, section="Service", callback=o.read_with(o.above_zero(parse_seconds)),
                  metavar="TIME", help="End by itself after this time.  [default: at Ctrl-C]"),
 )
@@ -101,7 +99,6 @@ def _emulator(deployment: Deployment, asked: o.Options) -> Emulator:
         names=asked["names"],
         seed=asked["seed"],
         faults=asked["faults"],
-        salt_header=asked["salt_header"].lower(),
         **given,
     )
     return Emulator([pool.replica for pool in deployment.pools for _ in range(pool.count)], settings, order)

@@ -81,6 +81,13 @@ def _workloads() -> list[Row]:
     ]
 
 
+def _exports() -> list[Row]:
+    from headway.export import targets
+    from headway.specs import to_mapping
+
+    return [to_mapping(each, defaults=True) for each in targets()]
+
+
 def _tera(value: float | None) -> str:
     return "" if value is None else f"{value / 1e12:,.0f}"
 
@@ -123,8 +130,15 @@ _NODE = (
 )
 _POLICY = (("name", lambda r: r["name"]), ("what it does", lambda r: r["about"]))
 
+_EXPORT = (
+    ("for", lambda r: r["version"]),
+    ("what it writes", lambda r: r["about"]),
+    ("what is checked", lambda r: r["checked"]),
+)
+
 Columns = tuple[tuple[str, Callable[[Row], str]], ...]
 CATALOGUES: dict[str, tuple[Callable[[], list[Row]], str, Columns]] = {
+    "exports": (_exports, "name", _EXPORT),
     "models": (_models, "key", _MODEL),
     "gpus": (_gpus, "key", _GPU),
     "nodes": (_nodes, "key", _NODE),
@@ -133,7 +147,7 @@ CATALOGUES: dict[str, tuple[Callable[[], list[Row]], str, Columns]] = {
 }
 
 
-@click.command("list", cls=Verb, short_help="Models, GPUs, nodes, policies and workloads there are.")
+@click.command("list", cls=Verb, short_help="Models, GPUs, nodes, policies, workloads, exports.")
 @click.argument("what", metavar=f"[{'|'.join(CATALOGUES)}]")
 @click.option("--json", "as_json", is_flag=True, help="Every field, as a JSON list on stdout.")
 def list_(what: str, as_json: bool) -> None:
@@ -170,6 +184,9 @@ def _table(rows: list[Row], key: str, columns: Columns) -> Any:
             "price of",
             "inside",
             "to other nodes",
+            "for",
+            "what it writes",
+            "what is checked",
         )
         table.add_column(heading, justify="left" if words else "right", overflow="fold")
     for row in rows:

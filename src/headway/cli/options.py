@@ -133,6 +133,17 @@ ARRIVALS = (
     _option("Workload", "--arrival", metavar="PROCESS", help="poisson, constant, gamma:cv=3, closed:64, ..."),
     _option("Workload", "--requests", callback=_COUNT, metavar="N", help="How many.  [default: the workload's]"),
 )
+OTHERWISE = (
+    _option("What if", "--policy", "policies", multiple=True, metavar="KIND=NAME",
+            help="route=, order= or admit= and a name or module:Class. Repeatable."),
+    _option("What if", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
+            help="Any field of the deployment: policies.params.route.choices=3. Repeatable."),
+    _option("Log", "--run", "run_named", metavar="NAME", help="Of a log with several.  [default: the newest]"),
+)
+RESULTS = (
+    _option("Output", "--out", "out_to", metavar="DIR",
+            help="The three results with their rows, as headway compare takes them, and the traffic."),
+)
 FIELDS = (
     _option("Workload", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
             help="A field: workload.arrival.cv=3, slo.itl_s=80ms. Repeatable."),

@@ -7,25 +7,32 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from headway.cli import options as o
 from headway.cli.calibration import with_calibration
+from headway.cli.journal import followed
+from headway.cli.journal import rows as journal_rows
 from headway.cli.terminal import Terminal, note_interpreted
 from headway.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from headway.gateway import Backing, GatewaySpec
+    from headway.gateway import Backing, Decider, GatewaySpec
     from headway.policies import Policy
     from headway.sim import Deployment, Policies
+
+H = TypeVar("H", bound="Decider")
 
 OPTIONS = (
     click.option("--check", cls=o.Section, section="Service", is_flag=True,
                  help="Only check the file, and say what would be served."),
+    click.option("--log", "log_as", cls=o.Section, section="Service", type=click.Choice(["text", "json"]),
+                 default="text", show_default=True,
+                 help="Notes for a reader on stderr, or JSON lines, one for each request."),
     click.option("--decisions", "decisions_in", cls=o.Section, section="Service", metavar="DIR",
                  help="Only the decision process, on a socket in DIR: for an Envoy that is run elsewhere."),
 )  # fmt: skip
@@ -61,26 +68,36 @@ def serve(deployment_file: str, **asked: Any) -> None:
     """Serve OpenAI's API in front of live replicas: Envoy carries the bytes, the policies decide.
 
     The file is a deployment, as `headway plan --yaml` writes it, with a section `gateway:` that names the
-    replicas' addresses. Ctrl-C lets running requests finish, and ends.
+    replicas' addresses. Ctrl-C lets running requests finish, and ends. SIGHUP has the file read anew.
 
     \b
     headway serve examples/gateway.yaml --check
     headway serve examples/gateway.yaml
     """
-    terminal = Terminal(quiet=asked["quiet"])
+    as_json = asked["log_as"] == "json"
+    terminal = Terminal(quiet=asked["quiet"], json_notes=as_json)
     served = served_of(deployment_file, asked["calibration_from"], terminal)
     policies = served.policies()
     if asked["decisions_in"]:
-        _decide(served, policies, Path(asked["decisions_in"]), asked["seed"], terminal)
+        ledger = Path(deployment_file).parent / served.spec.ledger
+        _decide(served, policies, (Path(asked["decisions_in"]), ledger), asked["seed"], terminal)
         return
     note_interpreted(terminal)
     _warn(served.spec, terminal)
     from headway.gateway import Supervisor
+    from headway.gateway.loglines import ENVOY_FORMAT
 
     command = [sys.executable, "-m", "headway", "serve", deployment_file, "--seed", str(asked["seed"])]
     command += ["--calibration", asked["calibration_from"]] if asked["calibration_from"] else []
     command += ["--quiet"] if asked["quiet"] else []
-    supervisor = Supervisor(served.spec, [*command, "--decisions"], terminal.note)
+    command += ["--log", asked["log_as"], "--decisions"]
+
+    def load() -> GatewaySpec:
+        spec = served_of(deployment_file, asked["calibration_from"], terminal).spec
+        _warn(spec, terminal)
+        return spec
+
+    supervisor = Supervisor(served.spec, load, command, terminal.note, ENVOY_FORMAT if as_json else "")
     if asked["check"]:
         try:
             asyncio.run(supervisor.validate())
@@ -97,12 +114,18 @@ def served_of(file: str, calibration: str | None, terminal: Terminal) -> Served:
     Raises:
         BadInput: no section `gateway:`, prefill and decode pools, or as many addresses as there are no replicas.
     """
+    from headway.specs import read_yaml
+
+    return served_from(read_yaml(file), file, calibration, terminal)
+
+
+def served_from(data: dict[str, Any], file: str, calibration: str | None, terminal: Terminal) -> Served:
+    """Read what a file holds, or what a decision log says that it held; raises as `served_of`."""
     from headway.cost import compile_replica
     from headway.gateway import Backing, GatewaySpec, with_models
     from headway.sim import Deployment, Policies
-    from headway.specs import from_mapping, read_yaml
+    from headway.specs import from_mapping
 
-    data = read_yaml(file)
     if "gateway" not in data:
         raise BadInput(
             f"{file} has no section gateway: add `gateway: {{upstreams: [127.0.0.1:8000]}}`, an address per replica"
@@ -122,9 +145,12 @@ def served_of(file: str, calibration: str | None, terminal: Terminal) -> Served:
     if count != len(spec.upstreams):
         raise BadInput(f"{file}: {len(spec.upstreams)} gateway.upstreams for {count} replicas: give one for each")
     backings = []
+    hourly_usd = deployment.priced().usd_per_gpu_hour
     for pool in deployment.pools:
         table = compile_replica(pool.replica)
-        backings += [Backing(table=table, window=pool.replica.engine.max_seqs * table.ranks)] * pool.count
+        usd = None if hourly_usd is None else hourly_usd * pool.replica.gpus
+        window = pool.replica.engine.max_seqs * table.ranks
+        backings += [Backing(table=table, window=window, usd_per_hour=usd)] * pool.count
     return Served(with_models(spec, (deployment.pools[0].replica.model,)), deployment, backings, deployment.policies)
 
 
@@ -136,7 +162,7 @@ def summary(served: Served) -> RenderableType:
 
     spec, names = served.spec, served.names
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("listen", f"http://{spec.listen}/v1")
+    table.add_row("listen", f"{'https' if spec.tls else 'http'}://{spec.listen}/v1")
     table.add_row("models", ", ".join(spec.models))
     kinds = [f"{pool.count} x {pool.replica.model} on {pool.replica.gpu}" for pool in _pools(served)]
     table.add_row("replicas", ", ".join(kinds) or f"{len(spec.upstreams)}, not described: predicted from what is seen")
@@ -145,15 +171,20 @@ def summary(served: Served) -> RenderableType:
     table.add_row("policies", f"route {names.route}, order {names.order}, admit {names.admit}")
     for klass in spec.classes:
         limits = [f"{name} {format_seconds(s)}" for name, s in _limits(klass.slo) if s is not None]
-        refuse = f", refused below {klass.refuse_below:.0%} chance" if klass.slo.ttft_s and klass.refuse_below else ""
-        table.add_row("class", f"{klass.name}, priority {klass.priority}: {', '.join(limits) or 'no limits'}{refuse}")
+        refuse = f", refused below {klass.refuse_below:.0%} chance" if limits and klass.refuse_below else ""
+        urgency = f"{'offline, ' if klass.offline else ''}priority {klass.priority}"
+        table.add_row("class", f"{klass.name}, {urgency}: {', '.join(limits) or 'no limits'}{refuse}")
     for tenant in spec.tenants:
         rates = [("requests/min", tenant.requests_per_min), ("tokens/min", tenant.tokens_per_min)]
-        said = [f"{value:g} {name}" for name, value in (*rates, ("at once", tenant.concurrency)) if value is not None]
+        rates += [("tokens/day", tenant.tokens_per_day), ("tokens/month", tenant.tokens_per_month)]
+        rates += [("at once", tenant.concurrency)]
+        said = [f"{value:,.10g} {name}" for name, value in rates if value is not None]
+        said += [f"weight {tenant.weight:g}"] if tenant.weight != 1 else []
         table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
-    table.add_row(
-        "admin", f"http://{spec.admin}/metrics and /status{'' if spec.admin_key_sha256 else ', without a key'}"
-    )
+    for row in journal_rows(spec):
+        table.add_row(*row)
+    key = "" if spec.admin_key_sha256 else ", without a key"
+    table.add_row("admin", f"http://{spec.admin}/headway, /metrics and /status{key}")
     return table
 
 
@@ -191,22 +222,44 @@ async def _supervise(supervisor: Any) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_stop)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.renewal.set)
     await running
 
 
-def _decide(served: Served, policies: dict[str, Policy], folder: Path, seed: int, terminal: Terminal) -> None:
-    """Be the decision process until SIGTERM."""
-    from headway.gateway import Brain, Decider, Reader, decide, resolved
+def host_of(
+    kind: type[H], served: Served, policies: dict[str, Policy], addresses: list[str], seed: int, terminal: Terminal
+) -> H:
+    """A host of this kind around a brain."""
+    from headway.gateway import Brain, Reader
+    from headway.gateway.loglines import LogLines
 
+    brain = Brain(served.spec, served.backings, policies, seed)
+    log = LogLines(_to_stderr) if terminal.json_notes else None
+    return kind(brain, Reader(served.spec, served.max_context), addresses, terminal.note, log)
+
+
+def _decide(
+    served: Served, policies: dict[str, Policy], places: tuple[Path, Path], seed: int, terminal: Terminal
+) -> None:
+    """Be the decision process until SIGTERM; `places`: the folder of the sockets, and the ledger's file."""
+    from headway.gateway import Decider, addresses_in, decide
+
+    folder, ledger = places
     if not folder.is_dir():
         raise BadInput(f"--decisions {folder}: there is no such folder; make it, open to this user alone")
-    brain = Brain(served.spec, served.backings, policies, seed)
-    decider = Decider(brain, Reader(served.spec, served.max_context), resolved(served.spec.upstreams), terminal.note)
+    decider = host_of(Decider, served, policies, addresses_in(folder, served.spec), seed, terminal)
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await decide(decider, folder, stop)
+        async with decider.remembering(ledger):
+            await decide(decider, folder, stop)
 
-    asyncio.run(run())
+    with followed(decider, served, seed, terminal):
+        asyncio.run(run())
+
+
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -25,16 +27,20 @@ BAR_AFTER_S = 1.0
 class Terminal:
     """Prints for one run of a verb: where data goes to stdout (a file named ``-``), nothing else does."""
 
-    def __init__(self, *data_to: str | None, quiet: bool = False) -> None:
+    def __init__(self, *data_to: str | None, quiet: bool = False, json_notes: bool = False) -> None:
         if data_to.count("-") > 1:
             raise BadInput("only one answer can go to stdout (-): give the others a file")
         self.stdout_taken = "-" in data_to
         self.quiet = quiet
+        self.json_notes = json_notes
         self.kept: list[str] = []
 
     def note(self, text: str) -> None:
         """Say something beside the answer."""
         self.say_kept()
+        if self.json_notes:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            text = json.dumps({"time": now, "level": "info", "event": "note", "message": text})
         if not self.quiet:
             click.echo(text, err=True)
 

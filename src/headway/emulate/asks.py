@@ -43,6 +43,7 @@ class _Sampling(msgspec.Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     n: int | None = 1
     priority: int = 0
+    cache_salt: str = ""
 
 
 class _Message(msgspec.Struct):
@@ -87,6 +88,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     usage: bool = False
     priority: int = 0
+    salt: str = ""
     base64: bool = False
     dimensions: int | None = None
 
@@ -154,6 +156,7 @@ def _generation(kind: str, read: _Sampling, prompt: bytes, newer_limit: int | No
         stream=read.stream,
         usage=read.stream_options is not None and read.stream_options.include_usage,
         priority=read.priority,
+        salt=read.cache_salt,
     )
 
 

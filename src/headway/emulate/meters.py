@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+
+from headway.metrics.exposition import Buckets, family
 
 # Limits are our own, finer than vLLM's where latencies fall; its names are what dashboards look for.
 _FAST_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
@@ -13,34 +14,11 @@ _LATE_S = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.0
 REASONS = ("stop", "length", "abort")
 
 
-class Buckets:
-    """A histogram with fixed limits, in seconds."""
-
-    def __init__(self, limits_s: Sequence[float]) -> None:
-        self.limits_s = limits_s
-        self.counts = [0] * (len(limits_s) + 1)
-        self.sum_s = 0.0
-
-    def add(self, seconds: float, times: int = 1) -> None:
-        """Count a duration `times` times."""
-        self.counts[bisect_left(self.limits_s, seconds)] += times
-        self.sum_s += seconds * times
-
-    def lines(self, name: str, labels: str) -> Iterable[str]:
-        """Write it down."""
-        total = 0
-        for limit, count in zip((*self.limits_s, "+Inf"), self.counts, strict=True):
-            total += count
-            yield f'{name}_bucket{{{labels},le="{limit}"}} {total}'
-        yield f"{name}_sum{{{labels}}} {self.sum_s:.9g}"
-        yield f"{name}_count{{{labels}}} {total}"
-
-
 class Meters:
     """Counters and histograms of one replica since it started; what is in use now comes from its books."""
 
     def __init__(self, model: str) -> None:
-        self.labels = f'model_name="{_escaped(model)}",engine="0"'
+        self.labels = (("model_name", model), ("engine", "0"))
         self.ttft, self.gap, self.tpot = Buckets(_FAST_S), Buckets(_FAST_S), Buckets(_FAST_S)
         self.e2e, self.queue, self.late = Buckets(_SLOW_S), Buckets(_SLOW_S), Buckets(_LATE_S)
         self.prompt_tokens = self.output_tokens = 0
@@ -50,40 +28,35 @@ class Meters:
     def text(self, books: Mapping[str, float]) -> str:
         """Return the page at /metrics."""
         used = books["kv_used"] / max(books["kv_total"], 1)
-        gauges = {
-            "vllm:num_requests_running": (books["running"], "Requests in the batch."),
-            "vllm:num_requests_waiting": (books["waiting"], "Requests that wait to be in it."),
-            "vllm:kv_cache_usage_perc": (used, "Share of the KV pages in use, 0 to 1."),
-            "vllm:gpu_cache_usage_perc": (used, "The same under its older name."),
-        }
-        counters = {
-            "vllm:prefix_cache_queries_total": (books["queried"], "Prompt tokens looked up in the prefix cache."),
-            "vllm:prefix_cache_hits_total": (books["hit"], "Prompt tokens found there."),
-            "vllm:num_preemptions_total": (books["preemptions"], "Preemptions."),
-            "vllm:prompt_tokens_total": (self.prompt_tokens, "Prompt tokens of requests that got a first token."),
-            "vllm:generation_tokens_total": (self.output_tokens, "Tokens generated."),
-            "headway:emulate_refused_total": (self.refused, "Requests answered with an error."),
-        }
-        histograms = {
-            "vllm:time_to_first_token_seconds": (self.ttft, "From arrival to the first token."),
-            "vllm:inter_token_latency_seconds": (self.gap, "Between two tokens of an answer."),
-            "vllm:time_per_output_token_seconds": (self.gap, "The same under its older name."),
-            "vllm:request_time_per_output_token_seconds": (self.tpot, "Mean of an answer's gaps."),
-            "vllm:e2e_request_latency_seconds": (self.e2e, "From arrival to the last token."),
-            "vllm:request_queue_time_seconds": (self.queue, "From arrival to admission."),
-            "headway:emulate_lateness_seconds": (self.late, "From a step's virtual end until all its tokens were out."),
+        kinds: dict[str, dict[str, tuple[float | Buckets, str]]] = {
+            "gauge": {
+                "vllm:num_requests_running": (books["running"], "Requests in the batch."),
+                "vllm:num_requests_waiting": (books["waiting"], "Requests that wait to be in it."),
+                "vllm:kv_cache_usage_perc": (used, "Share of the KV pages in use, 0 to 1."),
+                "vllm:gpu_cache_usage_perc": (used, "The same under its older name."),
+            },
+            "counter": {
+                "vllm:prefix_cache_queries_total": (books["queried"], "Prompt tokens looked up in the prefix cache."),
+                "vllm:prefix_cache_hits_total": (books["hit"], "Prompt tokens found there."),
+                "vllm:num_preemptions_total": (books["preemptions"], "Preemptions."),
+                "vllm:prompt_tokens_total": (self.prompt_tokens, "Prompt tokens of requests that got a first token."),
+                "vllm:generation_tokens_total": (self.output_tokens, "Tokens generated."),
+                "headway:emulate_refused_total": (self.refused, "Requests answered with an error."),
+            },
+            "histogram": {
+                "vllm:time_to_first_token_seconds": (self.ttft, "From arrival to the first token."),
+                "vllm:inter_token_latency_seconds": (self.gap, "Between two tokens of an answer."),
+                "vllm:time_per_output_token_seconds": (self.gap, "The same under its older name."),
+                "vllm:request_time_per_output_token_seconds": (self.tpot, "Mean of an answer's gaps."),
+                "vllm:e2e_request_latency_seconds": (self.e2e, "From arrival to the last token."),
+                "vllm:request_queue_time_seconds": (self.queue, "From arrival to admission."),
+                "headway:emulate_lateness_seconds": (self.late, "From a step's virtual end until its tokens were out."),
+            },
         }
         lines: list[str] = []
-        for kind, group in (("gauge", gauges), ("counter", counters)):
+        for kind, group in kinds.items():
             for name, (value, said) in group.items():
-                lines += [f"# HELP {name} {said}", f"# TYPE {name} {kind}", f"{name}{{{self.labels}}} {value:.9g}"]
-        name = "vllm:request_success_total"
-        lines += [f"# HELP {name} Requests that ended, by reason.", f"# TYPE {name} counter"]
-        lines += [f'{name}{{{self.labels},finished_reason="{reason}"}} {n}' for reason, n in self.ended.items()]
-        for name, (buckets, said) in histograms.items():
-            lines += [f"# HELP {name} {said}", f"# TYPE {name} histogram", *buckets.lines(name, self.labels)]
+                lines += family(name, kind, said, [(self.labels, value)])
+        ended = [((*self.labels, ("finished_reason", reason)), n) for reason, n in self.ended.items()]
+        lines += family("vllm:request_success_total", "counter", "Requests that ended, by reason.", ended)
         return "\n".join(lines) + "\n"
-
-
-def _escaped(label: str) -> str:
-    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

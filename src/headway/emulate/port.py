@@ -272,9 +272,8 @@ class Port:
         given = request.headers.get("x-request-id", "")
         self.serial += 1
         name = given if _PLAIN_ID.match(given) else f"{self.index}-{self.serial}"
-        salt = request.headers.get(self.settings.salt_header, "") if self.settings.salt_header else ""
         sent_s = request.received_s - self.epoch_s
-        seqs, reason = self._sequences(ask, name, salt, sent_s)
+        seqs, reason = self._sequences(ask, name, sent_s)
         befalls = plan(self.settings.faults, self.settings.seed, name, seqs[0][1])
         if befalls is not None and befalls.status:
             raise ApiError(befalls.status, "a fault was ordered")
@@ -292,7 +291,7 @@ class Port:
             self.paced.send(answer.seq, sent_s)
         self.conductor.plan()
 
-    def _sequences(self, ask: Ask, name: str, salt: str, sent_s: float) -> tuple[list[tuple[Sequence, int]], str]:
+    def _sequences(self, ask: Ask, name: str, sent_s: float) -> tuple[list[tuple[Sequence, int]], str]:
         """The sequences to be computed with their output lengths, and why the answer will end."""
         made = []
         reason = "stop"
@@ -303,7 +302,7 @@ class Port:
             units = None
             if self.paced.block_tokens:
                 whole = tokens + prompts.filler(self._first_word(name), output)
-                units = prompts.units(whole, self.paced.block_tokens, f"{self.replica.model}\0{salt}".encode())
+                units = prompts.units(whole, self.paced.block_tokens, f"{self.replica.model}\0{ask.salt}".encode())
             seq = make_sequence(self.serial, sent_s, (n, output), ask.priority, units)
             if not self.paced.fits(seq):
                 message = f"prompt of {n} and output of {output} tokens need more KV than the replica has"

@@ -22,8 +22,7 @@ class Settings(Spec, frozen=True, kw_only=True):
     """Where to listen and how to answer.
 
     `names`: what the model is called, the first in answers; by default as in the deployment. `output`: how long answers
-    are whose request does not say. `salt_header`: a header that separates the prefixes of those whose values differ;
-    only for a gateway that sets it itself, since a client could name another's.
+    are whose request does not say.
 
     Raises:
         BadInput: a port that is none.
@@ -35,7 +34,6 @@ class Settings(Spec, frozen=True, kw_only=True):
     output: Length | Binned = msgspec.field(default_factory=_chat_lengths)
     seed: int = 0
     faults: tuple[Fault, ...] = ()
-    salt_header: str = ""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:

@@ -21,7 +21,6 @@ cdef class Engine(ReplicaState):
     cdef bint alone
     cdef long long poll_steps
     cdef bint ahead
-    cdef bint early
     cdef bint leaps
     cdef WaitingQueue queue
     cdef Line inbox
@@ -61,7 +60,7 @@ cdef class Engine(ReplicaState):
     cdef int end(self, Sequence seq, double now) except -1
     cdef bint open(self, Lane lane, double now) except -1
     cdef int open_pipeline(self, double now) except -1
-    cdef int plan_leap(self, Lane lane, double now, bint again) except -1
+    cdef int plan_leap(self, Lane lane, double now, bint preempted) except -1
     cdef int start(self, Lane lane, long long n, double now) except -1
     cdef double through_stages(self, double now, double stage_s, long long tokens) except? -1
     cdef bint grow(self, Lane lane) except -1

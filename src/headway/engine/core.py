@@ -56,7 +56,7 @@ class Engine(ReplicaState):
         self.max_context = law.max_context
         self.alone = law.prefill_alone
         self.poll_steps = law.poll_steps if law.stages == 1 else 1
-        self.ahead = law.ahead and law.stages == 1
+        self.ahead = law.ahead and law.stages == 1 and self.poll_steps == 1
         self.leaps = True
         self.trace: Any = None
         self.queue = WaitingQueue(order)
@@ -67,7 +67,7 @@ class Engine(ReplicaState):
         self.partial: Any = None
         self.flight: list[Lane] = []
         self.group: Any = None
-        self.held = self.early = False
+        self.held = False
         self.single = law.stages > 1
         self.stage_free_s = 0.0
         self.stage_s = buffer([0.0] * law.stages)
@@ -88,15 +88,17 @@ class Engine(ReplicaState):
         """A request arrives; its prompt is to be computed here."""
         self.waiting += 1
         self.waiting_tokens += seq.target
-        if self.ahead:
-            lane: Lane = self.lanes[0]
-            seq.ready_s = lane.under_way(now, late)
         if self.poll_steps > 1:
             self.inbox.append(seq)
             if self.inbox.size == 1:
                 self.notice(now, late, self.poll_steps)
             return 0
-        self.queue.push(seq)
+        lane: Lane = self.lanes[0]
+        if self.ahead and lane.busy:
+            seq.ready_s = lane.under_way(now, late)
+            self.inbox.append(seq)
+        else:
+            self.queue.push(seq)
         if self.running < self.max_seqs and (self.waiting == 1 or self.queue.ordered):
             self.notice(now, late)
         return 0
@@ -258,7 +260,6 @@ class Engine(ReplicaState):
         preempted; then nobody is admitted in this step.
         """
         seq: Sequence
-        self.early = False
         while self.landed:
             seq = self.landed.pop(0)
             lane.join(seq)
@@ -266,8 +267,8 @@ class Engine(ReplicaState):
         if self.incoming.size > 0:
             self.admit_incoming(now)
         if self.inbox.size > 0 and (lane.n == 0 or lane.polls or lane.step % self.poll_steps == 0):
-            while self.inbox.size > 0:
-                self.queue.push(self.inbox.take())
+            idle: cython.bint = lane.n == 0 and self.partial is None
+            self.queue.push_from(self.inbox, now if self.ahead and not idle else NEVER)
         preempted: cython.bint = False if self.alone else self.grow(lane)
         if self.partial is not None and not self.held:
             preempted = self.continue_partial(lane) or preempted
@@ -280,7 +281,7 @@ class Engine(ReplicaState):
         elif lane.chunk_count > 0 or self.law.stages > 1:
             self.start(lane, 0 if self.alone and lane.chunk_count > 0 else lane.n, now)
         elif lane.n > 0:
-            self.plan_leap(lane, now, preempted or self.early)
+            self.plan_leap(lane, now, preempted)
         return preempted
 
     def open_pipeline(self, now: cython.double) -> cython.int:
@@ -312,19 +313,19 @@ class Engine(ReplicaState):
                     self.next_s = min(self.next_s, self.stage_free_s)
         return 0
 
-    def plan_leap(self, lane: Lane, now: cython.double, again: cython.bint) -> cython.int:
+    def plan_leap(self, lane: Lane, now: cython.double, preempted: cython.bint) -> cython.int:
         """Plan decode steps up to the next thing that can change the batch.
 
-        `again`: the queue's head came too late for this step, or met a preemption; it is looked at one step later.
+        After a preemption nobody was admitted, so the queue's head is looked at again one step later; so are the news.
         """
         if lane.dirty:
             lane.drop_anchor(now, self.law)
         steps: cython.longlong = lane.finish.keys[0] - lane.step
         if lane.cross.size > 0:
             steps = min(steps, lane.cross.keys[0] - lane.step)
-        if self.inbox.size > 0:
+        if self.inbox.size > 0 and (self.poll_steps > 1 or self.running < self.max_seqs):
             steps = min(steps, self.poll_steps - lane.step % self.poll_steps)
-        if not self.leaps or lane.stalled or lane.fresh or (self.queue.size > 0 and (again or self.queue.rekeys)):
+        if not self.leaps or lane.stalled or lane.fresh or (self.queue.size > 0 and (preempted or self.queue.rekeys)):
             steps = 1
         if steps > 1:
             steps = 1 + lane.affordable(steps - 1, self.kv.total - self.kv.used)
@@ -421,14 +422,12 @@ class Engine(ReplicaState):
         """
         seq: Sequence
         hit: cython.longlong
-        tokens: cython.longlong
         budget: cython.longlong = self.max_tokens - (0 if self.alone else lane.n) - lane.chunk_tokens
         while self.queue.size > 0 and budget > 0 and self.running < self.max_seqs:
             seq = self.queue.peek(now)
             hit = self.kv.hit(seq)
-            tokens = min(seq.target - hit, budget)
-            self.early = seq.ready_s >= now and lane.n + lane.chunk_count > 0
-            if self.early or self.kv.entry_price(seq, hit) > self.kv.total - self.kv.used:
+            tokens: cython.longlong = min(seq.target - hit, budget)
+            if self.kv.entry_price(seq, hit) > self.kv.total - self.kv.used:
                 return 0
             self.queue.drop_head()
             self.waiting -= 1

@@ -245,9 +245,7 @@ class Lane:
         return steps
 
     def under_way(self, now: cython.double, late: cython.bint) -> cython.double:
-        """When the step under way ends, also in the midst of a leap; long ago when there is none."""
-        if not self.busy:
-            return -FOREVER
+        """When the step under way ends, also in the midst of a leap."""
         if self.chunk_count > 0 or self.planned <= self.done + 1:
             return self.end_s
         return self.after(self.steps_by(now, late, self.planned))

@@ -46,9 +46,6 @@ class Lockstep:
         if engine.queue.size == 0 or engine.running >= engine.max_seqs:
             return False
         seq: Sequence = engine.queue.peek(now)
-        lane: Lane = engine.lanes[0]
-        if seq.ready_s >= now and lane.n > 0:
-            return False
         return engine.kv.entry_price(seq, engine.kv.hit(seq)) <= engine.kv.total - engine.kv.used
 
     def withholds(self, now: cython.double) -> cython.bint:

@@ -15,6 +15,7 @@ cdef class WaitingQueue:
     cdef long long serial
     cdef readonly Py_ssize_t size
     cdef int push(self, Sequence seq) except -1
+    cdef int push_from(self, Line news, double before_s) except -1
     cdef int push_back_in(self, Sequence seq) except -1
     cdef Sequence peek(self, double now)
     cdef int drop_head(self) except -1

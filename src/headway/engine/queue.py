@@ -39,6 +39,16 @@ class WaitingQueue:
             self.fifo.append(seq)
         return 0
 
+    def push_from(self, news: Line, before_s: cython.double) -> cython.int:
+        """Add what is in a line and came during a step that ended before a time."""
+        seq: Sequence
+        while news.size > 0:
+            seq = news.first()
+            if seq.ready_s >= before_s:
+                return 0
+            self.push(news.take())
+        return 0
+
     def push_back_in(self, seq: Sequence) -> cython.int:
         """Put a preempted request back: at the head, or where its key says, before its equals."""
         self.size += 1

@@ -84,7 +84,7 @@ class ReferenceEngine:
         self.waiting: list[Row] = []
         self.inbox: list[Row] = []
         self.poll_steps = table.poll_steps if table.stages == 1 else 1
-        self.ahead = table.ahead and table.stages == 1
+        self.ahead = table.ahead and table.stages == 1 and self.poll_steps == 1
         self.partial: Row | None = None
         self.serial = self.place = 0
         self.anchor: tuple[frozenset[int], float, int, int, int] | None = None
@@ -129,9 +129,10 @@ class ReferenceEngine:
         row.target = row.prompt
         self.place += 1
         row.place = self.place
-        if self.ahead and self.lanes[0].busy:
+        under_way = self.ahead and self.lanes[0].busy
+        if under_way:
             row.ready_s = self.lanes[0].end_s
-        (self.inbox if self.poll_steps > 1 else self.waiting).append(row)
+        (self.inbox if self.poll_steps > 1 or under_way else self.waiting).append(row)
 
     # --- a step -------------------------------------------------------------------------------------------------
 
@@ -180,8 +181,10 @@ class ReferenceEngine:
         """Compose the next step of a lane and work out when it ends; True when somebody was preempted."""
         alone = self.table.prefill_alone
         if not lane.decoding or lane.polls or lane.step % self.poll_steps == 0:
-            self.waiting += self.inbox
-            self.inbox = []
+            busy = bool(lane.decoding) or self.partial is not None
+            late = [row for row in self.inbox if self.ahead and busy and row.ready_s >= self.now]
+            self.waiting += self.inbox[: len(self.inbox) - len(late)]
+            self.inbox = late
         preempted = False if alone else self.grow(lane)
         budget = self.settings.max_batched_tokens - (0 if alone else len(lane.decoding))
         if self.partial is not None and budget > 0 and not self.holds:
@@ -196,8 +199,6 @@ class ReferenceEngine:
         running = sum(len(each.decoding) + len(each.completing) for each in self.lanes) + (self.partial is not None)
         while not (preempted or self.holds) and self.waiting and budget > 0 and running < self.settings.max_seqs:
             row = self.head()
-            if row.ready_s >= self.now and (lane.decoding or lane.chunks):
-                break
             hit = self.hit(row)
             tokens = min(row.target - hit, budget)
             if self.entry_price(row, hit) > self.available():
@@ -424,10 +425,9 @@ class ReferenceRank(ReferenceEngine):
         """Whether a prompt could be computed now."""
         if self.partial is not None or not self.waiting:
             return self.partial is not None
-        row, lane = self.head(), self.lanes[0]
-        if len(lane.decoding) >= self.settings.max_seqs or (row.ready_s >= self.now and lane.decoding):
-            return False
-        return self.entry_price(row, self.hit(row)) <= self.available()
+        row = self.head()
+        pages = self.entry_price(row, self.hit(row))
+        return len(self.lanes[0].decoding) < self.settings.max_seqs and pages <= self.available()
 
 
 class ReferenceRanks:

@@ -7,9 +7,10 @@ Start reading in `brain.py`, then `decider.py`; `envoy_config.py` is what Envoy 
 
 from headway.gateway.brain import Backing, Brain
 from headway.gateway.decider import Decider, decide
+from headway.gateway.hosts import addresses_in
 from headway.gateway.reading import Reader
 from headway.gateway.spec import GatewaySpec, SloClass, Tenant, is_loopback, with_models
-from headway.gateway.supervisor import Supervisor, resolved
+from headway.gateway.supervisor import Supervisor
 
 __all__ = [
     "Backing",
@@ -20,8 +21,8 @@ __all__ = [
     "SloClass",
     "Supervisor",
     "Tenant",
+    "addresses_in",
     "decide",
     "is_loopback",
-    "resolved",
     "with_models",
 ]

@@ -25,16 +25,21 @@ class Entry:
     """One accepted request, from its arrival to its end."""
 
     __slots__ = (
-        "cached", "due_s", "facts", "hosts", "paced_at", "prefill_s", "record", "reserved", "sent_s", "stage", "view",
-        "waiting",
+        "bound", "cached", "charged", "due_s", "facts", "hosts", "level", "limits", "output", "paced_at", "prefill_s",
+        "reason", "record", "sent_s", "stage", "view", "waiting",
     )  # fmt: skip
 
-    def __init__(self, facts: Arrival, view: LiveRequest, reserved: int) -> None:
+    def __init__(self, facts: Arrival, view: LiveRequest, limits: tuple[float, float, float]) -> None:
         self.facts = facts
         self.view = view
-        self.reserved = reserved  # tokens taken from the tenant's budget
+        self.limits = limits  # on TTFT, TPOT and E2E: the tighter of the class's and the caller's own
+        self.output = 0  # tokens expected to be generated, on the large side
+        self.bound = 0  # tokens that prompt and output may have at most
+        self.level = 0  # of urgency, in the queue
+        self.charged = 0.0  # to its tenant's counter, when it was sent
         self.stage = "held"  # then "sent", then "ended"
         self.hosts: tuple[int, ...] = ()
+        self.reason = ""  # of the choice of hosts
         self.record: EndRecord | None = None
         self.sent_s = math.nan
         self.due_s = math.nan
@@ -42,6 +47,11 @@ class Entry:
         self.cached = 0
         self.waiting = False
         self.paced_at = 0.0
+
+    @property
+    def reserved(self) -> tuple[int, int]:
+        """Tokens expected, and tokens set aside."""
+        return self.view.prompt_tokens + self.output, self.bound
 
 
 class ReplicaBook:
@@ -120,6 +130,11 @@ class ReplicaBook:
         new = request.prompt_tokens - cached
         work_s, beside_s = self.pace.first_s(new, cached, self.waiting_tokens, self.running, self.context)
         return max(self.free_s - now, 0.0) + work_s + beside_s
+
+    def token_s(self, request: LiveRequest) -> float:
+        """Predict the seconds from one output token of this request to the next, beside all that is here already."""
+        running = min(self.in_flight + self.others + 1, self.window)
+        return self.pace.token_s(running, self.context + self.waiting_tokens + request.prompt_tokens)
 
     def add(self, entry: Entry, now: float) -> None:
         """Pass a request on to this replica."""

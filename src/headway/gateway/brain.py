@@ -3,40 +3,45 @@
 Every method takes `now` (seconds, never decreasing) and returns answers: those to the request it was told of, and those
 to held requests whose turn has come. A host carries events here and answers back: Envoy's (`decider.py`), or a test's.
 An accepted request is routed or held and ends exactly once, by `end`; `record` brings its figures, before or after.
+Nothing else changes what it decides: a new brain that is told the same events answers the same (`log/replay.py`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
+from typing import Any
 
 import msgspec
 
 from headway.cost import StepTable
+from headway.gateway.admission import unattainable
 from headway.gateway.books import Entry, ReplicaBook
-from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Held, Left, Refused, Routed
+from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Held, Left, Outcome, Refused, Routed
 from headway.gateway.fence import Fence
 from headway.gateway.figures import Figures
 from headway.gateway.held import HeldQueue
 from headway.gateway.live import LiveCluster, LivePool, LiveRequest
 from headway.gateway.predict import OutputLengths, TokenSizes
+from headway.gateway.shadow import Shadow
 from headway.gateway.spec import GatewaySpec
-from headway.gateway.tenants import Account, Keys
+from headway.gateway.tenants import Accounts, Keys, Usage
 from headway.policies import Policy
 
 TOMBSTONE_S = 60.0  # how long an end is kept whose request is not known yet
 RECORD_S = 10.0  # how long an ended request waits for its figures
 KEPT_MAX = 100_000
-REASONS_MAX = 64  # told apart in the figures: a policy may put numbers into its reasons
 DURATION_WEIGHT = 0.05
 WINDOW_UNKNOWN = 64
+TEMPLATE_TOKENS = 64  # that an engine's chat template adds at most to a prompt of which every byte is a token
 
 
 class Backing(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica behind the gateway: its step table where the cost model knows it, and how many requests it takes."""
+    """One replica behind the gateway: its step table and price where they are known, and how many requests it takes."""
 
     table: StepTable | None = None
+    usd_per_hour: float | None = None  # of all its GPUs
     window: int = WINDOW_UNKNOWN
 
 
@@ -53,23 +58,26 @@ class Brain:
     def __init__(self, spec: GatewaySpec, backings: list[Backing], policies: dict[str, Policy], seed: int = 0) -> None:
         self.spec = spec
         self.limits = spec.limits
+        self.backings = backings
         self.books = [
             ReplicaBook(i, backing.table, spec.limits.in_flight or backing.window) for i, backing in enumerate(backings)
         ]
         self.fence = Fence(policies)
         self.figures = Figures()
-        self.accounts = [Account(tenant) for tenant in Keys(spec.tenants).tenants]
+        self.promised = [klass.slo.limits() for klass in spec.classes]
+        self.accounts = Accounts(Keys(spec.tenants).tenants)
         self.lengths, self.sizes = OutputLengths(), TokenSizes()
         self.pool = LivePool("mixed", [], Random(f"{seed}/route/0"))
         self.cluster = LiveCluster((self.pool,), Random(f"{seed}/admit"))
-        self.held = HeldQueue(self.fence, spec.limits.aging_s)
+        self.held = HeldQueue(self.fence, spec, [account.tenant.weight for account in self.accounts])
         self.live: dict[str, Entry] = {}
         self.tombstones: OrderedDict[str, float] = OrderedDict()
         self.unread: OrderedDict[str, tuple[float, Entry]] = OrderedDict()  # ended, without figures yet
         self.serial = 0
         self.duration_s = 1.0
         self.engines: dict[int, EngineSample] = {}
-        self.reasons: set[str] = set()
+        self.shadow: Shadow | None = None
+        self.tell: Callable[[Outcome], None] = lambda outcome: None
 
     # --- events ----------------------------------------------------------------------------------------------
 
@@ -84,17 +92,23 @@ class Brain:
         refused = self._refusal(now, entry)
         if refused is not None:
             return [self._refuse(entry, refused)]
-        account = self.accounts[facts.tenant]
-        account.live += 1
-        account.requests.take(now, 1)
-        account.tokens.take(now, entry.reserved)
+        at_once = not len(self.held) and bool(self._choosable())
+        answers: list[Answer] = []
+        if not at_once and len(self.held) >= self.limits.held:
+            loser = self.held.crowded_out(entry, now)
+            if loser is None:
+                words = f"{len(self.held)} requests wait already, none of them less urgent"
+                return [self._refuse(entry, Refused(facts.id, 429, "queue_full", words, self._queue_s(now, entry)))]
+            answers.append(self._shed(now, loser))
+        self.accounts.reserve(now, facts.tenant, entry.reserved)
         self.live[facts.id] = entry
-        if not len(self.held) and self._choosable():
+        if at_once:
+            self.held.pass_by(entry, now)
             return [self._route(now, entry)]
         self.held.push(entry, now)
-        answers = self._pump(now)
+        answers += self._pump(now)
         if entry.stage == "held":
-            self._decided(facts, "held", "no room")
+            self._decided("held", "no room")
             answers.append(Held(facts.id, min(now + self.limits.hold_s, entry.view.deadline_s)))
         return answers
 
@@ -106,7 +120,7 @@ class Brain:
             return []
         self._close(now, entry)
         if entry.record is not None:
-            self._settle(entry, entry.record)
+            self._settle(now, entry, entry.record)
         else:
             self.unread[id] = (now, entry)
         return self._pump(now)
@@ -119,10 +133,14 @@ class Brain:
             self.live[record.id].record = record
         elif record.id in self.unread:
             _, entry = self.unread.pop(record.id)
-            self._settle(entry, record)
+            self._settle(now, entry, record)
         elif record.attempts:
             self.figures.count("headway_unmatched_total", what="record")
         return self._pump(now)
+
+    def knows(self, id: str) -> bool:
+        """Whether the figures of this request are waited for."""
+        return id in self.live or id in self.unread
 
     def health(self, now: float, replica: int, ok: bool, *, probe: bool = True) -> list[Answer]:
         """A probe, or a request's outcome, says whether a replica answers; a failed probe ejects at once."""
@@ -147,13 +165,28 @@ class Brain:
             self.figures.count("headway_drifted_total", replica=self.spec.upstreams[replica])
         return self._pump(now)
 
+    def adopt(self, now: float, replica: int, active: int) -> list[Answer]:
+        """A replica has so many requests under way; those that are not in the books are an earlier process's."""
+        book = self.books[replica]
+        book.orphans = max(active - book.in_flight, 0)
+        return self._pump(now)
+
+    def dated(self, now: float, unix_s: float) -> list[Answer]:
+        """The calendar's time, by whose days budgets go: to be told at first, and when a clock is set."""
+        self.accounts.dated(now, unix_s)
+        return []
+
+    def elsewhere(self, now: float, used: list[Usage]) -> list[Answer]:
+        """Other processes have used so much: of budgets all so far, of rates since this was said last."""
+        self.accounts.elsewhere(now, used)
+        return []
+
     def tick(self, now: float) -> list[Answer]:
         """Time has passed: who has waited too long is refused, and what is kept for a while is forgotten."""
         answers: list[Answer] = []
         for entry in self.held.expired(now, self.limits.hold_s):
             late = now >= entry.view.deadline_s
-            del self.live[entry.facts.id]
-            self._close(now, entry)
+            self._drop(now, entry)
             why = "its deadline passed" if late else f"no replica had room for {self.limits.hold_s:g} s"
             status, code = (504, "deadline_exceeded") if late else (429, "hold_expired")
             refusal = Refused(entry.facts.id, status, code, f"the request waited in the queue until {why}", 1.0)
@@ -162,7 +195,9 @@ class Brain:
             self.tombstones.popitem(last=False)
         while self.unread and next(iter(self.unread.values()))[0] < now - RECORD_S:
             _, (_, entry) = self.unread.popitem(last=False)
-            self._ended(entry, 0)
+            if entry.hosts:
+                self.accounts.settle(now, entry.facts.tenant, entry.reserved, entry.reserved)  # unknown: maybe all
+            self._over(entry, 0)
         return answers + self._pump(now)
 
     # --- deciding --------------------------------------------------------------------------------------------
@@ -175,63 +210,47 @@ class Brain:
         expected = self.lengths.predict(facts.tenant, facts.max_tokens) if facts.generates else 1.0
         patience_s = min((s for s in (facts.deadline_s, klass.deadline_s) if s is not None), default=float("inf"))
         view.describe(expected, klass.priority, now + patience_s, facts.slo_class, facts.tenant, facts.chain)
-        output = self.lengths.budget(facts.tenant, facts.max_tokens) if facts.generates else 0
-        return Entry(facts, view, tokens + output)
+        ttft_s, tpot_s, e2e_s = self.promised[facts.slo_class]
+        limits = min(ttft_s, facts.ttft_s or ttft_s), min(tpot_s, facts.tpot_s or tpot_s), min(e2e_s, patience_s)
+        entry = Entry(facts, view, limits)
+        entry.bound = facts.prompt_tokens or facts.prompt_bytes + TEMPLATE_TOKENS
+        if facts.generates:
+            entry.output = self.lengths.budget(facts.tenant, facts.max_tokens)
+            entry.bound += facts.max_tokens or self.limits.output_tokens
+        return entry
 
     def _refusal(self, now: float, entry: Entry) -> Refused | None:
         """Why this request is not accepted; None when it is."""
         facts = entry.facts
-        over = self.accounts[facts.tenant].refusal(now, entry.reserved)
+        over = self.accounts[facts.tenant].refusal(now, *entry.reserved)
         if over is not None:
-            return Refused(facts.id, 429, "rate_limit_exceeded", over[0], over[1])
-        healthy = [book for book in self.books if book.healthy]
+            return Refused(facts.id, 429, *over)
+        healthy = self._healthy(facts)
         if not healthy:
             retry_s = self.spec.health.probe_s
             return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", retry_s)
         self._show(now, healthy, held=len(self.held) // len(healthy))
         self.cluster.show(now)
         reason = self.fence.admit(entry.view, self.cluster)
+        if self.shadow is not None:
+            self.shadow.admit(now, entry, healthy, reason)
         if reason is not None:
             return Refused(facts.id, 429, "refused_by_policy", reason, 1.0)
-        late = self._late(now, entry, healthy)
-        if late is not None:
-            return late
-        if len(self.held) >= self.limits.held and not (self._choosable() and not len(self.held)):
-            wait_s = self._queue_s()
-            return Refused(facts.id, 429, "queue_full", f"{len(self.held)} requests wait already", wait_s)
-        return None
+        queue_s = 0.0 if any(book.room for book in healthy) and not len(self.held) else self._queue_s(now, entry)
+        klass = self.spec.classes[facts.slo_class]
+        return unattainable(entry, klass, healthy, now, queue_s, self.duration_s)
 
-    def _late(self, now: float, entry: Entry, healthy: list[ReplicaBook]) -> Refused | None:
-        """Refuse early what is predicted to miss its limits."""
-        klass = self.spec.classes[entry.facts.slo_class]
-        limit_s = klass.slo.ttft_s
-        deadline_s = entry.view.deadline_s - now
-        known = [book for book in healthy if book.pace.known]
-        if not known or (deadline_s == float("inf") and (limit_s is None or not klass.refuse_below)):
-            return None
-        queue_s = 0.0 if any(book.room for book in healthy) and not len(self.held) else self._queue_s()
-        first_s, book = min(((book.first_token_s(entry.view, now) + queue_s, book) for book in known), key=_by_time)
-        retry_s = max(first_s - min(limit_s or deadline_s, deadline_s), 1.0)
-        if limit_s is not None and klass.refuse_below:
-            chance = book.pace.chance(first_s, limit_s)
-            if chance < klass.refuse_below:
-                words = f"predicted time to first token {first_s:.3g} s, class {klass.name!r} promises {limit_s:g} s"
-                return Refused(entry.facts.id, 429, "slo_unattainable", words, retry_s)
-        if deadline_s < float("inf"):
-            output = entry.view.predicted_output_tokens
-            rest_s = output * book.pace.token_s(book.running + 1, book.context) if output > 1 else 0.0
-            if first_s + rest_s > deadline_s:
-                words = f"predicted end in {first_s + rest_s:.3g} s, the deadline is in {deadline_s:.3g} s"
-                return Refused(entry.facts.id, 429, "deadline_unattainable", words, retry_s)
-        return None
-
-    def _queue_s(self) -> float:
-        """Predicted wait of one more request in the queue."""
+    def _queue_s(self, now: float, entry: Entry) -> float:
+        """Predicted wait in the queue, behind those who are as urgent or more."""
         places = sum(book.window for book in self.books if book.healthy)
-        return (len(self.held) + 1) * self.duration_s / max(places, 1)
+        return (self.held.ahead(entry, now) + 1) * self.duration_s / max(places, 1)
 
     def _choosable(self) -> list[ReplicaBook]:
         return [book for book in self.books if book.room]
+
+    def _healthy(self, facts: Arrival) -> list[ReplicaBook]:
+        """Replicas that answer and that this request may go to."""
+        return [book for book in self.books if book.healthy and (facts.only is None or book.index in facts.only)]
 
     def _show(self, now: float, books: list[ReplicaBook], held: int = 0) -> None:
         """Show a policy these replicas, numbered as they stand; each with `held` more waiting, from Headway's queue."""
@@ -240,17 +259,30 @@ class Brain:
             book.view.renumber(place)
         self.pool.show(now, [book.view for book in books])
 
-    def _route(self, now: float, entry: Entry) -> Routed:
-        """Ask the router, among the replicas that have room; there is one at least."""
-        books = self._choosable()
+    def _route(self, now: float, entry: Entry) -> Answer:
+        """Ask the router, among the replicas that have room; there is one at least.
+
+        A request that may go to a few only goes to one of these even when they are full: it does not wait for them in
+        front of others.
+        """
+        healthy = self._healthy(entry.facts)
+        books = [book for book in healthy if book.room] or healthy
+        if not books:
+            self._drop(now, entry)
+            words = "no replica that this request may go to answers at the moment"
+            return self._refuse(entry, Refused(entry.facts.id, 503, "no_replica", words, self.spec.health.probe_s))
         self._show(now, books)
         place, reason = self.fence.route(entry.view, self.pool)
         chosen = books[place]
-        others = [book for book in self.books if book.healthy and book is not chosen]
+        if self.shadow is not None:
+            self.shadow.route(now, entry, books, chosen)
+        others = [book for book in healthy if book is not chosen]
         spare = min(others, key=lambda book: (not book.room, book.in_flight), default=None)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
         chosen.add(entry, now)
-        self._decided(entry.facts, "routed", reason)
+        self.held.charge(entry)
+        entry.reason = reason
+        self._decided("routed", reason)
         return Routed(entry.facts.id, entry.hosts, reason)
 
     def _pump(self, now: float) -> list[Answer]:
@@ -261,27 +293,39 @@ class Brain:
             if entry is None:
                 break
             if now >= entry.view.deadline_s:
-                del self.live[entry.facts.id]
-                self._close(now, entry)
+                self._drop(now, entry)
                 words = "the request waited in the queue until its deadline passed"
                 answers.append(self._refuse(entry, Refused(entry.facts.id, 504, "deadline_exceeded", words, 1.0)))
             else:
                 answers.append(self._route(now, entry))
         return answers
 
+    def _shed(self, now: float, entry: Entry) -> Refused:
+        """Let a held request make room for a more urgent one."""
+        wait_s = self._queue_s(now, entry)
+        self._drop(now, entry)
+        offline = self.spec.classes[entry.facts.slo_class].offline
+        why = "offline work gives way" if offline else "one more urgent, or of a tenant with less in it, took the place"
+        words = f"the queue of {self.limits.held} is full: {why}"
+        return self._refuse(entry, Refused(entry.facts.id, 429, "shed", words, wait_s))
+
     # --- ends ------------------------------------------------------------------------------------------------
+
+    def _drop(self, now: float, entry: Entry) -> None:
+        """A held request will not run."""
+        del self.live[entry.facts.id]
+        self._close(now, entry)
 
     def _close(self, now: float, entry: Entry) -> None:
         """Take a request out of the books."""
-        account = self.accounts[entry.facts.tenant]
-        account.live -= 1
+        self.accounts[entry.facts.tenant].live -= 1
         if entry.stage == "sent":
             self.books[entry.hosts[0]].remove(entry, now)
             self.duration_s += DURATION_WEIGHT * (now - entry.sent_s - self.duration_s)
         else:
             if entry.facts.id in self.held.entries:
                 self.held.remove(entry.facts.id)
-            account.tokens.take(now, -entry.reserved)
+            self.accounts.settle(now, entry.facts.tenant, entry.reserved, (0, 0))
         entry.stage = "ended"
 
     def _bury(self, now: float, id: str) -> None:
@@ -302,9 +346,9 @@ class Brain:
         elif record.status < 500 and not record.caller_left:
             self.books[record.replica].failures = 0
 
-    def _settle(self, entry: Entry, record: EndRecord) -> None:
+    def _settle(self, now: float, entry: Entry, record: EndRecord) -> None:
         """Learn from a request that is over, and judge it."""
-        facts, klass = entry.facts, self.spec.classes[entry.facts.slo_class]
+        facts = entry.facts
         served = 200 <= record.status < 300 and not record.upstream_failed and not record.caller_left
         if record.replica is not None and entry.hosts and record.replica != entry.hosts[0]:
             chosen = record.replica in entry.hosts
@@ -315,21 +359,28 @@ class Brain:
             tpot_s = max(record.duration_s - record.first_s, 0.0) / (tokens - 1)
         if served:
             self._learn(entry, record, tpot_s)
-            labels = {"slo_class": klass.name}
-            self.figures.spread("headway_e2e_seconds", record.duration_s, **labels)
-            if record.first_s is not None:
-                self.figures.spread("headway_ttft_seconds", record.first_s, **labels)
-            if tpot_s is not None:
-                self.figures.spread("headway_tpot_seconds", tpot_s, **labels)
-            limits = zip((record.first_s, tpot_s, record.duration_s), klass.slo.limits(), strict=True)
-            if all(value is None or value <= limit for value, limit in limits):
-                self.figures.count("headway_attained_total", slo_class=klass.name, tenant=self._tenant(facts))
-        spent = (record.prompt_tokens or entry.view.prompt_tokens) + tokens
         if entry.hosts:
-            self.accounts[facts.tenant].tokens.take(0.0, spent - entry.reserved)
-        self.figures.count("headway_tokens_total", record.prompt_tokens or 0, kind="prompt")
-        self.figures.count("headway_tokens_total", tokens, kind="output")
-        self._ended(entry, record.status)
+            failed = record.upstream_failed and not tokens
+            prompt = record.prompt_tokens or (0 if failed else entry.view.prompt_tokens)
+            output = entry.output if record.caller_left and not tokens else tokens  # who leaves early is not told
+            self.accounts.settle(now, facts.tenant, entry.reserved, (prompt + output, prompt + output))
+            self.held.settle(entry, prompt, output)
+        limits = zip((record.first_s, tpot_s, record.duration_s), entry.limits, strict=True)
+        self._over(
+            entry,
+            record.status,
+            upstream_s=record.sent_s,
+            duration_s=record.duration_s,
+            replica=record.replica,
+            attempts=record.attempts,
+            attained=served and all(value is None or value <= limit for value, limit in limits),
+            ttft_s=record.first_s if served else None,
+            tpot_s=tpot_s,
+            e2e_s=record.duration_s if served else None,
+            prompt_tokens=record.prompt_tokens,
+            cached_tokens=record.cached_tokens,
+            output_tokens=record.output_tokens,
+        )
 
     def _learn(self, entry: Entry, record: EndRecord, tpot_s: float | None) -> None:
         tenant = entry.facts.tenant
@@ -354,23 +405,29 @@ class Brain:
         klass = self.spec.classes[facts.slo_class].name
         self.figures.count("headway_arrived_total", slo_class=klass, tenant=self._tenant(facts))
 
-    def _decided(self, facts: Arrival, outcome: str, reason: str) -> None:
-        if len(self.reasons) < REASONS_MAX:
-            self.reasons.add(reason)
-        self.figures.count(
-            "headway_decisions_total", outcome=outcome, reason=reason if reason in self.reasons else "other"
-        )
+    def _decided(self, outcome: str, reason: str) -> None:
+        self.figures.count("headway_decisions_total", outcome=outcome, reason=reason)
 
     def _refuse(self, entry: Entry, refusal: Refused) -> Refused:
-        self._decided(entry.facts, "refused", refusal.code)
-        klass = self.spec.classes[entry.facts.slo_class].name
-        self.figures.count("headway_refused", slo_class=klass, tenant=self._tenant(entry.facts))
+        self._decided("refused", refusal.code)
+        self._over(entry, refusal.status, code=refusal.code, reason=refusal.message)
         return refusal
 
-    def _ended(self, entry: Entry, status: int) -> None:
-        klass = self.spec.classes[entry.facts.slo_class].name
-        tenant = self._tenant(entry.facts)
-        self.figures.count("headway_ended_total", slo_class=klass, tenant=tenant, status=str(status))
+    def _over(self, entry: Entry, status: int, **more: Any) -> None:
+        """Tell what became of a request, once for each that arrived."""
+        facts = entry.facts
+        known = {"reason": entry.reason, "replica": entry.hosts[0] if entry.hosts else None}
+        outcome = Outcome(
+            id=facts.id,
+            tenant=self._tenant(facts),
+            slo_class=self.spec.classes[facts.slo_class].name,
+            status=status,
+            arrived_s=entry.view.arrival_s,
+            sent_s=entry.sent_s if entry.hosts else None,
+            **known | {name: value for name, value in more.items() if value is not None},
+        )
+        self.figures.over(outcome)
+        self.tell(outcome)
 
     def gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
         """What is true at the moment, by name and labels."""
@@ -387,30 +444,26 @@ class Brain:
             if book.pace.known:
                 own_s = sum(book.pace.first_s(512, 0, book.waiting_tokens, book.running, book.context))
                 yield "headway_predicted_ttft_seconds", {"replica": text}, max(book.free_s - book.at_s, 0.0) + own_s
+        for account in self.accounts:
+            for limit, budget in account.budgets.items():
+                whose = {"tenant": account.tenant.name, "limit": limit}
+                for state, tokens in budget.states().items():
+                    yield "headway_budget_tokens", whose | {"state": state}, tokens
         yield "headway_held", {}, len(self.held)
         for kind, count in self.fence.errors.items():
             yield "headway_policy_errors_total", {"kind": kind}, count
-        ended, refused = self.figures.counters["headway_ended_total"], self.figures.counters["headway_refused"]
-        for labels in {(key[0], key[1]) for key in (*ended, *refused)}:
-            over = sum(n for key, n in (*ended.items(), *refused.items()) if key[:2] == labels)
-            met = self.figures.counters["headway_attained_total"][labels]
-            yield "headway_attainment", dict(labels), met / over
 
     def check(self) -> list[str]:
         """Say which laws the books break; an empty list is what is expected, at any moment."""
         sent = sum(book.in_flight for book in self.books)
-        faults = [fault for book in self.books for fault in book.check()]
+        faults = [fault for book in self.books for fault in book.check()] + self.held.check()
         if sent + len(self.held) != len(self.live):
             faults.append(f"{sent} under way + {len(self.held)} held != {len(self.live)} live")
         by_tenant = [account.live for account in self.accounts]
         if sum(by_tenant) != len(self.live) or min(by_tenant) < 0:
             faults.append(f"tenants have {by_tenant} live, the books {len(self.live)}")
         arrived = self.figures.total("headway_arrived_total")
-        over = self.figures.total("headway_refused") + self.figures.total("headway_ended_total")
+        over = self.figures.total("headway_refused_total") + self.figures.total("headway_ended_total")
         if arrived != over + len(self.live) + len(self.unread):
             faults.append(f"{arrived:g} arrived != {over:g} over + {len(self.live)} live + {len(self.unread)} unread")
         return faults
-
-
-def _by_time(pair: tuple[float, ReplicaBook]) -> float:
-    return pair[0]

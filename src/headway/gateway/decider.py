@@ -9,34 +9,54 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from headway.errors import MissingExtra
 from headway.gateway.brain import Brain
-from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS
-from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Refused, Routed
-from headway.gateway.messages import ACCESS_LOG, PROCESS, message_types, plain, seconds_of
+from headway.gateway.channel import Call, Channel, Service, asking
+from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT
+from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Outcome, Refused, Routed
+from headway.gateway.ledger import Keeper, Ledger
+from headway.gateway.log.writer import LogWriter
+from headway.gateway.loglines import LogLines
+from headway.gateway.messages import message_types, seconds_of
+from headway.gateway.overview import Overview
 from headway.gateway.plainhttp import AdminPages, ask_socket, get
 from headway.gateway.reading import Reader, Reply, refusal
 from headway.gateway.scrape import engine_sample
-from headway.gateway.spec import address
+from headway.gateway.spec import address, upstream
+from headway.gateway.traces import Tracer
+from headway.metrics.exposition import TEXT_TYPE
 
 TICK_S = 0.05
 ADOPT_S = 0.5
+CLOCK_SET_S = 1.0
 PATIENCE_S = 2.0
+ELDER_S = 2.0
+LAST_RECORDS_S = 0.2
 SPARE_S = 0.5  # Envoy waits so much longer for a held request than the brain holds it
-ATTRIBUTES = {name: f"request.headers['{name}']" for name in HEADERS}
+ATTRIBUTES = {name: f"request.headers['{name}']" for name in (*HEADERS, TRACEPARENT)}
 
 
 class Decider:
-    """Carries events to the brain and its answers back. `addresses`: of the replicas, as IP:port."""
+    """Carries events to the brain and its answers back.
+
+    `addresses`: of the replicas, as IP:port. `say` takes a line about the service, `log` one for each request.
+    """
 
     def __init__(
-        self, brain: Brain, reader: Reader, addresses: list[str], say: Callable[[str], None] = lambda text: None
+        self,
+        brain: Brain,
+        reader: Reader,
+        addresses: list[str],
+        say: Callable[[str], None] = lambda text: None,
+        log: LogLines | None = None,
     ) -> None:
         self.brain = brain
         self.reader = reader
@@ -44,10 +64,40 @@ class Decider:
         self.say = say
         self.index = {text: i for i, text in enumerate(addresses)}
         self.types = message_types()
-        self.waiting: dict[str, asyncio.Future[Answer]] = {}
+        self.keeper: Keeper | None = None
+        secure = any(text.startswith("https://") for text in brain.spec.upstreams)
+        self.trust = ssl.create_default_context(cafile=brain.spec.upstream_ca or None) if secure else None
+        self.waiting: dict[str, tuple[Call, bytes | None]] = {}  # calls without a decision yet, and the body to send on
         self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
         self.faults_said = 0
+        self.shadow_said = ""
+        self.journal: LogWriter | None = None  # the decision log
+        self.open = 0  # calls whose HTTP requests are not over
+        self.elder: Path | None = None  # where the records go of requests that an earlier process decided
+        self.telling: set[asyncio.Task[None]] = set()
         self.started_s = time.monotonic()
+        self.epoch_s = 0.0  # the Unix time at which `now` was 0, as the brain was told
+        self.overview = Overview(brain, self.now)
+        self.log = log
+        traces = brain.spec.traces
+        self.tracer = None if traces is None else Tracer(traces, brain.spec.upstreams, time.time(), say)
+        brain.tell = self._over
+
+    @asynccontextmanager
+    async def remembering(self, ledger: Path) -> AsyncIterator[None]:
+        """Inside, the date is known, and what tenants use is kept in this SQLite file, where one has a limit for it."""
+        self.look_at_calendar()
+        if not any(tenant.remembered for tenant in self.brain.spec.tenants):
+            yield
+            return
+        self.keeper = Keeper(Ledger(ledger), self.brain, self.now, self.say)
+        await self.keeper.flush()  # what is kept of earlier is known before the first request
+        keeping = asyncio.create_task(self.keeper.run())
+        try:
+            yield
+        finally:
+            self.keeper.stop.set()
+            await keeping
 
     def now(self) -> float:
         """Seconds since this process began to decide."""
@@ -55,59 +105,71 @@ class Decider:
 
     # --- Envoy's questions -------------------------------------------------------------------------------------
 
-    async def process(self, _: Any, context: Any) -> None:
+    def message(self, call: Call, raw: bytes) -> None:
         """One HTTP request: a message with its body, or with its headers where it has none."""
-        id = ""
-        try:
-            while raw := await context.read():  # the end of the stream is false
-                message = self.types["ProcessingRequest"].FromString(raw)
-                about = message.attributes["envoy.filters.http.ext_proc"].fields
-                path, method = (about[f"request.{name}"].string_value for name in ("path", "method"))
-                headers = {name: about[key].string_value for name, key in ATTRIBUTES.items() if key in about}
-                if not message.HasField("request_body"):
-                    await context.write(self._immediate(self.reader.plain(method, path, headers)))
-                    continue
-                body = message.request_body.body
-                asked = self._read(about["request.id"].string_value, path, headers, body)
-                if isinstance(asked, Reply):
-                    self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(asked.status))
-                    await context.write(self._immediate(asked))
-                    continue
-                id = asked.id
-                answer = self._arrive(asked)
-                if isinstance(answer, Held):
-                    await context.write(self._patience(answer))
-                    answer = await self.waiting[id]
-                self.waiting.pop(id, None)
-                await context.write(self._answer(answer, self.reader.rewritten(asked, body)))
-        finally:
-            if id:
-                self.waiting.pop(id, None)
-                self._deliver(self.brain.end(self.now(), id))
+        message = self.types["ProcessingRequest"].FromString(raw)
+        about = message.attributes["envoy.filters.http.ext_proc"].fields
+        path = about["request.path"].string_value
+        headers = {name: about[key].string_value for name, key in ATTRIBUTES.items() if key in about}
+        if not message.HasField("request_body"):
+            method = about["request.method"].string_value
+            reply = self.reader.plain(method, path, headers)
+            self._turned_away(about["request.id"].string_value, reply)
+            call.send(self._immediate(reply))
+            return
+        body = message.request_body.body
+        asked = self._read(about["request.id"].string_value, path, headers, body)
+        if isinstance(asked, Reply):
+            call.send(self._immediate(asked))
+            return
+        if call.about is not None:
+            raise ValueError("a second question in one call")
+        call.about = asked.id
+        self.open += 1
+        answers = self._arrive(asked, body, headers.get(TRACEPARENT, ""))
+        self.waiting[asked.id] = call, self.reader.rewritten(asked, body)
+        self._deliver(answers)
+
+    def ended(self, call: Call) -> None:
+        """The HTTP request is over, however it ended."""
+        if call.about is not None:
+            self.open -= 1
+            self.waiting.pop(call.about, None)
+            self._deliver(self.brain.end(self.now(), call.about))
+            if self.tracer and call.about not in self.brain.unread:
+                self.tracer.open.pop(call.about, None)  # it was none to the brain: a second of its id
 
     def _read(self, id: str, path: str, headers: dict[str, str], body: bytes) -> Arrival | Reply:
         """Read a request; what no reader expected is a fault of ours, told without what the request said."""
         try:
-            return self.reader.read(id, path, headers, body)
+            asked = self.reader.read(id, path, headers, body)
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             self.say(f"a request of {len(body)} bytes to {path} not read: {type(error).__name__}, line {where.lineno}")
-            return refusal(500, "internal_error", "the gateway could not read this request", None)
+            asked = refusal(500, "internal_error", "the gateway could not read this request", None)
+        if isinstance(asked, Reply):
+            self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(asked.status))
+            self._turned_away(id, asked)
+        return asked
 
-    def _arrive(self, facts: Arrival) -> Answer:
-        """Tell the brain; its answer to this request."""
-        self.waiting[facts.id] = asyncio.get_running_loop().create_future()
-        own: list[Answer] = []
-        for answer in self.brain.arrive(self.now(), facts):
-            own.append(answer) if answer.id == facts.id else self._deliver([answer])
-        return own[-1]
+    def _arrive(self, asked: Arrival, body: bytes, traceparent: str) -> list[Answer]:
+        """Tell the brain of a request, and those who follow it."""
+        now = self.now()
+        if self.journal is not None:
+            self.journal.prompt(now, asked.id, body)
+        trace = self.tracer.begin(asked.id, traceparent) if self.tracer else None
+        answers = self.brain.arrive(now, asked)
+        if trace is not None:
+            trace.took_s = self.now() - now
+        return answers
 
     def _deliver(self, answers: list[Answer]) -> None:
-        """Hand answers to those who wait for them."""
+        """Send answers to the calls that wait for them."""
         for answer in answers:
-            future = self.waiting.get(answer.id)
-            if future is not None and not future.done():
-                future.set_result(answer)
+            if isinstance(answer, Held):
+                self.waiting[answer.id][0].send(self._patience(answer))
+            elif (asking := self.waiting.pop(answer.id, None)) is not None:
+                asking[0].send(self._answer(answer, asking[1]))
 
     def _answer(self, answer: Answer, body: bytes | None) -> bytes:
         if isinstance(answer, Refused):
@@ -115,16 +177,19 @@ class Decider:
         if isinstance(answer, Left):
             return self._immediate(refusal(503, "left", "the request was over before it was read", None))
         assert isinstance(answer, Routed)
-        if body is None and answer.hosts in self.routed:
+        trace = self.tracer.open.get(answer.id) if self.tracer else None
+        if body is None and trace is None and answer.hosts in self.routed:
             return self.routed[answer.hosts]
         message = self.types["ProcessingResponse"]()
         message.request_body.SetInParent()
         if body is not None:
             message.request_body.response.body_mutation.body = body
-        chosen = message.dynamic_metadata.fields["envoy.lb"].struct_value.fields[DESTINATION]
-        chosen.string_value = ",".join(self.addresses[i] for i in answer.hosts)
+        told = message.dynamic_metadata.fields["envoy.lb"].struct_value.fields
+        told[DESTINATION].string_value = ",".join(self.addresses[i] for i in answer.hosts)
+        if trace is not None:
+            told[TRACEPARENT].string_value = trace.traceparent
         made = bytes(message.SerializeToString())
-        if body is None:
+        if body is None and trace is None:
             self.routed[answer.hosts] = made
         return made
 
@@ -150,17 +215,42 @@ class Decider:
 
     # --- Envoy's records ---------------------------------------------------------------------------------------
 
-    async def access_log(self, messages: AsyncIterator[bytes], context: Any) -> bytes:
-        """Requests that are over, one record each."""
-        async for raw in messages:
-            for entry in self.types["AccessLogs"].FromString(raw).http_logs.log_entry:
-                self._deliver(self.brain.record(self.now(), self._record(entry)))
-        return b""
+    def records(self, raw: bytes) -> None:
+        """Requests that are over, one record each; those that this process never heard of are an earlier one's."""
+        strange = self.types["AccessLogs"]()
+        for entry in self.types["AccessLogs"].FromString(raw).http_logs.log_entry:
+            record = self._record(entry)
+            details = entry.response.response_code_details
+            if record.status >= 400 and not record.attempts and details != POLICY_DETAILS:
+                self._edge_replied(record, details)
+            if self.elder and record.attempts and not self.brain.knows(record.id):
+                strange.http_logs.log_entry.append(entry)
+            else:
+                self._deliver(self.brain.record(self.now(), record))
+        if strange.http_logs.log_entry:
+            task = asyncio.get_running_loop().create_task(self._hand_back(strange.SerializeToString()))
+            self.telling.add(task)
+            task.add_done_callback(self.telling.discard)
+
+    async def _hand_back(self, raw: bytes) -> None:
+        """Let the elder have its records, as long as there is one; it has them when it has closed the connection."""
+        try:
+            async with asyncio.timeout(ELDER_S):
+                reader, writer = await asyncio.open_unix_connection(self.elder)
+                try:
+                    writer.write(asking(raw))
+                    writer.write_eof()
+                    await reader.read()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            self.elder = None
+            self.records(raw)
 
     def _record(self, entry: Any) -> EndRecord:
         common, response = entry.common_properties, entry.response
         flags = common.response_flags
-        seen = plain(common.metadata.filter_metadata["headway"])
+        seen = {name: value.string_value or value.number_value for name, value in _noted(common)}
         socket = common.upstream_remote_address.socket_address
         from_upstream = response.response_code_details == "via_upstream"
         failed = (
@@ -193,20 +283,31 @@ class Decider:
         """Let time pass in the brain, and say what policies did wrong."""
         while True:
             await asyncio.sleep(TICK_S)
+            self.look_at_calendar()
             self._deliver(self.brain.tick(self.now()))
+            self.overview.mark()
             wrong = sum(self.brain.fence.errors.values())
             if wrong > self.faults_said:
                 self.faults_said = wrong
                 self.say(f"{self.brain.fence.last}; the fallback decided ({wrong} times so far)")
+            if self.brain.shadow is not None and self.brain.shadow.last_error != self.shadow_said:
+                self.shadow_said = self.brain.shadow.last_error
+                self.say(f"{self.shadow_said}; it decides nothing")
+
+    def look_at_calendar(self) -> None:
+        """Tell the brain the date, at first and when the machine's clock has been set, or was asleep."""
+        now, unix_s = self.now(), time.time()
+        if abs(unix_s - now - self.epoch_s) > CLOCK_SET_S:
+            self.epoch_s = unix_s - now
+            self.brain.dated(now, unix_s)
 
     async def probe(self, replica: int) -> None:
         """Ask a replica whether it is there, again and again; what it refuses at once counts at once."""
-        health, (host, port) = self.brain.spec.health, address(self.addresses[replica], "upstream")
-        book = self.brain.books[replica]
+        health, book = self.brain.spec.health, self.brain.books[replica]
         while True:
             was = book.healthy
             try:
-                status, _ = await get(host, port, health.path, health.timeout_s)
+                status, _ = await self._get(replica, health.path, health.timeout_s)
                 answers = self.brain.health(self.now(), replica, status < 500)
             except TimeoutError:
                 answers = self.brain.health(self.now(), replica, False, probe=False)
@@ -214,17 +315,17 @@ class Decider:
                 answers = self.brain.health(self.now(), replica, False)
             self._deliver(answers)
             if was != book.healthy:
-                self.say(f"replica {self.addresses[replica]} {'is back' if book.healthy else 'does not answer'}")
+                name = self.brain.spec.upstreams[replica]
+                self.say(f"replica {name} {'is back' if book.healthy else 'does not answer'}")
             await asyncio.sleep(health.probe_s)
 
     async def scrape(self, replica: int) -> None:
         """Read an engine's own metrics again and again, where it publishes any."""
-        host, port = address(self.addresses[replica], "upstream")
         every_s = self.brain.spec.scrape_s
         while True:
             if self.brain.books[replica].healthy:
                 try:
-                    status, body = await get(host, port, "/metrics", max(every_s, 1.0))
+                    status, body = await self._get(replica, "/metrics", max(every_s, 1.0))
                     if status == 200:
                         sample = engine_sample(body.decode("utf-8", "replace"))
                         self._deliver(self.brain.sample(self.now(), replica, sample))
@@ -232,8 +333,16 @@ class Decider:
                     pass  # the probe judges health; a reading less changes nothing
             await asyncio.sleep(every_s)
 
-    async def adopt(self, envoy: Path) -> None:
-        """Count the requests that an earlier decision process has left running, until they are over."""
+    async def _get(self, replica: int, path: str, timeout_s: float) -> tuple[int, bytes]:
+        """GET a page of a replica's; raises as `get`."""
+        where = upstream(self.brain.spec.upstreams[replica], "upstream")
+        if not self.addresses[replica]:
+            raise ConnectionError(f"{where.host} does not resolve")
+        host, port = address(self.addresses[replica], "upstream")
+        return await get(host, port, path, timeout_s, tls=self.trust if where.tls else None, name=where.host)
+
+    async def adopt(self, envoy: Path, elder: Path) -> None:
+        """Count the requests that an earlier decision process has left running, until it and they are over."""
         while envoy.exists():
             try:
                 _, text = await ask_socket(envoy, "GET", "/clusters", PATIENCE_S)
@@ -242,9 +351,9 @@ class Decider:
             active = {
                 host: int(n) for host, n in re.findall(r"^replicas::(\S+)::rq_active::(\d+)$", text.decode(), re.M)
             }
-            for host, book in zip(self.addresses, self.brain.books, strict=True):
-                book.orphans = max(active.get(host, 0) - book.in_flight, 0)
-            if not any(book.orphans for book in self.brain.books):
+            for replica, host in enumerate(self.addresses):
+                self._deliver(self.brain.adopt(self.now(), replica, active.get(host, 0)))
+            if not any(book.orphans for book in self.brain.books) and not elder.exists():
                 return
             await asyncio.sleep(ADOPT_S)
 
@@ -253,9 +362,39 @@ class Decider:
     def pages(self) -> dict[str, Callable[[], tuple[str, bytes]]]:
         """The admin pages by path."""
         return {
-            "/metrics": lambda: ("text/plain; version=0.0.4", self.brain.figures.text(self.brain.gauges()).encode()),
+            **self.overview.pages(),
+            "/metrics": lambda: (TEXT_TYPE, self.brain.figures.text(self._gauges()).encode()),
             "/status": lambda: ("application/json", json.dumps(self.status()).encode() + b"\n"),
         }
+
+    def _over(self, outcome: Outcome) -> None:
+        """Tell everyone who wants to know of a request that is over."""
+        self.overview.hear(outcome)
+        trace_id = self.tracer.finish(outcome) if self.tracer else None
+        if self.log is not None:
+            replica = None if outcome.replica is None else self.brain.spec.upstreams[outcome.replica]
+            self.log.over(outcome, replica, trace_id)
+
+    def _edge_replied(self, record: EndRecord, details: str) -> None:
+        """Envoy has answered by itself, mostly to what never came as far as a question."""
+        self.brain.figures.count("headway_edge_replies_total", status=str(record.status))
+        if self.log is not None and record.id not in self.brain.live and record.id not in self.brain.unread:
+            self.log.turned_away(record.id, record.status, f"edge: {details}")
+
+    def _turned_away(self, id: str, reply: Reply) -> None:
+        if self.log is not None:
+            self.log.turned_away(id, reply.status, reply.code)
+
+    def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        yield from self.brain.gauges()
+        yield from self.overview.gauges()
+        for source in (self.brain.shadow, self.journal):
+            if source is not None:
+                yield from source.gauges()
+        if self.log is not None:
+            yield "headway_log_lines_dropped_total", {}, self.log.dropped
+        if self.tracer is not None:
+            yield "headway_traces_dropped_total", {}, self.tracer.dropped
 
     def status(self) -> dict[str, Any]:
         """What is under way, as JSON."""
@@ -266,6 +405,9 @@ class Decider:
             "held": len(brain.held),
             "faults": brain.check(),
             "policy_errors": dict(brain.fence.errors),
+            "shadow": None if brain.shadow is None else brain.shadow.status(),
+            "log": None if self.journal is None else self.journal.status(),
+            "ledger": self.keeper.status() if self.keeper is not None else None,
             "replicas": [
                 {
                     "address": text,
@@ -280,45 +422,75 @@ class Decider:
         }
 
 
+def _noted(common: Any) -> Any:
+    """What the filter on the answer has noted, by name."""
+    return common.metadata.filter_metadata["headway"].fields.items()
+
+
+class Records:
+    """The service that Envoy's access log is sent to."""
+
+    def __init__(self, decider: Decider) -> None:
+        self.decider = decider
+        self.calls: set[Call] = set()
+        self.retired = False
+
+    def message(self, call: Call, message: bytes) -> None:
+        """Some records."""
+        self.calls.add(call)
+        self.decider.records(message)
+        if self.retired:
+            call.finish()
+
+    def ended(self, call: Call) -> None:
+        """Envoy has closed its log: it will open another."""
+        self.calls.discard(call)
+
+    def retire(self) -> None:
+        """Have Envoy open another log, at the successor."""
+        self.retired = True
+        for call in list(self.calls):
+            call.finish()
+
+
 async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
-    """Serve Envoy's questions on `decisions.sock` in `folder` until `stop` is set; `decisions.ready` says that it does.
+    """Serve Envoy's questions on `decisions.sock` in `folder`; `decisions.ready` says that they are served.
+
+    When `stop` is set, this process retires: it takes leave of the admin address and of Envoy's log, and ends when the
+    requests are over that it has decided.
 
     Raises:
-        MissingExtra: grpcio is not installed.
         OSError: the admin address is in use.
     """
-    try:
-        import grpc
-    except ImportError:
-        raise MissingExtra("the gateway answers Envoy by gRPC, which is not installed", "serve") from None
-    spec = decider.brain.spec
-    server = grpc.aio.server(
-        options=[("grpc.max_receive_message_length", spec.limits.body_bytes + (1 << 20)), ("grpc.so_reuseport", 0)]
-    )
-    process, log = PROCESS.rpartition("/"), ACCESS_LOG.rpartition("/")
-    server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(
-                process[0][1:], {process[2]: grpc.stream_stream_rpc_method_handler(decider.process)}
-            ),
-            grpc.method_handlers_generic_handler(
-                log[0][1:], {log[2]: grpc.stream_unary_rpc_method_handler(decider.access_log)}
-            ),
-        )
-    )
-    server.add_insecure_port(f"unix:{folder / 'decisions.sock'}")
+    spec, loop = decider.brain.spec, asyncio.get_running_loop()
+    message_max = spec.limits.body_bytes + (1 << 20)
+    elder = folder / "elder.sock"
+    decider.elder = elder if elder.exists() else None
+    records = Records(decider)
+    services: dict[str, Service] = {"decisions": decider, "records": records}
+    servers: list[asyncio.AbstractServer] = []
+    for name, service in services.items():
+        make = partial(Channel, service, message_max, decider.say)
+        servers.append(await loop.create_unix_server(make, folder / f"{name}.sock"))
     host, port = address(spec.admin, "gateway.admin")
     pages = AdminPages(decider.pages(), spec.admin_key_sha256)
-    admin = await asyncio.start_server(pages.serve, host, port, limit=1 << 14)
-    await server.start()
-    tasks = [asyncio.create_task(decider.tick()), asyncio.create_task(decider.adopt(folder / "envoy.sock"))]
+    admin = await asyncio.start_server(pages.serve, host, port, limit=1 << 14, reuse_port=True)
+    tasks = [asyncio.create_task(decider.tick()), asyncio.create_task(decider.adopt(folder / "envoy.sock", elder))]
     for i in range(len(decider.addresses)):
         tasks += [asyncio.create_task(decider.probe(i)), asyncio.create_task(decider.scrape(i))]
     try:
         (folder / "decisions.ready").touch()
         await stop.wait()
+        admin.close()
+        records.retire()
+        while decider.open:
+            await asyncio.sleep(TICK_S)
+        await asyncio.sleep(LAST_RECORDS_S if decider.brain.unread else 0.0)
     finally:
         for task in tasks:
             task.cancel()
-        admin.close()
-        await server.stop(0.2)
+        for server in servers:
+            server.close()
+        for told in (decider.tracer, decider.log):
+            if told is not None:
+                await asyncio.to_thread(told.close)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from headway.gateway.spec import GatewaySpec, address
 
@@ -19,23 +19,42 @@ HTTP = TYPE + "envoy.extensions.filters.http."
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 DESTINATION = "x-gateway-destination-endpoint"
 POLICY_DETAILS = "headway"  # marks replies whose body is ours already
-HEADERS = ("authorization", "x-headway-class", "x-headway-deadline")
+HEADERS = ("authorization", "x-headway-class", "x-headway-deadline", "x-headway-ttft", "x-headway-tpot")
+TRACEPARENT = "traceparent"  # of W3C's trace context; passed on, and replaced where we trace
 DECISION_TIMEOUT_S = 1.0
+TLS_PARAMS = {"tls_minimum_protocol_version": "TLSv1_2"}
+HTTP2_LIMITS = {
+    "max_concurrent_streams": 100,
+    "initial_stream_window_size": 65536,
+    "initial_connection_window_size": 1 << 20,
+}
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+RECORDS_WITHIN_S = 0.01  # one by one they would wake the decision process for each
 EARLY_REMOVED = ("x-request-id", DESTINATION)
 
 # Counts server-sent events that carry data, and those that carry text, keeps the last count of tokens that the engine
-# reports, and notes when the first event came. Handles do not survive a yield, so each is fetched anew; metadata is
-# written every 16th event only.
+# reports, and notes when the first event came. Handles do not survive a yield, so each is fetched anew. It runs for
+# every token: plain searches only (patterns and copies cost 4 us an event), metadata at every 16th event only.
 LUA = """
+local find = string.find
+local function said(text, field)
+  local count, _, at = 0, find(text, field, 1, true)
+  while at do
+    if find(text, '^%s*:%s*"[^"]', at + 1) then count = count + 1 end
+    _, at = find(text, field, at + 1, true)
+  end
+  return count
+end
 function envoy_on_response(handle)
   local kind = handle:headers():get("content-type") or ""
-  local streamed = string.find(kind, "event-stream", 1, true) ~= nil
-  local events, tokens, written, first, tail = 0, 0, -1, nil, ""
+  local streamed = find(kind, "event-stream", 1, true) ~= nil
+  local events, tokens, due, first, field, tail = 0, 0, 1, nil, nil, ""
   local function note()
     local meta = handle:streamInfo():dynamicMetadata()
     meta:set("headway", "events", events)
     meta:set("headway", "tokens", tokens)
     if first then meta:set("headway", "first_us", first) end
+    if tail == "" then return end
     for _, name in ipairs({"completion_tokens", "prompt_tokens", "cached_tokens"}) do
       local count = string.match(tail, '"' .. name .. '"%s*:%s*(%d+)')
       if count then meta:set("headway", name, tonumber(count)) end
@@ -46,22 +65,22 @@ function envoy_on_response(handle)
     if size > 0 then
       local text = chunk:getBytes(0, size)
       if streamed then
-        local _, count = string.gsub(text, "data:", "")
-        if count > 0 and not first then first = handle:timestampString(EnvoyTimestampResolution.MICROSECOND) end
-        events = events + count
-        for _, field in ipairs({'content', 'text'}) do
-          local _, said = string.gsub(text, field .. '"%s*:%s*"[^"]', "")
-          tokens = tokens + said
+        local _, at = find(text, "data:", 1, true)
+        if at and not first then first = handle:timestampString(EnvoyTimestampResolution.MICROSECOND) end
+        while at do
+          events = events + 1
+          _, at = find(text, "data:", at + 1, true)
+        end
+        for _, name in ipairs(field or {'content"', 'text"'}) do
+          local count = said(text, name)
+          if count > 0 then field, tokens = field or {name}, tokens + count end
         end
       end
-      if string.find(text, '"usage"', 1, true) or string.find(text, '_tokens"', 1, true) then
-        tail = string.sub(tail .. text, -4096)
-        written = -1
-      end
+      if find(text, '_tokens"', 1, true) then tail = string.sub(tail .. text, -4096) end
     end
-    if written < 0 or events - written >= 16 then
+    if events >= due then
       note()
-      written = events
+      due = events + 16
     end
   end
   note()
@@ -69,19 +88,29 @@ end
 """
 
 
-def envoy_config(spec: GatewaySpec, upstreams: list[str], folder: Path) -> dict[str, Any]:
-    """Return the configuration as Envoy reads it from JSON.
+class Host(NamedTuple):
+    """A replica: its address as IP:port ("" while its name does not resolve), its name if any, whether it takes TLS."""
+
+    at: str
+    name: str = ""
+    tls: bool = False
+
+
+def envoy_config(spec: GatewaySpec, hosts: list[Host], admin: Path, decisions: Path) -> dict[str, Any]:
+    """Return the configuration in one piece, as Envoy can validate it; `bootstrap` takes it apart for serving.
 
     Args:
         spec: what to listen on, and the limits.
-        upstreams: addresses as IP:port, by replica.
-        folder: where the sockets of the decision process and of Envoy's own admin are.
+        hosts: the replicas.
+        admin: socket of Envoy's own admin.
+        decisions: folder of the sockets of the decision process.
     """
     return {
-        "admin": {"address": {"pipe": {"path": str(folder / "envoy.sock"), "mode": 0o600}}},
+        "node": {"id": "headway", "cluster": "headway"},
+        "admin": {"address": {"pipe": {"path": str(admin), "mode": 0o600}}},
         "static_resources": {
             "listeners": [_listener(spec)],
-            "clusters": [_replicas(upstreams), _decisions(folder / "decisions.sock")],
+            "clusters": [_replicas(spec, hosts), _own("decisions", decisions), _own("records", decisions)],
         },
         "overload_manager": {
             "resource_monitors": [
@@ -93,6 +122,41 @@ def envoy_config(spec: GatewaySpec, upstreams: list[str], folder: Path) -> dict[
             ]
         },
     }
+
+
+def bootstrap(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Take a configuration apart: what Envoy starts with, and the files in `folder` it watches, as text by name.
+
+    A listener that changes is drained, which its streams survive; hosts come and go without that.
+    """
+    static = config["static_resources"]
+    listener = {"@type": TYPE + "envoy.config.listener.v3.Listener", **static["listeners"][0]}
+    files = {"listener.json": _discovered(listener)}
+    clusters = []
+    for cluster in static["clusters"]:
+        file = f"{cluster['name']}.json"
+        files[file] = _discovered_endpoints(cluster["load_assignment"])
+        kept = {name: value for name, value in cluster.items() if name not in ("type", "load_assignment")}
+        clusters.append({**kept, "type": "EDS", "eds_cluster_config": {"eds_config": _watched(folder / file)}})
+    dynamic = {"lds_config": _watched(folder / "listener.json")}
+    return {**config, "static_resources": {"clusters": clusters}, "dynamic_resources": dynamic}, files
+
+
+def discovered_hosts(hosts: list[Host]) -> str:
+    """Return the file of the replicas, for these ones."""
+    return _discovered_endpoints(_assignment(hosts))
+
+
+def _discovered_endpoints(assigned: dict[str, Any]) -> str:
+    return _discovered({"@type": TYPE + "envoy.config.endpoint.v3.ClusterLoadAssignment", **assigned})
+
+
+def _watched(path: Path) -> dict[str, Any]:
+    return {"path_config_source": {"path": str(path)}, "resource_api_version": "V3"}
+
+
+def _discovered(resource: dict[str, Any]) -> str:
+    return json.dumps({"resources": [resource]})
 
 
 def _extension(name: str, url: str, **fields: Any) -> dict[str, Any]:
@@ -112,7 +176,8 @@ def _listener(spec: GatewaySpec) -> dict[str, Any]:
     limits = spec.limits
     manager = {
         "stat_prefix": "ingress",
-        "codec_type": "HTTP1",
+        "codec_type": "AUTO" if spec.tls else "HTTP1",
+        "http2_protocol_options": HTTP2_LIMITS,
         "use_remote_address": True,
         "generate_request_id": True,
         "server_name": "headway",
@@ -132,31 +197,44 @@ def _listener(spec: GatewaySpec) -> dict[str, Any]:
         "access_log": [_access_log()],
         "http_filters": [
             _extension(
-                "envoy.filters.http.ext_proc", HTTP + "ext_proc.v3.ExternalProcessor", **_ext_proc(limits.hold_s)
+                "envoy.filters.http.ext_proc", HTTP + "ext_proc.v3.ExternalProcessor", **_ext_proc(spec)
             ),
             _extension("envoy.filters.http.buffer", HTTP + "buffer.v3.Buffer", max_request_bytes=limits.body_bytes),
             _extension("envoy.filters.http.lua", HTTP + "lua.v3.Lua", default_source_code={"inline_string": LUA}),
             _extension("envoy.filters.http.router", HTTP + "router.v3.Router", suppress_envoy_headers=True),
         ],
         "local_reply_config": {"mappers": _local_replies(limits.body_bytes)},
-        "route_config": {"name": "openai", "virtual_hosts": [_virtual_host()]},
+        "route_config": {"name": "openai", "virtual_hosts": [_virtual_host(spec)]},
     }
     url = TYPE + "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+    chain: dict[str, Any] = {"filters": [_extension("envoy.filters.network.http_connection_manager", url, **manager)]}
+    if spec.tls is not None:
+        certificate, key = spec.tls.read()
+        pair = {"certificate_chain": {"inline_string": certificate}, "private_key": {"inline_string": key}}
+        shown = {"alpn_protocols": ["h2", "http/1.1"], "tls_certificates": [pair], "tls_params": TLS_PARAMS}
+        chain["transport_socket"] = _tls("DownstreamTlsContext", common_tls_context=shown)
+        chain["transport_socket_connect_timeout"] = "10s"
     return {
         "name": "openai",
         "address": _socket(spec.listen),
         "per_connection_buffer_limit_bytes": max(1 << 20, limits.body_bytes),
-        "filter_chains": [{"filters": [_extension("envoy.filters.network.http_connection_manager", url, **manager)]}],
+        "filter_chains": [chain],
     }
 
 
-def _ext_proc(hold_s: float) -> dict[str, Any]:
-    headers = [f"request.headers['{name}']" for name in HEADERS]
+def _tls(context: str, **fields: Any) -> dict[str, Any]:
+    url = TYPE + f"envoy.extensions.transport_sockets.tls.v3.{context}"
+    return _extension("envoy.transport_sockets.tls", url, **fields)
+
+
+def _ext_proc(spec: GatewaySpec) -> dict[str, Any]:
+    asked = HEADERS if spec.traces is None else (*HEADERS, TRACEPARENT)
+    headers = [f"request.headers['{name}']" for name in asked]
     return {
         "grpc_service": {"envoy_grpc": {"cluster_name": "decisions"}, "timeout": "0s"},
         "failure_mode_allow": True,  # streams outlive the decision process; what has no decision finds no host: 503
         "message_timeout": _seconds(DECISION_TIMEOUT_S),
-        "max_message_timeout": _seconds(hold_s + DECISION_TIMEOUT_S),
+        "max_message_timeout": _seconds(spec.limits.hold_s + DECISION_TIMEOUT_S),
         "processing_mode": _processing("SKIP", "BUFFERED"),
         "request_attributes": ["request.id", "request.path", "request.method", *headers],
         "metadata_options": {"receiving_namespaces": {"untyped": ["envoy.lb"]}},
@@ -175,8 +253,9 @@ def _access_log() -> dict[str, Any]:
         common_config={
             "log_name": "headway",
             "transport_api_version": "V3",
-            "grpc_service": {"envoy_grpc": {"cluster_name": "decisions"}},
-            "buffer_size_bytes": 0,
+            "grpc_service": {"envoy_grpc": {"cluster_name": "records"}},
+            "buffer_size_bytes": 16384,
+            "buffer_flush_interval": _seconds(RECORDS_WITHIN_S),
         },
     )
 
@@ -243,10 +322,15 @@ def _mapper(status: dict[str, Any], kind: str, code: str, message: str) -> dict[
     }
 
 
-def _virtual_host() -> dict[str, Any]:
+def _virtual_host(spec: GatewaySpec) -> dict[str, Any]:
     """Keys, classes and addresses of callers end here; engines see none of them."""
     hidden = [*HEADERS, "x-forwarded-for", "x-forwarded-proto", "x-envoy-external-address", DESTINATION]
-    return {"name": "openai", "domains": ["*"], "request_headers_to_remove": hidden, "routes": _routes()}
+    host = {"name": "openai", "domains": ["*"], "request_headers_to_remove": hidden, "routes": _routes()}
+    if spec.traces is not None:
+        # The answer to a body cannot change headers where these are skipped. An empty value is left out.
+        ours = {"key": TRACEPARENT, "value": f"%DYNAMIC_METADATA(envoy.lb:{TRACEPARENT})%"}
+        host["request_headers_to_add"] = [{"header": ours, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]
+    return host
 
 
 def _routes() -> list[dict[str, Any]]:
@@ -286,11 +370,12 @@ def _to_replicas() -> dict[str, Any]:
     return {
         "cluster": "replicas",
         "timeout": "0s",
+        "auto_host_rewrite": True,
         "retry_policy": {"retry_on": "connect-failure,refused-stream,reset", "num_retries": 1},
     }
 
 
-def _replicas(upstreams: list[str]) -> dict[str, Any]:
+def _replicas(spec: GatewaySpec, hosts: list[Host]) -> dict[str, Any]:
     nobody = _extension(
         "envoy.load_balancing_policies.subset",
         TYPE + "envoy.extensions.load_balancing_policies.subset.v3.Subset",
@@ -313,11 +398,27 @@ def _replicas(upstreams: list[str]) -> dict[str, Any]:
         "per_connection_buffer_limit_bytes": 1 << 20,
         "circuit_breakers": {"thresholds": [breaker]},
         "load_balancing_policy": {"policies": [{"typed_extension_config": chosen}]},
-        "load_assignment": {
-            "cluster_name": "replicas",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _socket(text)}} for text in upstreams]}],
-        },
+        "transport_socket_matches": [_to_tls(spec)] if any(host.tls for host in hosts) else [],
+        "load_assignment": _assignment(hosts),
     }
+
+
+def _assignment(hosts: list[Host]) -> dict[str, Any]:
+    """Return the replicas as endpoints; the same address once."""
+    endpoints = []
+    for host in dict.fromkeys(host for host in hosts if host.at):
+        endpoint = {"address": _socket(host.at), "hostname": host.name}
+        marks = {"filter_metadata": {"envoy.transport_socket_match": {"tls": True}}} if host.tls else {}
+        endpoints.append({"endpoint": endpoint, "metadata": marks})
+    return {"cluster_name": "replicas", "endpoints": [{"lb_endpoints": endpoints}]}
+
+
+def _to_tls(spec: GatewaySpec) -> dict[str, Any]:
+    """TLS to a replica that is marked so: its name is asked for, and its certificate must be for it."""
+    trusted = {"trusted_ca": {"filename": spec.upstream_ca or AUTHORITIES}}
+    checked = {"validation_context": trusted, "tls_params": TLS_PARAMS}
+    made = _tls("UpstreamTlsContext", common_tls_context=checked, auto_host_sni=True, auto_sni_san_validation=True)
+    return {"name": "tls", "match": {"tls": True}, "transport_socket": made}
 
 
 def _least_request() -> dict[str, Any]:
@@ -325,7 +426,7 @@ def _least_request() -> dict[str, Any]:
     return _extension("envoy.load_balancing_policies.least_request", url)
 
 
-def _decisions(socket: Path) -> dict[str, Any]:
+def _own(name: str, folder: Path) -> dict[str, Any]:
     http2 = _extension(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -334,13 +435,15 @@ def _decisions(socket: Path) -> dict[str, Any]:
     many = 1_000_000
     breaker = {"max_connections": many, "max_pending_requests": many, "max_requests": many, "max_retries": many}
     return {
-        "name": "decisions",
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "0.250s",
         "circuit_breakers": {"thresholds": [breaker]},
         "typed_extension_protocol_options": {http2["name"]: http2["typed_config"]},
         "load_assignment": {
-            "cluster_name": "decisions",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(socket)}}}}]}],
+            "cluster_name": name,
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(folder / f"{name}.sock")}}}}]}
+            ],
         },
     }

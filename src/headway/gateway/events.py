@@ -16,9 +16,13 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     prompt_bytes: int
     prompt_tokens: int | None = None  # where the caller gave token ids: exact
     chain: tuple[int, ...] = ()
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # of all answers together
+    samples: int = 1  # answers
     generates: bool = True  # an embedding does not
     deadline_s: float | None = None  # from arrival
+    ttft_s: float | None = None  # the caller's own limits, beside those of the class
+    tpot_s: float | None = None
+    only: tuple[int, ...] | None = None  # replicas that it may go to; all, where the host says nothing
 
 
 class EndRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +48,34 @@ class EngineSample(msgspec.Struct, frozen=True, kw_only=True):
     running: int | None = None
     waiting: int | None = None
     kv_share: float | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that is over, as whoever watches is told of it: names instead of numbers, and no word of the caller's.
+
+    `code` says why it was refused ("": it was not), `reason` why it went where it did, or the refusal in words. Times
+    are seconds on the brain's clock, `ttft_s`, `tpot_s` and `e2e_s` durations of a request that was served.
+    """
+
+    id: str
+    tenant: str
+    slo_class: str
+    status: int
+    code: str = ""
+    reason: str = ""
+    arrived_s: float
+    sent_s: float | None = None
+    upstream_s: float | None = None  # from arrival to when the proxy passed it on
+    duration_s: float = 0.0
+    replica: int | None = None  # who answered; where nobody did, who was to
+    attempts: int = 0
+    attained: bool = False
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 class Routed(msgspec.Struct, frozen=True):

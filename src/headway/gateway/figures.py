@@ -1,31 +1,48 @@
-"""What has happened, counted, and written as Prometheus reads it."""
+"""What has happened, counted under names that do not change; `docs/gateway.md` lists them."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-BOUNDS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 300.0)
-Labels = tuple[tuple[str, str], ...]
+from headway.gateway.events import Outcome
+from headway.metrics.exposition import Buckets, Labels, family
+
+BOUNDS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 300.0)
+TOKEN_BOUNDS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0)
+LIMITS_S = {"headway_tpot_seconds": TOKEN_BOUNDS_S}
+# Values of a label told apart, the rest is "other": a tenant has 70 series for each class, and a policy may put numbers
+# into its reasons.
+TOLD_APART = {"reason": 64, "tenant": 100}
 HELP = {
     "headway_arrived_total": ("counter", "Requests that arrived and were well formed."),
     "headway_decisions_total": ("counter", "Decisions by outcome and reason."),
+    "headway_refused_total": ("counter", "Well-formed requests that were not served."),
     "headway_ended_total": (
         "counter",
         "Accepted requests that ended, by the status the caller saw (0: left before one).",
     ),
     "headway_attained_total": ("counter", "Requests that met every limit of their class."),
+    "headway_edge_replies_total": ("counter", "Requests that Envoy answered by itself: too large, too late, no HTTP."),
     "headway_tokens_total": ("counter", "Tokens of ended requests, as the engines or the stream's events count them."),
+    "headway_cached_tokens_total": ("counter", "Prompt tokens that engines said were in their prefix caches."),
     "headway_policy_errors_total": ("counter", "Decisions that a policy failed to give; the fallback gave them."),
+    "headway_ledger_errors_total": ("counter", "Times that the ledger of tenants' use could not be read or written."),
+    "headway_budget_tokens": ("gauge", "Tokens of a tenant's budget: spent, set aside for what runs, the limit."),
     "headway_retried_total": ("counter", "Requests that the second host of their decision answered."),
     "headway_misrouted_total": ("counter", "Requests answered by a host that was not chosen: must be 0."),
     "headway_unmatched_total": ("counter", "End records, or ends, of requests that the books do not know."),
     "headway_drifted_total": ("counter", "Readings in which an engine and the books differed by more than 2 and 10 %."),
     "headway_ejected_total": ("counter", "Times that a replica was taken out after failures in a row."),
+    "headway_shadow_total": ("counter", "Decisions in which the shadow policy agreed with the live one, or failed."),
+    "headway_logged_total": ("counter", "Rows of the decision log that were written."),
+    "headway_log_dropped_total": ("counter", "Events that the decision log lacks: its disk was full or too slow."),
+    "headway_queue_seconds": ("histogram", "Arrival to being passed on, of accepted requests."),
     "headway_ttft_seconds": ("histogram", "Arrival to first event of a stream."),
     "headway_tpot_seconds": ("histogram", "Mean time per output token after the first."),
     "headway_e2e_seconds": ("histogram", "Arrival to the end."),
+    "headway_attainment": ("gauge", "Share of the requests that arrived and are over which met every limit."),
+    "headway_goodput_requests_per_second": ("gauge", "Requests a second that met every limit, over the last minute."),
     "headway_in_flight": ("gauge", "Requests at a replica by the books."),
     "headway_engine_requests": ("gauge", "Requests at a replica as its own metrics say, running and waiting."),
     "headway_kv_share": ("gauge", "Share of a replica's KV in use, as its own metrics say."),
@@ -36,20 +53,17 @@ HELP = {
         "gauge",
         "Time to first token of a prompt of 512 tokens sent now, as predicted.",
     ),
-    "headway_attainment": ("gauge", "Share of the requests that arrived and are over which met every limit."),
+    "headway_estimated_power_watts": ("gauge", "Power of a replica's GPUs at its load, by the cost model."),
+    "headway_estimated_energy_joules_total": ("counter", "That power summed over time; idle power counts."),
+    "headway_estimated_cost_usd_per_hour": ("gauge", "What a replica's GPUs cost an hour, idle or busy."),
+    "headway_estimated_cost_usd_total": ("counter", "What they cost since the start of this process."),
+    "headway_log_lines_dropped_total": ("counter", "Log lines left out because whoever reads the log was too slow."),
+    "headway_traces_dropped_total": ("counter", "Traces left out because too many waited for the collector."),
+    "process_cpu_seconds_total": ("counter", "CPU time of the decision process."),
+    "process_resident_memory_bytes": ("gauge", "Memory of the decision process."),
+    "process_open_fds": ("gauge", "Open files and sockets of the decision process."),
+    "process_start_time_seconds": ("gauge", "When the decision process began, in seconds since 1970."),
 }
-
-
-class _Spread:
-    """Durations by bucket, their sum and number."""
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS_S) + 1)
-        self.total_s = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
-        self.total_s += seconds
 
 
 class Figures:
@@ -57,44 +71,78 @@ class Figures:
 
     def __init__(self) -> None:
         self.counters: dict[str, Counter[Labels]] = defaultdict(Counter)
-        self.spreads: dict[str, dict[Labels, _Spread]] = defaultdict(lambda: defaultdict(_Spread))
+        self.spreads: dict[str, dict[Labels, Buckets]] = defaultdict(dict)
+        self.known: dict[str, set[str]] = {label: set() for label in TOLD_APART}
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""
-        self.counters[name][tuple(labels.items())] += amount  # type: ignore[assignment]
+        self._add(name, self._key(labels), amount)
 
     def spread(self, name: str, seconds: float, **labels: str) -> None:
         """Add a duration to a histogram."""
-        self.spreads[name][tuple(labels.items())].add(seconds)
+        self._spread(name, self._key(labels), seconds)
+
+    def _add(self, name: str, key: Labels, amount: float) -> None:
+        self.counters[name][key] += amount  # type: ignore[assignment]
+
+    def _spread(self, name: str, key: Labels, seconds: float) -> None:
+        spreads = self.spreads[name]
+        if key not in spreads:
+            spreads[key] = Buckets(LIMITS_S.get(name, BOUNDS_S))
+        spreads[key].add(seconds)
+
+    def over(self, outcome: Outcome) -> None:
+        """Count a request that is over."""
+        key = self._key({"slo_class": outcome.slo_class, "tenant": outcome.tenant})
+        if outcome.code:
+            self._add("headway_refused_total", key, 1)
+            return
+        self._add("headway_ended_total", (*key, ("status", str(outcome.status))), 1)
+        self._add("headway_attained_total", key, outcome.attained)
+        self._add("headway_tokens_total", (*key, ("kind", "prompt")), outcome.prompt_tokens or 0)
+        self._add("headway_tokens_total", (*key, ("kind", "output")), outcome.output_tokens or 0)
+        self._add("headway_cached_tokens_total", key, outcome.cached_tokens or 0)
+        if outcome.sent_s is not None:
+            self._spread("headway_queue_seconds", key, max(outcome.sent_s - outcome.arrived_s, 0.0))
+        for name, seconds in (("ttft", outcome.ttft_s), ("tpot", outcome.tpot_s), ("e2e", outcome.e2e_s)):
+            if seconds is not None:
+                self._spread(f"headway_{name}_seconds", key, seconds)
 
     def total(self, name: str, **labels: str) -> float:
         """Return the sum of a counter over all labels that include these."""
         wanted = set(labels.items())
         return sum(value for key, value in self.counters[name].items() if wanted <= set(key))
 
+    def outcomes(self) -> dict[Labels, tuple[float, float]]:
+        """Return how many requests are over, and how many met every limit, by class and tenant."""
+        over: Counter[Labels] = Counter()
+        for name in ("headway_ended_total", "headway_refused_total"):
+            for key, count in self.counters[name].items():
+                over[key[:2]] += count
+        met = self.counters["headway_attained_total"]
+        return {key: (count, met[key]) for key, count in over.items()}
+
     def text(self, gauges: Iterable[tuple[str, dict[str, str], float]]) -> str:
         """Return everything in Prometheus' text format, these gauges of the moment included."""
-        lines: dict[str, list[str]] = defaultdict(list)
-        for name, values in self.counters.items():
-            lines[name] += [f"{name}{_labels(key)} {value:g}" for key, value in values.items()]
-        for name, spreads in self.spreads.items():
-            for key, spread in spreads.items():
-                seen = 0
-                for bound, count in zip((*BOUNDS_S, "+Inf"), spread.counts, strict=True):
-                    seen += count
-                    lines[name].append(f"{name}_bucket{_labels((*key, ('le', str(bound))))} {seen}")
-                lines[name] += [f"{name}_sum{_labels(key)} {spread.total_s:.6f}", f"{name}_count{_labels(key)} {seen}"]
+        samples: dict[str, list[tuple[Labels, float | Buckets]]] = defaultdict(list)
+        for values in (self.counters, self.spreads):
+            for name, by_labels in values.items():
+                samples[name] += by_labels.items()
+        samples["headway_attainment"] += [(key, met / over) for key, (over, met) in self.outcomes().items()]
         for name, labels, value in gauges:
-            lines[name].append(f"{name}{_labels(tuple(labels.items()))} {value:g}")
-        out = []
+            samples[name].append((tuple(labels.items()), value))
+        lines: list[str] = []
         for name, (kind, said) in HELP.items():
-            if name in lines:
-                out += [f"# HELP {name} {said}", f"# TYPE {name} {kind}", *lines[name]]
-        return "\n".join(out) + "\n"
+            if samples.get(name):
+                lines += family(name, kind, said, samples[name])
+        return "\n".join(lines) + "\n"
 
-
-def _labels(labels: Labels) -> str:
-    if not labels:
-        return ""
-    clean = [(name, value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")) for name, value in labels]
-    return "{" + ",".join(f'{name}="{value}"' for name, value in clean) + "}"
+    def _key(self, labels: dict[str, str]) -> Labels:
+        for label, known in self.known.items():
+            value = labels.get(label)
+            if value is not None and value not in known:
+                if len(known) < TOLD_APART[label]:
+                    known.add(value)
+                else:
+                    labels[label] = "other"
+        return tuple(labels.items())

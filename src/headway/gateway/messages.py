@@ -16,30 +16,40 @@ from typing import Any
 from headway.errors import MissingExtra
 
 PACKAGE = "headway.envoy"
-PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
-ACCESS_LOG = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
 
 # message: fields as "name number type"; [] repeated, {} a map from text, capitals another message
 TABLE = {
-    "NullableValue": "number_value 2 double, string_value 3 string, bool_value 4 bool, struct_value 5 Fields",
+    "NullableValue": (
+        "number_value 2 double, string_value 3 string, bool_value 4 bool, struct_value 5 Fields, list_value 6 Values"
+    ),
+    "Values": "values 1 []NullableValue",
     "Fields": "fields 1 {NullableValue}",
     "Duration": "seconds 1 int64, nanos 2 int32",
     "UInt32": "value 1 uint32",
-    "HeaderValue": "key 1 string, raw_value 3 bytes",
+    "HeaderValue": "key 1 string, value 2 string, raw_value 3 bytes",
     "HeaderValueOption": "header 1 HeaderValue, append_action 3 int32",
     "HeaderMap": "headers 1 []HeaderValue",
     "HeaderMutation": "set_headers 1 []HeaderValueOption, remove_headers 2 []string",
     "HttpHeaders": "headers 1 HeaderMap, end_of_stream 3 bool",
     "HttpBody": "body 1 bytes, end_of_stream 2 bool",
-    "BodyMutation": "body 1 bytes",
-    "CommonResponse": "header_mutation 2 HeaderMutation, body_mutation 3 BodyMutation",
+    "StreamedBodyResponse": "body 1 bytes, end_of_stream 2 bool",
+    "BodyMutation": "body 1 bytes, streamed_response 3 StreamedBodyResponse",
+    "CommonResponse": "header_mutation 2 HeaderMutation, body_mutation 3 BodyMutation, clear_route_cache 5 bool",
+    "HeadersResponse": "response 1 CommonResponse",
     "BodyResponse": "response 1 CommonResponse",
+    "TrailersResponse": "header_mutation 1 HeaderMutation",
+    "HttpTrailers": "trailers 1 HeaderMap",
     "HttpStatus": "code 1 int32",
     "ImmediateResponse": "status 1 HttpStatus, headers 2 HeaderMutation, body 3 bytes, details 5 string",
-    "ProcessingRequest": "request_headers 2 HttpHeaders, request_body 4 HttpBody, attributes 9 {Fields}",
+    "ProcessingRequest": (
+        "request_headers 2 HttpHeaders, response_headers 3 HttpHeaders, request_body 4 HttpBody, "
+        "response_body 5 HttpBody, request_trailers 6 HttpTrailers, response_trailers 7 HttpTrailers, "
+        "metadata_context 8 Metadata, attributes 9 {Fields}"
+    ),
     "ProcessingResponse": (
-        "request_body 3 BodyResponse, immediate_response 7 ImmediateResponse, dynamic_metadata 8 Fields, "
-        "override_message_timeout 10 Duration"
+        "request_headers 1 HeadersResponse, response_headers 2 HeadersResponse, request_body 3 BodyResponse, "
+        "response_body 4 BodyResponse, request_trailers 5 TrailersResponse, response_trailers 6 TrailersResponse, "
+        "immediate_response 7 ImmediateResponse, dynamic_metadata 8 Fields, override_message_timeout 10 Duration"
     ),
     "SocketAddress": "address 2 string, port_value 3 uint32",
     "Address": "socket_address 1 SocketAddress",
@@ -112,16 +122,3 @@ def _add_field(message: Any, name: str, number: str, kind: str) -> None:
 def seconds_of(duration: Any) -> float:
     """Return a Duration message as seconds."""
     return float(duration.seconds + duration.nanos * 1e-9)
-
-
-def plain(fields: Any) -> dict[str, Any]:
-    """Return a Fields message (what Envoy calls a Struct) as text, numbers and booleans by name."""
-    return {name: _plain_value(value) for name, value in fields.fields.items()}
-
-
-def _plain_value(value: Any) -> Any:
-    for name in ("string_value", "number_value", "bool_value"):
-        came = getattr(value, name)
-        if came:
-            return came
-    return None

@@ -72,7 +72,9 @@ class Pace:
         self.ratio = 1.0
         self.token_ratio = 1.0
         self.variance = 0.25
+        self.token_variance = 0.25
         self.observed = 0
+        self.tokens_observed = 0
 
     @property
     def known(self) -> bool:
@@ -129,11 +131,23 @@ class Pace:
     def learn_token(self, predicted_s: float, actual_s: float) -> None:
         """Take in how far apart tokens did come."""
         error = math.log(max(actual_s, 1e-6) / max(predicted_s, 1e-6))
+        self.tokens_observed += 1
+        self.token_variance += LEARNING * (min(error * error, 9.0) - self.token_variance)
         self.token_ratio = min(max(self.token_ratio * math.exp(LEARNING * error), RATIO_RANGE[0]), RATIO_RANGE[1])
 
-    def chance(self, predicted_s: float, limit_s: float) -> float:
-        """Return the probability that what is predicted comes within the limit: errors are taken as lognormal."""
-        if predicted_s <= 0 or limit_s == math.inf:
-            return 1.0
-        sigma = max(math.sqrt(self.variance), SIGMA_LEAST)
-        return 0.5 * math.erfc(-(math.log(limit_s) - math.log(predicted_s)) / (sigma * math.sqrt(2)))
+    def chance_first(self, predicted_s: float, limit_s: float) -> float:
+        """Return the probability that a first token predicted after so long comes within the limit."""
+        return _chance(predicted_s, limit_s, self.variance) if self.known else 1.0
+
+    def chance_token(self, predicted_s: float, limit_s: float) -> float:
+        """Return the probability that the time per token stays within the limit; 1 while too few were seen to say."""
+        known = self.table is not None or self.tokens_observed >= KNOWN_AFTER
+        return _chance(predicted_s, limit_s, self.token_variance) if known else 1.0
+
+
+def _chance(predicted_s: float, limit_s: float, variance: float) -> float:
+    """Errors are taken as lognormal."""
+    if predicted_s <= 0 or limit_s == math.inf:
+        return 1.0
+    sigma = max(math.sqrt(variance), SIGMA_LEAST)
+    return 0.5 * math.erfc(-(math.log(limit_s) - math.log(predicted_s)) / (sigma * math.sqrt(2)))

@@ -22,7 +22,9 @@ from headway.gateway.tenants import Keys
 
 Tokens = Annotated[int, msgspec.Meta(ge=1)]
 BYTES_PER_TOKEN_ID = 4
-SALT = "cache_salt"
+OUTPUT_LIMITS, NULL = ("max_tokens", "max_completion_tokens"), msgspec.Raw(b"null")
+SALT, PRIORITY = "cache_salt", "priority"
+OWN_LIMITS = {"deadline_s": "x-headway-deadline", "ttft_s": "x-headway-ttft", "tpot_s": "x-headway-tpot"}
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -31,6 +33,11 @@ class Reply(msgspec.Struct, frozen=True):
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def code(self) -> str:
+        """The code of the error it tells; "" where it tells none."""
+        return str(json.loads(self.body).get("error", {}).get("code", ""))
 
 
 class _Message(msgspec.Struct):
@@ -87,7 +94,8 @@ class Reader:
         path = path.partition("?")[0]
         try:
             asked = msgspec.json.decode(body, type=_SHAPES[path])
-            text, exact, max_tokens = _prompt(asked, body)
+            text, exact = _prompt(asked, body)
+            max_tokens, samples = _most(asked)
         except msgspec.ValidationError as error:
             return _invalid(*_where(str(error)))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -102,13 +110,18 @@ class Reader:
             return _invalid(
                 f"header x-headway-class: {klass[:80]!r} is no class: {', '.join(names)}", "x-headway-class"
             )
-        try:
-            deadline_s = seconds_of_header(headers["x-headway-deadline"]) if "x-headway-deadline" in headers else None
-        except BadInput as error:
-            return _invalid(f"header x-headway-deadline: {error}", "x-headway-deadline")
+        own: dict[str, float] = {}
+        for field, header in OWN_LIMITS.items():
+            try:
+                own |= {field: seconds_of_header(headers[header])} if header in headers else {}
+            except BadInput as error:
+                return _invalid(f"header {header}: {error}", header)
         refused = self._too_long(exact, max_tokens)
         if refused is not None:
             return refused
+        generates = not isinstance(asked, _Embedding)
+        if max_tokens is None and self.keys.tenants[tenant].budgeted and generates:
+            max_tokens = self.spec.limits.output_tokens
         return Arrival(
             id=id,
             tenant=tenant,
@@ -116,21 +129,37 @@ class Reader:
             prompt_bytes=len(text),
             prompt_tokens=exact,
             chain=chain_of(text, self.keys.tenants[tenant].name),
-            max_tokens=max_tokens,
-            generates=not isinstance(asked, _Embedding),
-            deadline_s=deadline_s,
+            max_tokens=None if max_tokens is None else max_tokens * samples,
+            samples=samples,
+            generates=generates,
+            ttft_s=own.get("ttft_s"),
+            tpot_s=own.get("tpot_s"),
+            deadline_s=own.get("deadline_s"),
         )
 
     def rewritten(self, arrival: Arrival, body: bytes) -> bytes | None:
-        """Return the body with the tenant's salt and without the caller's; None where it stays as it is."""
-        if not self.spec.salt_prefixes and SALT.encode() not in body:
+        """Return the body as the engine shall have it; None where it stays as it is.
+
+        The salt is the tenant's, the priority that of the class, and where a tenant has a budget the output is bounded;
+        what the caller says of the first two is removed.
+        """
+        spec, tenant = self.spec, self.keys.tenants[arrival.tenant]
+        own: dict[str, Any] = {}
+        if spec.salt_prefixes:
+            own[SALT] = sha256(f"headway/{tenant.name}".encode()).hexdigest()
+        if spec.engine_priority in ("low-first", "high-first"):
+            sign = 1 if spec.engine_priority == "low-first" else -1
+            own[PRIORITY] = sign * spec.classes[arrival.slo_class].priority
+        removed = [SALT] if spec.engine_priority == "caller" else [SALT, PRIORITY]
+        named = any(f'"{name}"'.encode() in body for name in removed) or b"\\u00" in body  # a name may be escaped
+        if not own and not tenant.budgeted and not named:
             return None
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        fields.pop(SALT, None)
-        if self.spec.salt_prefixes:
-            name = self.keys.tenants[arrival.tenant].name
-            fields[SALT] = msgspec.Raw(msgspec.json.encode(sha256(f"headway/{name}".encode()).hexdigest()))
-        return msgspec.json.encode(fields)
+        if tenant.budgeted and arrival.generates and not any(fields.get(name, NULL) != NULL for name in OUTPUT_LIMITS):
+            own[OUTPUT_LIMITS[0]] = (arrival.max_tokens or spec.limits.output_tokens) // arrival.samples
+        kept = {name: value for name, value in fields.items() if name not in removed}
+        changed = kept | {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in own.items()}
+        return msgspec.json.encode(changed) if own or len(kept) < len(fields) else None
 
     def _too_long(self, prompt_tokens: int | None, max_tokens: int | None) -> Reply | None:
         needed = (prompt_tokens or 1) + (max_tokens or 0)
@@ -167,24 +196,31 @@ class Reader:
         return Reply(404, json.dumps(error_body(said, "invalid_request_error", "model_not_found", "model")).encode())
 
 
-def _prompt(asked: Any, body: bytes) -> tuple[bytes, int | None, int | None]:
-    """The prompt's text, its tokens where they are given, and the most to generate."""
+def _most(asked: Any) -> tuple[int | None, int]:
+    """The most tokens to generate in one answer, and how many answers."""
+    if isinstance(asked, _Chat):
+        limits = [limit for limit in (asked.max_completion_tokens, asked.max_tokens) if limit is not None]
+        return max(limits, default=None), asked.n or 1
+    if isinstance(asked, _Completion):
+        several = isinstance(asked.prompt, list) and bool(asked.prompt) and not isinstance(asked.prompt[0], int)
+        return asked.max_tokens or _DEFAULT_COMPLETION_TOKENS, (asked.n or 1) * (len(asked.prompt) if several else 1)
+    return None, 1
+
+
+def _prompt(asked: Any, body: bytes) -> tuple[bytes, int | None]:
+    """The prompt's text, and its tokens where they are given."""
     if isinstance(asked, _Chat):
         raw = msgspec.json.decode(body, type=_ChatText)
-        limits = [limit for limit in (asked.max_completion_tokens, asked.max_tokens) if limit is not None]
-        return bytes(raw.tools) + bytes(raw.messages), None, min(limits) * (asked.n or 1) if limits else None
-    most = None
-    if isinstance(asked, _Completion):
-        most = (asked.max_tokens or _DEFAULT_COMPLETION_TOKENS) * (asked.n or 1)
+        return bytes(raw.tools) + bytes(raw.messages), None
     given = asked.prompt if isinstance(asked, _Completion) else asked.given
     if isinstance(given, str):
-        return given.encode(), None, most
+        return given.encode(), None
     flat = [item for part in given for item in (part if isinstance(part, list) else [part])]
     if all(isinstance(item, int) and not isinstance(item, bool) for item in flat):
         ids = b"".join((token & 0xFFFFFFFF).to_bytes(BYTES_PER_TOKEN_ID, "big") for token in flat)
-        return ids, max(len(flat), 1), most
+        return ids, max(len(flat), 1)
     if all(isinstance(item, str) for item in given):
-        return "\n".join(given).encode(), None, most
+        return "\n".join(given).encode(), None
     name = "prompt" if isinstance(asked, _Completion) else "input"
     raise msgspec.ValidationError(f"Expected text, a list of texts, of token ids or of lists of those - at `$.{name}`")
 

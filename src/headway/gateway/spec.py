@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -16,12 +18,16 @@ from headway.specs import Spec
 from headway.units import parse_seconds
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+RATES, BUDGETS = ("requests_per_min", "tokens_per_min"), ("tokens_per_day", "tokens_per_month")
+ENGINE_PRIORITIES = ("", "low-first", "high-first", "caller")
 
 
 class Tenant(Spec, frozen=True, kw_only=True):
     """Who may ask, by the SHA-256 of each API key, and how much: no limit where none is given.
 
     `tokens_per_min` counts prompts and what is expected to be generated, corrected when a request ends.
+    `tokens_per_day` and `tokens_per_month` are budgets of calendar days and months (UTC) that are never exceeded: what
+    a request may use at most is set aside until it is over. `weight`: of its share where tenants wait for each other.
     `slo_class` is the class of requests that name none ("" is the first).
 
     Raises:
@@ -32,7 +38,10 @@ class Tenant(Spec, frozen=True, kw_only=True):
     keys_sha256: tuple[str, ...] = ()
     requests_per_min: float | None = None
     tokens_per_min: float | None = None
+    tokens_per_day: float | None = None
+    tokens_per_month: float | None = None
     concurrency: int | None = None
+    weight: float = 1.0
     slo_class: str = ""
 
     def __post_init__(self) -> None:
@@ -42,24 +51,37 @@ class Tenant(Spec, frozen=True, kw_only=True):
                     f"tenant {self.name!r}: a key is kept as its SHA-256, 64 lower-case hexadecimal digits; came text "
                     f"of {len(key)} characters; `printf %s KEY | sha256sum` hashes one"
                 )
-        for field in ("requests_per_min", "tokens_per_min", "concurrency"):
+        for field in (*RATES, *BUDGETS, "concurrency", "weight"):
             value = getattr(self, field)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < float("inf"):
                 raise BadInput(
                     f"tenant {self.name!r}: {field}={value:g}: expected a number above 0, or none for no limit"
                 )
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether the tenant has a budget."""
+        return any(getattr(self, field) is not None for field in BUDGETS)
+
+    @property
+    def remembered(self) -> bool:
+        """Whether the tenant has a limit that must survive a restart."""
+        return self.budgeted or any(getattr(self, field) is not None for field in RATES)
 
 
 class SloClass(Spec, frozen=True, kw_only=True):
     """A class of requests: what is promised, how urgent it is, and when a promise is not worth making.
 
-    A request is refused at once when the chance that it meets `slo.ttft_s` is predicted below `refuse_below`; 0 never
-    refuses. `priority`: lower is more urgent. `deadline_s`: from arrival to the last token, none when absent.
+    A request is refused at once when the chance that it meets one of the limits of `slo`, or tighter ones of its own,
+    is predicted below `refuse_below`; 0 never refuses. `priority`: lower is more urgent. `offline`: nobody waits for
+    it; it goes after all that is not offline, whatever its priority and age, and is shed first. `deadline_s`: from
+    arrival to the last token, none when absent.
     """
 
     name: str = "default"
     slo: Slo = Slo()
     priority: int = 0
+    offline: bool = False
     deadline_s: float | None = None
     refuse_below: float = 0.5
 
@@ -76,8 +98,10 @@ class Limits(Spec, frozen=True, kw_only=True):
     """Bounds that keep the gateway and the engines behind it whole.
 
     `in_flight` requests at a replica at once (absent: the engine's `max_seqs`, or 64 where no engine is described);
-    further ones wait in Headway's queue, at most `held` of them and each at most `hold_s`, where the order policy
-    chooses who goes next; a request's priority rises by one for every `aging_s` it waits (0: never).
+    further ones wait in Headway's queue, at most `held` of them and each at most `hold_s`. There the most urgent class
+    goes first, then the tenant that was served least for its weight (`fair`), then whom the order policy puts first; a
+    request's priority rises by one for every `aging_s` it waits (0: never). `output_tokens`: the `max_tokens` sent
+    on for a request that gives none and whose tenant has a budget.
     `body_bytes`, `headers_kb`: of one request. `idle_s`: a stream without a byte for so long is closed; it also bounds
     waiting for the first one. `drain_s`: what running streams are given when the gateway stops.
     """
@@ -86,6 +110,8 @@ class Limits(Spec, frozen=True, kw_only=True):
     held: int = 1024
     hold_s: float = 30.0
     aging_s: float = 10.0
+    fair: bool = True
+    output_tokens: int = 4096
     body_bytes: int = 4 << 20
     headers_kb: int = 32
     connections: int = 10_000
@@ -96,7 +122,7 @@ class Limits(Spec, frozen=True, kw_only=True):
         for field in ("held", "hold_s", "aging_s", "drain_s"):
             if getattr(self, field) < 0:
                 raise BadInput(f"limits.{field}={getattr(self, field):g}: expected 0 or more")
-        for field in ("body_bytes", "headers_kb", "connections", "idle_s"):
+        for field in ("output_tokens", "body_bytes", "headers_kb", "connections", "idle_s"):
             if getattr(self, field) <= 0:
                 raise BadInput(f"limits.{field}={getattr(self, field):g}: expected a number above 0")
         if self.in_flight is not None and self.in_flight < 1:
@@ -123,14 +149,97 @@ class Health(Spec, frozen=True, kw_only=True):
             raise BadInput(f"health.path {self.path!r}: expected a path, as in /health")
 
 
+class LogSpec(Spec, frozen=True, kw_only=True):
+    """The decision log: Parquet files in `folder`, the oldest deleted to keep them below `max_bytes` and `max_age_s`.
+
+    `prompts`: keep the bodies of requests, too; without, no text of a caller is kept.
+    """
+
+    folder: str
+    max_bytes: int = 1 << 30
+    max_age_s: float = 7 * 86400.0
+    prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.folder:
+            raise BadInput("log.folder is empty: name a folder for the files")
+        if self.max_bytes < 1 << 20 or self.max_age_s <= 0:
+            came = f"max_bytes={self.max_bytes}, max_age_s={self.max_age_s:g}"
+            raise BadInput(f"log: {came}: expected 1 MiB at least, and a time above 0")
+
+
+class ShadowSpec(Spec, frozen=True, kw_only=True):
+    """Policies that are asked beside the live ones and decide nothing; `params` as in `policies:`."""
+
+    route: str = ""
+    admit: str = ""
+    params: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - msgspec copies it
+
+    def __post_init__(self) -> None:
+        if not self.route and not self.admit:
+            raise BadInput("shadow names no policy: give route or admit, as in `shadow: {route: prefix-affinity}`")
+
+
+class Traces(Spec, frozen=True, kw_only=True):
+    """Where traces go: the URL that a collector takes OTLP over HTTP at, as in http://127.0.0.1:4318/v1/traces.
+
+    `sample`: the share of requests that are traced where no caller's `traceparent` has decided that. What a collector
+    wants as headers is taken from OTEL_EXPORTER_OTLP_HEADERS, so that no secret stands in the file.
+    """
+
+    endpoint: str
+    sample: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"https?://[^\s@]+", self.endpoint):
+            raise BadInput(
+                f"traces.endpoint: came {self.endpoint.rpartition('@')[2][:80]!r}; expected a URL without user and "
+                "password, as in http://127.0.0.1:4318/v1/traces"
+            )
+        if not 0 <= self.sample <= 1:
+            raise BadInput(f"traces.sample={self.sample:g}: expected a share from 0 to 1")
+
+
+class Tls(Spec, frozen=True, kw_only=True):
+    """PEM files that callers are met with: the certificate with its chain, and its key."""
+
+    certificate: str
+    key: str
+
+    def read(self) -> tuple[str, str]:
+        """Return certificate and key as text.
+
+        Raises:
+            BadInput: a file that cannot be read, or that holds no PEM.
+        """
+        return _pem(self.certificate, "certificate", "CERTIFICATE"), _pem(self.key, "key", "PRIVATE KEY")
+
+
+class Upstream(NamedTuple):
+    """Where a replica is: a name or an address, its port, and whether it is spoken to in TLS."""
+
+    host: str
+    port: int
+    tls: bool
+
+
 class GatewaySpec(Spec, frozen=True, kw_only=True):
     """What `headway serve` needs beside the deployment.
 
-    `upstreams`: one HTTP address (host:port) per replica, in the order of the pools. `models`: names that requests may
-    ask for; the first is the deployment's model where none is given. `tenants`: without any, everyone may ask.
+    `upstreams`: one address per replica, in the order of the pools: host:port, with https:// before it where it
+    takes TLS; its certificate is checked against its name and the authorities in `upstream_ca` (absent: the system's).
+    `tls`: callers are met with TLS, and HTTP/2 where they know it; without it with plain HTTP/1.1.
+    `models`: names that requests may ask for; the first is the deployment's model where none is given.
+    `tenants`: without any, everyone may ask.
     `salt_prefixes`: requests are sent on with a `cache_salt` of their tenant, so that engines that know it (vLLM) share
     no prefix between tenants; a caller's own is removed in either case.
-    `admin`: where `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is `admin_key_sha256`.
+    `log`: where decisions are written down; `shadow`: policies that are asked beside the live ones.
+    `engine_priority`: how the engines read the field `priority` of a request, where they run with priority scheduling:
+    "low-first" (vLLM) or "high-first" (SGLang) sends each request on with the priority of its class; "caller" passes
+    the caller's own on; "" removes it.
+    `ledger`: the SQLite file that keeps what tenants have used of their limits, beside the deployment's file.
+    `admin`: where the live page, `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is
+    `admin_key_sha256`. `traces`: none are made without it.
 
     Raises:
         BadInput: an address that is none, two tenants with one key, or a name that comes twice.
@@ -139,6 +248,8 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     listen: str = "127.0.0.1:8080"
     admin: str = "127.0.0.1:8081"
     admin_key_sha256: str = ""
+    tls: Tls | None = None
+    upstream_ca: str = ""
     upstreams: tuple[str, ...]
     models: tuple[str, ...] = ()
     tenants: tuple[Tenant, ...] = ()
@@ -146,7 +257,12 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     limits: Limits = Limits()
     health: Health = Health()
     salt_prefixes: bool = False
+    engine_priority: str = ""
+    ledger: str = "headway-ledger.sqlite"
     scrape_s: float = 1.0
+    log: LogSpec | None = None
+    shadow: ShadowSpec | None = None
+    traces: Traces | None = None
     envoy: str = ""
     envoy_threads: int = 1
 
@@ -154,7 +270,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
         for where in ("listen", "admin"):
             address(getattr(self, where), f"gateway.{where}")
         for i, text in enumerate(self.upstreams):
-            address(text, f"gateway.upstreams.{i}")
+            upstream(text, f"gateway.upstreams.{i}")
         if not self.upstreams:
             raise BadInput("gateway.upstreams is empty: give the address of each replica, as in 127.0.0.1:8000")
         _once("upstreams", list(self.upstreams))
@@ -163,6 +279,13 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
         _once("keys of tenants", [key for tenant in self.tenants for key in tenant.keys_sha256])
         if not self.classes:
             raise BadInput("gateway.classes is empty: leave it out for one class without limits")
+        if self.engine_priority not in ENGINE_PRIORITIES:
+            raise BadInput(
+                f"gateway.engine_priority {self.engine_priority!r}: expected low-first (vLLM), high-first (SGLang), "
+                "caller, or none for engines without priority scheduling"
+            )
+        if not self.ledger and any(tenant.remembered for tenant in self.tenants):
+            raise BadInput("gateway.ledger is empty: limits of tenants are kept in a file, as in headway-ledger.sqlite")
         if self.scrape_s <= 0 or self.envoy_threads < 1:
             raise BadInput("gateway: expected scrape_s above 0 and envoy_threads of at least 1")
         if self.admin_key_sha256 and not _HASH.fullmatch(self.admin_key_sha256):
@@ -196,6 +319,21 @@ def address(text: str, where: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def upstream(text: str, where: str) -> Upstream:
+    """Return what ``host:port`` says, with or without http:// before it; after https:// the port may be left out.
+
+    Raises:
+        BadInput: another form, another scheme, or a port out of range.
+    """
+    scheme, mark, rest = text.partition("://")
+    if mark and scheme not in ("http", "https"):
+        raise BadInput(f"{where}: {text!r}: expected http:// or https://, or host:port alone")
+    rest = rest.removesuffix("/") if mark else text
+    if scheme == "https" and mark and not re.search(r":\d+$", rest):
+        rest += ":443"
+    return Upstream(*address(rest, where), tls=bool(mark) and scheme == "https")
+
+
 def is_loopback(text: str) -> bool:
     """Whether an address listens on this machine alone."""
     host, _ = address(text, "address")
@@ -211,6 +349,17 @@ def seconds_of_header(text: str) -> float:
     if seconds <= 0:
         raise BadInput(f"{text!r} is not above zero")
     return seconds
+
+
+def _pem(path: str, field: str, holds: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise BadInput(f"gateway.tls.{field}: {path} cannot be read: {why}; give a file in PEM form") from None
+    if f"{holds}-----" not in text:
+        raise BadInput(f"gateway.tls.{field}: {path} holds no PEM block of a {holds.lower()}")
+    return text
 
 
 def _once(what: str, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The catalogue: reads a data file once, looks up GPUs by name, builds nodes."""
+"""The catalogue: reads a data file once, looks up GPUs by name or by the path of a file, builds nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headway.hardware.facts import Gpu, Link, LinkKind, LinkTopology, Node, Sour
 from headway.specs import Spec, from_mapping, read_yaml
 from headway.units import parse_bytes, parse_seconds
 
-__all__ = ["gpu", "gpu_keys", "node", "nodes"]
+__all__ = ["gpu", "gpu_keys", "is_file", "node", "nodes"]
 
 _NODE_SIZES = (1, 2, 4, 8, 72)
 
@@ -20,16 +20,24 @@ _WHOLE = ("sm_count", "gpus_per_node")
 
 
 def gpu(key: str) -> Gpu:
-    """Return the GPU of that name.
+    """Return the GPU of that name, or the one that a YAML file of the catalogue's form describes, by its path.
 
     Raises:
         UnknownName: naming the nearest.
+        BadInput: the file cannot be read, or describes none or several.
     """
+    if is_file(key):
+        return _described(key)
     # An entry begins with its name on a line of its own, so that one GPU costs the reading of one file.
     for path in _paths():
         if f"\n  {key}:\n" in _text(path) and key in _cards(path):
             return _cards(path)[key]
     raise UnknownName("GPU", key, gpu_keys())
+
+
+def is_file(key: str) -> bool:
+    """Return whether a GPU is named by the path of a file rather than by its key in the catalogue."""
+    return key.endswith((".yaml", ".yml"))
 
 
 def gpu_keys() -> list[str]:
@@ -122,6 +130,15 @@ def _text(path: Path) -> str:
 def _cards(path: Path) -> dict[str, Gpu]:
     file = from_mapping(_File, read_yaml(path), path.name)
     return {key: _gpu(key, entry, file.sources) for key, entry in file.gpus.items()}
+
+
+@cache
+def _described(path: str) -> Gpu:
+    file = from_mapping(_File, read_yaml(path), path)
+    if len(file.gpus) != 1:
+        raise BadInput(f"{path}: describes {len(file.gpus)} GPUs under `gpus`; expected one")
+    (entry,) = file.gpus.values()
+    return _gpu(path, entry, file.sources)
 
 
 def _gpu(key: str, entry: _Entry, documents: dict[str, Source]) -> Gpu:

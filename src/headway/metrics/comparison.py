@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from headway.metrics.attainment import BATCHES, T95, attained
 from headway.metrics.records import Records
 from headway.metrics.result import Latency, Result
-from headway.metrics.slo import Slo
+from headway.metrics.slo import Slos
 from headway.specs import Spec
 
 __all__ = ["Comparison", "Difference", "compare"]
@@ -78,10 +78,11 @@ class _Rows(NamedTuple):
     paired: bool
 
 
-def compare(a: Result, b: Result, slo: Slo | None = None) -> Comparison:
+def compare(a: Result, b: Result, slo: Slos | None = None) -> Comparison:
     """Return the differences of two results.
 
-    Attainment is judged anew under `slo`, by default the limits the results share; without rows it is what they say.
+    Attainment is judged anew under `slo`, for all or per class, by default the limits the results share; without rows
+    it is what they say.
     """
     why = _unpaired(a, b)
     rows = None if a.records is None or b.records is None else _rows(a.records, b.records, not why)
@@ -241,7 +242,7 @@ def _rates(result: Result, field: str) -> Floats:
     return np.asarray(counts / np.diff(edges), dtype=np.float64)
 
 
-def _attainment(a: Result, b: Result, rows: _Rows | None, slo: Slo | None) -> Difference:
+def _attainment(a: Result, b: Result, rows: _Rows | None, slo: Slos | None) -> Difference:
     left_limits, right_limits = a.slo.limits or b.slo.limits, b.slo.limits or a.slo.limits
     shared = slo or (left_limits if left_limits == right_limits else None)
     low: float | None = None

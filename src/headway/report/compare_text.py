@@ -30,6 +30,28 @@ def comparison_text(comparison: Comparison, names: tuple[str, str]) -> Renderabl
     return Group(*parts, *(Text(note, style="dim") for note in comparison.notes))
 
 
+def whatif_text(error: Comparison, change: Comparison, change_name: str) -> RenderableType:
+    """Return what was measured beside a simulation of it (`error`), and of what is asked about (`change`)."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("figure", no_wrap=True)
+    for heading in ("measured", "simulated", "otherwise", "difference", "95% interval", ""):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    before = {one.figure: one for one in error.differences}
+    for one in change.differences:
+        real = before.get(one.figure)
+        name, simulated, *cells, _ = difference_cells(one)
+        cells = [name, w.NONE if real is None else _value(real, real.a), simulated, *cells]
+        table.add_row(*(Text(cell) for cell in (*cells, "" if one.noise is not False else "differs")),
+                      style="bold" if one.noise is False else "")  # fmt: skip
+    basis = f"Otherwise: {change_name}; the difference is to the simulation of what was. {_basis(change)}"
+    return Group(table, *(Text(note, style="dim") for note in (basis, *change.notes)))
+
+
 def difference_cells(one: Difference) -> list[str]:
     """Return the cells of a row: figure, both values, difference, interval, verdict."""
     interval = "" if one.low is None or one.high is None else f"{_signed(one, one.low)} to {_signed(one, one.high)}"

@@ -1,0 +1,113 @@
+"""`headway export`: a deployment, or the best of a plan, as files that an engine or an orchestrator starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headway.cli import options as o
+from headway.cli.asked import deployment_of
+from headway.cli.terminal import Terminal
+from headway.errors import BadInput, UnknownName
+
+if TYPE_CHECKING:
+    from headway.export import Exported
+    from headway.metrics import Slo
+    from headway.plan import Plan
+    from headway.sim import Deployment
+
+# fmt: off
+WHAT = (
+    click.option("--to", required=True, cls=o.Section, section="Export", metavar="TARGET",
+                 help="vllm, kubernetes, ...: `headway list exports` shows all."),
+    click.option("--candidate", cls=o.Section, section="Export", metavar="NAME",
+                 help="Of a plan: which one.  [default: the best]"),
+    click.option("--model-path", default="", cls=o.Section, section="Export", metavar="REPO|PATH",
+                 help="The checkpoint, in the deployment's precision.  [default: the catalogue's repository]"),
+    click.option("--hosts", default="", cls=o.Section, section="Export", metavar="A[,B]",
+                 help="Addresses of the hosts, where files name them.  [default: names to replace]"),
+    click.option("--out", "out_to", cls=o.Section, section="Output", metavar="DIR",
+                 help="Write the files there; made if it does not exist.  [default: show them]"),
+)
+# fmt: on
+
+
+@click.command(cls=o.Verb, short_help="Launch files for vLLM, SGLang, TensorRT-LLM, Kubernetes, ...")
+@click.argument("file", required=False, metavar="[DEPLOYMENT.yaml|PLAN.json]")
+@o.options(WHAT, o.MODEL, o.REPLICAS, o.JSON, o.QUIET)
+def export(file: str | None, **asked: Any) -> None:
+    """Write what starts a deployment, checked by the engine's own recorded parser.
+
+    The deployment is a YAML file or a plan, as `headway plan --yaml` and `--json` write them, or --model and --gpu.
+    What a target cannot express is said, in the files too, or refused.
+
+    \b
+    headway export plan.json --to vllm --out launch
+    headway export best.yaml --to kubernetes
+    headway export --model llama-3.1-8b --gpu h100-sxm --replicas 2 --to compose --out here
+    """
+    from headway.export import export as run
+
+    terminal = Terminal(asked["json_to"], quiet=asked["quiet"])
+    deployment, slo = _read(file, asked)
+    hosts = tuple(host for host in asked["hosts"].split(",") if host)
+    made = run(deployment, asked["to"], model_path=asked["model_path"], hosts=hosts, slo=slo)
+    if asked["json_to"]:
+        from headway.specs import json_text, to_mapping
+
+        terminal.write(asked["json_to"], json_text(to_mapping(made, defaults=True)) + "\n")
+    if asked["out_to"]:
+        _write(Path(asked["out_to"]), made, terminal)
+    elif not asked["json_to"]:
+        click.echo("\n".join(f"# ===== {name} =====\n{text}" for name, text in made.files.items()), nl=False)
+    for note in made.notes:
+        terminal.note(f"note: {note}")
+
+
+def _read(file: str | None, asked: o.Options) -> tuple[Deployment, Slo | None]:
+    """The deployment, and of a plan the SLO that it was made for."""
+    if file is None or not file.endswith(".json"):
+        if asked["candidate"]:
+            raise BadInput("--candidate chooses from a plan: give a PLAN.json, as `headway plan --json` writes it")
+        return deployment_of(file, asked, asked["assignments"]), None
+    from headway.plan import Plan
+    from headway.sim import Deployment
+    from headway.specs import from_mapping, override
+
+    try:
+        text = Path(file).read_bytes()
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
+    plan = Plan.from_json(text, file)
+    for name in ("model", "gpu", "replicas", "tp", "pp", "weights", "kv", "policies"):
+        if asked[name]:
+            raise BadInput(f"--{name} beside the plan {file}: change what it found with --set, or plan again")
+    deployment = from_mapping(Deployment, _chosen(plan, asked["candidate"], file), file)
+    return override(deployment, asked["assignments"]), plan.question.slo
+
+
+def _chosen(plan: Plan, name: str | None, file: str) -> dict[str, Any]:
+    """The deployment of the candidate asked for."""
+    if name is not None:
+        by_name = {each.name: each for each in plan.ranked}
+        if name not in by_name:
+            raise UnknownName("candidate", name, by_name)
+        return by_name[name].deployment
+    if plan.best is None:
+        raise BadInput(
+            f"{file}: no candidate meets the SLO ({plan.binding}): --candidate names one to export nevertheless"
+        )
+    return plan.best.deployment
+
+
+def _write(folder: Path, made: Exported, terminal: Terminal) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {folder}: cannot be made: {error.strerror}") from None
+    for name, text in made.files.items():
+        terminal.write(str(folder / name), text)
+        if name.endswith(".sh"):
+            (folder / name).chmod(0o755)

@@ -1,0 +1,121 @@
+"""Docker compose on one machine: a service for each replica, before them Headway's gateway or the engine's router."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from headway.errors import BadInput
+from headway.export.engine import Ask, command
+from headway.export.gateway import gateway_file
+from headway.export.images import HEALTH, image
+from headway.export.place import Placed
+from headway.export.script import ROUTER_PORT, commented, nvidia_smi, router_config, router_words
+from headway.metrics import Slo
+from headway.sim import Deployment
+from headway.specs import write_yaml
+
+PORT = 8000  # in every container
+CONFIG = "/etc/headway/engine.yaml"
+GATEWAY = """FROM python:3.11-slim
+RUN pip install --no-cache-dir 'headway[serve]'
+"""
+
+
+def compose(
+    deployment: Deployment, placed: list[Placed], asks: list[Ask], slo: Slo | None, head: str
+) -> tuple[dict[str, str], list[str]]:
+    """Return the files and notes.
+
+    Raises:
+        BadInput: more than one machine's GPUs, or vLLM's prefill and decode replicas, which bring no router.
+    """
+    if any(host for each in placed for host in each.hosts):
+        raise BadInput(
+            f"compose starts containers on one machine, and the deployment's {deployment.gpus} GPUs are on several: "
+            "export to kubernetes, or to the engine, a script for each host"
+        )
+    services: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    notes: list[str] = []
+    for each in placed:
+        head_ask = msgspec.structs.replace(asks[each.pool], port=PORT, config=CONFIG, head=each.name)
+        made = command(head_ask)
+        services[each.name] = _service(each, made.words, made.env, made.engine)
+        notes += [note for note in made.notes if note not in notes]
+        if made.config:
+            files[f"{each.name}.yaml"] = commented([head], made.config)
+            services[each.name]["volumes"].append(f"./{each.name}.yaml:{CONFIG}:ro")
+        power = nvidia_smi(head_ask.replica, ",".join(map(str, each.gpus)))
+        notes += [f"on the machine, before docker compose up: {line}" for line in power]
+    front, more = _front(deployment, placed, asks, slo, head)
+    services |= front
+    text = write_yaml({"name": "headway", "services": services, "volumes": {"models": {}}})
+    return {"compose.yaml": commented([head, *notes], text), **files, **more}, notes
+
+
+def _service(each: Placed, words: tuple[str, ...], env: dict[str, str], engine: str) -> dict[str, Any]:
+    device = {"driver": "nvidia", "device_ids": [str(number) for number in each.gpus], "capabilities": ["gpu"]}
+    return {
+        "image": image(engine),
+        "entrypoint": [],
+        "command": [word.replace("$", "$$") for word in words],
+        "environment": {"HF_TOKEN": "${HF_TOKEN:-}", **env},
+        "ipc": "host",
+        "restart": "unless-stopped",
+        "volumes": ["models:/root/.cache/huggingface"],
+        "healthcheck": {
+            "test": [
+                "CMD",
+                "python3",
+                "-c",
+                f"import urllib.request as u; u.urlopen('http://127.0.0.1:{PORT}{HEALTH}')",
+            ],
+            "interval": "10s",
+            "timeout": "5s",
+            "retries": 3,
+            "start_period": "20m",
+        },
+        "deploy": {"resources": {"reservations": {"devices": [device]}}},
+    }
+
+
+def _front(
+    deployment: Deployment, placed: list[Placed], asks: list[Ask], slo: Slo | None, head: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What stands before the replicas: the gateway, or between prefill and decode the engine's own router."""
+    after = {each.name: {"condition": "service_healthy"} for each in placed}
+    if asks[0].role == "mixed":
+        # Names of services, and every interface of the container: the port below is published on loopback alone.
+        file = gateway_file(deployment, [f"{each.name}:{PORT}" for each in placed], slo, listen="0.0.0.0:8080")
+        service = {
+            "build": {"context": ".", "dockerfile": "gateway.Dockerfile"},
+            "command": ["headway", "serve", "/etc/headway/gateway.yaml"],
+            "ports": ["127.0.0.1:8080:8080"],
+            "volumes": ["./gateway.yaml:/etc/headway/gateway.yaml:ro"],
+            "depends_on": after,
+            "restart": "unless-stopped",
+        }
+        return {"gateway": service}, {
+            "gateway.yaml": commented([head], write_yaml(file)),
+            "gateway.Dockerfile": GATEWAY,
+        }
+    urls = {
+        role: [f"{each.name}:{PORT}" for each in placed if asks[each.pool].role == role]
+        for role in ("prefill", "decode")
+    }
+    engine = asks[0].replica.engine.name
+    if engine == "vllm":
+        raise BadInput("vLLM brings no router for prefill and decode replicas: export to llm-d or dynamo, which do")
+    service = {
+        "image": image(engine),
+        "entrypoint": [],
+        "ports": [f"127.0.0.1:8080:{ROUTER_PORT}"],
+        "depends_on": after,
+    }
+    if engine == "sglang":
+        return {"router": service | {"command": list(router_words(urls))}}, {}
+    service["volumes"] = ["./router.yaml:/etc/headway/router.yaml:ro"]
+    service["command"] = ["trtllm-serve", "disaggregated", "-c", "/etc/headway/router.yaml"]
+    return {"router": service}, {"router.yaml": commented([head], write_yaml(router_config(urls)))}

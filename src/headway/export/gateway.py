@@ -1,0 +1,30 @@
+"""The file that `headway serve` reads: the deployment, and a section `gateway:` with an address for each replica."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headway.errors import BadInput
+from headway.gateway import GatewaySpec, SloClass
+from headway.metrics import Slo
+from headway.sim import Deployment
+from headway.specs import from_mapping, to_mapping
+
+
+def gateway_file(deployment: Deployment, upstreams: list[str], slo: Slo | None, listen: str = "") -> dict[str, Any]:
+    """Return the file as builtins.
+
+    Raises:
+        BadInput: prefill and decode pools, whose replicas hand over among themselves.
+    """
+    if any(pool.role != "mixed" for pool in deployment.pools):
+        raise BadInput(
+            "headway serve sends a request to one replica, and these pools only prefill or only decode: export to "
+            "llm-d or dynamo, which hand over, or plan with layouts=[mixed]"
+        )
+    section: dict[str, Any] = {"listen": listen} if listen else {}
+    section |= {"upstreams": upstreams, "models": [deployment.pools[0].replica.model]}
+    if slo is not None:
+        section["classes"] = [to_mapping(SloClass(slo=slo))]
+    from_mapping(GatewaySpec, section, "gateway")
+    return to_mapping(deployment) | {"gateway": section}

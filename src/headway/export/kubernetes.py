@@ -1,0 +1,184 @@
+"""Kubernetes: a Deployment for a pool, a LeaderWorkerSet where a replica spans hosts, and a Service before each."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import msgspec
+
+from headway.cost import memory_fit
+from headway.errors import BadInput
+from headway.export.engine import Ask, Command, command
+from headway.export.images import HEALTH, image
+from headway.export.manifests import check, documents
+from headway.export.place import spread
+from headway.export.script import nvidia_smi
+from headway.sim import Deployment
+
+PORT = 8000
+CONFIG_FOLDER = "/etc/headway"
+LEADER, WORKER = "$(LWS_LEADER_ADDRESS)", "$(LWS_WORKER_INDEX)"  # of LeaderWorkerSet, in every container
+GPU_LABEL = "headway/gpu"
+GIB = 1 << 30
+
+
+def kubernetes(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str, str], list[str]]:
+    """Return the file and the notes.
+
+    Raises:
+        BadInput: prefill and decode pools, which need a router.
+    """
+    if asks[0].role != "mixed":
+        raise BadInput(
+            "prefill and decode pools need a router that Kubernetes does not have: export to llm-d (vLLM) or dynamo, "
+            "which bring one"
+        )
+    made, notes = model_servers(deployment, asks)
+    policies = deployment.policies
+    notes += [
+        f"policies.route={policies.route}, admit={policies.admit}: a Service takes any pod; llm-d and headway choose",
+    ]
+    return {"kubernetes.yaml": documents([head, *notes], made)}, notes
+
+
+def model_servers(
+    deployment: Deployment, asks: list[Ask], labels: dict[str, str] | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the objects of every pool; `labels` are put on the pods that answer requests, beside their pool's."""
+    made: list[dict[str, Any]] = []
+    notes = [f"label the nodes by their GPU: kubectl label node NODE {GPU_LABEL}={asks[0].replica.gpu}"]
+    for pool, ask, pool_name in zip(deployment.pools, asks, deployment.pool_names(), strict=True):
+        name = pool_name.replace(".", "-")
+        own = {"app.kubernetes.io/name": "headway", "app.kubernetes.io/component": name}
+        objects, said = _pool(ask, name, own, labels or {}, pool.count)
+        made += objects
+        power = [f"on the nodes of {name}: {line}" for line in nvidia_smi(ask.replica, "0,1,...")]
+        notes += [note for note in (*said, *power) if note not in notes]
+    check(made)
+    return made, notes
+
+
+def _pool(
+    ask: Ask, name: str, own: dict[str, str], labels: dict[str, str], count: int
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    hosts = spread(ask.replica)
+    if hosts > 1 and ask.replica.engine.name == "trtllm":
+        raise BadInput(
+            f"{ask.where}: TensorRT-LLM starts a replica on {hosts} hosts by srun or mpirun, which no pod does: "
+            "export to trtllm, or to dynamo"
+        )
+    first = msgspec.structs.replace(ask, port=PORT, hosts=hosts, head=LEADER if hosts > 1 else "127.0.0.1",
+                                    config=f"{CONFIG_FOLDER}/engine.yaml")  # fmt: skip
+    made = command(first)
+    pod = _pod(first, made.words, made, name)
+    marked = {**own, **labels, "headway/role": ask.role}
+    meta = {"name": name, "labels": own}
+    selector: dict[str, str] = own
+    if hosts == 1:
+        template = {"metadata": {"labels": marked}, "spec": pod}
+        spec = {"replicas": count, "selector": {"matchLabels": own}, "template": template}
+        body = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec}
+    else:
+        selector = {**own, "headway/part": "leader"}
+        body = _leader_worker_set(first, meta, pod, marked, count)
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta,
+        "spec": {"selector": selector, "ports": [{"name": "http", "port": PORT, "targetPort": "http"}]},
+    }
+    maps = []
+    if made.config:
+        data = {"engine.yaml": made.config}
+        maps = [
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": f"{name}-engine", "labels": own},
+                "data": data,
+            }
+        ]
+    return [*maps, body, service], made.notes
+
+
+def _leader_worker_set(
+    first: Ask, meta: dict[str, Any], pod: dict[str, Any], marked: dict[str, str], count: int
+) -> dict[str, Any]:
+    made = command(msgspec.structs.replace(first, host=1))
+    worker = _pod(first, ranked(made), made, meta["name"])
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):  # only the leader answers requests
+        worker["containers"][0].pop(probe)
+    worker["containers"][0].pop("ports")
+    template = {
+        "size": first.hosts,
+        "restartPolicy": "RecreateGroupOnPodRestart",
+        "leaderTemplate": {"metadata": {"labels": {**marked, "headway/part": "leader"}}, "spec": pod},
+        "workerTemplate": {"metadata": {"labels": {**meta["labels"], "headway/part": "worker"}}, "spec": worker},
+    }
+    spec = {"replicas": count, "startupPolicy": "LeaderCreated", "leaderWorkerTemplate": template}
+    return {"apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet", "metadata": meta, "spec": spec}
+
+
+def ranked(made: Command) -> tuple[str, ...]:
+    """Return a second host's command with its numbers taken from the worker's index, so that it is every worker's."""
+    words = list(made.words)
+    for flag in ("--node-rank", "--data-parallel-start-rank"):
+        if flag in words:
+            at = words.index(flag) + 1
+            words[at] = WORKER if words[at] == "1" else f"$((LWS_WORKER_INDEX * {words[at]}))"
+    if not any(word.startswith("$((") for word in words):
+        return tuple(words)
+    line = " ".join(word if word.startswith("$(") else shlex.quote(word) for word in words)
+    return ("sh", "-c", f"exec {line}")  # a product is the shell's to compute
+
+
+def _pod(ask: Ask, words: tuple[str, ...], made: Command, name: str) -> dict[str, Any]:
+    replica, port = ask.replica, ask.port
+    gpus = {"nvidia.com/gpu": str(ask.host_gpus)}
+    fit = memory_fit(replica)
+    host_gib = max(
+        16, -(-fit.weight_bytes * ask.host_gpus // GIB)
+    )  # a host reads its share of the weights through memory
+    env: list[dict[str, Any]] = [
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}}}
+    ]
+    for variable, value in made.env.items():
+        own_ip = {"valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+        env.append({"name": variable, **(own_ip if variable.endswith("_HOST") else {"value": value})})
+    container: dict[str, Any] = {
+        "name": "engine",
+        "image": image(made.engine),
+        "command": list(words),
+        "env": env,
+        "ports": [{"name": "http", "containerPort": port}],
+        "resources": {"limits": dict(gpus), "requests": {**gpus, "memory": f"{host_gib}Gi"}},
+        "volumeMounts": [
+            {"name": "shm", "mountPath": "/dev/shm"},
+            {"name": "models", "mountPath": "/root/.cache/huggingface"},
+        ],
+        **probes("http"),
+    }
+    volumes: list[dict[str, Any]] = [
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}},
+        {"name": "models", "emptyDir": {}},
+    ]
+    if made.config:
+        container["volumeMounts"].append({"name": "config", "mountPath": CONFIG_FOLDER})
+        volumes.append({"name": "config", "configMap": {"name": f"{name}-engine"}})
+    return {
+        "nodeSelector": {GPU_LABEL: replica.gpu},
+        "terminationGracePeriodSeconds": 90,
+        "containers": [container],
+        "volumes": volumes,
+    }
+
+
+def probes(port: str) -> dict[str, Any]:
+    """Return the probes of an engine: 40 minutes to load, then out of the Service after 15 s of silence."""
+    get = {"httpGet": {"path": HEALTH, "port": port}}
+    return {
+        "startupProbe": {**get, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 240},
+        "readinessProbe": {**get, "periodSeconds": 5, "timeoutSeconds": 2, "failureThreshold": 3},
+        "livenessProbe": {**get, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
+    }

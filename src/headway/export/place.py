@@ -1,0 +1,130 @@
+"""Which replica runs on which GPUs of which host, at which address."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from headway.cost import Replica, memory_fit
+from headway.cost.replica import resolve
+from headway.errors import BadInput
+from headway.export.engine import Ask, repository
+from headway.hardware import Gpu, gpu
+from headway.model import model
+from headway.sim import Deployment
+from headway.specs import Spec
+
+__all__ = ["Placed", "asked", "host_gpus", "place", "spread"]
+
+PORT = 8000  # of the first replica on a host
+RACK = 8  # a larger domain of fast links is a rack of hosts with four GPUs each, as GB200 NVL72 (18 trays of 4)
+
+
+class Placed(Spec, frozen=True, kw_only=True):
+    """One replica: `hosts` are its hosts' numbers, the first answers requests; `gpus` its devices on each."""
+
+    pool: int
+    pool_name: str
+    index: int
+    hosts: tuple[int, ...]
+    gpus: tuple[int, ...]
+    port: int
+
+    @property
+    def name(self) -> str:
+        """Unique in the deployment, as mixed-0; fit for a DNS label."""
+        return f"{self.pool_name}-{self.index}"
+
+
+def host_gpus(card: Gpu) -> int:
+    """GPUs of one host."""
+    return card.gpus_per_node if card.gpus_per_node <= RACK else 4
+
+
+def spread(replica: Replica) -> int:
+    """Return how many hosts a replica takes: the fewest with equal shares of whole tensor-parallel groups.
+
+    Raises:
+        BadInput: no such division.
+    """
+    most = host_gpus(gpu(replica.gpu))
+    for share in range(min(most, replica.gpus), 0, -1):
+        if replica.gpus % share == 0 and (share % replica.tp == 0 or replica.tp % share == 0):
+            return replica.gpus // share
+    raise BadInput(f"{replica.gpus} GPUs do not divide among hosts of {most}")  # a share of 1 always does
+
+
+def place(deployment: Deployment) -> list[Placed]:
+    """Return every replica's place, in the order of the pools: hosts, each of one kind of GPU, are filled in turn."""
+    placed: list[Placed] = []
+    open_host: dict[str, tuple[int, int, int]] = {}  # by GPU: host, GPUs taken, replicas on it
+    hosts = 0
+    for number, (pool, name) in enumerate(zip(deployment.pools, deployment.pool_names(), strict=True)):
+        replica, most = pool.replica, host_gpus(gpu(pool.replica.gpu))
+        parts = spread(replica)
+        for index in range(pool.count):
+            host, taken, port = open_host.get(replica.gpu, (0, most, 0))
+            if parts > 1 or taken + replica.gpus > most:
+                host, taken, port, hosts = hosts, 0, 0, hosts + parts
+            own = tuple(range(taken, taken + replica.gpus // parts))
+            placed.append(
+                Placed(
+                    pool=number,
+                    pool_name=name.replace(".", "-"),
+                    index=index,
+                    hosts=tuple(range(host, host + parts)),
+                    gpus=own,
+                    port=PORT + port,
+                )
+            )
+            if parts == 1:
+                open_host[replica.gpu] = (host, taken + replica.gpus, port + 1)
+    return placed
+
+
+def addresses(placed: list[Placed], hosts: Sequence[str]) -> list[str]:
+    """Return an address for each host; the user's, or names to replace.
+
+    Raises:
+        BadInput: another number of hosts than the deployment takes.
+    """
+    count = 1 + max(host for each in placed for host in each.hosts)
+    if hosts and len(hosts) != count:
+        raise BadInput(f"{len(hosts)} addresses of hosts for a deployment on {count}: give one for each, or none")
+    if hosts:
+        return list(hosts)
+    return ["127.0.0.1"] if count == 1 else [f"host-{number}" for number in range(count)]
+
+
+def asked(deployment: Deployment, model_path: str) -> list[Ask]:
+    """Return what to ask an engine's exporter for, a pool each, its place left open.
+
+    Raises:
+        UnknownName, BadInput: a model, GPU or layout that is not known, or no path of a model without repository.
+        DoesNotFit: a model that its GPUs cannot hold.
+    """
+    asks = []
+    for number, pool in enumerate(deployment.pools):
+        where = f"pools.{number}"
+        try:
+            resolve(pool.replica)
+            memory_fit(pool.replica)
+        except BadInput as error:
+            raise BadInput(f"{where}.replica: {error}") from None
+        path = model_path or repository(model(pool.replica.model))
+        if not path:
+            raise BadInput(
+                f"{where}.replica.model={pool.replica.model}: no Hugging Face repository is known for it: give "
+                "--model-path, a repository or a folder on the hosts"
+            )
+        asks.append(
+            Ask(
+                where=where,
+                replica=pool.replica,
+                role=pool.role,
+                model_path=path,
+                given=bool(model_path),
+                name=pool.replica.model,
+                order=deployment.policies.order,
+            )
+        )
+    return asks

@@ -1,0 +1,80 @@
+"""`export`: a deployment and a target give files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from headway.errors import BadInput
+from headway.export.compose import compose
+from headway.export.dynamo import dynamo
+from headway.export.engine import ENGINES, check_engine
+from headway.export.gateway import gateway_file
+from headway.export.images import image
+from headway.export.kubernetes import kubernetes
+from headway.export.llmd import llm_d
+from headway.export.place import addresses, asked, place
+from headway.export.script import commented, scripts
+from headway.export.target import Exported, Target, target
+from headway.metrics import Slo
+from headway.sim import Deployment
+from headway.specs import write_yaml
+
+__all__ = ["export"]
+
+
+def export(
+    deployment: Deployment, to: str, *, model_path: str = "", hosts: Sequence[str] = (), slo: Slo | None = None
+) -> Exported:
+    """Return a deployment as files for a target: "vllm", "kubernetes", ... (`targets`).
+
+    `model_path` is a repository of Hugging Face or a folder on the hosts, in the deployment's precision; by default the
+    repository that the catalogue read the model from. `hosts` are the hosts' addresses where they matter, `slo` the
+    promise of the gateway's first class. What the target cannot express is in the notes, and as comments in the files.
+
+    Raises:
+        UnknownName: no such target. BadInput: a setting that the target cannot be given, or a deployment that it cannot
+        hold. DoesNotFit: the model does not fit its GPUs.
+    """
+    to_ = target(to)
+    head = f"{to_.version}, by headway: {deployment.name}" if deployment.name else f"{to_.version}, by headway"
+    if to == "gateway":
+        return _gateway(deployment, to_, head, hosts, slo)
+    asks = asked(deployment, model_path)
+    for ask in asks:
+        check_engine(to, ask)
+    names = {ask.replica.engine.name for ask in asks}
+    if len(names) > 1:
+        raise BadInput(
+            f"pools run {' and '.join(sorted(names))}: an export is for one engine; export each pool by itself"
+        )
+    if to in ENGINES:
+        placed = place(deployment)
+        files, notes = scripts(placed, asks, addresses(placed, hosts), head)
+        policies = deployment.policies
+        said = f"policies.route={policies.route}, admit={policies.admit}"
+        notes.append(f"{said}: no engine's; --to gateway has them")
+    elif hosts:
+        raise BadInput(f"--hosts: {to} finds its hosts by itself; leave it out")
+    elif to == "dynamo":
+        files, notes = dynamo(deployment, asks, head)
+    else:
+        head += f"; {image(names.pop())}"
+        if to == "compose":
+            files, notes = compose(deployment, place(deployment), asks, slo, head)
+        else:
+            files, notes = {"kubernetes": kubernetes, "llm-d": llm_d}[to](deployment, asks, head)
+    if deployment.kv_link is not None:
+        notes.append(f"kv_link={deployment.kv_link.name}: NIXL takes the links that it finds")
+    return Exported(target=to_, files=files, notes=tuple(notes))
+
+
+def _gateway(deployment: Deployment, to: Target, head: str, hosts: Sequence[str], slo: Slo | None) -> Exported:
+    placed = place(deployment)
+    at = addresses(placed, hosts)
+    file = gateway_file(deployment, [f"{at[each.hosts[0]]}:{each.port}" for each in placed], slo)
+    notes = [
+        "no tenants: whoever reaches gateway.listen may ask; gateway.tenants says who, by the hashes of their keys"
+    ]
+    if len(at) > 1 and not hosts:
+        notes.append(f"addresses {at[0]} to {at[-1]} stand for your hosts: --hosts names them")
+    return Exported(target=to, files={"gateway.yaml": commented([head, *notes], write_yaml(file))}, notes=tuple(notes))

@@ -1,0 +1,117 @@
+"""Shell scripts: one for each replica and host, and one for the router between prefill and decode replicas."""
+
+from __future__ import annotations
+
+import shlex
+
+import msgspec
+
+from headway.cost import Replica
+from headway.export.engine import Ask, Command, command
+from headway.export.place import Placed
+from headway.export.sglang import bootstrap_port
+from headway.specs import write_yaml
+
+ROUTER_PORT = 9000
+
+
+def scripts(placed: list[Placed], asks: list[Ask], at: list[str], head: str) -> tuple[dict[str, str], list[str]]:
+    """Return the files and the notes of every replica; `at` are the hosts' addresses, `head` says what is targeted."""
+    files: dict[str, str] = {}
+    notes: list[str] = []
+    for each in placed:
+        for rank, host in enumerate(each.hosts):
+            ask = msgspec.structs.replace(
+                asks[each.pool],
+                port=each.port,
+                hosts=len(each.hosts),
+                host=rank,
+                head=at[each.hosts[0]],
+                config=f"./{each.name}.yaml",
+            )
+            made = command(ask)
+            notes += [note for note in made.notes if note not in notes]
+            if made.config:
+                files[f"{each.name}.yaml"] = commented([head], made.config)
+            if rank and made.words[0] == "srun":
+                break  # srun starts the ranks on every host from the first
+            name = each.name if len(each.hosts) == 1 else f"{each.name}-host-{rank}"
+            files[f"{name}.sh"] = script(made, ask.replica, f"{name} on {at[host]}", each.gpus, head)
+    if any(ask.role != "mixed" for ask in asks):
+        files |= router(placed, asks, at, head)
+    return files, notes
+
+
+def script(made: Command, replica: Replica, what: str, gpus: tuple[int, ...], head: str) -> str:
+    """Return a script that starts one command on these GPUs, their power limit and clock set first."""
+    said = commented([head, what, *made.notes], "")
+    devices = ",".join(str(number) for number in gpus)
+    lines = ["#!/bin/sh", said.rstrip(), "set -e", *nvidia_smi(replica, devices)]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in made.env.items()]
+    if made.words[0] != "srun":
+        lines.append(f"export CUDA_VISIBLE_DEVICES={devices}")
+    return "\n".join([*lines, f"exec {wrapped(made.words)}"]) + "\n"
+
+
+def nvidia_smi(replica: Replica, devices: str) -> list[str]:
+    """Return the lines that set the power limit and lock the clock of a host's GPUs."""
+    lines = []
+    if replica.cap_watts is not None:
+        lines.append(f"sudo nvidia-smi -i {devices} -pl {replica.cap_watts:g}")
+    if replica.clock_mhz is not None:
+        lines.append(f"sudo nvidia-smi -i {devices} -lgc {replica.clock_mhz:g},{replica.clock_mhz:g}")
+    return lines
+
+
+def wrapped(words: tuple[str, ...]) -> str:
+    """Return words as a shell reads them, a flag and its values a line."""
+    lines = [shlex.quote(words[0])]
+    for word in words[1:]:
+        if word.startswith("--"):
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return " \\\n  ".join(lines)
+
+
+def router(placed: list[Placed], asks: list[Ask], at: list[str], head: str) -> dict[str, str]:
+    """Return what sends a request to a prefill and then to a decode replica, by the engine's own router."""
+    urls = {role: [f"{at[each.hosts[0]]}:{each.port}" for each in placed if asks[each.pool].role == role]
+            for role in ("prefill", "decode")}  # fmt: skip
+    engine = asks[0].replica.engine.name
+    if engine == "sglang":
+        words = router_words(urls)
+        return {
+            "router.sh": "\n".join(["#!/bin/sh", commented([head, "the router"], "") + f"exec {wrapped(words)}"]) + "\n"
+        }
+    if engine == "trtllm":
+        words = ("trtllm-serve", "disaggregated", "-c", "./router.yaml")
+        start = "\n".join(["#!/bin/sh", commented([head, "the router"], "") + f"exec {wrapped(words)}"]) + "\n"
+        return {"router.yaml": commented([head], write_yaml(router_config(urls))), "router.sh": start}
+    return {}
+
+
+def router_words(urls: dict[str, list[str]]) -> tuple[str, ...]:
+    """Return the command of SGLang's router (docs.sglang.io, advanced_features/pd_disaggregation)."""
+    words = ["python3", "-m", "sglang_router.launch_router", "--pd-disaggregation"]
+    for url in urls["prefill"]:
+        words += ["--prefill", f"http://{url}", str(bootstrap_port(int(url.rpartition(":")[2])))]
+    for url in urls["decode"]:
+        words += ["--decode", f"http://{url}"]
+    return (*words, "--host", "0.0.0.0", "--port", str(ROUTER_PORT))
+
+
+def router_config(urls: dict[str, list[str]]) -> dict[str, object]:
+    """Return the file of `trtllm-serve disaggregated` (examples/disaggregated of TensorRT-LLM)."""
+    return {
+        "hostname": "0.0.0.0",
+        "port": ROUTER_PORT,
+        "backend": "pytorch",
+        "context_servers": {"num_instances": len(urls["prefill"]), "urls": urls["prefill"]},
+        "generation_servers": {"num_instances": len(urls["decode"]), "urls": urls["decode"]},
+    }
+
+
+def commented(lines: list[str], text: str) -> str:
+    """Return text below comment lines."""
+    return "".join(f"# {line}\n" for said in lines for line in said.splitlines()) + text

@@ -1,0 +1,140 @@
+"""`vllm serve`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from headway.errors import BadInput
+from headway.export import engine as e
+from headway.export.recorded import parse
+
+KV = {"bf16": "bfloat16", "fp8": "fp8"}
+ORDERS = {"fcfs": "fcfs", "priority": "priority"}  # of Headway, of vLLM: in both, lower values go first
+TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
+RPC_PORT, MASTER_PORT = 13345, 29501
+
+
+def command(ask: e.Ask) -> e.Command:
+    """Return the command of one replica, or of its part on one host.
+
+    Raises:
+        BadInput: experts divided among some of the GPUs, weights in a precision that needs another checkpoint.
+    """
+    replica, engine = ask.replica, ask.replica.engine
+    _check_experts(ask)
+    words = [
+        "vllm",
+        "serve",
+        ask.model_path,
+        "--served-model-name",
+        ask.name,
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(ask.port),
+    ]
+    words += ["--tensor-parallel-size", str(replica.tp), "--pipeline-parallel-size", str(replica.pp)]
+    words += ["--data-parallel-size", str(replica.dp)] if replica.dp > 1 else []
+    words += ["--enable-expert-parallel"] if replica.ep > 1 else []
+    words += _hosts(ask)
+    quantization = e.online_quantization(ask, ("fp8",))
+    words += ["--quantization", quantization] if quantization else []
+    words += ["--kv-cache-dtype", KV[replica.kv], "--block-size", str(engine.block_tokens)]
+    words += ["--gpu-memory-utilization", f"{engine.memory_utilization:g}"]
+    words += ["--max-num-batched-tokens", str(engine.max_batched_tokens), "--max-num-seqs", str(engine.max_seqs)]
+    words += ["--enable-prefix-caching" if engine.prefix_cache else "--no-enable-prefix-caching"]
+    if engine.ahead is not None:
+        words += ["--async-scheduling" if engine.ahead else "--no-async-scheduling"]
+    context = e.context_of(replica)
+    words += ["--max-model-len", str(context)] if context else []
+    words += ["--scheduling-policy", "priority"] if ask.order == "priority" else []
+    words += _speculation(ask)
+    env = {}
+    if ask.role != "mixed":
+        words += ["--kv-transfer-config", json.dumps(TRANSFER)]
+        env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = ask.head
+        env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(ask.port + 1000)
+    return e.Command(engine="vllm", words=tuple(words), env=env, notes=tuple(_notes(ask)))
+
+
+def read(built: e.Command) -> dict[str, Any]:
+    """Return the settings of a command, named as `engine.settings` has them; raises BadInput, see `parse`."""
+    flags = parse("vllm", list(built.words[3:]))
+    tp, dp = flags["--tensor-parallel-size"], flags.get("--data-parallel-size", 1)
+    drafts = json.loads(flags.get("--speculative-config", "null"))
+    ahead = {"--async-scheduling": True, "--no-async-scheduling": False}
+    return {
+        "hands_over": "--kv-transfer-config" in flags,
+        "tp": tp,
+        "pp": flags["--pipeline-parallel-size"],
+        "dp": dp,
+        "ep": tp * dp if "--enable-expert-parallel" in flags else 1,
+        "kv": {value: key for key, value in KV.items()}[flags["--kv-cache-dtype"]],
+        "weights": flags.get("--quantization", ""),
+        "max_batched_tokens": flags["--max-num-batched-tokens"],
+        "max_seqs": flags["--max-num-seqs"],
+        "block_tokens": flags["--block-size"],
+        "prefix_cache": "--enable-prefix-caching" in flags,
+        "ahead": next((value for flag, value in ahead.items() if flag in flags), None),
+        "drafted": drafts and (drafts.get("model", drafts["method"]), drafts["num_speculative_tokens"]),
+        "memory_utilization": flags["--gpu-memory-utilization"],
+    }
+
+
+def _check_experts(ask: e.Ask) -> None:
+    replica = ask.replica
+    if replica.ep not in (1, replica.tp * replica.dp):
+        raise BadInput(
+            f"{ask.where}.replica.ep={replica.ep}: vLLM divides the experts among all tp * dp GPUs of a stage "
+            f"(--enable-expert-parallel) or among none; set ep to 1 or {replica.tp * replica.dp}"
+        )
+
+
+def _hosts(ask: e.Ask) -> list[str]:
+    """Flags of a replica that spans hosts: whole data-parallel ranks on each, or one rank over all of them."""
+    replica = ask.replica
+    if ask.hosts == 1:
+        return []
+    first = [] if ask.host == 0 else ["--headless"]
+    if replica.dp == 1:
+        return ["--nnodes", str(ask.hosts), "--node-rank", str(ask.host), "--master-addr", ask.head,
+                "--master-port", str(MASTER_PORT), *first]  # fmt: skip
+    local, left = divmod(ask.host_gpus, replica.rank_gpus)
+    if left or not local or not isinstance(ask.host, int):
+        raise BadInput(
+            f"{ask.where}: a data-parallel rank of {replica.rank_gpus} GPUs does not lie whole on a host that has "
+            f"{ask.host_gpus} of the replica's: vLLM starts whole ranks there; lower tp or pp"
+        )
+    return ["--data-parallel-size-local", str(local), "--data-parallel-start-rank", str(ask.host * local),
+            "--data-parallel-address", ask.head, "--data-parallel-rpc-port", str(RPC_PORT), *first]  # fmt: skip
+
+
+def _speculation(ask: e.Ask) -> list[str]:
+    speculation = ask.replica.engine.speculation
+    if speculation is None:
+        return []
+    said: dict[str, Any] = {"num_speculative_tokens": speculation.tokens}
+    if speculation.draft in ("mtp", "ngram"):
+        said = {"method": speculation.draft, **said}
+    else:
+        said = {"method": "draft_model", "model": e.draft_path(ask), **said}
+    return ["--speculative-config", json.dumps(said)]
+
+
+def _notes(ask: e.Ask) -> list[str]:
+    replica, said = ask.replica, []
+    engine: Any = replica.engine
+    if ask.order not in ORDERS:
+        said.append(
+            f"policies.order={ask.order}: vLLM's queue knows {' and '.join(ORDERS)}; headway serve orders before it"
+        )
+    if engine.poll_steps != 1:
+        said.append(f"engine.poll_steps={engine.poll_steps}: vLLM looks for requests at every step")
+    if engine.align_steps:
+        said.append("engine.align_steps, gather_steps: vLLM does not make ranks wait for each other's prompts")
+    if ask.role != "mixed":
+        said.append(
+            "role: prefill and decode servers take the same flags; what sends a request to both, llm-d and dynamo bring"
+        )
+    return said

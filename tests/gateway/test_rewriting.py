@@ -1,0 +1,136 @@
+"""What engines are sent instead of what callers wrote: priorities, salts, limits of output; and callers' own limits."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+import pytest
+
+from headway.errors import BadInput
+from headway.gateway import GatewaySpec, Reader, SloClass, Tenant
+from headway.gateway.events import Arrival
+from headway.gateway.reading import Reply
+from headway.specs import from_mapping
+
+TENANTS = (
+    Tenant(name="free", keys_sha256=(sha256(b"f").hexdigest(),)),
+    Tenant(name="paid", keys_sha256=(sha256(b"p").hexdigest(),), tokens_per_day=1e6),
+)
+CLASSES = (SloClass(name="chat", priority=2), SloClass(name="batch", priority=7))
+CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
+FREE, PAID = {"authorization": "Bearer f"}, {"authorization": "Bearer p"}
+
+
+def spec(**fields: Any) -> GatewaySpec:
+    return GatewaySpec(upstreams=("127.0.0.1:1",), models=("m",), tenants=TENANTS, classes=CLASSES, **fields)
+
+
+def sent(body: dict[str, Any] | bytes, headers: dict[str, str] = FREE, path: str = CHAT, **fields: Any) -> Any:
+    """The arrival, and what the engine is sent."""
+    reader, text = Reader(spec(**fields)), body if isinstance(body, bytes) else json.dumps(body).encode()
+    arrival = reader.read("id", path, headers, text)
+    assert isinstance(arrival, Arrival), arrival
+    return arrival, json.loads(reader.rewritten(arrival, text) or text)
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": "hi"}], **more}
+
+
+# --- priority -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("said", "engine"), [("low-first", 7), ("high-first", -7)])
+def test_engines_that_know_priorities_are_sent_that_of_the_class(said, engine):
+    for body in (chat(), chat(priority=-100)):
+        _, got = sent(body, FREE | {"x-headway-class": "batch"}, engine_priority=said)
+        assert got == chat(priority=engine)
+
+
+def test_a_callers_own_priority_is_removed_unless_it_is_allowed():
+    assert sent(chat(priority=-100))[1] == chat()
+    assert sent(chat(priority=-100), engine_priority="caller")[1] == chat(priority=-100)
+
+
+def test_names_that_are_escaped_are_seen_too():
+    body = b'{"model": "m", "messages": [], "cache_s\\u0061lt": "x", "\\u0070riority": -1}'
+    assert sent(body)[1] == {"model": "m", "messages": []}
+
+
+def test_what_needs_no_change_is_passed_on_as_it_came():
+    reader, text = Reader(spec()), json.dumps(chat(temperature=0.123456789012345678)).encode()
+    arrival = reader.read("id", CHAT, FREE, text)
+    assert isinstance(arrival, Arrival) and reader.rewritten(arrival, text) is None
+    mentioned = json.dumps(chat(user='"priority"')).encode()
+    assert reader.rewritten(arrival, mentioned) is None
+
+
+# --- what a budget must know -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "limit", "most"),
+    [
+        (CHAT, chat(), 4096, 4096),
+        (CHAT, chat(n=3), 4096, 3 * 4096),
+        (CHAT, chat(max_tokens=7), 7, 7),
+        (CHAT, chat(max_tokens=7, max_completion_tokens=9), 7, 9),  # engines differ in which they heed
+        (CHAT, chat(max_tokens=None), 4096, 4096),
+        (COMPLETION, {"model": "m", "prompt": "hi"}, 16, 16),
+        (COMPLETION, {"model": "m", "prompt": ["a", "b"], "n": 2}, 16, 64),
+        (COMPLETION, {"model": "m", "prompt": [[1, 2], [3]], "max_tokens": 5}, 5, 10),
+        (COMPLETION, {"model": "m", "prompt": [1, 2, 3], "max_tokens": 5}, 5, 5),
+    ],
+)
+def test_the_output_of_a_tenant_with_a_budget_has_a_limit_that_the_engine_is_told(path, asked, limit, most):
+    arrival, got = sent(asked, PAID, path)
+    assert arrival.max_tokens == most
+    assert got["max_tokens"] == limit
+    assert {**asked, "max_tokens": limit} == got
+
+
+def test_who_has_no_budget_is_not_limited():
+    arrival, got = sent(chat())
+    assert arrival.max_tokens is None and got == chat()
+
+
+def test_an_embedding_is_not_given_a_limit():
+    body = {"model": "m", "input": "hi"}
+    assert sent(body, PAID, "/v1/embeddings")[1] == body
+
+
+# --- a request's own limits, and the file -----------------------------------------------------------------------------
+
+
+def test_a_request_says_its_limits_in_headers():
+    said = {"x-headway-ttft": "200ms", "x-headway-tpot": "0.05s", "x-headway-deadline": "9s"}
+    arrival, _ = sent(chat(), FREE | said)
+    assert (arrival.ttft_s, arrival.tpot_s, arrival.deadline_s) == (0.2, 0.05, 9.0)
+
+
+@pytest.mark.parametrize("header", ["x-headway-ttft", "x-headway-tpot", "x-headway-deadline"])
+@pytest.mark.parametrize("value", ["", "soon", "0s", "-1s", "inf", "nan", "1e999s", "1e-99999999s", "9" * 5000])
+def test_a_limit_that_is_none_is_400_and_names_the_header(header, value):
+    got = Reader(spec()).read("id", CHAT, FREE | {header: value}, json.dumps(chat()).encode())
+    assert isinstance(got, Reply) and got.status == 400
+    error = msgspec.json.decode(got.body)["error"]
+    assert header in error["message"] and error["param"] == header
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"engine_priority": "high"}, "low-first (vLLM), high-first (SGLang)"),
+        ({"tenants": [{"name": "a", "tokens_per_day": 0}]}, "tokens_per_day=0: expected a number above 0"),
+        ({"tenants": [{"name": "a", "weight": float("inf")}]}, "weight=inf"),
+        ({"tenants": [{"name": "a", "weight": -1}]}, "weight=-1"),
+        ({"tenants": [{"name": "a", "tokens_per_month": 5}], "ledger": ""}, "ledger is empty"),
+        ({"limits": {"output_tokens": 0}}, "output_tokens=0"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_how(change, says):
+    with pytest.raises(BadInput, match=says.replace("(", r"\(").replace(")", r"\)")):
+        from_mapping(GatewaySpec, {"upstreams": ["h:1"], **change}, "gateway")

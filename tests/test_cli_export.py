@@ -1,0 +1,77 @@
+"""`headway export`: from a deployment or a plan to files, notes and exit codes."""
+
+import json
+import os
+
+import pytest
+import yaml
+
+from cli_cases import refused, run
+from headway.sim import Deployment
+from headway.specs import from_mapping
+from report_cases import plan
+
+ASK = ("export", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", "--replicas", "2")
+
+
+def test_files_are_written_and_scripts_can_be_run(tmp_path):
+    done = run(*ASK, "--to", "vllm", "--out", tmp_path / "new" / "launch")
+    assert done.exit_code == 0, done.stderr
+    names = sorted(path.name for path in (tmp_path / "new" / "launch").iterdir())
+    assert names == ["mixed-0.sh", "mixed-1.sh"]
+    assert os.access(tmp_path / "new" / "launch" / "mixed-0.sh", os.X_OK)
+    assert done.stdout == ""
+    assert "note: policies.route=least-requests" in done.stderr
+
+
+def test_without_a_folder_the_files_are_the_answer():
+    done = run(*ASK, "--to", "kubernetes", "-q")
+    assert [body["kind"] for body in yaml.safe_load_all(done.stdout)] == ["Deployment", "Service"]
+    assert done.stderr == ""
+
+
+def test_json_has_files_notes_and_the_source_of_the_check():
+    data = json.loads(run(*ASK, "--to", "vllm", "--json", "-").stdout)
+    assert set(data["files"]) == {"mixed-0.sh", "mixed-1.sh"}
+    assert data["target"]["version"].startswith("vLLM 0.")
+    assert any(note.startswith("policies.route") for note in data["notes"])
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """The file of a plan whose candidates have deployments of their own."""
+    made = plan()
+    (tmp_path / "plan.json").write_text(made.to_json())
+    return made, tmp_path / "plan.json"
+
+
+def test_a_plan_gives_its_best_and_its_slo(planned):
+    made, file = planned
+    data = yaml.safe_load(run("export", file, "--to", "gateway").stdout)
+    section = data.pop("gateway")
+    best = from_mapping(Deployment, made.best.deployment, "best")
+    assert from_mapping(Deployment, data, "written") == best
+    assert section["classes"][0]["slo"]["ttft_s"] == made.question.slo.ttft_s
+
+
+def test_another_candidate_is_chosen_by_its_name(planned):
+    made, file = planned
+    name = made.ranked[1].name
+    data = yaml.safe_load(run("export", file, "--to", "gateway", "--candidate", name).stdout)
+    assert len(data["gateway"]["upstreams"]) == sum(pool["count"] for pool in made.ranked[1].deployment["pools"])
+    refused(run("export", file, "--to", "gateway", "--candidate", "9x"), "unknown candidate '9x'")
+
+
+def test_what_is_wrong_is_said(planned, tmp_path):
+    _, file = planned
+    refused(run(*ASK, "--to", "vlm"), "unknown export 'vlm'", "nearest: vllm")
+    refused(run(*ASK, "--to", "vllm", "--candidate", "x"), "--candidate chooses from a plan")
+    refused(run("export", file, "--to", "vllm", "--tp", "2"), "--tp beside the plan")
+    refused(run("export", tmp_path / "none.json", "--to", "vllm"), "cannot be read")
+    refused(run("export", "--to", "vllm"), "--model is missing")
+    (tmp_path / "file").write_text("")
+    refused(run(*ASK, "--to", "vllm", "--out", tmp_path / "file"), "cannot be made")
+    nothing = plan(feasible=False)
+    (tmp_path / "none.json").write_text(nothing.to_json())
+    refused(run("export", tmp_path / "none.json", "--to", "vllm"), "no candidate meets the SLO", "--candidate")
+    refused(run("export", "--model", "llama-3.1-70b", "--gpu", "l4", "--to", "vllm"), "does not fit", code=1)
