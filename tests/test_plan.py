@@ -12,7 +12,7 @@ from headway.errors import BadInput, UnknownName
 from headway.metrics import Prices, Slo
 from headway.metrics.attainment import group_interval
 from headway.plan import Plan, Question, contest, plan, trial
-from headway.sim import Deployment, simulate
+from headway.sim import Deployment, Policies, simulate
 from headway.specs import from_mapping, read_yaml, write_yaml
 from headway.workload import workload
 
@@ -395,6 +395,7 @@ def test_progress_counts_every_evaluation():
         ({"cap_watts": ()}, "cap_watts .*: give at least one value"),
         ({"cap_watts": (300.0, 300.0)}, "give each value to try once"),
         ({"clock_mhz": (2500.0,)}, "can be locked up to its boost clock"),
+        ({"policies": Policies(scale="target-load")}, "a plan says how many replicas it takes"),
     ],
 )
 def test_a_question_that_makes_no_sense_is_refused(changes, message):

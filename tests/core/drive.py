@@ -19,7 +19,8 @@ from headway.policies import Policy, policy, policy_names
 from headway.sim.arrivals import Arrivals
 from headway.sim.cluster import Cluster, Handoff
 from headway.sim.recorder import Recorder
-from headway.state import ClusterState, PoolState, Request, Route
+from headway.sim.scaling import Scaler
+from headway.state import ClusterState, Hold, PoolState, Request, Route, Scale
 from headway.workload.batch import Batch
 
 CASES = 100 if headway.interpreted_modules() else 250  # random cases a law is tried on
@@ -304,6 +305,7 @@ class ClusterCase:
     link: tuple[float, float]
     closed: tuple[int, float] | None
     rows: list[Row]
+    scale: tuple[float, float, list[int]] | None = None  # every so often, seconds to start, at the start
 
 
 @dataclass
@@ -315,13 +317,40 @@ class Served:
     pools: list[list[Engine]]
     handoff: Handoff | None
     router: Policy
+    rule: Policy | None = None
 
     @property
     def engines(self) -> list[Engine]:
         return [engine for pool in self.pools for engine in pool]
 
 
-NOSY = "drive:Nosy"
+class NosyHolder(Nosy):
+    """Holds every other request by what it sees of a pool that is not idle, so that it asks for each wake-up."""
+
+    def route(self, request: Request, pool: PoolState) -> Route | Hold:
+        route = super().route(request, pool)
+        seen = (*self.log[-1][2:], pool.held)
+        busy = any(replica.running + replica.waiting for replica in pool.replicas)
+        return Hold("what it saw") if busy and hash(seen) % 2 else route
+
+
+class Restless(Nosy):
+    """Asks for another number of replicas each time, by what it sees."""
+
+    def scale(self, cluster: ClusterState) -> list[Scale]:
+        answers = []
+        for index, pool in enumerate(cluster.pools):
+            seen = [pool.held, pool.starting, len(pool.replicas)]
+            for replica in pool.replicas:
+                seen += [replica.running, replica.waiting, replica.context_tokens, replica.kv_used_blocks]
+            self.log.append((cluster.now, index, *seen))
+            answers.append(Scale(index, 1 + hash(tuple(seen)) % 4, "what it saw"))
+        return answers
+
+
+NOSY, HOLDER = "drive:Nosy", "drive:NosyHolder"
+HOLDERS = ("late-binding", HOLDER)
+ADMISSION = {"queue-limit": {"limit": 2}, "off-peak": {"retry_s": 0.05, "patience_s": 0.4}}
 ROUTERS = (*policy_names("route"), NOSY)
 
 
@@ -350,12 +379,18 @@ def make_cluster_case(seed: int) -> ClusterCase:
         pools,
         unit,
         order=rng.choice(["fcfs", "fcfs", "priority", "sjf", "edf"]),
-        route=rng.choice([*ROUTERS, NOSY, NOSY, "prefix-affinity"]),
-        admit=rng.choice([None, None, "queue-limit"]),
+        route=rng.choice([*ROUTERS, NOSY, NOSY, HOLDER, "prefix-affinity"]),
+        admit=rng.choice([None, None, *ADMISSION]),
         link=(rng.choice([1e3, 1e5, 1e12]), rng.choice([0.0, 1e-3, 0.5])),
         closed=rng.choice([None, (rng.randint(1, 12), rng.choice([0.0, 0.0, 0.1]))]),
         rows=rows,
+        scale=rng.choice([None, None, (rng.choice([0.02, 0.3]), rng.choice([0.0, 0.1, 1.0]), starts_with(rng, pools))]),
     )
+
+
+def starts_with(rng: Random, pools: list[PoolCase]) -> list[int]:
+    """How many replicas of each pool serve at the start."""
+    return [rng.randint(1, pool.count) for pool in pools]
 
 
 def run_cluster(
@@ -372,19 +407,28 @@ def run_cluster(
     for engine in (engine for pool in pools for engine in pool):
         engine.set_leaps(leaps)
     views = [
-        PoolState(each.role, pool, Random(i)) for i, (each, pool) in enumerate(zip(case.pools, pools, strict=True))
+        PoolState(each.role, list(pool), Random(i))
+        for i, (each, pool) in enumerate(zip(case.pools, pools, strict=True))
     ]
     policies = {"route": policy("route", case.route)}
+    if order is not None:
+        policies["order"] = order
     if case.admit is not None:
-        policies["admit"] = policy("admit", case.admit, {"limit": 2})
+        policies["admit"] = policy("admit", case.admit, ADMISSION[case.admit])
     handoff = None
     if len(pools) > 1:
         window = case.pools[0].table.window
         handoff = Handoff(sum(map(len, pools)), (3.0, 2.0 if window else 0.0), window, *case.link)
     recorder = Recorder(True, len(case.rows), len(case.rows) // 4, [(1.0, 1.0, 1.0)], BINS)
     arrivals = Arrivals(iter([batch_of(case.rows)]))
-    cluster = Cluster(pools, ClusterState(tuple(views), Random(99)), policies, arrivals, recorder, handoff, case.closed)
-    served = Served({}, cluster, pools, handoff, policies["route"])
+    rule, scaler = None, None
+    if case.scale is not None:
+        every_s, startup_s, counts = case.scale
+        rule = Restless()
+        scaler = Scaler(rule, every_s, views, counts, [startup_s] * len(pools))
+    state = ClusterState(tuple(views), Random(99))
+    cluster = Cluster(pools, state, policies, arrivals, recorder, handoff, case.closed, scaler)
+    served = Served({}, cluster, pools, handoff, policies["route"], rule)
     while cluster.advance(events):
         if watch is not None:
             watch(served)

@@ -14,9 +14,9 @@ import pytest
 
 from headway.errors import BadInput, UnknownName
 from headway.policies import Policy, check_policy, policy, policy_names
-from headway.state import Accept, Reject, Route
+from headway.state import Accept, Defer, Hold, Reject, Route, Scale
 
-BUILT_IN = [(kind, name) for kind in ("route", "order", "admit") for name in policy_names(kind)]
+BUILT_IN = [(kind, name) for kind in ("route", "order", "admit", "scale") for name in policy_names(kind)]
 
 
 class Router(Policy):
@@ -217,6 +217,47 @@ class Yes(Policy):
         return True
 
 
+class Hoarder(Router):
+    def route(self, request, pool):
+        return Hold("later")
+
+
+class Mumbler(Router):
+    def route(self, request, pool):
+        busy = any(replica.running + replica.waiting for replica in pool.replicas)
+        return Hold() if busy else Route(0, "idle")
+
+
+class Past(Policy):
+    def admit(self, request, cluster):
+        return Defer(cluster.now, "now")
+
+
+class Forever(Policy):
+    def admit(self, request, cluster):
+        return Defer(float("inf"), "never")
+
+
+class Grow(Policy):
+    def scale(self, cluster):
+        return Scale(0, 3, "more")
+
+
+class Vanish(Policy):
+    def scale(self, cluster):
+        return [Scale(0, 0, "nobody there")]
+
+
+class Elsewhere(Policy):
+    def scale(self, cluster):
+        return [Scale(1, 1, "the decode pool")]
+
+
+class Torn(Policy):
+    def scale(self, cluster):
+        return [Scale(0, 1, "fewer"), Scale(0, 9, "more")]
+
+
 class Mute(Policy):
     def admit(self, request, cluster):
         return Reject("")
@@ -258,7 +299,15 @@ class Stubborn(Policy):
         ("order", InPlace, "changed the QueueView it was shown"),
         ("order", Ranks, r"to one request after another \[0.0, 0.0.*without rekey_on"),
         ("order", Slack, "490 s later .*without rekey_on"),
-        ("admit", Yes, r"answered True: expected Accept\(reason\) or Reject\(reason\)"),
+        ("admit", Yes, r"answered True: expected Accept\(reason\), Reject\(reason\) or Defer"),
+        ("route", Hoarder, r"answered Hold\('later'\), all replicas idle: expected a Route"),
+        ("route", Mumbler, "answered Hold with the reason ''"),
+        ("admit", Past, r"answered Defer\(10.0, 'now'\): expected an absolute time after the view's now, 10.0"),
+        ("admit", Forever, "answered Defer.inf.*expected an absolute time"),
+        ("scale", Grow, r"answered Scale\(0, 3, 'more'\): expected a list of Scale"),
+        ("scale", Vanish, "answered Scale.0, 0.*at least 1 replica"),
+        ("scale", Elsewhere, "answered Scale.1.*expected a pool from 0 to 0"),
+        ("scale", Torn, "expected a pool once"),
         ("admit", Mute, "answered Reject with the reason ''"),
         ("admit", Stubborn, "raised IndexError"),
     ],

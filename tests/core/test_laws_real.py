@@ -22,7 +22,7 @@ from headway.policies.contract import make_pool, make_request
 from headway.sim import Deployment, Policies, Pool, simulate
 from headway.sim.recorder import Recorder
 from headway.sim.run import build, compiled
-from headway.state import Route
+from headway.state import Hold, Route
 from headway.workload import SharedPrefix, Workload, WorkloadSpec, parse_arrival, parse_length, workload
 
 HERE = Path(__file__).resolve().parent
@@ -202,7 +202,7 @@ def test_the_cases_do_what_they_are_there_for() -> None:
 class Logged(Policy):
     """Asks the router `name` and keeps, in `log`, all that it could see and what it answered."""
 
-    log: list[tuple[tuple[int, float, int, float], str, float, object, list[tuple[int, ...]], int, str]]
+    log: list[tuple[tuple[int, float, int, float], str, float, object, list[tuple[int, ...]], str]]
 
     def __init__(self, name: str) -> None:
         self.asked = policy("route", name)
@@ -216,8 +216,12 @@ class Logged(Policy):
         ]
         stream = pool.rng.getstate()
         answer = self.asked.route(request, pool)
-        self.log.append((known, pool.role, pool.now, stream, loads, answer.index, answer.reason))
-        return Route(answer.index, answer.reason)
+        self.log.append((known, pool.role, pool.now, stream, loads, told(answer)))
+        return answer
+
+
+def told(answer: Route | Hold) -> str:
+    return f"{getattr(answer, 'index', 'held')}: {answer.reason}"
 
 
 @pytest.mark.parametrize("router", policy_names("route"))
@@ -228,9 +232,9 @@ def test_law_12_another_host_that_shows_the_same_gets_the_same_decision(name: st
     simulate(Deployment(pools=DEPLOYMENTS[name].pools, policies=chosen), LOADS["open"], seed=5)
     replayed = policy("route", router)
     assert len(Logged.log) >= LOADS["open"].requests
-    for known, role, now, stream, loads, index, reason in Logged.log:
+    for known, role, now, stream, loads, said in Logged.log:
         rng = Random()
         rng.setstate(stream)
         fields = dict(zip(("id", "arrival_s", "prompt_tokens", "predicted_output_tokens"), known, strict=True))
         answer = replayed.route(make_request(**fields), make_pool(role, loads, rng, now))
-        assert (answer.index, answer.reason) == (index, reason)
+        assert told(answer) == said

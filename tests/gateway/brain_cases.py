@@ -19,7 +19,7 @@ from headway.gateway.spec import BUDGETS, Health, Limits
 from headway.gateway.tenants import Usage
 from headway.metrics import Slo
 from headway.policies import Policy, policy, policy_names
-from headway.state import Accept, Reject, Route
+from headway.state import Accept, Defer, Hold, Reject, Route, Scale
 
 ADDRESSES = ("127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003", "127.0.0.1:9004")
 
@@ -35,12 +35,18 @@ class Faulty(Policy):
         return answers[self.turn % len(answers)]
 
     def route(self, request: Any, pool: Any) -> Any:
-        answer = self.next(Route(0, "fine"), Route(99, "no such"), Route(-1, "none"), None, "raise", Accept())
+        routes = Route(0, "fine"), Route(99, "no such"), Route(-1, "none")
+        answer = self.next(*routes, None, "raise", Accept(), Hold("wait"))
         return 1 / 0 if answer == "raise" else answer
 
     def admit(self, request: Any, cluster: Any) -> Any:
-        answer = self.next(Accept(), Accept(), Reject("no"), 17, "raise", Accept())
+        later = Defer(cluster.now + self.turn % 3, "later")  # one of three has come already
+        answer = self.next(Accept(), Accept(), Reject("no"), 17, "raise", Accept(), later)
         return [][1] if answer == "raise" else answer
+
+    def scale(self, cluster: Any) -> Any:
+        answer = self.next([], [Scale(0, 3, "more")], [Scale(4, 3, "where")], [Scale(0, -1, "none")], None, "raise")
+        return {}["x"] if answer == "raise" else answer
 
     def order(self, queue: Any) -> Any:
         answer = self.next(queue.arrival_s, [math.nan] * len(queue), "raise", [1.0, 2.0, 3.0])
@@ -103,7 +109,7 @@ def started(spec: GatewaySpec, rng: Random, epoch_s: float) -> Brain:
     """A decision process for it."""
     count = len(spec.upstreams)
     backing = Backing(table=table()) if rng.random() < 0.7 else Backing()
-    policies = {kind: policy(kind, rng.choice(policy_names(kind))) for kind in ("route", "order", "admit")}
+    policies = {kind: policy(kind, rng.choice(policy_names(kind))) for kind in ("route", "order", "admit", "scale")}
     for kind in policies:
         if rng.random() < 0.25:
             policies[kind] = Faulty()

@@ -192,7 +192,7 @@ def test_an_answer_by_a_host_that_was_not_chosen_raises_the_alarm():
 def test_a_policy_that_fails_is_answered_for():
     b = brain(2, policies={kind: Faulty() for kind in ("route", "order", "admit")})
     answers = [b.arrive(0.0, ask(f"r{i}"))[0] for i in range(12)]
-    assert {type(a) for a in answers} == {Routed, Refused}
+    assert {type(a) for a in answers} == {Routed, Refused, Held}  # it may hold: that is an answer
     assert b.fence.errors["route"] > 0 and b.fence.errors["admit"] > 0
     assert abs(b.books[0].in_flight - b.books[1].in_flight) <= 3, "the fallback spreads the load"
 

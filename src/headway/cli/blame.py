@@ -24,7 +24,7 @@ def users_fault(policies: Policies) -> Iterator[None]:
 
     An exception that did not pass through their files is ours and stays as it is.
     """
-    named = [name for name in (policies.route, policies.order, policies.admit) if ":" in name]
+    named = [name for name in (policies.route, policies.order, policies.admit, policies.scale) if ":" in name]
     here = os.getcwd()
     if named:
         sys.path.insert(0, here)

@@ -51,8 +51,15 @@ class Served(NamedTuple):
         from headway.policies import policy
 
         sys.path.insert(0, os.getcwd())
-        kinds = ("route", "order", "admit")
+        kinds = ["route", "order", "admit"] + (["scale"] if self.names.scale != "fixed" else [])
         return {kind: policy(kind, getattr(self.names, kind), self.names.params.get(kind)) for kind in kinds}
+
+    @property
+    def scale_every_s(self) -> float:
+        """Seconds from one advice on the number of replicas to the next."""
+        from headway.gateway.advice import EVERY_S
+
+        return EVERY_S if self.deployment is None else self.deployment.scale_every_s
 
     @property
     def max_context(self) -> int | None:
@@ -168,7 +175,8 @@ def summary(served: Served) -> RenderableType:
     table.add_row("replicas", ", ".join(kinds) or f"{len(spec.upstreams)}, not described: predicted from what is seen")
     for text, backing in zip(spec.upstreams, served.backings, strict=True):
         table.add_row("", f"{text}, at most {spec.limits.in_flight or backing.window} requests at once")
-    table.add_row("policies", f"route {names.route}, order {names.order}, admit {names.admit}")
+    advice = "" if names.scale == "fixed" else f", scale {names.scale} (advice)"
+    table.add_row("policies", f"route {names.route}, order {names.order}, admit {names.admit}{advice}")
     for klass in spec.classes:
         limits = [f"{name} {format_seconds(s)}" for name, s in _limits(klass.slo) if s is not None]
         refuse = f", refused below {klass.refuse_below:.0%} chance" if limits and klass.refuse_below else ""
@@ -233,7 +241,7 @@ def host_of(
     from headway.gateway import Brain, Reader
     from headway.gateway.loglines import LogLines
 
-    brain = Brain(served.spec, served.backings, policies, seed)
+    brain = Brain(served.spec, served.backings, policies, seed, served.scale_every_s)
     log = LogLines(_to_stderr) if terminal.json_notes else None
     return kind(brain, Reader(served.spec, served.max_context), addresses, terminal.note, log)
 

@@ -14,6 +14,7 @@ from headway.state.views cimport ReplicaState, Request
 cdef class Engine(ReplicaState):
     cdef readonly StepLaw law
     cdef readonly str role
+    cdef Py_ssize_t slot
     cdef long long max_tokens
     cdef long long max_seqs
     cdef long long window

@@ -49,7 +49,7 @@ class Engine(ReplicaState):
         ReplicaState.__init__(self, index, law.kv_blocks)
         self.law = law
         self.work = work
-        self.role = role
+        self.role, self.slot = role, index
         self.max_tokens = settings.max_batched_tokens
         self.max_seqs = settings.max_seqs
         self.window = law.window

@@ -24,4 +24,5 @@ cdef class KvPages:
     cdef int take(self, long long pages) except -1
     cdef int free(self, Sequence seq, long long tokens) except -1
     cdef int evict_down_to(self, long long used) except -1
+    cdef int forget(self) except -1
     cpdef bint check_integrity(self) except -1

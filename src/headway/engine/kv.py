@@ -107,6 +107,11 @@ class KvPages:
             self.cache.evict()
         return 0
 
+    def forget(self) -> cython.int:
+        """Start anew, with nothing cached; nobody may hold a page."""
+        self.cache = PrefixCache()
+        return 0
+
     def check_integrity(self) -> cython.bint:
         """Check the sums; raises AssertionError naming what is broken."""
         assert 0 <= self.used <= self.total, f"{self.used} of {self.total} pages used"

@@ -1,7 +1,6 @@
 from headway.engine.core cimport Engine
 from headway.engine.lane cimport Lane
-from headway.engine.queue cimport WaitingQueue
-from headway.engine.sequence cimport Line, Sequence
+from headway.engine.sequence cimport Sequence
 
 
 cdef class LiveReplica:
@@ -12,5 +11,4 @@ cdef class LiveReplica:
     cpdef int enqueue(self, Sequence seq, double now) except -1
     cpdef tuple step(self, double now)
     cpdef bint abort(self, Sequence seq, double now) except -1
-    cdef bint leave_queue(self, Engine engine, Sequence seq) except -1
     cdef int cut_short(self, Engine engine, Sequence seq) except -1

@@ -6,7 +6,6 @@ Every step is taken by itself here, never several at once: tokens leave one by o
 
 from __future__ import annotations
 
-import heapq
 from typing import Any, NamedTuple
 
 import cython
@@ -15,8 +14,7 @@ import numpy as np
 from headway.engine.core import Engine
 from headway.engine.lane import Lane
 from headway.engine.law import buffer
-from headway.engine.queue import WaitingQueue
-from headway.engine.sequence import HashChains, Line, Sequence
+from headway.engine.sequence import HashChains, Sequence
 
 
 class Told(NamedTuple):
@@ -109,7 +107,7 @@ class LiveReplica:
         ends like any other.
         """
         engine: Engine = self.engines[seq.replica]
-        if self.leave_queue(engine, seq):
+        if engine.inbox.remove(seq) or engine.queue.remove(seq):
             engine.waiting -= 1
             engine.waiting_tokens -= seq.target
         elif engine.partial is seq:
@@ -121,23 +119,6 @@ class LiveReplica:
             return False
         engine.notice(now, False)
         return True
-
-    def leave_queue(self, engine: Engine, seq: Sequence) -> cython.bint:
-        """Take a request out of the lines it may wait in; whether it was in one."""
-        queue: WaitingQueue = engine.queue
-        if _leave_line(engine.inbox, seq):
-            return True
-        if not queue.ordered:
-            left = _leave_line(queue.fifo, seq)
-        else:
-            keyed = [entry for entry in queue.keyed if entry[2] is not seq]
-            fresh = [entry for entry in queue.fresh if entry[1] is not seq]
-            left = len(keyed) + len(fresh) < queue.size
-            heapq.heapify(keyed)
-            queue.keyed, queue.fresh = keyed, fresh
-        if left:
-            queue.size -= 1
-        return left
 
     def cut_short(self, engine: Engine, seq: Sequence) -> cython.int:
         """Let a sequence of the step under way end with it.
@@ -160,13 +141,3 @@ class LiveReplica:
             return 0
         seq.output_tokens = seq.generated + 1
         return 0
-
-
-def _leave_line(line: Line, seq: Sequence) -> bool:
-    at: cython.Py_ssize_t
-    for at in range(line.head, line.head + line.size):
-        if line.items[at] is seq:
-            del line.items[at]
-            line.size -= 1
-            return True
-    return False

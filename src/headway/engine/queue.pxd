@@ -19,4 +19,5 @@ cdef class WaitingQueue:
     cdef int push_back_in(self, Sequence seq) except -1
     cdef Sequence peek(self, double now)
     cdef int drop_head(self) except -1
+    cdef bint remove(self, Sequence seq) except -1
     cdef int key_fresh(self, double now) except -1

@@ -76,6 +76,20 @@ class WaitingQueue:
             self.fifo.take()
         return 0
 
+    def remove(self, seq: Sequence) -> cython.bint:
+        """Take a request out from wherever it stands, in O(n); whether it was there."""
+        if self.ordered:
+            keyed = [entry for entry in self.keyed if entry[2] is not seq]
+            fresh = [entry for entry in self.fresh if entry[1] is not seq]
+            left = len(keyed) + len(fresh) < self.size
+            heapq.heapify(keyed)
+            self.keyed, self.fresh = keyed, fresh
+        else:
+            left = self.fifo.remove(seq)
+        if left:
+            self.size -= 1
+        return left
+
     def key_fresh(self, now: cython.double) -> cython.int:
         """Ask the policy for the missing keys."""
         if self.rekeys:

@@ -59,5 +59,6 @@ cdef class Line:
     cdef readonly Py_ssize_t size
     cdef int append(self, Sequence seq) except -1
     cdef int append_first(self, Sequence seq) except -1
+    cdef bint remove(self, Sequence seq) except -1
     cdef Sequence first(self)
     cdef Sequence take(self)

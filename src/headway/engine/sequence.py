@@ -190,6 +190,16 @@ class Line:
         self.size += 1
         return 0
 
+    def remove(self, seq: Sequence) -> cython.bint:
+        """Leave from wherever one stands, in O(n); whether it was there."""
+        at: cython.Py_ssize_t
+        for at in range(self.head, self.head + self.size):
+            if self.items[at] is seq:
+                del self.items[at]
+                self.size -= 1
+                return True
+        return False
+
     def first(self) -> Sequence:
         """Who is served next; the line must not be empty."""
         seq: Sequence = self.items[self.head]

@@ -17,6 +17,7 @@ import msgspec
 
 from headway.cost import StepTable
 from headway.gateway.admission import unattainable
+from headway.gateway.advice import EVERY_S, Advisor
 from headway.gateway.books import Entry, ReplicaBook
 from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Held, Left, Outcome, Refused, Routed
 from headway.gateway.fence import Fence
@@ -28,6 +29,7 @@ from headway.gateway.shadow import Shadow
 from headway.gateway.spec import GatewaySpec
 from headway.gateway.tenants import Accounts, Keys, Usage
 from headway.policies import Policy
+from headway.state import Defer, Hold
 
 TOMBSTONE_S = 60.0  # how long an end is kept whose request is not known yet
 RECORD_S = 10.0  # how long an ended request waits for its figures
@@ -51,11 +53,19 @@ class Brain:
     Args:
         spec: tenants, classes, limits, health.
         backings: the replicas, in the order of `spec.upstreams`.
-        policies: objects by decision point: "route", "order", "admit".
+        policies: objects by decision point: "route", "order", "admit", and "scale" where advice is wanted.
         seed: of the random streams that policies draw from.
+        scale_every_s: seconds from one advice to the next.
     """
 
-    def __init__(self, spec: GatewaySpec, backings: list[Backing], policies: dict[str, Policy], seed: int = 0) -> None:
+    def __init__(
+        self,
+        spec: GatewaySpec,
+        backings: list[Backing],
+        policies: dict[str, Policy],
+        seed: int = 0,
+        scale_every_s: float = EVERY_S,
+    ) -> None:
         self.spec = spec
         self.limits = spec.limits
         self.backings = backings
@@ -63,6 +73,7 @@ class Brain:
             ReplicaBook(i, backing.table, spec.limits.in_flight or backing.window) for i, backing in enumerate(backings)
         ]
         self.fence = Fence(policies)
+        self.advisor = Advisor(self.fence, scale_every_s)
         self.figures = Figures()
         self.promised = [klass.slo.limits() for klass in spec.classes]
         self.accounts = Accounts(Keys(spec.tenants).tenants)
@@ -104,11 +115,14 @@ class Brain:
         self.live[facts.id] = entry
         if at_once:
             self.held.pass_by(entry, now)
-            return [self._route(now, entry)]
+            answer = self._route(now, entry)
+            if answer is not None:
+                return [answer]
         self.held.push(entry, now)
-        answers += self._pump(now)
+        if not at_once:
+            answers += self._pump(now)
         if entry.stage == "held":
-            self._decided("held", "no room")
+            self._decided("held", entry.reason or "no room")
             answers.append(Held(facts.id, min(now + self.limits.hold_s, entry.view.deadline_s)))
         return answers
 
@@ -198,6 +212,11 @@ class Brain:
             if entry.hosts:
                 self.accounts.settle(now, entry.facts.tenant, entry.reserved, entry.reserved)  # unknown: maybe all
             self._over(entry, 0)
+        if now >= self.advisor.due_s:
+            healthy = [book for book in self.books if book.healthy]
+            self._show(now, healthy)
+            self.cluster.show(now)
+            self.advisor.ask(now, self.cluster, healthy)
         return answers + self._pump(now)
 
     # --- deciding --------------------------------------------------------------------------------------------
@@ -231,11 +250,13 @@ class Brain:
             return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", retry_s)
         self._show(now, healthy, held=len(self.held) // len(healthy))
         self.cluster.show(now)
-        reason = self.fence.admit(entry.view, self.cluster)
+        no = self.fence.admit(entry.view, self.cluster)
         if self.shadow is not None:
-            self.shadow.admit(now, entry, healthy, reason)
-        if reason is not None:
-            return Refused(facts.id, 429, "refused_by_policy", reason, 1.0)
+            self.shadow.admit(now, entry, healthy, len(self.held), no is not None)
+        if isinstance(no, Defer):  # who asks again is the caller: to let it wait here would cost a place in the queue
+            return Refused(facts.id, 429, "deferred_by_policy", no.reason or "to be sent again later", no.until_s - now)
+        if no is not None:
+            return Refused(facts.id, 429, "refused_by_policy", no.reason or "refused by the admission policy", 1.0)
         queue_s = 0.0 if any(book.room for book in healthy) and not len(self.held) else self._queue_s(now, entry)
         klass = self.spec.classes[facts.slo_class]
         return unattainable(entry, klass, healthy, now, queue_s, self.duration_s)
@@ -257,10 +278,10 @@ class Brain:
         for place, book in enumerate(books):
             book.advance(now, held)
             book.view.renumber(place)
-        self.pool.show(now, [book.view for book in books])
+        self.pool.show(now, [book.view for book in books], len(self.held))
 
-    def _route(self, now: float, entry: Entry) -> Answer:
-        """Ask the router, among the replicas that have room; there is one at least.
+    def _route(self, now: float, entry: Entry) -> Answer | None:
+        """Ask the router, among the replicas that have room; there is one at least. None: it holds the request.
 
         A request that may go to a few only goes to one of these even when they are full: it does not wait for them in
         front of others.
@@ -272,10 +293,16 @@ class Brain:
             words = "no replica that this request may go to answers at the moment"
             return self._refuse(entry, Refused(entry.facts.id, 503, "no_replica", words, self.spec.health.probe_s))
         self._show(now, books)
-        place, reason = self.fence.route(entry.view, self.pool)
+        decision = self.fence.route(entry.view, self.pool)
+        if isinstance(decision, Hold):
+            entry.reason = decision.reason
+            return None
+        if entry.facts.id in self.held.entries:
+            self.held.remove(entry.facts.id)
+        place, reason = decision
         chosen = books[place]
         if self.shadow is not None:
-            self.shadow.route(now, entry, books, chosen)
+            self.shadow.route(now, entry, books, self.pool.held, chosen)
         others = [book for book in healthy if book is not chosen]
         spare = min(others, key=lambda book: (not book.room, book.in_flight), default=None)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
@@ -286,18 +313,17 @@ class Brain:
         return Routed(entry.facts.id, entry.hosts, reason)
 
     def _pump(self, now: float) -> list[Answer]:
-        """Route whoever waits while there is room."""
+        """Route whoever waits while there is room, until the router holds one: an event costs one answer in vain."""
         answers: list[Answer] = []
-        while len(self.held) and self._choosable():
-            entry = self.held.pop(now)
-            if entry is None:
-                break
+        while self._choosable() and (entry := self.held.first(now)) is not None:
             if now >= entry.view.deadline_s:
                 self._drop(now, entry)
                 words = "the request waited in the queue until its deadline passed"
                 answers.append(self._refuse(entry, Refused(entry.facts.id, 504, "deadline_exceeded", words, 1.0)))
+            elif (answer := self._route(now, entry)) is not None:
+                answers.append(answer)
             else:
-                answers.append(self._route(now, entry))
+                break
         return answers
 
     def _shed(self, now: float, entry: Entry) -> Refused:
@@ -450,6 +476,7 @@ class Brain:
                 for state, tokens in budget.states().items():
                     yield "headway_budget_tokens", whose | {"state": state}, tokens
         yield "headway_held", {}, len(self.held)
+        yield from self.advisor.gauges()
         for kind, count in self.fence.errors.items():
             yield "headway_policy_errors_total", {"kind": kind}, count
 

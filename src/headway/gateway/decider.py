@@ -405,6 +405,7 @@ class Decider:
             "held": len(brain.held),
             "faults": brain.check(),
             "policy_errors": dict(brain.fence.errors),
+            "scale": brain.advisor.status(),
             "shadow": None if brain.shadow is None else brain.shadow.status(),
             "log": None if self.journal is None else self.journal.status(),
             "ledger": self.keeper.status() if self.keeper is not None else None,

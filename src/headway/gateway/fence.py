@@ -1,11 +1,12 @@
 """Asks policies, and stands between what one of them may do wrong and the requests of everyone else.
 
 A policy that raises, or answers what cannot be, is answered for: routing by least load, order by arrival, admission by
-letting in. Every such case is counted and the last one kept in words.
+letting in, scaling by no change. Every such case is counted and the last one kept in words.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from numbers import Integral
 from typing import Any
@@ -14,21 +15,23 @@ import numpy as np
 
 from headway.gateway.live import LiveCluster, LivePool, LiveRequest
 from headway.policies import Policy
-from headway.state import Accept, QueueView, Reject, Route
+from headway.state import Accept, Defer, Hold, QueueView, Reject, Route, Scale
 
 
 class Fence:
-    """The deployment's policies by decision point ("route", "order", "admit")."""
+    """The deployment's policies by decision point ("route", "order", "admit", and "scale" where one is named)."""
 
     def __init__(self, policies: dict[str, Policy]) -> None:
         self.policies = policies
         self.errors: Counter[str] = Counter()
         self.last = ""
 
-    def route(self, request: LiveRequest, pool: LivePool) -> tuple[int, str]:
-        """Return the place of the chosen replica in the pool's list, and the reason."""
+    def route(self, request: LiveRequest, pool: LivePool) -> tuple[int, str] | Hold:
+        """Return the place of the chosen replica in the pool's list, and the reason; or that the request is held."""
         try:
             answer = self.policies["route"].route(request, pool)
+            if isinstance(answer, Hold):
+                return answer
             index = answer.index if isinstance(answer, Route) else None
             if isinstance(index, Integral) and 0 <= int(index) < len(pool.replicas):
                 return int(index), answer.reason
@@ -38,17 +41,30 @@ class Fence:
         loads = [replica.waiting + replica.running for replica in pool.replicas]
         return loads.index(min(loads)), "fallback: fewest requests"
 
-    def admit(self, request: LiveRequest, cluster: LiveCluster) -> str | None:
-        """Return why the policy refuses the request; None when it does not."""
+    def admit(self, request: LiveRequest, cluster: LiveCluster) -> Reject | Defer | None:
+        """Return how the policy refuses the request; None when it does not."""
         try:
             answer = self.policies["admit"].admit(request, cluster)
             if isinstance(answer, Reject):
-                return str(answer.reason) or "refused by the admission policy"
+                return answer
+            if isinstance(answer, Defer) and cluster.now < answer.until_s < math.inf:
+                return answer
             if not isinstance(answer, Accept):
                 self._blame("admit", f"answered {answer!r}")
         except Exception as error:
             self._blame("admit", f"raised {type(error).__name__}: {error}")
         return None
+
+    def scale(self, cluster: LiveCluster) -> list[Scale]:
+        """Return the changes that the policy asks for."""
+        try:
+            answer: Any = self.policies["scale"].scale(cluster)
+            if isinstance(answer, list) and all(isinstance(each, Scale) and _can_be(each, cluster) for each in answer):
+                return answer
+            self._blame("scale", f"answered {answer!r} for {len(cluster.pools)} pools")
+        except Exception as error:
+            self._blame("scale", f"raised {type(error).__name__}: {error}")
+        return []
 
     def keys(self, now: float, requests: list[LiveRequest]) -> list[float]:
         """Return a key per waiting request, the smallest first."""
@@ -65,3 +81,7 @@ class Fence:
     def _blame(self, kind: str, what: str) -> None:
         self.errors[kind] += 1
         self.last = f"{kind} policy {type(self.policies[kind]).__name__} {what}"
+
+
+def _can_be(asked: Scale, cluster: LiveCluster) -> bool:
+    return 0 <= asked.pool < len(cluster.pools) and asked.replicas >= 1

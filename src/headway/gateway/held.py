@@ -49,15 +49,15 @@ class HeldQueue:
         self._enter(entry, self._level(entry, now))
         heapq.heappush(self._heap(entry), (key, entry.view.id, entry.facts.id))
 
-    def pop(self, now: float) -> Entry | None:
-        """Take the next one; None when nobody waits."""
+    def first(self, now: float) -> Entry | None:
+        """Return whose turn it is, who waits on until taken out; None when nobody waits."""
         self._rekey(now)
         for level, waiting in enumerate(self.waiting):
             if waiting:
                 heap = self.heaps[level, self.counters[level].next(waiting)]
                 while not self._waits(heap[0]):
                     heapq.heappop(heap)
-                return self.remove(heap[0][2])
+                return self.entries[heap[0][2]]
         return None
 
     def remove(self, id: str) -> Entry:

@@ -78,10 +78,11 @@ class LiveReplica(ReplicaState):
 class LivePool(PoolState):
     """The replicas that may be chosen now."""
 
-    def show(self, now: cython.double, replicas: list[Any]) -> None:
-        """Set the time, and who may be chosen."""
+    def show(self, now: cython.double, replicas: list[Any], held: cython.longlong) -> None:
+        """Set the time, who may be chosen, and how many wait in Headway's queue."""
         self.now = now
         self.replicas = replicas
+        self.held = held
 
 
 class LiveCluster(ClusterState):

@@ -21,7 +21,7 @@ import msgspec
 from headway.gateway.books import Entry, ReplicaBook
 from headway.gateway.live import LiveCluster, LivePool
 from headway.policies import Policy
-from headway.state import Accept, Reject, Route
+from headway.state import Accept, Defer, Hold, Reject, Route
 
 SLOW_S = 0.005  # of one answer: the live decision takes a tenth of it
 STRIKES = 3  # slow answers in a row after which it is asked no more
@@ -66,10 +66,12 @@ class Shadow:
         self.said: list[ShadowSaid] = []
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
 
-    def route(self, now: float, entry: Entry, books: list[ReplicaBook], chosen: ReplicaBook) -> None:
-        """Ask where the request, which goes to `chosen`, would have gone among these replicas."""
+    def route(self, now: float, entry: Entry, books: list[ReplicaBook], held: int, chosen: ReplicaBook) -> None:
+        """Ask where the request, which goes to `chosen`, would have gone among these replicas, while `held` wait."""
 
         def read(answer: Any) -> ShadowSaid:
+            if isinstance(answer, Hold):
+                return self._said("route", entry, False, reason=str(answer.reason))
             index = answer.index if isinstance(answer, Route) else None
             if not (isinstance(index, Integral) and 0 <= int(index) < len(books)):
                 raise ValueError(f"answered {str(answer)[:80]} for {len(books)} replicas")
@@ -77,24 +79,24 @@ class Shadow:
             return self._said("route", entry, would is chosen, replica=would.index, reason=str(answer.reason))
 
         if self._asked("route"):
-            self.pool.show(now, [book.view for book in books])
+            self.pool.show(now, [book.view for book in books], held)
             said = self._ask("route", entry, self.pool, read)
-            self._keep(said, f"replica {chosen.index}", f"replica {said.replica}")
+            self._keep(said, f"replica {chosen.index}", "held" if said.replica is None else f"replica {said.replica}")
 
-    def admit(self, now: float, entry: Entry, books: list[ReplicaBook], refused: str | None) -> None:
+    def admit(self, now: float, entry: Entry, books: list[ReplicaBook], held: int, refused: bool) -> None:
         """Ask whether the request, which the live policy lets in or has `refused`, would have been let in."""
 
         def read(answer: Any) -> ShadowSaid:
-            if not isinstance(answer, Accept | Reject):
+            if not isinstance(answer, Accept | Reject | Defer):
                 raise ValueError(f"answered {str(answer)[:80]}")
-            agrees = isinstance(answer, Accept) == (refused is None)
+            agrees = isinstance(answer, Accept) == (not refused)
             return self._said("admit", entry, agrees, reason=str(answer.reason))
 
         if self._asked("admit"):
-            self.pool.show(now, [book.view for book in books])
+            self.pool.show(now, [book.view for book in books], held)
             self.cluster.show(now)
             said = self._ask("admit", entry, self.cluster, read)
-            self._keep(said, *(("let in", "refused") if refused is None else ("refused", "let in")))
+            self._keep(said, *(("refused", "let in") if refused else ("let in", "refused")))
 
     def take(self) -> list[ShadowSaid]:
         """Return what was said since the last time."""

@@ -65,6 +65,7 @@ class Counters:
     prefix_hit_tokens: int = 0
 
     gpus: int = 0
+    gpu_seconds: float | None = None  # powered, of all GPUs; None: all of them from start to end
     idle_watts: float = 0.0  # per GPU; the mean where pools differ
     prefill_joules: float = 0.0  # above idle
     decode_joules: float = 0.0  # above idle
@@ -73,6 +74,13 @@ class Counters:
 
     itl: Histogram = field(default_factory=Histogram)  # every gap that ends after the first measured arrival
     tally: Tally | None = None  # only where no records are kept
+
+    @property
+    def mean_gpus(self) -> float:
+        """GPUs that were powered, over the run."""
+        if self.gpu_seconds is None or self.duration_s <= 0:
+            return self.gpus
+        return self.gpu_seconds / self.duration_s
 
     def check_integrity(self) -> None:
         """Raise `ValueError` when a request was lost or counted twice, or the lists differ in length."""

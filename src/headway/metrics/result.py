@@ -134,6 +134,26 @@ class Cost(Spec, frozen=True, kw_only=True):
     usd_per_million_output_tokens: float | None
 
 
+class ScaleChange(Spec, frozen=True, kw_only=True):
+    """From `at_s` on a pool was to have this many replicas, those that start included."""
+
+    at_s: float
+    pool: str
+    replicas: int
+    reason: str
+
+
+class Scaling(Spec, frozen=True, kw_only=True):
+    """What a deployment that scaled has used; `gpus` of its result are those it began with.
+
+    Energy, cost and throughput per GPU are of the GPUs that were powered: serving, starting, or ending their requests.
+    """
+
+    gpu_hours: float
+    mean_gpus: float | None
+    changes: list[ScaleChange]
+
+
 class Uncertainty(Spec, frozen=True, kw_only=True):
     """The cost model's own error: what a predicted mean or median is multiplied by for the ends of its interval.
 
@@ -182,6 +202,7 @@ class Result(Spec, frozen=True, kw_only=True):
     carbon: Carbon
     cost: Cost
     uncertainty: Uncertainty | None = None
+    scaling: Scaling | None = None
     provenance: dict[str, Any] = msgspec.field(default_factory=dict)
     records: Records | None = None
 

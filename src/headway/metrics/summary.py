@@ -81,7 +81,7 @@ def summarize(
         tpot_s=seen.tpot,
         itl_s=itl,
         e2e_s=seen.e2e,
-        throughput=_throughput(seen, counters.gpus),
+        throughput=_throughput(seen, counters.mean_gpus),
         slo=judge(seen.measured_by_class, seen.attained_by_class, slo, itl.p99, seen.by_batch),
         kv=_kv(counters),
         steps=counters.steps,
@@ -244,7 +244,7 @@ def _tokens(counters: Counters) -> r.Tokens:
     )
 
 
-def _throughput(seen: _Seen, gpus: int) -> r.Throughput:
+def _throughput(seen: _Seen, gpus: float) -> r.Throughput:
     window_s = seen.end_s - seen.start_s
     return r.Throughput(
         requests_per_s=_ratio(seen.finished, window_s),
@@ -278,7 +278,7 @@ def _kv(counters: Counters) -> r.Kv:
 
 
 def _energy(counters: Counters) -> r.Energy:
-    idle_joules = counters.idle_watts * counters.gpus * counters.duration_s
+    idle_joules = counters.idle_watts * counters.mean_gpus * counters.duration_s
     joules = idle_joules + counters.prefill_joules + counters.decode_joules
     return r.Energy(
         joules=joules,
@@ -300,14 +300,14 @@ def _carbon(energy: r.Energy, prices: Prices, counters: Counters) -> r.Carbon:
         grams_per_million_output_tokens=_ratio(grams * 1e6, counters.output_tokens),
         g_per_kwh=prices.carbon_g_per_kwh,
         pue=prices.pue,
-        embodied_grams=None if hourly_g is None else hourly_g * counters.gpus * counters.duration_s / 3600,
+        embodied_grams=None if hourly_g is None else hourly_g * counters.mean_gpus * counters.duration_s / 3600,
     )
 
 
 def _cost(counters: Counters, prices: Prices) -> r.Cost:
     if prices.usd_per_gpu_hour is None:
         return r.Cost(usd=None, usd_per_hour=None, usd_per_million_output_tokens=None)
-    usd_per_hour = prices.usd_per_gpu_hour * counters.gpus
+    usd_per_hour = prices.usd_per_gpu_hour * counters.mean_gpus
     usd = usd_per_hour * counters.duration_s / 3600
     return r.Cost(
         usd=usd,

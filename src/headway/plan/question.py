@@ -93,6 +93,11 @@ class Question(Spec, frozen=True, kw_only=True):
             raise BadInput(f"seed {self.seed}: give 0 or more")
         if all(limit is None for limit in (self.slo.ttft_s, self.slo.tpot_s, self.slo.itl_s, self.slo.e2e_s)):
             raise BadInput("the SLO limits nothing, so any deployment meets it: give a TTFT, TPOT, ITL or E2E limit")
+        if self.policies.scale != "fixed":
+            raise BadInput(
+                f"policies.scale={self.policies.scale}: a plan says how many replicas it takes; leave the policy out, "
+                "and `headway simulate` the plan with it"
+            )
         if not 0 <= self.margin < 1:
             raise BadInput(f"margin {self.margin:g}: give a share of the limit from 0 to below 1, as in 0.05")
         for name in ("tp", "pp", "weights", "kv", "budget_tokens", "cap_watts", "clock_mhz", "layouts"):

@@ -5,3 +5,4 @@ cdef class Policy:
     cpdef object admit(self, Request request, ClusterState cluster)
     cpdef object route(self, Request request, PoolState pool)
     cpdef object order(self, object queue)
+    cpdef object scale(self, ClusterState cluster)

@@ -24,12 +24,20 @@ class Policy:
     rekey_on: tuple[str, ...] = ()
 
     def admit(self, request: Request, cluster: ClusterState) -> Any:
-        """Decide `Accept` or `Reject` when the request arrives."""
+        """Decide `Accept`, `Reject` or `Defer` when the request arrives; after `Defer` again, at the time it named."""
         return Accept("no admission rule")
 
     def route(self, request: Request, pool: PoolState) -> Any:
-        """Decide the `Route` to one of `pool.replicas` for this phase of the request."""
+        """Decide the `Route` to one of `pool.replicas` for this phase of the request, or `Hold` it.
+
+        Held requests wait in one line, in the order of `order`; when a replica of the pool admits, preempts or ends
+        one, the first of the line is asked about again, and the next ones until one is held.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not route")
+
+    def scale(self, cluster: ClusterState) -> Any:
+        """Decide how many replicas the pools are to have: a list of `Scale`, empty for no change."""
+        return []
 
     def order(self, queue: QueueView) -> Any:
         """Give one key per waiting request (array of n floats); the smallest is served first."""

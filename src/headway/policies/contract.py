@@ -23,7 +23,7 @@ import numpy as np
 from headway.errors import BadInput
 from headway.policies.base import Policy
 from headway.policies.registry import policy, policy_names
-from headway.state.decisions import Accept, Reject, Route
+from headway.state.decisions import Accept, Defer, Hold, Reject, Route, Scale
 from headway.state.views import ClusterState, PoolState, QueueView, ReplicaState, Request
 
 Load = tuple[int, ...]  # running, waiting, waiting_tokens, context_tokens, kv_used_blocks, tokens of a prefix held
@@ -55,7 +55,7 @@ def check_policy(kind: str, candidate: str | type[Policy] | Policy, params: dict
     """Put a policy to every test of the contract for a decision point; return if it passes.
 
     Args:
-        kind: the decision point: "route", "order" or "admit".
+        kind: the decision point: "route", "order", "admit" or "scale".
         candidate: a built-in name, `module:Class`, a class, or an object (of which copies are asked).
         params: keyword arguments of the constructor.
 
@@ -108,10 +108,12 @@ def make_request(**fields: Any) -> Request:
     return made
 
 
-def make_pool(role: str, loads: list[Load], rng: Random, now: float) -> PoolState:
-    """A pool view with one replica for each load."""
+def make_pool(role: str, loads: list[Load], rng: Random, now: float, held: int = 0, starting: int = 0) -> PoolState:
+    """A pool view with a replica for each load, `held` requests at the router and `starting` replicas on their way."""
     made: PoolState = PoolState(role, [StockedReplica(i, counts) for i, counts in enumerate(loads)], rng)
     made.now = now
+    made.held = held
+    made.starting = starting
     return made
 
 
@@ -176,7 +178,7 @@ def _admit_asks(stale: bool) -> Iterator[Ask]:
         for count in (1, 3):
             for step, loads in enumerate(_loads(count, rng, stale)):
                 for request in _requests(10.0 + step):
-                    pools = tuple(make_pool(role, loads, Random(role), 10.0 + step) for role in roles)
+                    pools = tuple(make_pool(role, loads, Random(role), 10.0 + step, step % 3) for role in roles)
                     cluster = make_cluster(pools, stream, 10.0 + step)
                     yield Ask(f"with {_replicas(count, ' and '.join(roles))}", (request, cluster), count)
 
@@ -188,6 +190,22 @@ def _order_asks(stale: bool) -> Iterator[Ask]:
             yield Ask(f"with {count} waiting", (queue,), count)
 
 
+def _scale_asks(stale: bool) -> Iterator[Ask]:
+    """One question every 15 s for five minutes, and after a day; a pool has as many starting as it had last time."""
+    rng = Random("loads")
+    for roles in (("mixed",), ("prefill", "decode")):
+        stream, now, starting = Random("stream"), 0.0, 0
+        for count in (1, 3, 8, 2, 1):
+            for loads in _loads(count, rng, stale):
+                now += 86_400.0 if count == 1 and starting else 15.0
+                held = rng.choice([0, 0, 7, 900])
+                pools = tuple(make_pool(role, loads, Random(role), now, held, starting) for role in roles)
+                yield Ask(
+                    f"with {_replicas(count, ' and '.join(roles))}", (make_cluster(pools, stream, now),), len(roles)
+                )
+            starting = count
+
+
 def _replicas(count: int, role: str) -> str:
     return f"{count} {role} {'replica' if count == 1 else 'replicas'}"
 
@@ -195,18 +213,36 @@ def _replicas(count: int, role: str) -> str:
 # --- what is right ----------------------------------------------------------------------------------------------
 
 
-def _route_fault(answer: Any, count: int) -> str:
+def _route_fault(answer: Any, ask: Ask) -> str:
+    if isinstance(answer, Hold):
+        if not any(replica.running + replica.waiting for replica in ask.arguments[1].replicas):
+            return f"answered {answer!r}, all replicas idle: expected a Route, as nothing would end that could wake it"
+        return _reason_fault(answer)
     if not isinstance(answer, Route):
-        return f"answered {answer!r}: expected a Route(index, reason)"
-    if not isinstance(answer.index, Integral) or not 0 <= int(answer.index) < count:
-        return f"answered {answer!r}: expected an index from 0 to {count - 1}"
+        return f"answered {answer!r}: expected a Route(index, reason) or a Hold(reason)"
+    if not isinstance(answer.index, Integral) or not 0 <= int(answer.index) < ask.size:
+        return f"answered {answer!r}: expected an index from 0 to {ask.size - 1}"
     return _reason_fault(answer)
 
 
-def _admit_fault(answer: Any, count: int) -> str:
-    if not isinstance(answer, Accept | Reject):
-        return f"answered {answer!r}: expected Accept(reason) or Reject(reason)"
+def _admit_fault(answer: Any, ask: Ask) -> str:
+    if not isinstance(answer, Accept | Reject | Defer):
+        return f"answered {answer!r}: expected Accept(reason), Reject(reason) or Defer(until_s, reason)"
+    now = ask.arguments[1].now
+    if isinstance(answer, Defer) and not now < answer.until_s < INFINITY:
+        return f"answered {answer!r}: expected an absolute time after the view's now, {now}"
     return _reason_fault(answer)
+
+
+def _scale_fault(answer: Any, ask: Ask) -> str:
+    if not isinstance(answer, list) or not all(isinstance(each, Scale) for each in answer):
+        return f"answered {answer!r}: expected a list of Scale(pool, replicas, reason), empty for no change"
+    for each in answer:
+        if not 0 <= each.pool < ask.size or each.replicas < 1:
+            return f"answered {each!r}: expected a pool from 0 to {ask.size - 1} and at least 1 replica"
+        if fault := _reason_fault(each):
+            return fault
+    return "" if len({each.pool for each in answer}) == len(answer) else f"answered {answer!r}: expected a pool once"
 
 
 def _reason_fault(answer: Any) -> str:
@@ -217,7 +253,8 @@ def _reason_fault(answer: Any) -> str:
     return ""
 
 
-def _shape_fault(keys: Any, count: int) -> str:
+def _shape_fault(keys: Any, ask: Ask) -> str:
+    count = ask.size
     try:
         numbers = np.asarray(keys, dtype=np.float64)
     except (TypeError, ValueError):
@@ -259,8 +296,8 @@ def _declared(asked: Policy) -> list[str]:
     return faults
 
 
-ASKS = {"route": _route_asks, "order": _order_asks, "admit": _admit_asks}
-FAULTS = {"route": _route_fault, "order": _shape_fault, "admit": _admit_fault}
+ASKS = {"route": _route_asks, "order": _order_asks, "admit": _admit_asks, "scale": _scale_asks}
+FAULTS = {"route": _route_fault, "order": _shape_fault, "admit": _admit_fault, "scale": _scale_fault}
 
 # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -310,7 +347,7 @@ def _tell(asked: Policy, kind: str, ask: Ask) -> tuple[str, list[str]]:
     with _Watch() as watch:
         try:
             answer = getattr(asked, kind)(*ask.arguments)
-            faults = [fault for fault in [FAULTS[kind](answer, ask.size)] if fault]
+            faults = [fault for fault in [FAULTS[kind](answer, ask)] if fault]
             said = "" if faults else _words(answer)
         except Exception as error:  # whatever a policy raises is a fault of the policy
             faults = [f"raised {type(error).__name__}: {error}: expected an answer to every view, which is only read"]
@@ -326,6 +363,8 @@ def _tell(asked: Policy, kind: str, ask: Ask) -> tuple[str, list[str]]:
 def _words(answer: Any) -> str:
     if isinstance(answer, Route):
         return f"Route({answer.index}, {answer.reason!r})"
+    if isinstance(answer, Hold | Defer | list):
+        return repr(answer)
     if isinstance(answer, Accept | Reject):
         return f"{type(answer).__name__}({answer.reason!r})"
     return str(np.asarray(answer, dtype=np.float64).tolist())
@@ -342,7 +381,7 @@ def _seen(view: Any) -> Any:
         return [repr(getattr(view, name)) for name in REQUEST_FIELDS]
     if isinstance(view, PoolState):
         replicas = [[id(r), *(getattr(r, name) for name in REPLICA_FIELDS)] for r in view.replicas]
-        return [view.role, view.now, id(view.rng), replicas]
+        return [view.role, view.now, view.held, view.starting, id(view.rng), replicas]
     if isinstance(view, ClusterState):
         return [view.now, id(view.rng), [_seen(pool) for pool in view.pools]]
     return [np.asarray(getattr(view, name)).tobytes() for name in QUEUE_FIELDS]

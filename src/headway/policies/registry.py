@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from headway.errors import BadInput, UnknownName
-from headway.policies import admission, ordering, routing
+from headway.policies import admission, ordering, routing, scaling
 from headway.policies.base import Policy
 
 POLICIES: dict[str, dict[str, type[Policy]]] = {
@@ -16,6 +16,7 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
         "least-tokens": routing.LeastTokens,
         "power-of-two": routing.PowerOfTwo,
         "prefix-affinity": routing.PrefixAffinity,
+        "late-binding": routing.LateBinding,
     },
     "order": {
         "fcfs": ordering.Fcfs,
@@ -23,12 +24,17 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
         "sjf": ordering.ShortestJobFirst,
         "edf": ordering.EarliestDeadlineFirst,
     },
-    "admit": {"accept-all": admission.AcceptAll, "queue-limit": admission.QueueLimit},
+    "admit": {
+        "accept-all": admission.AcceptAll,
+        "queue-limit": admission.QueueLimit,
+        "off-peak": admission.OffPeak,
+    },
+    "scale": {"fixed": scaling.Fixed, "target-load": scaling.TargetLoad},
 }
 
 
 def policy_names(kind: str) -> list[str]:
-    """Names of the built-in policies for a decision point ("route", "order", "admit")."""
+    """Names of the built-in policies for a decision point ("route", "order", "admit", "scale")."""
     if kind not in POLICIES:
         raise UnknownName("decision point", kind, list(POLICIES))
     return list(POLICIES[kind])

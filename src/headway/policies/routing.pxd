@@ -26,3 +26,8 @@ cdef class PowerOfTwo(Policy):
 cdef class PrefixAffinity(Policy):
     cdef readonly double token_price
     cpdef object route(self, Request request, PoolState pool)
+
+
+cdef class LateBinding(Policy):
+    cdef readonly long long queue
+    cpdef object route(self, Request request, PoolState pool)

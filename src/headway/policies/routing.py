@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import cython
 
+from headway.errors import BadInput
 from headway.policies.base import Policy
-from headway.state.decisions import route_to
+from headway.state.decisions import Hold, route_to
 from headway.state.views import PoolState, ReplicaState, Request
 
 
@@ -113,3 +114,34 @@ class PrefixAffinity(Policy):
                 least = work
                 hit = cached
         return route_to(best, "cached prefix" if hit else "least work, nothing cached")
+
+
+class LateBinding(Policy):
+    """The least loaded replica with fewer than `queue` requests waiting; where all have that many, nobody yet.
+
+    Who waits at the router is bound to a replica as late as can be, and until then stands in one line for all: a
+    request is not stuck behind a long one while another replica comes free, and an order by key orders the whole pool.
+    """
+
+    reads_progress = False
+
+    def __init__(self, queue: int = 1) -> None:
+        if queue < 1:
+            raise BadInput(f"late-binding with queue={queue}: expected at least 1, or no replica ever gets a request")
+        self.queue = queue
+
+    def route(self, request: Request, pool: PoolState) -> object:
+        """Take the first of the least loaded that have room in their queue."""
+        best: cython.Py_ssize_t = -1
+        i: cython.Py_ssize_t
+        load: cython.longlong
+        least: cython.longlong = 0
+        replica: ReplicaState
+        replicas: list[ReplicaState] = pool.replicas
+        for i in range(len(replicas)):
+            replica = cython.cast(ReplicaState, replicas[i])
+            load = replica.waiting + replica.running
+            if replica.waiting < self.queue and (best < 0 or load < least):
+                best = i
+                least = load
+        return Hold("no room in a queue") if best < 0 else route_to(best, "fewest requests, room in its queue")

@@ -212,6 +212,10 @@ def _happened(result: Result) -> list[tuple[str, str]]:
     if MEASURED in result.provenance:  # a client sees no replica and no meter
         rows += [("Prefix hits", hits.removeprefix(", "))] if hits else []
         return [*rows, ("Cost", cost_words(result))] if result.gpus else rows
+    if (scaling := result.scaling) is not None:
+        powered = "" if scaling.mean_gpus is None else f", {w.amount(scaling.mean_gpus)} GPUs on average"
+        changes = w.counted(len(scaling.changes), "change")
+        rows.append(("Scaling", f"{w.amount(scaling.gpu_hours)} GPU hours{powered}, {changes}"))
     return [
         *rows,
         (

@@ -1,7 +1,8 @@
 """When each engine wants its next step: an indexed heap, and the one order of simultaneous events.
 
-Events are ordered by (time, priority, serial). At one instant KV transfers end first, then requests arrive, then
-engines step, so that a step sees everything that is there when it starts. Engines that step at the same instant go
+Events are ordered by (time, priority, serial). At one instant KV transfers end first, then requests arrive, then those
+that were deferred are asked about again, then those leave whose deadline comes while they are held, then engines step,
+so that a step sees everything that is there when it starts. Engines that step at the same instant go
 by their index; what one of them causes at this instant finds those before it in their next step already.
 """
 
@@ -14,6 +15,7 @@ from headway.engine.law import buffer
 
 TRANSFER = 0
 ARRIVAL = 1
+DEFERRED = 2
 
 NEVER = float("inf")
 

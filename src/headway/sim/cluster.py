@@ -10,17 +10,21 @@ import numpy as np
 
 from headway.engine.core import Engine
 from headway.engine.law import buffer
+from headway.engine.queue import WaitingQueue
 from headway.engine.sequence import FAILED, FINISHED, REJECTED, Sequence
 from headway.errors import BadInput
 from headway.policies.base import Policy
 from headway.sim.arrivals import Arrivals
-from headway.sim.clock import ARRIVAL, TRANSFER, EngineClock
+from headway.sim.clock import ARRIVAL, DEFERRED, TRANSFER, EngineClock
+from headway.sim.held import HeldLines
 from headway.sim.recorder import Recorder
-from headway.state.decisions import Accept, Reject, Route
+from headway.sim.scaling import Scaler
+from headway.state.decisions import Accept, Defer, Hold, Reject, Route
 from headway.state.views import ClusterState, PoolState
 
 NEVER = cython.declare(cython.double, float("inf"))
 ENDED = cython.declare(cython.int, FINISHED)
+MOST_DEFERRALS = 10_000  # of one request: more is a policy that never decides
 
 
 class Handoff:
@@ -65,6 +69,12 @@ class Handoff:
         return end_s + self.latency_s
 
 
+def number(engine: Engine, slot: cython.Py_ssize_t) -> cython.int:
+    """Give an engine its place among those of all pools."""
+    engine.slot = slot
+    return 0
+
+
 class Cluster:
     """Engines in pools, the policies that feed them, and what happens next.
 
@@ -81,15 +91,22 @@ class Cluster:
         recorder: Recorder,
         handoff: Handoff | None,
         closed: tuple[int, float] | None,
+        scaler: Scaler | None = None,
     ) -> None:
         self.engines = [engine for pool in pools for engine in pool]
-        self.first = (0, len(pools[0]))
+        self.decoders_from = len(pools[0])
+        i: cython.Py_ssize_t
+        for i in range(len(self.engines)):
+            number(self.engines[i], i)
         groups = [[engine] if engine.group is None else engine.group.ranks for engine in self.engines]
         self.leaders = buffer(np.array([self.engines.index(ranks[0]) for ranks in groups], dtype=np.int64))
         self.state = state
-        self.admit = policies.get("admit")
+        self.admit: Any = policies.get("admit")
         self.route = policies["route"]
         self.refreshes = policies["route"].reads_progress
+        self.scaler: Any = scaler
+        self.held = HeldLines(len(pools), policies.get("order"))
+        self.deferrals: dict[int, int] = {}
         self.arrivals = arrivals
         self.recorder = recorder
         self.clock = EngineClock(len(self.engines))
@@ -102,7 +119,7 @@ class Cluster:
         self.turn_s = -1.0
         self.turn = 0
         self.events = 0
-        self.over_context = 0
+        self.over_context = self.expired = 0
         if closed is not None:
             self.think_s = closed[1]
             for _ in range(closed[0]):
@@ -114,6 +131,7 @@ class Cluster:
         for _ in range(events):
             now = self.next_event()
             if now == NEVER:
+                self.check_nobody_waits()
                 return False
             self.now = now
             self.events += 1
@@ -123,6 +141,10 @@ class Cluster:
                 self.arrive(now)
             elif self.timers and self.timers[0][0] == now:
                 self.run_timer()
+            elif self.held.size > 0 and self.held.next_s == now:
+                self.expire(now)
+            elif self.scaler is not None and self.scaler.next_s == now:
+                self.scale(now)
             else:
                 self.step(now)
         return True
@@ -137,16 +159,20 @@ class Cluster:
             due = self.timers[0][0]
             if due < now:
                 now = due
+        if self.held.size > 0 and self.held.next_s < now:
+            now = self.held.next_s
+        if self.scaler is not None and (now < NEVER or self.held.size > 0):
+            now = self.scaler.due(now)
         return now
 
     def timer(self, time_s: cython.double, priority: cython.int, what: object) -> cython.int:
-        """Let a transfer end, or a closed loop's next request arrive, at `time_s`."""
+        """Let a transfer end, a closed loop's next request arrive, or a deferred one be asked about, at `time_s`."""
         self.serial += 1
         heapq.heappush(self.timers, (time_s, priority, self.serial, what))
         return 0
 
     def run_timer(self) -> cython.int:
-        """A transfer has ended, or it is a closed loop's turn."""
+        """A transfer has ended, or it is the turn of a closed loop or of a deferred request."""
         now: cython.double
         now, priority, _, what = heapq.heappop(self.timers)
         if priority == ARRIVAL:
@@ -154,10 +180,15 @@ class Cluster:
                 self.arrive(now)
             return 0
         seq: Sequence = what
+        if priority == DEFERRED:
+            return self.ask_admission(seq, now) if now < seq.deadline_s else self.give_up(seq, 0, now)
         source: Engine = self.engines[seq.source]
         target: Engine = self.engines[seq.replica]
         source.let_go(seq, now)
         self.wake(seq.source)
+        self.offer(0, now)
+        if self.scaler is not None:
+            self.scaler.look(source, seq.source, now)
         target.land(seq, now, self.late(seq.replica, now))
         self.wake(seq.replica)
         return 0
@@ -166,7 +197,6 @@ class Cluster:
 
     def arrive(self, now: cython.double) -> cython.int:
         """The next request arrives: admit it, and place it in the first pool."""
-        i: cython.Py_ssize_t
         engine: Engine
         seq: Sequence = self.arrivals.take()
         if self.closed:
@@ -176,31 +206,67 @@ class Cluster:
             for engine in self.engines:
                 engine.gaps.start(now)
         seq.handoff = self.handoff is not None and seq.output_tokens > 1
-        if self.admit is not None:
-            self.state.now = now
-            if self.admit.reads_progress:
-                for i in range(len(self.engines)):
-                    engine = self.engines[i]
-                    engine.refresh(now, self.late(i, now))
-            decision = self.admit.admit(seq, self.state)
-            if isinstance(decision, Reject):
-                seq.status = REJECTED
-                return self.settle(seq, now)
-            if not isinstance(decision, Accept):
-                raise BadInput(f"admit policy answered {decision!r}: Accept or Reject is expected")
-        return self.place(seq, 0, now)
+        return self.place(seq, 0, now) if self.admit is None else self.ask_admission(seq, now)
 
-    def choose(self, seq: Sequence, pool: cython.Py_ssize_t, now: cython.double) -> Engine:
-        """Ask the router for a replica of this pool."""
+    def ask_admission(self, seq: Sequence, now: cython.double) -> cython.int:
+        """Let a request in, refuse it, or ask again later."""
+        admit: Policy = self.admit
+        self.show(admit, now)
+        decision = admit.admit(seq, self.state)
+        if isinstance(decision, Accept):
+            return self.place(seq, 0, now)
+        if isinstance(decision, Defer):
+            return self.defer(seq, decision.until_s, now)
+        if not isinstance(decision, Reject):
+            raise BadInput(f"admit policy answered {decision!r}: Accept, Reject or Defer is expected")
+        seq.status = REJECTED
+        return self.settle(seq, now)
+
+    def show(self, policy: Policy, now: cython.double) -> cython.int:
+        """Bring the views of all pools up to now, and their replicas as far as the policy looks at them."""
+        view: PoolState
+        engine: Engine
+        self.state.now = now
+        for view in self.state.pools:
+            view.now = now
+        if policy.reads_progress:
+            for engine in self.engines:
+                engine.refresh(now, self.late(engine.slot, now))
+        return 0
+
+    def defer(self, seq: Sequence, until_s: cython.double, now: cython.double) -> cython.int:
+        """Ask about a request again later, or at its deadline let it go."""
+        asked: cython.int = self.deferrals.get(seq.row, 0) + 1
+        if not now < until_s < NEVER:
+            raise BadInput(
+                f"admit policy deferred request {seq.id} at {now} s until {until_s} s: a later time is expected"
+            )
+        if asked > MOST_DEFERRALS:
+            raise BadInput(
+                f"admit policy deferred request {seq.id} {asked} times: Accept or Reject is expected in the end"
+            )
+        self.deferrals[seq.row] = asked
+        return self.timer(max(min(until_s, seq.deadline_s), now), DEFERRED, seq)
+
+    def give_up(self, seq: Sequence, pool: cython.Py_ssize_t, now: cython.double) -> cython.int:
+        """A request's deadline has come before a replica of the pool took it."""
+        self.expired += 1
+        seq.status = FAILED
+        return self.drop(seq, pool, now)
+
+    def choose(self, seq: Sequence, pool: cython.Py_ssize_t, now: cython.double) -> Any:
+        """Ask the router for a replica of this pool; None: the request is held."""
         view: PoolState = self.state.pools[pool]
         engine: Engine
         view.now = now
         if self.refreshes:
             for engine in view.replicas:
-                engine.refresh(now, self.late(self.first[pool] + engine.index, now))
+                engine.refresh(now, self.late(engine.slot, now))
         decision = self.route.route(seq, view)
         if not isinstance(decision, Route):
-            raise BadInput(f"route policy answered {decision!r} for request {seq.id}: a Route is expected")
+            if isinstance(decision, Hold):
+                return None
+            raise BadInput(f"route policy answered {decision!r} for request {seq.id}: a Route or Hold is expected")
         choice: cython.Py_ssize_t = decision.index
         if choice < 0 or choice >= len(view.replicas):
             raise BadInput(
@@ -211,17 +277,23 @@ class Cluster:
         return engine
 
     def place(self, seq: Sequence, pool: cython.Py_ssize_t, now: cython.double) -> cython.int:
-        """Send a request to a replica of the pool: its prompt to the first, its KV to the second."""
-        engine: Engine = self.choose(seq, pool, now)
+        """Send a request to a replica of the pool, or let it wait for one, behind those who wait already."""
+        if self.held.size > 0 and self.held.line(pool).size > 0:
+            self.hold(seq, pool, now)
+            return self.offer(pool, now) if self.held.line(pool).peek(now) is seq else 0
+        chosen = self.choose(seq, pool, now)
+        return self.hold(seq, pool, now) if chosen is None else self.send(seq, chosen, pool, now)
+
+    def send(self, seq: Sequence, engine: Engine, pool: cython.Py_ssize_t, now: cython.double) -> cython.int:
+        """Send a request to a replica: its prompt to one of the first pool, its KV to one of the second."""
         if not engine.fits(seq):
-            if pool > 0:
-                source: Engine = self.engines[seq.replica]
-                source.let_go(seq, now)
-                self.wake(seq.replica)
-            return self.fail(seq, engine, now)
+            if seq.prompt_tokens + seq.output_tokens > engine.max_context:
+                self.over_context += 1
+            seq.status = FAILED
+            return self.drop(seq, pool, now)
         seq.pool = pool
         seq.source = seq.replica
-        seq.replica = self.first[pool] + engine.index
+        seq.replica = engine.slot
         if pool == 0:
             engine.enqueue(seq, now, self.late(seq.replica, now))
         else:
@@ -235,12 +307,14 @@ class Cluster:
         self.clock.set(leader, engine.next_s)
         return 0
 
-    def fail(self, seq: Sequence, engine: Engine, now: cython.double) -> cython.int:
-        """A request can never run on this kind of replica: it is too long for the model, or for the KV cache."""
-        if seq.prompt_tokens + seq.output_tokens > engine.max_context:
-            self.over_context += 1
-        seq.status = FAILED
-        return self.settle(seq, now)
+    def drop(self, seq: Sequence, pool: cython.Py_ssize_t, now: cython.double) -> cython.int:
+        """A request ends before a replica of the pool took it; the KV that the first pool kept for it is free."""
+        if pool > 0:
+            source: Engine = self.engines[seq.replica]
+            source.let_go(seq, now)
+            self.wake(seq.replica)
+        self.settle(seq, now)
+        return self.offer(0, now) if pool > 0 else 0
 
     def settle(self, seq: Sequence, now: cython.double) -> cython.int:
         """A request has ended, one way or another; a closed loop has sent its next, in time to arrive now."""
@@ -253,6 +327,63 @@ class Cluster:
         """Whether an engine's turn at this instant is over: it, or one that steps after it, has stepped."""
         return engine <= self.turn and self.turn_s == now
 
+    # --- requests that wait for a pool --------------------------------------------------------------------------
+
+    def hold(self, seq: Sequence, pool: cython.Py_ssize_t, now: cython.double) -> cython.int:
+        """Let a request wait for a pool, until its deadline at most."""
+        view: PoolState = self.state.pools[pool]
+        if seq.deadline_s <= now:
+            return self.give_up(seq, pool, now)
+        view.held += 1
+        return self.held.join(seq, pool)
+
+    def offer(self, pool: cython.Py_ssize_t, now: cython.double) -> cython.int:
+        """Ask the router again, in the order of the line, until it holds one: so a change costs one answer in vain."""
+        if self.held.size == 0:
+            return 0
+        line: WaitingQueue = self.held.line(pool)
+        view: PoolState = self.state.pools[pool]
+        seq: Sequence
+        while line.size > 0:
+            seq = line.peek(now)
+            chosen = self.choose(seq, pool, now)
+            if chosen is None:
+                return 0
+            self.held.leave_first(seq, pool)
+            view.held -= 1
+            self.send(seq, chosen, pool, now)
+        return 0
+
+    def expire(self, now: cython.double) -> cython.int:
+        """The deadline of a held request has come."""
+        seq: Sequence = self.held.most_urgent()
+        pool: cython.Py_ssize_t = self.held.leave(seq)
+        view: PoolState = self.state.pools[pool]
+        view.held -= 1
+        self.give_up(seq, pool, now)
+        return self.offer(pool, now)
+
+    def scale(self, now: cython.double) -> cython.int:
+        """Replicas have started, or it is time to ask how many there are to be; then who is held may have a place."""
+        pool: cython.Py_ssize_t
+        scaler: Scaler = self.scaler
+        scaler.start_ready(now)
+        if scaler.asks_at(now):
+            self.show(scaler.policy, now)
+            scaler.ask(self.state)
+        for pool in range(len(self.state.pools)):
+            self.offer(pool, now)
+        return 0
+
+    def check_nobody_waits(self) -> cython.int:
+        """Refuse a router that holds requests which nothing will ever wake."""
+        if self.held.size > 0:
+            raise BadInput(
+                f"route policy {type(self.route).__name__} still holds {self.held.size} requests, and nothing is left "
+                "that could happen: expected a Route where every replica of the pool is idle"
+            )
+        return 0
+
     # --- engines ------------------------------------------------------------------------------------------------
 
     def step(self, now: cython.double) -> cython.int:
@@ -261,6 +392,8 @@ class Cluster:
         engine: Engine = self.engines[index]
         self.turn = max(self.turn, index) if self.turn_s == now else index
         self.turn_s = now
+        if self.held.size > 0 or self.scaler is not None:
+            return self.step_and_look(engine, now)
         engine.step(now)
         self.clock.set(index, engine.next_s)
         if engine.group is None:
@@ -268,6 +401,26 @@ class Cluster:
         for rank in engine.group.ranks:
             self.hand_on(rank, now)
         return 0
+
+    def step_and_look(self, engine: Engine, now: cython.double) -> cython.int:
+        """Step, then ask about the held where somebody was admitted, preempted or ended; let go who drained.
+
+        Nothing else that ends a step also ends a leap, so that leaping asks as often as stepping.
+        """
+        rank: Engine
+        ranks: list[Any] = [engine] if engine.group is None else engine.group.ranks
+        news: cython.longlong = 0
+        for rank in ranks:
+            news -= rank.serial + rank.preemptions
+        engine.step(now)
+        self.clock.set(engine.slot, engine.next_s)
+        for rank in ranks:
+            news += rank.serial + rank.preemptions + rank.out.size
+        for rank in ranks:
+            self.hand_on(rank, now)
+        if self.scaler is not None:
+            self.scaler.look(engine, engine.slot, now)
+        return self.offer(0 if engine.slot < self.decoders_from else 1, now) if news > 0 else 0
 
     def hand_on(self, engine: Engine, now: cython.double) -> cython.int:
         """Settle what has ended here, place what was prefilled, start the transfers that may start."""

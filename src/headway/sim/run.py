@@ -16,6 +16,7 @@ from headway.engine import Engine, Gaps, Lockstep, StepLaw, WorkDone
 from headway.errors import BadInput
 from headway.metrics import Counters, Histogram, Result, Slo, Tally, summarize, warmup_requests
 from headway.metrics.records import Records
+from headway.metrics.result import ScaleChange, Scaling
 from headway.model import model
 from headway.policies import Policy, policy
 from headway.sim.arrivals import Arrivals
@@ -24,6 +25,7 @@ from headway.sim.deployment import Deployment
 from headway.sim.energy import pool_joules
 from headway.sim.interrupt import CtrlC
 from headway.sim.recorder import Recorder
+from headway.sim.scaling import Scaler
 from headway.sim.trust import uncertainty
 from headway.specs import to_mapping
 from headway.state import ClusterState, PoolState
@@ -85,7 +87,7 @@ def simulate(
             if ctrl_c.came < 2:
                 raise
             raise KeyboardInterrupt from None
-    result = msgspec.structs.replace(result, uncertainty=error)
+    result = msgspec.structs.replace(result, uncertainty=error, scaling=_scaling(deployment, cluster))
     if ctrl_c.came and not stopped:
         return msgspec.structs.replace(result, provenance=result.provenance | {"stopped": "interrupted at its end"})
     return result
@@ -127,6 +129,7 @@ def _sum_up(
     stopped: str,
 ) -> Result:
     recorder: Recorder = cluster.recorder
+    powered_gpu_s = _powered_gpu_s(deployment, cluster)
     counters = count(deployment, tables, pools, cluster, slo)
     records = recorder.keep and not (stopped and recorder.tallies)
     if not records:
@@ -137,12 +140,12 @@ def _sum_up(
         name: to_mapping_all(t) for name, t in zip(deployment.pool_names(), tables, strict=True)
     }
     if counters.failed:
-        provenance["failed"] = _reasons(deployment, counters.failed, cluster.over_context)
+        provenance["failed"] = _reasons(deployment, counters.failed, cluster.over_context, cluster.expired)
     return summarize(
         Records(recorder.columns()) if records else None,
         counters,
         slo,
-        deployment.priced(),
+        deployment.priced(powered_gpu_s),
         warmup_fraction=warmup,
         seed=seed,
         deployment=to_mapping(deployment),
@@ -167,6 +170,8 @@ def build(
     chosen = deployment.policies
     order = None if chosen.order == "fcfs" else policy("order", chosen.order, chosen.params.get("order"))
     policies: dict[str, Policy] = {"route": policy("route", chosen.route, chosen.params.get("route"))}
+    if order is not None:
+        policies["order"] = order
     if chosen.admit != "accept-all":
         policies["admit"] = policy("admit", chosen.admit, chosen.params.get("admit"))
     pools = []
@@ -182,11 +187,12 @@ def build(
         law, work = StepLaw(table), WorkDone(settings.max_batched_tokens, settings.max_seqs)
         gaps = Gaps(*BINS, settings.max_seqs)
         unit = workload.block_tokens
-        places = range(sizes[pool.role], sizes[pool.role] + pool.ranks)
-        sizes[pool.role] += pool.ranks
+        ranks = pool.places * pool.replica.dp
+        places = range(sizes[pool.role], sizes[pool.role] + ranks)
+        sizes[pool.role] += ranks
         engines = [Engine(i, law, settings, pool.role, order, unit, work, gaps) for i in places]
         if table.ranks > 1:
-            for first in range(0, pool.ranks, table.ranks):
+            for first in range(0, ranks, table.ranks):
                 Lockstep(engines[first : first + table.ranks])
         pools.append(engines)
     groups: dict[str, list[Engine]] = {}  # who is routed among: all replicas of one role
@@ -197,7 +203,17 @@ def build(
     handoff = _handoff(deployment) if len(groups) > 1 else None
     arrivals = Arrivals(workload.batches(seed), tables[0].intake_s)
     closed = None if workload.concurrency is None else (workload.concurrency, workload.think_s)
-    return Cluster(list(groups.values()), state, policies, arrivals, recorder, handoff, closed), pools
+    scaler = _scaler(deployment, views)
+    return Cluster(list(groups.values()), state, policies, arrivals, recorder, handoff, closed, scaler), pools
+
+
+def _scaler(deployment: Deployment, views: list[PoolState]) -> Scaler | None:
+    chosen, pools = deployment.policies, deployment.pools
+    if chosen.scale == "fixed":
+        return None
+    counts, startup_s = [pool.count for pool in pools], [pool.startup_s for pool in pools]
+    rule = policy("scale", chosen.scale, chosen.params.get("scale"))
+    return Scaler(rule, deployment.scale_every_s, views, counts, startup_s)
 
 
 def _handoff(deployment: Deployment) -> Handoff:
@@ -212,7 +228,9 @@ def _handoff(deployment: Deployment) -> Handoff:
     full = kv_transfer_bytes(slow, window + 1) - kv_transfer_bytes(slow, window) if window else 0
     each = kv_transfer_bytes(slow, 1)
     rates = (float(full), float(each - full)) if window else (float(each), 0.0)
-    return Handoff(sum(pool.ranks for pool in deployment.pools), rates, window, link.bytes_per_s, link.latency_s)
+    return Handoff(
+        sum(pool.places * pool.replica.dp for pool in deployment.pools), rates, window, link.bytes_per_s, link.latency_s
+    )
 
 
 def count(
@@ -239,8 +257,13 @@ def count(
         gpus=deployment.gpus,
         duration_s=duration_s,
     )
-    for pool, table, engines in zip(deployment.pools, tables, pools, strict=True):
-        counters.idle_watts += table.idle_watts * pool.ranks / deployment.gpus
+    if (powered := _powered_gpu_s(deployment, cluster)) is not None:
+        counters.gpu_seconds = sum(powered)
+    for place, (pool, table, engines) in enumerate(zip(deployment.pools, tables, pools, strict=True)):
+        if powered is None:
+            counters.idle_watts += table.idle_watts * pool.ranks / deployment.gpus
+        elif counters.gpu_seconds:
+            counters.idle_watts += table.idle_watts * powered[place] / pool.replica.gpus / counters.gpu_seconds
         work, gaps = engines[0].work.as_dict(), engines[0].gaps
         if table.ranks > 1:
             work["shared_by_tokens"] = sum(engine.group.shared_by_tokens for engine in engines[:: table.ranks])
@@ -262,17 +285,41 @@ def count(
     return counters
 
 
+def _powered_gpu_s(deployment: Deployment, cluster: Cluster) -> list[float] | None:
+    """Seconds that the GPUs of each pool were powered; None where all are all the time."""
+    scaler = cluster.scaler
+    if scaler is None:
+        return None
+    return [scaler.powered_until(i, cluster.now) * pool.replica.gpus for i, pool in enumerate(deployment.pools)]
+
+
+def _scaling(deployment: Deployment, cluster: Cluster) -> Scaling | None:
+    powered_gpu_s = _powered_gpu_s(deployment, cluster)
+    if powered_gpu_s is None:
+        return None
+    names = deployment.pool_names()
+    return Scaling(
+        gpu_hours=sum(powered_gpu_s) / 3600,
+        mean_gpus=sum(powered_gpu_s) / cluster.now if cluster.now else None,
+        changes=[
+            ScaleChange(at_s=at_s, pool=names[pool], replicas=replicas, reason=reason)
+            for at_s, pool, replicas, reason in cluster.scaler.changes
+        ],
+    )
+
+
 def _power_kind(table: StepTable) -> str:
     law = table.provenance.get("power.resident")
     return law.kind if law else "modelled"
 
 
-def _reasons(deployment: Deployment, failed: int, over_context: int) -> dict[str, int]:
+def _reasons(deployment: Deployment, failed: int, over_context: int, expired: int) -> dict[str, int]:
     """How many requests failed, by reason."""
     limit = model(deployment.pools[0].replica.model).max_context
     reasons = {
         f"prompt and output longer than the model's context of {limit:,} tokens": over_context,
-        "prompt and output need more KV than a replica holds": failed - over_context,
+        "deadline passed while held by the router or deferred by the admission rule": expired,
+        "prompt and output need more KV than a replica holds": failed - over_context - expired,
     }
     return {reason: count for reason, count in reasons.items() if count}
 

@@ -17,3 +17,18 @@ cdef class Accept:
 
 cdef class Reject:
     cdef readonly str reason
+
+
+cdef class Hold:
+    cdef readonly str reason
+
+
+cdef class Defer:
+    cdef readonly double until_s
+    cdef readonly str reason
+
+
+cdef class Scale:
+    cdef readonly Py_ssize_t pool
+    cdef readonly long long replicas
+    cdef readonly str reason

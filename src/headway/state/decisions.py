@@ -34,3 +34,36 @@ class Reject:
 
     def __init__(self, reason: str = "") -> None:
         self.reason = reason
+
+
+class Hold:
+    """Send the request nowhere yet: it waits for the pool, and the router is asked again when something there ends."""
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Hold({self.reason!r})"
+
+
+class Defer:
+    """Neither let the request in nor refuse it: the admission rule is asked again at `until_s`, an absolute time."""
+
+    def __init__(self, until_s: cython.double, reason: str = "") -> None:
+        self.until_s = until_s
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Defer({self.until_s!r}, {self.reason!r})"
+
+
+class Scale:
+    """Let pool number `pool` have `replicas` replicas that serve or start, as far as there are so many."""
+
+    def __init__(self, pool: cython.Py_ssize_t, replicas: cython.longlong, reason: str = "") -> None:
+        self.pool = pool
+        self.replicas = replicas
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Scale({self.pool}, {self.replicas}, {self.reason!r})"

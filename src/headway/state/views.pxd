@@ -25,6 +25,8 @@ cdef class PoolState:
     cdef readonly str role
     cdef readonly double now
     cdef readonly list replicas
+    cdef readonly long long held
+    cdef readonly long long starting
     cdef readonly object rng
 
 

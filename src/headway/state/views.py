@@ -56,13 +56,19 @@ class ReplicaState:
 
 
 class PoolState:
-    """All replicas in one role: "mixed", "prefill" or "decode"; alike where the deployment has one pool of it."""
+    """All replicas in one role: "mixed", "prefill" or "decode"; alike where the deployment has one pool of it.
+
+    `held` are the requests that wait for the pool at the router, at no replica yet; `starting` the replicas that were
+    asked for and take no requests yet.
+    """
 
     def __init__(self, role: str, replicas: list[Any], rng: Random) -> None:
         self.role = role
         self.replicas = replicas
         self.rng = rng
         self.now = 0.0
+        self.held = 0
+        self.starting = 0
 
 
 class ClusterState:
