@@ -2,15 +2,18 @@
 
 `python benchmarks/calibration.py learn FILE` fits the widths and noise of the prior to the groups (model, GPU, engine)
 of a table of measurements, by expectation maximization, and writes them into the package. `... judge FILE` calibrates
-each group on 10, 20 and 40 of its points and prints the errors on its other points, before and after.
+each group on 10, 20 and 40 of its points and prints the errors on its other points, before and after, and how many of
+those that its intervals are `calibrated` for they hold: with the points spread over the table, and with points drawn.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from headway.accuracy import calibrate, read_rows
@@ -18,6 +21,8 @@ from headway.accuracy.calibration_fit import Prior, errors_by_metric, fit, predi
 from headway.accuracy.calibration_points import TERMS, Point, linearize, term_values
 from headway.accuracy.rows import Row
 from headway.accuracy.run import sample
+from headway.cost.calibration import Calibration
+from headway.cost.uncertainty import interval
 from headway.errors import BadInput
 from headway.specs import write_yaml
 
@@ -25,6 +30,8 @@ DATA = Path(__file__).resolve().parents[1] / "src" / "headway" / "accuracy" / "d
 LEAST, MOST = 12, 60  # points of a group
 ROUNDS = 15
 COUNTS = (10, 20, 40)
+DRAWS = {10: 3, 20: 2, 40: 1}  # the first is spread over the table, for the errors; the others for coverage alone
+FIGURES_LEAST = 4  # of a share held
 TAIL = 4.0  # degrees of freedom of the deviations: groups that no law of ours fits hardly widen the prior
 METRICS = ("tpot", "ttft", "output_throughput", "e2e")
 
@@ -76,20 +83,28 @@ def learn(path: str) -> None:
 
 
 def judge(path: str) -> None:
-    """Print the errors on points not used, before and after, by points used."""
+    """Print the errors on points not used, before and after, by points used, and what share of them intervals hold."""
     table: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
+    held: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
     kept: dict[int, list[bool]] = defaultdict(list)
+    drawn = random.Random(1)
     for key, points in points_of(path).items():
-        for count in COUNTS:
+        for count, draw in ((many, draw) for many in COUNTS for draw in range(DRAWS[many])):
             if len(points) < count + LEAST // 2:
                 continue
-            seen = {i * len(points) // count for i in range(count)}
+            spread = [i * len(points) // count for i in range(count)]
+            seen = set(drawn.sample(range(len(points)), count) if draw else spread)
             try:
                 found = calibrate([points[i].row for i in sorted(seen)])
             except BadInput as error:
                 print(f"{key}: {error}", file=sys.stderr)
                 continue
-            figures = [f for i, p in enumerate(points) if i not in seen for f in p.figures]
+            others = [point for i, point in enumerate(points) if i not in seen]
+            for metric, share in coverage(others, found.calibration).items():
+                held[count, metric].append(share)
+            if draw:
+                continue
+            figures = [f for p in others for f in p.figures]
             measured = np.array([f.measured for f in figures])
             before = errors_by_metric(figures, np.log(np.array([f.shipped for f in figures]) / measured))
             values = term_values(found.calibration)
@@ -106,6 +121,26 @@ def judge(path: str) -> None:
         print(f"{count:6d}  {metric:18s}  {len(both):6d}  {np.median(both[:, 0]):13.3f}  {np.median(both[:, 1]):6.3f}"
               f"  {worse}")  # fmt: skip
     print({count: f"{sum(flags)}/{len(flags)} calibrated" for count, flags in kept.items()})
+    print("\npoints  metric              draws   held, mean  10th percentile  high / low, median")
+    for (count, metric), shares in sorted(held.items()):
+        both = np.array(shares)
+        least, width = np.quantile(both[:, 0], 0.1), np.median(both[:, 1])
+        print(f"{count:6d}  {metric:18s}  {len(both):5d}  {both[:, 0].mean():11.3f}  {least:15.3f}  {width:.2f}")
+
+
+def coverage(points: list[Point], calibration: Calibration) -> dict[str, tuple[float, float]]:
+    """The share of figures inside their calibrated intervals and the width of those, of metrics with enough."""
+    inside: dict[str, list[bool]] = defaultdict(list)
+    widths: dict[str, float] = {}
+    for point in points:
+        replica = msgspec.structs.replace(point.case.deployment.pools[-1].replica, calibration=calibration)
+        said = predictions(point.figures, term_values(calibration))
+        for figure, predicted in zip(point.figures, said, strict=True):
+            low, high, level = interval(replica, figure.metric)
+            if level == "calibrated":
+                inside[figure.metric].append(low <= figure.measured / predicted <= high)
+                widths[figure.metric] = high / low
+    return {m: (float(np.mean(found)), widths[m]) for m, found in inside.items() if len(found) >= FIGURES_LEAST}
 
 
 if __name__ == "__main__":

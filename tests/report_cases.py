@@ -78,3 +78,13 @@ class Seen(HTMLParser):
 
     def count(self, tag):
         return sum(1 for name, _ in self.tags if name == tag)
+
+
+def shown(renderable):
+    """What a renderable prints on a wide terminal."""
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get()

@@ -35,6 +35,27 @@ def test_a_table_is_printed_with_errors_reasons_and_rows_that_break_physics(meas
     assert "tok/s per GPU" in text and "throughput_per_gpu 1.00" in text
 
 
+def test_a_table_without_a_usable_row_is_no_answer_and_says_why(tmp_path):
+    figures = {"tpot_mean": 1e-9}
+    rows = [
+        point(row_id="a", tp=None, gpu_count=4, measured=figures),
+        point(row_id="b", tp=None, gpu_count=4, measured=figures),
+        point(row_id="c", concurrency=None, measured=figures),
+        point(row_id="fast", measured=figures),
+    ]
+    (tmp_path / "none.csv").write_bytes(as_csv(rows))
+    said = run(tmp_path / "none.csv", "--json", tmp_path / "told.json")
+    assert said.exit_code == 1
+    assert said.stderr.strip().endswith("none.csv: none of its 4 rows could be used, so nothing was compared")
+    text = " ".join(said.stdout.split())
+    assert text.startswith("none of 4 rows could be used")
+    assert "layout not stated 2" in text and "load not stated 1" in text
+    assert "layout not stated: fill in tp, and pp, dp, ep where there are several" in text
+    assert "row fast: breaks physics: tpot_mean" in text
+    assert "Kendall" not in text and "throughput" not in text  # no table of nothing
+    assert json.loads((tmp_path / "told.json").read_text())["used"] == 0
+
+
 def test_json_alone_goes_to_stdout_and_points_to_a_file(measured, tmp_path):
     said = run(measured, "--json", "-", "--points", tmp_path / "points.csv", "--workers", "1")
     data = json.loads(said.stdout)

@@ -30,7 +30,9 @@ from headway.cost.calibration import (
 )
 from headway.cost.engines import HostTerms
 from headway.errors import BadInput
+from headway.report import calibration_text
 from headway.specs import write_yaml
+from report_cases import shown
 
 PLAIN = Replica(model="llama-3.1-8b", gpu="h100-sxm", weights="fp8")
 ARRAYS = ("linear_s", "seq_s", "decode_s", "decode_ctx_s", "decode_window_s", "p2p_s")
@@ -231,7 +233,70 @@ def test_repeats_that_disagree_are_named_and_exact_ones_dropped():
     )
     found = calibrate([*rows, other, rows[0]], prior=PRIOR)
     assert any("other" in text and rows[5].row_id in text for text in found.contradictions)
-    assert found.evidence.left_out == {"repeats another row": 1}
+    assert found.evidence.left_out == {"repeats another row": 1, "contradicts a repeat of its setting": 2}
+    without = calibrate([row for row in rows if row is not rows[5]], prior=PRIOR)
+    assert term_values(found.calibration) == pytest.approx(term_values(without.calibration), rel=1e-6, abs=1e-12)
+
+
+def scaled(row, name, by, **changes):
+    return msgspec.structs.replace(row, measured=row.measured | {name: by * row.measured[name]}, **changes)
+
+
+def test_more_than_a_fifth_of_settings_that_contradict_each_other_are_refused():
+    rows = measured_grid(law(few_tokens=1.2))
+    apart = [scaled(row, "tpot_mean", 4.0, row_id=f"{row.row_id} again") for row in rows[:5]]
+    with pytest.raises(BadInput, match=r"5 of 15 settings.*contradict.*tpot of one setting differs 4\.0 times.*again"):
+        calibrate([*rows, *apart], prior=PRIOR)
+    newer = [msgspec.structs.replace(row, engine_version="0.11.1") for row in apart]
+    assert not calibrate([*rows, *newer], prior=PRIOR).contradictions  # two versions may differ
+
+
+@pytest.mark.parametrize(("name", "by", "unit"), [("tpot_mean", 1000.0, "milliseconds"), ("ttft_mean", 1000.0, "milli"),
+                                                  ("output_throughput", 0.02, "tokens/s")])  # fmt: skip
+def test_a_wrong_unit_is_refused_by_figure_and_ratio(name, by, unit):
+    rows = [scaled(row, name, by) for row in measured_grid(None)]
+    said = rf"{name.removesuffix('_mean')}: measured is {by:,g} times .*check the unit, {unit}"
+    with pytest.raises(BadInput, match=said):
+        calibrate(rows)
+
+
+def test_points_that_no_terms_bring_near_are_refused():
+    """A tenth and ten times the figures in turn: no law of load or length."""
+    rows = [scaled(row, "tpot_mean", (0.5, 12.0)[i % 2]) for i, row in enumerate(measured_grid(None))]
+    with pytest.raises(BadInput, match=r"tpot: after the fit still \d+ % off.*measured is .* times.*check the unit"):
+        calibrate(rows)
+
+
+def test_scatter_alone_keeps_the_shipped_law_and_says_by_how_much():
+    rng, rows = np.random.default_rng(7), measured_grid(None)
+    found = calibrate([scaled(row, "tpot_mean", float(np.exp(rng.normal(0, 0.6)))) for row in rows])
+    assert not found.evidence.kept and not found.calibration.changes
+    assert found.evidence.tried["tpot"] > 0.1
+    text = shown(calibration_text(found))
+    assert "warning: the shipped law is kept" in text
+    assert f"TPOT {100 * found.evidence.tried['tpot']:.1f} % off" in text
+
+
+@pytest.mark.parametrize("seed", [3, 10, 15, 19, 23])  # of 24 those that once moved the law by chance
+def test_scatter_moves_no_law(seed):
+    """Times per token with an error of e times, of points that the shipped law describes."""
+    rng = np.random.default_rng(seed)
+    between = [(load, isl) for load in (2.0, 4.0, 16.0, 64.0) for isl in (256.0, 2048.0)]
+    rows = [*measured_grid(None), *(measured(load, isl, None) for load, isl in between)]
+    tpots = [row.measured["tpot_mean"] * float(np.exp(rng.normal())) for row in rows]
+    points = [msgspec.structs.replace(row, measured={"tpot_mean": tpot}) for row, tpot in zip(rows, tpots, strict=True)]
+    try:
+        assert not calibrate(points).calibration.changes
+    except BadInput as error:
+        assert "tpot: after the fit still" in str(error)
+
+
+def test_a_calibration_says_what_it_was_measured_on():
+    capped = [msgspec.structs.replace(row, gpu="NVIDIA H100") for row in measured_grid(law(few_tokens=1.2))]
+    said = calibrate(capped, prior=PRIOR).calibration
+    assert (said.weights, said.kv, said.limits) == (("fp8",), ("bf16",), ((0.0, 0.0),))
+    assert said.layouts == ((1, 1, 1, 1),)
+    assert dict(said.held_out_figures) == dict.fromkeys(("ttft", "tpot", "output_throughput"), 15)
 
 
 def test_too_few_points_say_what_to_measure():

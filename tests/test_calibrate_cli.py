@@ -108,13 +108,16 @@ def test_validation_of_the_measured_points_is_better_with_their_calibration(poin
 
 
 def test_what_was_not_measured_is_noted(tmp_path):
-    path = saved(tmp_path, versions=("0.11.1",), models=("qwen3-32b",), weights=("bf16",))
+    measured = {"versions": ("0.11.1",), "models": ("qwen3-32b",), "weights": ("bf16",), "kv": ("fp8",)}
+    path = saved(tmp_path, **measured, layouts=((2, 1, 1, 1), (4, 1, 1, 1)))
     loud = tuple(word for word in SHORT if word != "-q")
     version = ("--set", "pools.0.replica.engine.version=0.9.1")
     said = run("simulate", *H100, *loud, *version, "--calibration", path)
     assert said.exit_code == 0
     assert "measured with vllm 0.11.1, not 0.9.1" in said.stderr
     assert "no points of model llama-3.1-8b (it has qwen3-32b)" in said.stderr
+    assert "no points of KV precision bf16 (it has fp8)" in said.stderr
+    assert "no points of TP degree 1 (it has 2, 4)" in said.stderr
     adopted = json.loads(run("simulate", *H100, *SHORT, "--calibration", path).stdout)
     assert adopted["deployment"]["pools"][0]["replica"]["engine"]["version"] == "0.11.1"
 

@@ -135,23 +135,40 @@ def fake_torch(available: bool) -> types.ModuleType:
     return torch
 
 
-def test_without_pytorch_the_extra_is_named(monkeypatch):
+@pytest.fixture
+def driver(monkeypatch):
+    """A machine whose driver sees a GPU."""
+    monkeypatch.setattr("headway.profile.torch_backend._driver_gpus", lambda: 1)
+
+
+@pytest.mark.parametrize("asked", [(), ("--compare",), ("--out", "timings")])
+@pytest.mark.parametrize("torch", [None, "there"])
+def test_without_a_gpu_that_is_said_first_and_what_one_would_be_for(monkeypatch, tmp_path, asked, torch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("headway.profile.torch_backend._driver_gpus", lambda: 0)
+    monkeypatch.setitem(sys.modules, "torch", torch and fake_torch(available=False))
+    said = run("profile", *asked)
+    refused(said, "no NVIDIA GPU here", "would time matrix products", "--out DIR", "--compare", code=1)
+    assert "PyTorch" not in said.stderr and "nothing to do" not in said.stderr
+
+
+def test_without_pytorch_the_extra_is_named(monkeypatch, driver):
     monkeypatch.setitem(sys.modules, "torch", None)
     refused(run("profile", "--compare"), "needs PyTorch", "headway[profile]")
 
 
-def test_without_a_gpu_one_line_says_so(monkeypatch):
+def test_without_a_gpu_for_pytorch_one_line_says_so(monkeypatch, driver):
     monkeypatch.setitem(sys.modules, "torch", fake_torch(available=False))
     said = run("profile", "--compare")
     refused(said, "no NVIDIA GPU here", code=1)
     assert said.stderr.count("\n") == 1
 
 
-def test_timings_that_would_go_nowhere_are_refused():
+def test_timings_that_would_go_nowhere_are_refused(driver):
     refused(run("profile"), "--out DIR", "--compare")
 
 
-def test_the_verb_measures_writes_and_compares(monkeypatch, tmp_path):
+def test_the_verb_measures_writes_and_compares(monkeypatch, driver, tmp_path):
     class Local(FakeBackend):
         dtypes, gpus = ("bf16",), 1
         properties = types.SimpleNamespace(name="NVIDIA H100 80GB HBM3")

@@ -189,12 +189,21 @@ def test_an_error_names_the_place_what_came_and_what_is_allowed(data, message):
         ("a..b=2", "--set 'a..b=2': write PATH=VALUE"),
         ("name={", "--set 'name={': the value is not YAML"),
         ("replicas.0.tp=", "--set: replicas.0.tp: expected int, came nothing"),
+        ("name=0.11", """--set: name: expected str, came 0.11; quote it to give text: name='"0.11"'"""),
+        ("replicas.0.weights=8", "--set: replicas.0.weights: expected str, came 8; quote it to give text: weights='"),
     ],
 )
 def test_a_wrong_assignment_is_explained(assignment, message):
     with pytest.raises(BadInput) as caught:
         override(Deployment(replicas=(Replica(model="m"),)), [assignment])
     assert str(caught.value).startswith(message)
+
+
+def test_a_number_for_text_in_a_file_is_told_how_to_quote_it(tmp_path):
+    (tmp_path / "f.yaml").write_text("name: 0.11\n")
+    with pytest.raises(BadInput, match=r'yaml: name: expected str, came 0\.11; quote it to give text: name: "0\.11"'):
+        from_mapping(Deployment, read_yaml(tmp_path / "f.yaml"), "f.yaml")
+    assert override(Deployment(), ["""name="0.11\""""]).name == "0.11"
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import report_cases as cases
+from calibration_cases import term as law_term
 from headway.accuracy.coverage import cover
 from headway.accuracy.judge import Outcome
 from headway.accuracy.rows import Row
 from headway.cost import EngineSettings, Replica
 from headway.cost.calibration import Calibration
 from headway.cost.engines import engine_names
+from headway.cost.replica import limits
+from headway.cost.speculation import Speculation
 from headway.cost.uncertainty import LEVELS, METRICS, evidence_level, factors, interval, levels, ranking_spread
 from headway.errors import BadInput
 from headway.hardware import gpu_keys
@@ -31,6 +34,7 @@ from headway.plan.ranking import Entry
 from headway.report import plan_text, result_text
 from headway.sim import Deployment, Pool, simulate
 from headway.workload import workload
+from report_cases import shown
 
 ENGINES = engine_names()
 RATES = ("output_throughput", "energy_per_token")
@@ -120,9 +124,24 @@ def test_ratios_are_surer_the_better_the_evidence_and_surer_than_single_figures(
     assert 0.0 < spreads[0] < median(math.log(high / low) for low, high in ends)
 
 
+def measured(bare, few_tokens=1.1, **changes):
+    """A calibration on points of just this replica."""
+    said = {
+        "versions": (bare.engine.version,) if bare.engine.version else (),
+        "models": (bare.model,),
+        "weights": (bare.weights,),
+        "kv": (bare.kv,),
+        "layouts": ((bare.tp, bare.pp, bare.dp, bare.ep),),
+        "limits": (limits(bare),),
+        "held_out": (("tpot", 0.03), ("ttft", 9.0)),
+        "held_out_figures": (("tpot", 40), ("ttft", 40)),
+    }
+    return Calibration(gpu=bare.gpu, engine=bare.engine.name, few_tokens=law_term(few_tokens), **said | changes)
+
+
 def test_a_calibrations_interval_is_as_wide_as_its_own_points_were_off():
     bare = Replica(model="llama-3.1-8b", gpu="rtx-4090")
-    own = Calibration(gpu="rtx-4090", engine="vllm", models=("llama-3.1-8b",), held_out=(("tpot", 0.03), ("ttft", 9.0)))
+    own = measured(bare)
     replica = msgspec.structs.replace(bare, calibration=own)
     assert [evidence_level(replica, metric) for metric in ("tpot", "ttft")] == ["calibrated", "calibrated"]
     assert interval(replica, "e2e") == interval(bare, "e2e")  # was not measured
@@ -131,8 +150,86 @@ def test_a_calibrations_interval_is_as_wide_as_its_own_points_were_off():
         assert wide[0] < tight[0] < 1.0 < tight[1] < wide[1]
         far, usual = interval(replica, "ttft", coverage), interval(bare, "ttft", coverage)
         assert far[0] < usual[0] < usual[1] < far[1]
-    other = msgspec.structs.replace(replica, model="llama-3.1-70b")
-    assert [evidence_level(other, metric) for metric in ("tpot", "e2e")] == ["seen GPU", "family"]
+
+
+SEEN = Replica(model="qwen3-32b", gpu="h100-sxm", tp=4, engine=EngineSettings(version="0.12.0"))
+NGRAM = Speculation(draft="ngram", tokens=2, acceptance=0.6)
+LAYOUTS = ((2, 1, 1, 1), (8, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "covered"),
+    [
+        ({}, True),
+        ({"model": "qwen3-32b:65536"}, True),  # the shape is the same
+        ({"engine": EngineSettings(version="0.12.1")}, True),
+        ({"tp": 2}, True),
+        ({"cap_watts": 700.0}, True),  # that of the GPU
+        ({"clock_mhz": 1980.0}, True),
+        ({"tp": 1}, False),
+        ({"pp": 2}, False),
+        ({"model": "llama-3.1-70b"}, False),
+        ({"weights": "fp8"}, False),
+        ({"kv": "fp8"}, False),
+        ({"engine": EngineSettings(version="0.5.1")}, False),
+        ({"cap_watts": 200.0}, False),
+        ({"clock_mhz": 1200.0}, False),
+        ({"engine": EngineSettings(version="0.12.0", speculation=NGRAM)}, False),
+    ],
+    ids=str,
+)
+def test_only_what_was_measured_is_calibrated(changes, covered):
+    bare = msgspec.structs.replace(SEEN, **changes)
+    replica = msgspec.structs.replace(bare, calibration=measured(SEEN, layouts=LAYOUTS))
+    assert evidence_level(replica, "tpot") == ("calibrated" if covered else evidence_level(bare, "tpot"))
+    if not covered:
+        assert interval(replica, "tpot") == interval(bare, "tpot")
+
+
+def test_a_calibration_under_a_power_limit_is_of_that_limit():
+    capped = msgspec.structs.replace(SEEN, cap_watts=350.0)
+    own = measured(capped)
+    assert evidence_level(msgspec.structs.replace(capped, calibration=own), "tpot") == "calibrated"
+    for other in (None, 400.0):
+        elsewhere = msgspec.structs.replace(capped, cap_watts=other)
+        level = evidence_level(elsewhere, "tpot")
+        assert evidence_level(msgspec.structs.replace(elsewhere, calibration=own), "tpot") == level
+
+
+@pytest.mark.parametrize("error", [0.001, 0.5])
+def test_a_calibration_that_changes_nothing_makes_nothing_surer(error):
+    """The user's own points can only say that the shipped law is less sure here than elsewhere."""
+    own = measured(SEEN, few_tokens=1.0, held_out=(("tpot", error),))
+    replica = msgspec.structs.replace(SEEN, calibration=own)
+    assert evidence_level(replica, "tpot") == evidence_level(SEEN, "tpot") == "seen pair"
+    inner, outer = interval(SEEN, "tpot"), interval(replica, "tpot")
+    assert outer == inner if error < 0.01 else outer[0] < inner[0] and inner[1] < outer[1]
+
+
+def test_fewer_points_left_out_make_a_calibration_less_sure():
+    def width(figures):
+        own = measured(SEEN, held_out_figures=(("tpot", figures),))
+        low, high, _ = interval(msgspec.structs.replace(SEEN, calibration=own), "tpot")
+        return math.log(high / low)
+
+    widths = [width(figures) for figures in (3, 10, 20, 1000)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[1] > 1.15 * widths[3]
+    unknown = msgspec.structs.replace(SEEN, calibration=measured(SEEN, held_out_figures=()))
+    low, high, _ = interval(unknown, "tpot")
+    assert math.log(high / low) == pytest.approx(widths[1])  # as of the least number of points there can be
+
+
+@pytest.mark.parametrize("slowed", [{"cap_watts": 350.0}, {"clock_mhz": 1200.0}])
+def test_what_slows_a_gpu_lowers_every_level_alike(slowed):
+    assert evidence_level(SEEN, "tpot") == "seen pair"
+    for metric in METRICS:
+        assert evidence_level(msgspec.structs.replace(SEEN, **slowed), metric) == "family"
+
+
+@pytest.mark.parametrize("slowed", [{"cap_watts": 700.0}, {"cap_watts": 900.0}, {"clock_mhz": 1980.0}])
+def test_what_slows_no_gpu_lowers_no_level(slowed):
+    assert levels([msgspec.structs.replace(SEEN, **slowed)]) == levels([SEEN])
 
 
 def test_a_deployment_is_as_unsure_as_its_least_sure_replica():
@@ -182,15 +279,6 @@ def test_the_terminal_shows_interval_and_evidence():
     assert f"{low - 1:+.0%} to {high - 1:+.0%}" in text
     made = cases.plan(uncertainty=result.uncertainty, ratio_error=0.07)
     assert "±7%" in shown(plan_text(made, 5)) and result.uncertainty.level in shown(plan_text(made, 5))
-
-
-def shown(renderable):
-    from rich.console import Console
-
-    console = Console(width=200)
-    with console.capture() as captured:
-        console.print(renderable)
-    return captured.get()
 
 
 def entry(name, count, goodput, meets=True):

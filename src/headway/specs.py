@@ -318,6 +318,9 @@ def _explain(message: str, type_: Any, data: Any, where: str) -> str:
     expected = re.match(r"Expected (.*?)(?:, got `.*`)?$", text)
     if expected:
         text = f"expected {expected[1].replace('`', '')}"
+    if expected and expected[1].startswith("`str") and isinstance(came, (bool, int, float)) and steps:
+        quoted = f"""{steps[-1]}='"{came}"'""" if where.startswith("--set") else f'{steps[-1]}: "{came}"'
+        return f"{place}: {text}, came {_show(came)}; quote it to give text: {quoted}"
     said = expected is None and isinstance(came, (dict, list))  # a constructor's own words about its fields
     return f"{place}: {text}" if said or came is _UNSEEN else f"{place}: {text}, came {_show(came)}"
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from headway.accuracy.calibration_fit import (
     INTERVAL_SDS,
@@ -29,6 +30,7 @@ from headway.accuracy.rows import Row
 from headway.accuracy.run import NAMES_A_ROW, PHYSICS
 from headway.accuracy.runs import BENCH, Run
 from headway.cost.calibration import FACTORS, Calibration, Evidence, Term
+from headway.cost.replica import limits
 from headway.errors import BadInput
 from headway.hardware import is_file
 from headway.model import model
@@ -36,6 +38,7 @@ from headway.specs import Spec
 
 __all__ = ["Calibrated", "calibrate", "measured_on"]
 
+Floats = npt.NDArray[np.float64]
 Progress = Callable[[int, int | None], None]
 
 LEAST_POINTS: Final = 10
@@ -43,6 +46,10 @@ LOADS: Final = (1, 8, 64, 256)  # requests in flight worth measuring, few to man
 PROMPTS: Final = (128, 1024, 8192)
 CONTRADICTION: Final = {"ttft": 1.6, "tpot": 1.25, "output_throughput": 1.25, "e2e": 1.25}
 SHOWN: Final = 12  # row ids in one line
+CONTRADICTED_MOST: Final = 0.2  # of the settings: with more no fit can tell which figures are right
+CONTRADICTS: Final = "contradicts a repeat of its setting"
+UNIT_RATIO: Final = 20.0  # measured to predicted, at the median: a wrong unit, or another quantity
+ERROR_MOST: Final = 0.5  # median after the fit: what the law describes was not measured
 REPEAT: Final = "repeats another row"
 ALREADY: Final = 0.7  # of a term's prior width: above, the points say little about it
 
@@ -50,9 +57,9 @@ ALREADY: Final = 0.7  # of a term's prior width: above, the points say little ab
 class Calibrated(Spec):
     """A calibration, what it rests on, and what to know before trusting it.
 
-    `broken` are rows that no hardware can have measured, `suspects` rows that look wrong, by reason, `contradictions`
-    repeats of one setting that disagree; the last two were used, weighed down where they lie far out. `advice` says
-    which points to measure next.
+    `broken` are rows that no hardware can have measured, `contradictions` repeats of one setting that disagree: neither
+    are fitted. `suspects` are rows that look wrong, by reason; they were used, weighed down where they lie far out.
+    `advice` says which points to measure next.
     """
 
     calibration: Calibration
@@ -77,13 +84,18 @@ def calibrate(
         progress: called with rows done and rows in all.
 
     Raises:
-        BadInput: several GPUs or engines, fewer than ten usable points, or all of them at one load.
+        BadInput: several GPUs or engines, fewer than ten usable points, all of them at one load, repeats that disagree
+            in over a fifth of the settings, or figures that no calibration brings near: a wrong unit.
     """
     prior = prior or shipped_prior()
     gpu_key, engine = measured_on(rows)
     points, left_out = _points(rows, progress)
+    described = is_file(gpu_key)  # on a data sheet alone: any factor may be right
+    if not described:
+        _check_units(points)
+    points, contradictions = _agreeing(points, left_out)
     _check_enough(points, left_out)
-    judged = judge_fit(points, prior, UNSEEN_STRENGTHS if is_file(gpu_key) else STRENGTHS)
+    judged = judge_fit(points, prior, UNSEEN_STRENGTHS if described else STRENGTHS)
     found = fit(_figures(points, judged.without), prior, judged.strength or 1.0)
     if judged.strength and any(point.case.kind == "open" for point in points):
         points = _around(points, _calibration(found, judged, points, prior, (gpu_key, engine), source))
@@ -98,15 +110,19 @@ def calibrate(
         kept=bool(judged.strength),
         before=_rounded(errors_by_metric(figures, np.log(np.array([f.shipped for f in figures]) / measured))),
         held_out=_rounded(errors_by_metric(figures, judged.held_out)),
+        tried={} if judged.strength else _rounded(errors_by_metric(figures, judged.tried)),
         after=_rounded(errors_by_metric(figures, np.log(after / measured))),
     )
+    _check_near(figures, after, evidence.after)
+    counts = Counter(figure.metric for figure in figures)
+    held_out, of = tuple(evidence.held_out.items()), tuple(counts.items())
     return Calibrated(
-        calibration=msgspec.structs.replace(calibration, held_out=tuple(evidence.held_out.items())),
+        calibration=msgspec.structs.replace(calibration, held_out=held_out, held_out_figures=of),
         evidence=evidence,
         broken={row_id: reason for row_id, reason in left_out.items() if reason.startswith(PHYSICS)},
         suspects={point.row.row_id: why for point in points if (why := suspicion(point.row))},
-        contradictions=_contradictions(points),
-        advice=_advice(points, found, judged.without),
+        contradictions=contradictions,
+        advice=_advice(points, found, judged.without, evidence.after),
     )
 
 
@@ -153,6 +169,81 @@ def _points(rows: Sequence[Row | Run], progress: Progress | None) -> tuple[list[
         if progress is not None:
             progress(done, len(rows))
     return points, left_out
+
+
+def _agreeing(points: list[Point], left_out: dict[str, str]) -> tuple[list[Point], list[str]]:
+    """The points without settings whose repeats are further apart than repeats are, and what those disagree in.
+
+    Raises:
+        BadInput: more than a fifth of the settings do.
+    """
+    groups: dict[tuple[object, ...], list[Point]] = defaultdict(list)
+    for point in points:
+        groups[(*point.setting, point.row.engine_version)].append(point)
+    said: list[str] = []
+    kept: list[Point] = []
+    apart = 0
+    for group in groups.values():
+        disagree = _disagreements(group)
+        said += disagree
+        apart += bool(disagree)
+        if disagree:
+            left_out.update({point.row.row_id: CONTRADICTS for point in group})
+        else:
+            kept += group
+    if apart > CONTRADICTED_MOST * len(groups):
+        raise BadInput(
+            f"{apart} of {len(groups)} settings were measured with figures that contradict each other: "
+            f"{'; '.join(said[:3])}. Name what differs in its column, or choose rows with --where"
+        )
+    return kept, said
+
+
+def _disagreements(group: Sequence[Point]) -> list[str]:
+    found = []
+    for metric, limit in CONTRADICTION.items():
+        figures = [(f.measured, p.row.row_id) for p in group for f in p.figures if f.metric == metric]
+        if figures and max(figures)[0] > limit * min(figures)[0]:
+            ids = ", ".join(row_id for _, row_id in sorted(figures)[:SHOWN])
+            ratio = max(figures)[0] / min(figures)[0]
+            found.append(f"{metric} of one setting differs {ratio:.1f} times between rows {ids}")
+    return found
+
+
+def _check_units(points: list[Point]) -> None:
+    """Refuse figures that are off by a factor no hardware explains."""
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for point in points:
+        for figure in point.figures:
+            ratios[figure.metric].append(figure.measured / figure.shipped)
+    for metric, found in ratios.items():
+        ratio = float(np.median(found))
+        if not 1.0 / UNIT_RATIO <= ratio <= UNIT_RATIO:
+            raise BadInput(
+                f"{metric}: measured is {_times(ratio)} times the predicted at the median of {len(found)} points: "
+                f"{_unit(metric)}"
+            )
+
+
+def _check_near(figures: list[Figure], after: Floats, errors: dict[str, float]) -> None:
+    """Refuse points that the law stays far from whatever its terms; a TTFT beside others may: queues magnify errors."""
+    for metric, error in errors.items():
+        if error > ERROR_MOST and (metric != "ttft" or len(errors) == 1):
+            ratios = [f.measured / said for f, said in zip(figures, after, strict=True) if f.metric == metric]
+            raise BadInput(
+                f"{metric}: after the fit still {100 * error:.0f} % off at the median, measured is "
+                f"{_times(float(np.median(ratios)))} times the predicted: nothing was calibrated; {_unit(metric)}, and "
+                f"that rows name the load and layout they were measured with"
+            )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= UNIT_RATIO else f"{ratio:.2g}"
+
+
+def _unit(metric: str) -> str:
+    expected = "tokens/s of all GPUs" if metric == "output_throughput" else "milliseconds"
+    return f"check the unit, {expected} are expected"
 
 
 def _check_enough(points: list[Point], left_out: dict[str, str]) -> None:
@@ -214,14 +305,17 @@ def _calibration(
             low, high = max(value - width, least), value + width
         terms[name] = Term(value=_short(value), low=min(_short(low), _short(value)),
                            high=max(_short(high), _short(value)))  # fmt: skip
-    replicas = [point.case.deployment.pools[-1].replica for point in points]
+    replicas = [pool.replica for point in points for pool in point.case.deployment.pools]
     return Calibration(
         gpu=where[0],
         engine=where[1],
         versions=tuple(sorted({replica.engine.version for replica in replicas} - {""})),
         models=tuple(sorted({replica.model for replica in replicas})),
         weights=tuple(sorted({replica.weights for replica in replicas})),
+        kv=tuple(sorted({replica.kv for replica in replicas})),
         gpu_counts=tuple(sorted({replica.gpus for replica in replicas})),
+        layouts=tuple(sorted({(replica.tp, replica.pp, replica.dp, replica.ep) for replica in replicas})),
+        limits=tuple(sorted({limits(replica) for replica in replicas})),
         source=source,
         **terms,  # type: ignore[arg-type]
     )
@@ -235,28 +329,15 @@ def _rounded(errors: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in errors.items()}
 
 
-def _contradictions(points: Sequence[Point]) -> list[str]:
-    """Repeats of one setting whose figures are further apart than repeats are."""
-    groups: dict[tuple[object, ...], list[Point]] = defaultdict(list)
-    for point in points:
-        groups[point.setting].append(point)
-    found = []
-    for group in groups.values():
-        for metric, limit in CONTRADICTION.items():
-            figures = [(f.measured, p.row.row_id) for p in group for f in p.figures if f.metric == metric]
-            if figures and max(figures)[0] > limit * min(figures)[0]:
-                ids = ", ".join(row_id for _, row_id in sorted(figures)[:SHOWN])
-                ratio = max(figures)[0] / min(figures)[0]
-                found.append(f"{metric} of one setting differs {ratio:.1f} times between rows {ids}")
-    return found
-
-
-def _advice(points: Sequence[Point], found: Fit, without: str) -> list[str]:
+def _advice(points: Sequence[Point], found: Fit, without: str, after: dict[str, float]) -> list[str]:
     """What to measure next: loads and lengths not covered, for the terms the points leave open."""
     open_terms = [name for name, sd in zip(TERMS, np.sqrt(np.diag(found.covariance)), strict=True) if sd > ALREADY]
     said = _uncovered(points)
     if open_terms:
         said.append(f"the points say little about {', '.join(open_terms)}: these stay near the shipped law")
+    if after.get("ttft", 0.0) > ERROR_MOST:
+        off = f"{100 * after['ttft']:.0f} %"
+        said.append(f"the points' ttft stays {off} off: check the unit, milliseconds are expected, and how load began")
     if without:
         said.append(f"the points' {without} was not fitted: with it, other figures of points left out came out worse")
     return said

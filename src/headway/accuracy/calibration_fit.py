@@ -25,6 +25,8 @@ STRENGTHS: Final = (0.125, 0.25, 0.5, 1.0)  # of the prior's widths, tried again
 UNSEEN_STRENGTHS: Final = (*STRENGTHS, 4.0, 16.0, 64.0)  # of hardware whose law rests on a data sheet alone
 FOLDS: Final = 5
 SPARED: Final = 0.15  # of a metric's noise: 3 % of TTFT, 1 % of TPOT
+FAR: Final = 3.0  # median error in noise: 17 % of TPOT
+FALLEN: Final = 0.65  # of the shipped law's error, where it is that far
 INTERVAL_SDS: Final = 1.645  # 90 % of a normal distribution
 TAIL: Final = 4.0  # degrees of freedom of Student's t: one point far out moves the fit little
 _ROUNDS: Final = 60
@@ -55,13 +57,15 @@ class Fit(NamedTuple):
 class Judgement(NamedTuple):
     """What points left out say: widths to use (0: keep the shipped law), and log errors of the figures, unseen.
 
-    Figures of the metric `without` ("": none) are not fitted.
+    Figures of the metric `without` ("": none) are not fitted. `tried` are the log errors, unseen, of the fit that came
+    nearest to counting where none did.
     """
 
     strength: float
     without: str
     held_out: Floats
     spread: Floats
+    tried: Floats
 
 
 class _Table(NamedTuple):
@@ -139,8 +143,9 @@ def judge_fit(points: Sequence[Point], prior: Prior, strengths: Sequence[float] 
 
     Repeats of a setting stay together. A fit counts if it predicts the rest better by more than one standard error of
     the gain, figures weighed by their noise, and no metric worse by more than one of its own or a seventh of its noise.
-    Each width of `strengths` is tried on all figures and without TTFT: where queues are not as we think, it pulls the
-    steps away. The shipped law is kept where none counts.
+    Errors far beyond any noise tell little by their gains: their median has to fall by a third, or points that scatter
+    would move the law by chance. Each width of `strengths` is tried on all figures and without TTFT: where queues are
+    not as we think, it pulls the steps away. The shipped law is kept where none counts.
     """
     figures = [figure for point in points for figure in point.figures]
     owner = np.array([i for i, point in enumerate(points) for _ in point.figures])
@@ -148,7 +153,8 @@ def judge_fit(points: Sequence[Point], prior: Prior, strengths: Sequence[float] 
     noise = np.array([prior.noise[f.metric] for f in figures])
     before = np.log(np.array([f.shipped for f in figures]) / measured)
     part_of = _folds(points)[owner]
-    best, best_gain = Judgement(0.0, "", before, np.zeros(len(TERMS))), 0.0
+    best, best_gain = Judgement(0.0, "", before, np.zeros(len(TERMS)), before), 0.0
+    most = -np.inf
     for strength, without in itertools.product(strengths, ("", "ttft")):
         used = np.array([f.metric != without for f in figures])
         if not used.any() or (without and used.all()):
@@ -164,8 +170,10 @@ def judge_fit(points: Sequence[Point], prior: Prior, strengths: Sequence[float] 
             mean >= -max(se, SPARED) for metric in {f.metric for f in figures}
             for mean, se in (_mean(gains[[f.metric == metric for f in figures]]),)
         )  # fmt: skip
-        if spared and gain > max(error, best_gain):
-            best, best_gain = Judgement(strength, without, after, _spread(np.array(fits))), gain
+        if spared and not _scattered(figures, before / noise, after / noise) and gain > max(error, best_gain):
+            best, best_gain = Judgement(strength, without, after, _spread(np.array(fits)), after), gain
+        elif not best.strength and gain > most:
+            best, most = best._replace(tried=after), gain
     return best
 
 
@@ -182,6 +190,13 @@ def _folds(points: Sequence[Point]) -> npt.NDArray[np.int64]:
     """The part each point belongs to: settings in order, dealt out in turn, so that every part spans the loads."""
     order = {setting: place for place, setting in enumerate(sorted({p.setting for p in points}, key=repr))}
     return np.array([order[point.setting] % FOLDS for point in points])
+
+
+def _scattered(figures: Sequence[Figure], before: Floats, after: Floats) -> bool:
+    """Whether errors of a metric, in noise, stay far beyond it, and little below what they were."""
+    of = np.array([f.metric for f in figures])
+    medians = [[float(np.median(np.abs(errors[of == metric]))) for errors in (before, after)] for metric in set(of)]
+    return any(then > FAR and then > FALLEN * once for once, then in medians)
 
 
 def _capped(error: Floats) -> Floats:

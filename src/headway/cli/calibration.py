@@ -109,6 +109,8 @@ def _fitting(replica: Replica, calibration: Calibration, path: str, terminal: Te
     for what, came, seen in (
         ("model", replica.model, calibration.models),
         ("weights", replica.weights, calibration.weights),
+        ("KV precision", replica.kv, calibration.kv),
+        ("TP degree", str(replica.tp), tuple(str(tp) for tp in sorted({layout[0] for layout in calibration.layouts}))),
     ):
         if seen and came not in seen:
             terminal.note(f"{path} holds no points of {what} {came} (it has {', '.join(seen)}): less sure there")

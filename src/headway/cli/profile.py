@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def profile(**asked: Any) -> None:
     """Time products, attention and, over several GPUs, sums, and write tables as the cost model is fitted on.
 
-    Needs an NVIDIA GPU and PyTorch (pip install 'headway[profile]'). Buffers rotate, so that nothing is read from
-    the cache; each figure is the median of repeats by the GPU's own clock.
+    Needs an NVIDIA GPU (without one the exit code is 1) and PyTorch (pip install 'headway[profile]'). Buffers rotate,
+    so that nothing is read from the cache; each figure is the median of repeats by the GPU's own clock.
 
     \b
     headway profile --out timings/
@@ -28,9 +28,10 @@ def profile(**asked: Any) -> None:
     """
     from headway.profile import compare, grid, measure
     from headway.profile.timings import write_timings
-    from headway.profile.torch_backend import TorchBackend
+    from headway.profile.torch_backend import TorchBackend, check_gpu
 
     terminal = Terminal(asked["json_to"], quiet=asked["quiet"])
+    check_gpu()
     if asked["out_to"] is None and not asked["compare"]:
         raise BadInput("nothing to do with the timings: --out DIR writes them, --compare shows them beside our law")
     backend = TorchBackend()

@@ -11,10 +11,16 @@ import click
 from headway.cli import options as o
 from headway.cli.calibration import read_noted, refuse_elsewhere
 from headway.cli.terminal import Terminal, check_files, note_interpreted
-from headway.errors import BadInput
+from headway.errors import BadInput, HeadwayError
 
 if TYPE_CHECKING:
     from headway.accuracy import Accuracy
+
+
+class NothingUsed(HeadwayError):
+    """A table that was read and of which no row can be simulated: no answer."""
+
+    exit_code = 1
 
 
 @click.command(cls=o.Verb, short_help="How far the simulator is from measurements.")
@@ -81,6 +87,8 @@ def _table(terminal: Terminal, path: str, asked: o.Options) -> None:
         terminal.write(asked["json_to"], found.to_json())
     if asked["points_to"]:
         terminal.write(asked["points_to"], _points(found))
+    if not found.used:
+        raise NothingUsed(f"{path}: none of its {found.rows:,} rows could be used, so nothing was compared")
 
 
 def _points(found: Accuracy) -> str:

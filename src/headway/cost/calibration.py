@@ -46,8 +46,10 @@ class Calibration(Spec):
     Factors multiply kernel time: `few_tokens` that of steps of up to 64 tokens, where weights are read, `many_tokens`
     that of steps from 1,024 tokens on and of prompt attention, where operations count, both by the logarithm of the
     tokens between; `context` the attention of decoding sequences. Shifts are added to the host terms of the same
-    name, in seconds, as far as none falls below zero. `versions`, `models`, `weights` and `gpu_counts` of an instance
-    say what was measured; `source` says where; `held_out` the median errors on points not seen (see `Evidence`).
+    name, in seconds, as far as none falls below zero. `versions`, `models`, `weights`, `kv`, `gpu_counts` of an
+    instance, `layouts` (tp, pp, dp, ep) and `limits` (W and MHz that slow the GPU, 0 for none) say what was measured;
+    `source` says where; `held_out` the median errors on points not seen (see `Evidence`), `held_out_figures` of how
+    many figures.
 
     Raises:
         BadInput: a factor that is not above 0, or an interval that does not hold its value.
@@ -58,9 +60,13 @@ class Calibration(Spec):
     versions: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    kv: tuple[str, ...] = ()
     gpu_counts: tuple[int, ...] = ()
+    layouts: tuple[tuple[int, int, int, int], ...] = ()
+    limits: tuple[tuple[float, float], ...] = ()
     source: str = ""
     held_out: tuple[tuple[str, float], ...] = ()
+    held_out_figures: tuple[tuple[str, int], ...] = ()
     few_tokens: Term = _ONE
     many_tokens: Term = _ONE
     context: Term = _ONE
@@ -79,13 +85,20 @@ class Calibration(Spec):
             if not term.low <= term.value <= term.high:
                 raise BadInput(f"calibration: {name} {term.value:g} is not between {term.low:g} and {term.high:g}")
 
+    @property
+    def changes(self) -> bool:
+        """Whether any term differs from the shipped law's."""
+        return any(getattr(self, name).value != 1.0 for name in FACTORS) or any(
+            getattr(self, name).value != 0.0 for name in SHIFTS
+        )
+
 
 class Evidence(Spec):
     """What a calibration rests on: points used and left out by reason, and errors on points it had not seen.
 
     Errors are medians of the absolute relative error by metric, `before` by the shipped law, `held_out` by
     calibrations on the other points, `after` by this one on its own points. `kept` is false where held-out errors
-    did not improve, so that all factors are 1 and all shifts 0.
+    did not improve, so that all factors are 1 and all shifts 0; `tried` are then those of the best calibration tried.
     """
 
     points: int
@@ -93,6 +106,7 @@ class Evidence(Spec):
     kept: bool = True
     before: dict[str, float] = msgspec.field(default_factory=dict)
     held_out: dict[str, float] = msgspec.field(default_factory=dict)
+    tried: dict[str, float] = msgspec.field(default_factory=dict)
     after: dict[str, float] = msgspec.field(default_factory=dict)
 
 

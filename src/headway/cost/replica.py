@@ -11,7 +11,7 @@ from headway.hardware import Gpu, gpu
 from headway.model import Model, model, model_keys
 from headway.specs import Spec
 
-__all__ = ["EngineSettings", "Replica", "resolve"]
+__all__ = ["EngineSettings", "Replica", "limits", "resolve"]
 
 _STEP_TOKENS_MAX = 1 << 20  # the step table holds one entry per token of the budget
 
@@ -142,6 +142,20 @@ def resolve(replica: Replica) -> tuple[Model, Gpu]:
     if replica.engine.speculation is not None:
         _check_speculation(replica, replica.engine.speculation, spec, card)
     return spec, card
+
+
+def limits(replica: Replica) -> tuple[float, float]:
+    """Return the power limit, W, and the locked clock, MHz, that can slow the GPU; 0 where there is none.
+
+    A limit of TDP and more, or a clock locked to the boost clock, slows nothing.
+
+    Raises:
+        UnknownName: a GPU that is not in the catalogue.
+    """
+    card = gpu(replica.gpu)
+    cap = replica.cap_watts if replica.cap_watts is not None and replica.cap_watts < card.tdp_watts else 0.0
+    clock = replica.clock_mhz if replica.clock_mhz is not None and replica.clock_mhz != card.boost_mhz else 0.0
+    return cap, clock
 
 
 def drafting_model(speculation: Speculation) -> Model | None:

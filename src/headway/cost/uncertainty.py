@@ -1,11 +1,12 @@
 """How far an estimate may be off: intervals from the residuals of its evidence level (`data/uncertainty.yaml`).
 
 The level says what the estimate of a metric rests on, the best first: `calibrated` on the user's own measurements of
-it with this model; `seen pair`: it was measured of this model on this GPU under this engine release, and the host terms
-were fitted on that; `seen GPU`: of other models, so the residuals are those of pairs left out; `family`: of none, the
-laws are from timings of the GPU, of its architecture or pooled over its vendor's (residuals of GPUs left out); `data
-sheet`: no timings of its vendor. Throughput alone tells little of the time per token: what was measured of a pair is
-kept by metric. A factor times the prediction is an end of the interval.
+it with this model, release, precisions and power limit, in layouts between those measured; `seen pair`: it was
+measured of this model on this GPU under this engine release, and the host terms were fitted on that; `seen GPU`: of
+other models, so the residuals are those of pairs left out; `family`: of none, the laws are from timings of the GPU, of
+its architecture or pooled over its vendor's (residuals of GPUs left out); `data sheet`: no timings of its vendor.
+Throughput alone tells little of the time per token: what was measured of a pair is kept by metric. A factor times the
+prediction is an end of the interval.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from headway.cost.calibration import Calibration
 from headway.cost.datafile import packaged
 from headway.cost.efficiency import efficiency
 from headway.cost.engines import engine_facts
 from headway.cost.power import power_law
-from headway.cost.replica import Replica
+from headway.cost.replica import Replica, limits
 from headway.errors import BadInput
 from headway.hardware import gpu
 from headway.model import model
@@ -32,6 +34,10 @@ __all__ = ["COVERAGE", "LEVELS", "METRICS", "evidence_level", "factors", "interv
 LEVELS: Final = ("calibrated", "seen pair", "seen GPU", "family", "data sheet")
 METRICS: Final = ("ttft", "tpot", "e2e", "output_throughput", "energy_per_token", "power")
 COVERAGE: Final = 0.90
+_FIGURES_LEAST: Final = 10  # of a calibration that does not say how many
+# A median of n held-out figures is unsure, and the fit was chosen by it: intervals 1 + 3.5 / n times as wide hold 90 %
+# of the TTFT and TPOT of a group's other points, mean over groups (`benchmarks/calibration.py judge`).
+_FEW: Final = 3.5
 _WATTS: Final = ("energy_per_token", "power")
 
 
@@ -64,28 +70,51 @@ def _file() -> _File:
 def evidence_level(replica: Replica, metric: str) -> str:
     """Return which of `LEVELS` the estimate of one of `METRICS` rests on.
 
-    With speculation or a locked clock no better than `family`: no measurement it was compared with declares any. Power,
-    and energy with it, is of level `family` at best where the GPU's watts were never measured; where they were, but
-    under other releases, it is as sure as throughput, and `seen GPU` at best.
+    With speculation no better than `family`: no measurement it was compared with declares any. The same with a power
+    limit or a locked clock that can slow the GPU: one limit of one GPU was ever compared, and no clock. Power, and
+    energy with it, is of level `family` at best where the GPU's watts were never measured; where they were, but under
+    other releases, it is as sure as throughput, and `seen GPU` at best.
 
     Raises:
         UnknownName: a model, a GPU or an engine that is not known. BadInput: another metric.
     """
     if metric not in METRICS:
         raise BadInput(f"no interval is known of {metric!r}; of {', '.join(METRICS)} one is")
-    if replica.engine.speculation is not None or replica.clock_mhz is not None:
+    calibration = replica.calibration
+    if calibration is not None and calibration.changes and _measured(calibration, replica, metric):
+        return "calibrated"
+    if replica.engine.speculation is not None or any(limits(replica)):
         return _unseen(replica.gpu)
-    calibration, level = replica.calibration, _seen(replica, metric)
-    if calibration is not None and metric in dict(calibration.held_out):
-        same = _shape(replica.model) in map(_shape, calibration.models)
-        level = "calibrated" if same else min(level, "seen GPU", key=LEVELS.index)
+    level = _seen(replica, metric)
     if metric not in _WATTS:
         return level
-    if power_law(replica.gpu).evidence != "own" or replica.cap_watts is not None:
+    if power_law(replica.gpu).evidence != "own":
         return max(level, "family", key=LEVELS.index)
     if level in ("family", "data sheet"):
         return max("seen GPU", evidence_level(replica, "output_throughput"), key=LEVELS.index)
     return level
+
+
+def _measured(calibration: Calibration, replica: Replica, metric: str) -> bool:
+    """Whether the points of a calibration were of what the replica is, and held figures of the metric.
+
+    Between the least and the most of each degree measured a layout counts, as terms are of layers, steps and tokens;
+    beyond them links and kernels of other shapes decide, which no point has seen.
+    """
+    if metric not in dict(calibration.held_out) or replica.engine.speculation is not None:
+        return False
+    engine = replica.engine
+    releases = {engine_facts(engine.name, version, replica.gpu).since for version in calibration.versions or ("",)}
+    here = (replica.tp, replica.pp, replica.dp, replica.ep)
+    return (
+        _shape(replica.model) in map(_shape, calibration.models)
+        and engine_facts(engine.name, engine.version, replica.gpu).since in releases
+        and replica.weights in calibration.weights
+        and replica.kv in calibration.kv
+        and limits(replica) in calibration.limits
+        and bool(calibration.layouts)
+        and all(min(of) <= one <= max(of) for one, of in zip(here, zip(*calibration.layouts, strict=True), strict=True))
+    )
 
 
 def _seen(replica: Replica, metric: str) -> str:
@@ -137,12 +166,22 @@ def interval(replica: Replica, metric: str, coverage: float = COVERAGE) -> tuple
     if not 0.0 < coverage <= COVERAGE:
         raise BadInput(f"coverage {coverage:g}: give a share above 0 and up to {COVERAGE:g}")
     level, engine, calibration = evidence_level(replica, metric), replica.engine, replica.calibration
-    if level != "calibrated" or calibration is None:
-        release = f"{engine.name} {engine_facts(engine.name, engine.version, replica.gpu).since}"
-        return *_factors(level, release, metric, coverage), level
-    own = dict(calibration.held_out)[metric]
-    width = log1p(own) * _file().tails[metric] * _share_of_tail(metric, coverage)
-    return exp(-width), exp(width), level
+    own = None
+    if calibration is not None and _measured(calibration, replica, metric):
+        own = _width(calibration, metric) * _share_of_tail(metric, coverage)
+        if level == "calibrated":
+            return exp(-own), exp(own), level
+    release = f"{engine.name} {engine_facts(engine.name, engine.version, replica.gpu).since}"
+    low, high = _factors(level, release, metric, coverage)
+    if own is None:
+        return low, high, level
+    return min(low, exp(-own)), max(high, exp(own)), level  # the shipped law, as the user's own points found it
+
+
+def _width(calibration: Calibration, metric: str) -> float:
+    """Half of the 90 % interval in ln: the median error of held-out figures, times the reach of the tail and `_FEW`."""
+    figures = dict(calibration.held_out_figures).get(metric, _FIGURES_LEAST)
+    return log1p(dict(calibration.held_out)[metric]) * _file().tails[metric] * (1.0 + _FEW / figures)
 
 
 def factors(replicas: Iterable[Replica], coverage: float = COVERAGE) -> dict[str, tuple[float, float]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -10,13 +12,41 @@ from headway.errors import MissingExtra
 from headway.profile.operators import AllReduce, Decode, Gemm, Operator, Prefill
 from headway.profile.profiling import NoGpu, Run
 
-__all__ = ["TorchBackend"]
+__all__ = ["TorchBackend", "check_gpu"]
 
 Launch = Callable[[], object]
 _FP8_SINCE: Final = (8, 9)  # compute capability of the first GPUs with fp8 products
 _MS: Final = 1e-3
 _WARM_LAUNCHES: Final = 3
 _SCALE: Final = 0.1  # of random values: sums stay far from overflow
+
+
+_WOULD: Final = (
+    "headway profile would time matrix products, attention and, over several GPUs, sums on it, to write them with "
+    "--out DIR or to show them beside our law with --compare; run it on a machine with one"
+)
+
+
+def check_gpu() -> None:
+    """Ask the driver, which needs no PyTorch, for a GPU.
+
+    Raises:
+        NoGpu: there is no NVIDIA driver here, or it knows no GPU.
+    """
+    if not _driver_gpus():
+        raise NoGpu(f"there is no NVIDIA GPU here: {_WOULD}")
+
+
+def _driver_gpus() -> int:
+    """GPUs that NVIDIA's driver sees; 0 without a driver."""
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        if driver.cuInit(0) == 0:
+            driver.cuDeviceGetCount(ctypes.byref(count))
+    except (OSError, AttributeError):
+        return 0
+    return count.value
 
 
 class TorchBackend:
@@ -33,7 +63,7 @@ class TorchBackend:
         except ImportError:
             raise MissingExtra("measuring on a GPU needs PyTorch", "profile") from None
         if not torch.cuda.is_available() or torch.version.cuda is None:
-            raise NoGpu("there is no NVIDIA GPU here that PyTorch can use: run headway profile on a machine with one")
+            raise NoGpu(f"there is no NVIDIA GPU here that PyTorch can use: {_WOULD}")
         self.torch: Any = torch
         self.properties = torch.cuda.get_device_properties(0)
         self.cache_bytes = float(getattr(self.properties, "L2_cache_size", 0) or 64e6)

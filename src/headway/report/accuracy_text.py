@@ -34,6 +34,13 @@ FIRST_WIDTH = 36
 SHOWN = 12  # rows of a table of groups
 SHORTEST = 5  # a group of fewer figures says little
 BROKEN_SHOWN = 5
+MISSING = {  # reasons, and the empty columns that would tell
+    "layout not stated": "tp, and pp, dp, ep where there are several",
+    "load not stated": "concurrency, request_rate or batch_size",
+    "output length not stated": "osl_mean",
+    "no figure of ours was measured": "ttft_mean_ms, tpot_mean_ms, e2e_mean_ms or output_throughput_tok_s",
+    "split: number of workers not stated": "notes, as in prefill[num_workers=2 tp_size=1 ...]; decode[...]",
+}
 
 
 def accuracy_text(accuracy: Accuracy) -> RenderableType:
@@ -41,6 +48,9 @@ def accuracy_text(accuracy: Accuracy) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
+    if not accuracy.used:
+        said = f"none of {accuracy.rows:,} rows could be used"
+        return Group(Text(said, style="bold"), _skipped(accuracy.skipped), *_why(accuracy))
     share = accuracy.used / accuracy.rows
     said = f"{accuracy.used:,} of {accuracy.rows:,} rows simulated ({share:.0%}); errors are predicted / measured - 1"
     parts: list[RenderableType] = [Text(said, style="bold"), Text("")]
@@ -53,7 +63,7 @@ def accuracy_text(accuracy: Accuracy) -> RenderableType:
     parts += [_groups(column, found) for column, found in accuracy.by.items()]
     if accuracy.skipped:
         parts.append(_skipped(accuracy.skipped))
-    parts += [Text(line) for line in _broken(accuracy.broken)]
+    parts += _why(accuracy)
     parts += [_agreement(accuracy), _regret(accuracy), _coverage(accuracy)]
     return Group(*parts)
 
@@ -124,6 +134,17 @@ def _skipped(skipped: dict[str, int]) -> Table:
     for reason, count in skipped.items():
         table.add_row(reason, f"{count:,}")
     return table
+
+
+def _why(accuracy: Accuracy) -> list[RenderableType]:
+    from rich.text import Text
+
+    return [Text(line) for line in (*_missing(accuracy.skipped), *_broken(accuracy.broken))]
+
+
+def _missing(skipped: dict[str, int]) -> list[str]:
+    """Which empty columns would make rows usable."""
+    return [f"{reason}: fill in {MISSING[reason]}" for reason in skipped if reason in MISSING]
 
 
 def _broken(broken: dict[str, str]) -> list[str]:

@@ -32,7 +32,7 @@ def calibration_text(found: Calibrated) -> RenderableType:
     head = f"{where.gpu} with {where.engine} {', '.join(where.versions)}".rstrip()
     said = [f"{head}: {evidence.points} points of {', '.join(where.models)}"]
     if not evidence.kept:
-        said.append("The shipped law is kept: points left out were predicted no better with these points than without.")
+        said.append(_no_better(found))
     after = [f"left out: {count} rows, {reason}" for reason, count in evidence.left_out.items()]
     after += [f"not fitted, {row_id}: {reason}" for row_id, reason in found.broken.items()]
     after += [f"suspect, {row_id}: {why}" for row_id, why in found.suspects.items()]
@@ -40,6 +40,17 @@ def calibration_text(found: Calibrated) -> RenderableType:
     after += [f"measure next: {text}" for text in found.advice if not text.startswith("the points")]
     after += [text for text in found.advice if text.startswith("the points")]
     return Group(Text("\n".join(said)), _terms(found), _errors(found), Text("\n".join(after)))
+
+
+def _no_better(found: Calibrated) -> str:
+    """Why the shipped law is kept, with the errors that say so."""
+    evidence = found.evidence
+    off = ", ".join(
+        f"{_METRICS.get(metric, metric)} {100 * error:.1f} % off instead of {100 * evidence.before[metric]:.1f} %"
+        for metric, error in evidence.tried.items()
+    )
+    told = "warning: the shipped law is kept, nothing changes: fits to the other points did not predict points left out"
+    return f"{told} better beyond chance{f' (the best: {off})' if off else ''}."
 
 
 def _terms(found: Calibrated) -> RenderableType:
