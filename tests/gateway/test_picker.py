@@ -258,6 +258,25 @@ def test_a_get_goes_to_an_endpoint(picking):
     exchange.close()
 
 
+def test_what_has_no_body_needs_a_key_where_there_are_tenants(tmp_path):
+    tenant = {"name": "acme", "keys_sha256": [sha256(b"key").hexdigest()]}
+    made = Picking(tmp_path, tenants=[tenant])
+    try:
+        made.until(lambda: made.health("readiness") == b"\x08\x01")
+        for headers, status in (([], 401), ([("authorization", "Bearer key")], None)):
+            exchange = Exchange(made)
+            exchange.send("request_headers", [(":method", "GET"), (":path", "/v1/models"), *headers], end=True)
+            assert (exchange.hear().immediate_response.status.code or None) == status
+            exchange.close()
+        exchange = Exchange(made)
+        post = [(":method", "POST"), (":path", "/sleep"), ("authorization", "Bearer key")]
+        exchange.send("request_headers", post, end=True)
+        assert exchange.hear().immediate_response.status.code == 400
+        exchange.close()
+    finally:
+        made.close()
+
+
 @pytest.mark.parametrize("when", ["headers", "held", "routed", "stream"])
 def test_gateways_that_break_off_leave_nothing(picking, when):
     before = []
@@ -428,7 +447,7 @@ def test_a_gateway_with_a_real_envoy_goes_where_it_is_told(picking, tmp_path):
         bodies = [json.loads(body) for engine in engines for _, body in engine.seen]
         assert sorted(body["marker"] for body in bodies) == list(range(10))
         assert all(len(body["padding"]) == 100_000 for body in bodies)
-        assert [len(engine.seen) for engine in engines] == [5, 5], "as the picker's policy spreads them"
+        assert min(len(engine.seen) for engine in engines) >= 4, "three at once each; the others as places come free"
         assert all("1.2.3.4" not in head for engine in engines for head, _ in engine.seen)
         picking.until(lambda: picking.status()["live"] == 0)
         picking.upstreams.do(engines[0].stop())

@@ -251,3 +251,9 @@ def test_admin_pages_are_for_the_holder_of_the_key():
     assert pages.answer("GET /status HTTP/1.1\r\n\r\n")[0] == 401
     assert pages.answer("POST /status HTTP/1.1\r\n\r\n")[0] == 405
     assert pages.answer("GET /nothing HTTP/1.1\r\nauthorization: Bearer k\r\n\r\n")[0] == 404
+
+
+def test_a_body_for_a_url_that_is_not_there_is_told_which_are():
+    said = read(chat("hi"), path="/v1/rerank")
+    assert isinstance(said, Reply) and said.status == 404
+    assert b"/v1/chat/completions" in said.body

@@ -92,6 +92,13 @@ def test_the_output_of_a_tenant_with_a_budget_has_a_limit_that_the_engine_is_tol
     assert {**asked, "max_tokens": limit} == got
 
 
+@pytest.mark.parametrize("name", [b"n_predict", b"max_new_tokens", b"best_of", b"n_pr\\u0065dict"])
+def test_a_budget_is_not_got_round_by_an_engines_own_names(name):
+    body = b'{"model": "m", "messages": [], "max_tokens": 1, "%s": 400}' % name
+    assert sent(body, PAID)[1] == {"model": "m", "messages": [], "max_tokens": 1}
+    assert len(sent(body, FREE)[1]) == 4
+
+
 def test_who_has_no_budget_is_not_limited():
     arrival, got = sent(chat())
     assert arrival.max_tokens is None and got == chat()

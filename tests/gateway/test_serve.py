@@ -315,6 +315,21 @@ def test_without_the_decision_process_the_answer_is_503_until_it_is_back(tmp_pat
         upstreams.close()
 
 
+def test_a_decision_process_that_hangs_is_ended_and_started_again(tmp_path):
+    upstreams = Upstreams(Upstream())
+    served = Served(tmp_path, upstreams, {})
+    try:
+        hung = served.children()["decisions"]
+        os.kill(hung, signal.SIGSTOP)
+        served.until(lambda: "does not answer" in served.said(), "it is noticed")
+        served.until(lambda: "decisions serves again" in served.said(), "another one is started")
+        assert served.children()["decisions"] != hung
+        served.until(lambda: served.ask(chat(stream=False))[0].status == 200, "it decides")
+    finally:
+        assert served.stop() == 0
+        upstreams.close()
+
+
 def test_ctrl_c_lets_running_streams_finish_and_takes_no_more(tmp_path):
     upstreams = Upstreams(Upstream(tokens=80, pace_s=0.01))
     served = Served(tmp_path, upstreams, {})

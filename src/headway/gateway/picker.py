@@ -144,7 +144,12 @@ class Picker(Decider):
         return tuple(self.index[each] for each in passing.subset if each in self.index)
 
     def _bodiless(self, passing: Passing) -> Any:
-        """A GET goes to whichever endpoint has least to do; it is in no books."""
+        """A GET, by whom a key says, goes to whichever endpoint has least to do; it is in no books."""
+        headers = passing.headers
+        if self.reader.keys.tenant(headers.get("authorization", "")) is None:
+            return self._refused(self.reader.plain("GET", "/v1/models", headers))
+        if headers.get(":method") not in ("GET", "HEAD"):
+            return self._refused(refusal(400, "invalid_request", "the request has no body", None))
         only = self._only(passing)
         books = [book for book in self.brain.books if book.healthy and (only is None or book.index in only)]
         if not books:

@@ -24,6 +24,7 @@ Tokens = Annotated[int, msgspec.Meta(ge=1)]
 BYTES_PER_TOKEN_ID = 4
 OUTPUT_LIMITS, NULL = ("max_tokens", "max_completion_tokens"), msgspec.Raw(b"null")
 SALT, PRIORITY = "cache_salt", "priority"
+UNCOUNTED = ("n_predict", "max_new_tokens", "best_of")  # engines' own ways to ask for more tokens than are counted
 OWN_LIMITS = {"deadline_s": "x-headway-deadline", "ttft_s": "x-headway-ttft", "tpot_s": "x-headway-tpot"}
 
 
@@ -92,6 +93,8 @@ class Reader:
         if tenant is None:
             return _wrong_key()
         path = path.partition("?")[0]
+        if path not in _SHAPES:
+            return self.plain("POST", path, headers)
         try:
             asked = msgspec.json.decode(body, type=_SHAPES[path])
             text, exact = _prompt(asked, body)
@@ -141,7 +144,7 @@ class Reader:
         """Return the body as the engine shall have it; None where it stays as it is.
 
         The salt is the tenant's, the priority that of the class, and where a tenant has a budget the output is bounded;
-        what the caller says of the first two is removed.
+        what the caller says of the first two is removed, and with a budget `UNCOUNTED`.
         """
         spec, tenant = self.spec, self.keys.tenants[arrival.tenant]
         own: dict[str, Any] = {}
@@ -151,6 +154,7 @@ class Reader:
             sign = 1 if spec.engine_priority == "low-first" else -1
             own[PRIORITY] = sign * spec.classes[arrival.slo_class].priority
         removed = [SALT] if spec.engine_priority == "caller" else [SALT, PRIORITY]
+        removed += UNCOUNTED if tenant.budgeted else ()
         named = any(f'"{name}"'.encode() in body for name in removed) or b"\\u00" in body  # a name may be escaped
         if not own and not tenant.budgeted and not named:
             return None

@@ -31,6 +31,7 @@ START_S = 15.0
 RESTART_S = (0.1, 5.0)  # the first pause before a crashed process is started again, and the longest
 LOOK_S = 0.05
 KILL_AFTER_S = 5.0
+WATCH_S, SILENT_S, SILENT_MAX = 2.0, 3.0, 2  # how often the decision process is asked, how long, and how often in vain
 RESOLVE_S = 5.0  # how often names of replicas are looked up
 RETIRING_MAX = 4  # decision processes that may still finish their calls
 DRAIN_S = 24 * 3600  # what streams of a listener that was replaced are given
@@ -138,6 +139,7 @@ class Supervisor:
                 return
             await started
             self._later(self._look_up())
+            self._later(self._watch())
             while not stopping.done():
                 ends = {name: asyncio.create_task(process.wait()) for name, process in self.running.items()}
                 asked = asyncio.create_task(self.renewal.wait())
@@ -336,6 +338,18 @@ class Supervisor:
                 self.say("a replica's name leads elsewhere now")
                 self.renewal.set()
 
+    async def _watch(self) -> None:
+        """End a decision process that hangs, in a policy's loop for one: it is started again as one that died."""
+        silent = 0
+        while True:
+            await asyncio.sleep(WATCH_S)
+            process = self.running.get("decisions")
+            silent = 0 if process is None or await _speaks(self.spec.admin) else silent + 1
+            if process is not None and silent >= SILENT_MAX and process is self.running.get("decisions"):
+                self.say("the decision process does not answer: it is ended")
+                process.kill()
+                silent = 0
+
     def _later(self, what: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(what)
         self.tasks.add(task)
@@ -372,6 +386,23 @@ class Supervisor:
 _STATS = {"listener.json": "listener_manager.lds"} | {
     f"{name}.json": f"cluster.{name}" for name in ("replicas", "decisions", "records")
 }
+
+
+async def _speaks(admin: str) -> bool:
+    """Whether the admin pages answer anything; who cannot be connected to has ended, which is seen elsewhere."""
+    host, port = address(admin, "admin")
+    try:
+        async with asyncio.timeout(SILENT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1" if host == "0.0.0.0" else host, port)
+            try:
+                writer.write(b"GET / HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")
+                return bool(await reader.read(1))
+            finally:
+                writer.close()
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
 
 
 async def _kill(process: asyncio.subprocess.Process | None) -> None:
