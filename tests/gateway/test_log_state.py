@@ -101,6 +101,19 @@ def test_a_state_from_elsewhere_runs_no_code(tmp_path, monkeypatch, bad):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_state_whose_classes_have_changed_since_is_refused_with_what_to_do(monkeypatch):
+    """Compiled classes keep a checksum of their fields, and say that it differs by pickle's most general error."""
+    life = OneLife(1)
+    data = kept(life.brain)
+
+    def differs(self):
+        raise pickle.PickleError("Incompatible checksums")
+
+    monkeypatch.setattr("headway.gateway.log.state._Reader.load", differs, raising=False)
+    with pytest.raises(BadInput, match="version of Headway"):
+        restore(OneLife(1).brain, data)
+
+
 def test_a_policy_whose_state_cannot_be_kept_costs_the_states_alone(tmp_path):
     said: list[str] = []
     life = OneLife(4)

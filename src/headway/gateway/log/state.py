@@ -50,8 +50,9 @@ def restore(brain: Brain, state: bytes) -> None:
     """
     try:
         found = _Reader(io.BytesIO(state), brain).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
-        raise BadInput(f"the state in the log cannot be read: {error}") from None
+    except (pickle.PickleError, EOFError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
+        said = f"the state in the log cannot be read: {error}; replay it with the version of Headway that wrote it"
+        raise BadInput(said) from None
     vars(brain).update(found)
 
 
