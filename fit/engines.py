@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -311,8 +310,6 @@ def main() -> None:
     print(f"{len(points)} of {len(rows)} rows")
     if not points:
         parser.error(f"{asked.table}: no row tells anything of time; nothing is fitted or written")
-    if not points:
-        sys.exit(f"{asked.table}: no row could be expressed, so nothing is fitted and nothing is written")
     groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for one in points:
         if not one.suspect:

@@ -93,7 +93,7 @@ def drive(what, script=plain, *, stop_after_s=None, key=None, place=0, places=1,
         driver.go()
         if stop_after_s is not None:
             loop.call_later(stop_after_s, driver.stop)
-        await asyncio.wait_for(driver.finished.wait(), 10.0)
+        await asyncio.wait_for(driver.finished.wait(), 30.0)
         driver.close()
         await asyncio.sleep(0.02)  # whoever was just accepted finds that the client is gone
         listening.close()

@@ -102,7 +102,7 @@ def serve(
             port.start_anew()
         await emulator.start()
         try:
-            done = await asyncio.wait_for(what(emulator), 10)
+            done = await asyncio.wait_for(what(emulator), 30)
             for port in emulator.ports:
                 await settled(port)
             return done

@@ -392,7 +392,7 @@ def test_a_crash_cuts_connections_and_forgets_and_then_serves_again():
             except OSError:
                 await asyncio.sleep(0.01)
 
-    faults = (parse_fault("crash:at=300ms,for=60ms,replica=1"),)
+    faults = (parse_fault("crash:at=1s,for=400ms,replica=1"),)
     assert serve(watch, replicas=2, faults=faults, table={"kv_blocks": 1000}) == (200, 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import headway
 
 KEY, ADMIN_KEY = "sk-test-key-of-alice", "admin-key"
 CHAT = "/v1/chat/completions"
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 PACKAGE = str(Path(headway.__file__).parents[1])  # the copy under test, from wherever the process runs
 
 
@@ -57,6 +58,15 @@ class Upstreams:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(PATIENCE_S)
         self.loop.close()
+
+    def endless(self) -> None:
+        """Streams that begin from now on go on until `release`."""
+        for engine in self.engines:
+            engine.endless = True
+
+    def release(self) -> None:
+        for engine in self.engines:
+            engine.release()
 
     async def settle(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -154,6 +164,19 @@ class Served:
 
         self.until(empty, "the books are empty")
         assert self.status()["faults"] == []
+
+    @contextlib.contextmanager
+    def quick(self) -> Iterator[None]:
+        """A test that begins with upstreams that work and are quick, and ends with empty books."""
+        for engine in self.upstreams.engines:
+            engine.tokens, engine.pace_s, engine.first_s = 4, 0.005, 0.005
+            engine.fail, engine.word = "", ""
+            engine.seen.clear()
+        self.until(lambda: all(r["healthy"] for r in self.status()["replicas"]), "all replicas are healthy")
+        yield
+        self.upstreams.release()
+        self.hang_up()
+        self.at_rest()
 
     def children(self, count: bool = False) -> dict[str, int]:
         """Process ids of Envoy and of the decision process; with `count` of each decision process there is."""

@@ -73,8 +73,7 @@ def test_the_page_lives(gateway, tmp_path):
         browser.until("typeof state", lambda kind: kind == "object")
         before = browser.until("state.now && state.now.classes[0].over_ever + 1") - 1
         browser.do("Runtime.evaluate", expression="window.unloaded = false")
-        for engine in gateway.upstreams.engines:
-            engine.tokens, engine.pace_s = 200, 0.01
+        gateway.upstreams.endless()
         running = [gateway.send(ASKED, OURS) for _ in range(2)]
         browser.until("document.getElementById('card-live').textContent", lambda text: text == "2")
         assert gateway.ask(ASKED, OURS)[0].status == 429
@@ -82,6 +81,7 @@ def test_the_page_lives(gateway, tmp_path):
         assert "<b>alice" in browser.value("document.getElementById('refusals').innerText"), (
             "a name is text, not markup"
         )
+        gateway.upstreams.release()
         for connection in running:
             assert connection.getresponse().read()
         browser.until("state.now.classes[0].over_ever", lambda over: over == before + 3)

@@ -55,14 +55,8 @@ def quick(request):
     if "gateway" not in request.fixturenames:
         yield
         return
-    served = request.getfixturevalue("gateway")
-    for engine in served.upstreams.engines:
-        engine.tokens, engine.pace_s, engine.first_s, engine.fail, engine.word = 4, 0.005, 0.005, "", ""
-        engine.seen.clear()
-    served.until(lambda: all(r["healthy"] for r in served.status()["replicas"]), "all replicas are healthy")
-    yield
-    served.hang_up()
-    served.at_rest()
+    with request.getfixturevalue("gateway").quick():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,10 @@ import os
 import signal
 import socket
 import threading
-import time
 from hashlib import sha256
 
 import pytest
-from served import ADMIN_KEY, CHAT, KEY, Served, Upstreams
+from served import ADMIN_KEY, CHAT, KEY, PATIENCE_S, Served, Upstreams
 from upstream import Upstream
 
 pytestmark = pytest.mark.skipif(
@@ -28,7 +27,7 @@ SECTION = {
         {"name": "bob", "keys_sha256": [sha256(b"bobs").hexdigest()], "requests_per_min": 1},
     ],
     "classes": [{"name": "chat", "slo": {"ttft_s": "2s"}}, {"name": "batch", "priority": 3}],
-    "limits": {"in_flight": 40, "hold_s": 3, "body_bytes": 1 << 20, "idle_s": 20},
+    "limits": {"in_flight": 40, "hold_s": 10, "body_bytes": 1 << 20, "idle_s": 20},
 }
 
 
@@ -53,14 +52,8 @@ def quick(request):
     if "gateway" not in request.fixturenames:
         yield
         return
-    served = request.getfixturevalue("gateway")
-    for engine in served.upstreams.engines:
-        engine.tokens, engine.pace_s, engine.first_s, engine.fail = 4, 0.005, 0.005, ""
-        engine.seen.clear()
-    served.until(lambda: all(r["healthy"] for r in served.status()["replicas"]), "all replicas are healthy")
-    yield
-    served.hang_up()
-    served.at_rest()
+    with request.getfixturevalue("gateway").quick():
+        yield
 
 
 def error(text: bytes) -> dict[str, object]:
@@ -69,6 +62,13 @@ def error(text: bytes) -> dict[str, object]:
     assert kind == "error" and not others
     assert set(body) == {"message", "type", "param", "code"} and body["message"]
     return dict(body)
+
+
+def full(gateway: Served) -> None:
+    """What is sent from now on takes its place until it is let go."""
+    gateway.upstreams.endless()
+    for engine in gateway.upstreams.engines:
+        engine.pace_s = 0.1
 
 
 def test_a_stream_is_passed_through_whole_and_counted(gateway):
@@ -169,19 +169,20 @@ def test_a_tenant_over_its_rate_gets_429_with_retry_after_and_the_reason(gateway
 
 
 def test_a_deadline_in_the_queue_is_kept(gateway):
-    for engine in gateway.upstreams.engines:
-        engine.first_s = 1.5
+    full(gateway)
     running = [gateway.send(chat(), OURS) for _ in range(80)]
     gateway.until(lambda: gateway.status()["live"] == 80, "all places are taken")
     response, text = gateway.ask(chat(), OURS | {"x-headway-deadline": "300ms", "x-headway-class": "batch"})
     assert response.status in (429, 504) and "deadline" in str(error(text)["code"])
+    gateway.upstreams.release()
     for connection in running:
         assert connection.getresponse().read().endswith(b"[DONE]\n\n")
 
 
 def test_callers_that_leave_in_the_midst_of_a_stream_leave_nothing(gateway):
     for engine in gateway.upstreams.engines:
-        engine.tokens, engine.pace_s = 400, 0.01
+        engine.pace_s = 0.01
+    gateway.upstreams.endless()
     cut = sum(engine.cut for engine in gateway.upstreams.engines)
     for connection in [gateway.send(chat(), OURS) for _ in range(20)]:
         response = connection.getresponse()
@@ -203,8 +204,7 @@ def test_400_callers_that_leave_right_after_sending_leave_nothing(gateway):
 
 
 def test_callers_that_leave_while_held_leave_nothing_and_never_run(gateway):
-    for engine in gateway.upstreams.engines:
-        engine.first_s = 1.0
+    full(gateway)
     running = [gateway.send(chat(), OURS) for _ in range(80)]
     gateway.until(lambda: gateway.status()["live"] == 80, "all places are taken")
     held = [gateway.send(chat(marker=i), OURS | {"x-headway-class": "batch"}) for i in range(20)]
@@ -212,6 +212,7 @@ def test_callers_that_leave_while_held_leave_nothing_and_never_run(gateway):
     for connection in held[:19]:
         connection.close()
     gateway.until(lambda: gateway.status()["held"] == 1, "nineteen have left")
+    gateway.upstreams.release()
     assert held[19].getresponse().status == 200
     for connection in running:
         assert connection.getresponse().read()
@@ -229,13 +230,14 @@ def test_a_replica_that_dies_before_the_first_byte_is_covered_by_the_other(gatew
 
 def test_a_replica_that_dies_in_the_midst_cuts_its_streams_and_no_other(gateway):
     one, other = gateway.upstreams.engines
-    for engine in (one, other):
-        engine.tokens, engine.pace_s = 60, 0.01
+    gateway.upstreams.endless()
     connections = [gateway.send(chat(), OURS) for _ in range(6)]
     responses = [connection.getresponse() for connection in connections]
-    time.sleep(0.1)
+    assert one.active == other.active == 3
     port = one.port
     gateway.upstreams.do(one.stop())
+    gateway.until(lambda: not gateway.status()["replicas"][0]["healthy"], "the dead one is ejected")
+    gateway.upstreams.release()
     whole = 0
     for response in responses:
         try:
@@ -244,10 +246,9 @@ def test_a_replica_that_dies_in_the_midst_cuts_its_streams_and_no_other(gateway)
             pass
         except Exception as cut:
             assert type(cut).__name__ == "IncompleteRead", cut
-    assert whole == 3
-    gateway.until(lambda: not gateway.status()["replicas"][0]["healthy"], "the dead one is ejected")
-    assert gateway.ask(chat(), OURS)[0].status == 200
+    answered = gateway.ask(chat(), OURS)[0].status
     gateway.upstreams.do(one.start(port))
+    assert (whole, answered) == (3, 200)
 
 
 def test_with_all_replicas_down_the_answer_is_503_and_they_come_back(gateway):
@@ -282,13 +283,12 @@ def test_the_admin_pages_need_the_admin_key(gateway):
 
 
 def test_without_the_decision_process_the_answer_is_503_until_it_is_back(tmp_path):
-    engine = Upstream(tokens=400, pace_s=0.01)
-    upstreams = Upstreams(engine)
+    upstreams = Upstreams(Upstream())
+    upstreams.endless()
     served = Served(tmp_path, upstreams, {})
     try:
         streaming = served.send(chat())
         response = streaming.getresponse()
-        engine.tokens = 4  # of those that follow
         os.kill(served.children()["decisions"], signal.SIGKILL)
         refused, text = served.ask(chat())
         assert served.get("/v1/models")[0] == 503
@@ -296,6 +296,7 @@ def test_without_the_decision_process_the_answer_is_503_until_it_is_back(tmp_pat
         served.until(lambda: "decisions serves again" in served.said(), "it is started again")
         served.until(lambda: served.status()["replicas"][0]["others"] == 1, "it knows of the stream it did not start")
         served.until(lambda: served.ask(chat(stream=False))[0].status == 200, "it decides again")
+        upstreams.release()
         assert response.read().endswith(b"[DONE]\n\n"), "the running stream was finished"
         served.until(lambda: served.status()["live"] == 0, "the books are empty")
         served.until(lambda: served.status()["replicas"][0]["others"] == 0, "and the stream is known to be over")
@@ -331,7 +332,8 @@ def test_a_decision_process_that_hangs_is_ended_and_started_again(tmp_path):
 
 
 def test_ctrl_c_lets_running_streams_finish_and_takes_no_more(tmp_path):
-    upstreams = Upstreams(Upstream(tokens=80, pace_s=0.01))
+    upstreams = Upstreams(Upstream())
+    upstreams.endless()
     served = Served(tmp_path, upstreams, {})
     response = served.send(chat()).getresponse()
     read: list[bytes] = []
@@ -341,8 +343,9 @@ def test_ctrl_c_lets_running_streams_finish_and_takes_no_more(tmp_path):
     served.until(lambda: "draining" in served.said(), "it drains")
     with pytest.raises(OSError):
         served.ask(chat())
-    assert served.process.wait(10) == 0
-    reader.join(5)
+    upstreams.release()
+    assert served.process.wait(PATIENCE_S) == 0
+    reader.join(PATIENCE_S)
     served.hang_up()
     upstreams.close()
     assert read and read[0].endswith(b"[DONE]\n\n")

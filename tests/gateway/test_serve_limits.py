@@ -66,7 +66,8 @@ def test_a_budget_holds_through_the_kill_of_the_decision_process_and_a_restart(t
 
 
 def test_offline_work_that_waits_gives_way_and_limits_in_headers_are_read(tmp_path):
-    upstreams = Upstreams(Upstream(tokens=200, pace_s=0.01))
+    upstreams = Upstreams(Upstream())
+    upstreams.endless()
     served = Served(tmp_path, upstreams, {**SECTION, "tenants": []})
     try:
         running = served.send(chat(stream=True)).getresponse()
@@ -76,6 +77,7 @@ def test_offline_work_that_waits_gives_way_and_limits_in_headers_are_read(tmp_pa
         refused = night.getresponse()
         assert (refused.status, code(refused.read())) == (429, "shed")
         assert int(refused.headers["retry-after"]) >= 1
+        upstreams.release()
         assert running.status == 200 and held.getresponse().status == 200
         wrong, text = served.ask(chat(), {"x-headway-ttft": "soon"})
         assert wrong.status == 400 and b"x-headway-ttft" in text

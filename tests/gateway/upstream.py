@@ -7,10 +7,14 @@ import contextlib
 import json
 import re
 import ssl
+import threading
 
 
 class Upstream:
-    """`tokens` tokens, `pace_s` apart, after `first_s`; `fail`: "reset" closes before the first byte, "hang" waits."""
+    """`tokens` tokens, `pace_s` apart, after `first_s`; `fail`: "reset" closes before the first byte, "hang" waits.
+
+    A stream begun while `endless` is set goes on until `release`, however slow the machine is.
+    """
 
     def __init__(
         self, tokens: int = 4, pace_s: float = 0.005, first_s: float = 0.005, tls: ssl.SSLContext | None = None
@@ -19,6 +23,7 @@ class Upstream:
         self.tokens, self.pace_s, self.first_s = tokens, pace_s, first_s
         self.fail = ""
         self.word = ""  # what each token says beside its number
+        self.endless, self.released = False, threading.Event()
         self.sent = 0  # bytes of streams
         self.seen: list[tuple[str, bytes]] = []
         self.active = 0
@@ -29,6 +34,12 @@ class Upstream:
     async def start(self, port: int = 0) -> None:
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", port, limit=1 << 23, ssl=self.tls)
         self.port = self.server.sockets[0].getsockname()[1]
+
+    def release(self) -> None:
+        """Let the endless streams end, and begin no more of them."""
+        self.endless = False
+        self.released.set()
+        self.released = threading.Event()
 
     async def stop(self) -> None:
         self.server.close()
@@ -89,10 +100,12 @@ class Upstream:
 
     async def stream(self, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-        pace_s = self.pace_s  # of this stream, whatever is set for later ones
-        for i in range(self.tokens + 1):  # the first names the role only
+        # Of this stream, whatever is set for later ones.
+        i, tokens, pace_s, released = 0, self.tokens, self.pace_s, self.released if self.endless else None
+        while i <= tokens or (released and not released.is_set()):  # the first names the role only
             delta = {"role": "assistant", "content": ""} if not i else {"content": f'"{i}{self.word}'}
             await self.event(writer, json.dumps({"choices": [{"delta": delta}], "port": self.port}).encode())
+            i += 1
             if pace_s:
                 await asyncio.sleep(pace_s)
         await self.event(writer, b"[DONE]")

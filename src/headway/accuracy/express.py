@@ -327,10 +327,11 @@ def _deployed(replica: Replica, count: int = 1) -> Deployment:
 def _closed(row: Row, replica: Replica, count: float, prompt: float, output: float) -> Case:
     users = whole_load(row.concurrency or 1)
     requests = min(WAVES * users, max(REQUESTS_MAX, 4 * users))
-    loop = closed_loop(users, requests, drawn(row, prompt), drawn(row, output, sweep(row).output_share))
+    its = sweep(row)
+    loop = closed_loop(users, requests, drawn(row, prompt), drawn(row, output, its.output_share))
     sized = _sized(row, replica, -(-users // count))
-    if sweep(row).users_waiting:
-        most = max(1, int(users // count) - sweep(row).users_waiting)
+    if its.users_waiting:
+        most = max(1, int(users // count) - its.users_waiting)
         sized = msgspec.structs.replace(sized, engine=msgspec.structs.replace(sized.engine, max_seqs=most))
     return Case(kind="closed", deployment=_deployed(sized, round(count)), workload=loop)
 

@@ -1,20 +1,18 @@
 """The log as JSON lines, one for each request that is over.
 
-No line holds a key, a header or a word of a prompt: what is written is named here, field by field. Lines wait in a
-bounded queue for a thread of their own; where whoever reads them is too slow, lines are lost and counted, and no
-decision waits.
+No line holds a key, a header or a word of a prompt: what is written is named here, field by field. Where whoever reads
+lines is too slow, lines are lost and counted, and no decision waits.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from headway.gateway.behind import Behind
 from headway.gateway.events import Outcome
 
 LINES_MAX = 10_000
@@ -34,10 +32,7 @@ class LogLines:
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self.write = write
-        self.dropped = 0
-        self.queue: queue.Queue[bytes | None] = queue.Queue(LINES_MAX)
-        self.thread = threading.Thread(target=self._run, name="log", daemon=True)
-        self.thread.start()
+        self.behind = Behind("log", self._take, LINES_MAX, TOGETHER_MAX)
 
     def over(self, outcome: Outcome, replica: str | None, trace_id: str | None) -> None:
         """Write down a request that is over."""
@@ -69,29 +64,21 @@ class LogLines:
         """Write down a request that was answered before it was one that could be decided on, or by Envoy itself."""
         self._put({"event": "request", "id": id, "status": status, "code": code})
 
+    @property
+    def dropped(self) -> int:
+        """Lines that were lost."""
+        return self.behind.dropped
+
     def close(self) -> None:
         """Write what waits, as far as that goes within a second."""
-        try:
-            self.queue.put(None, timeout=CLOSE_S)
-        except queue.Full:
-            return
-        self.thread.join(CLOSE_S)
+        self.behind.close(CLOSE_S)
 
     def _put(self, fields: dict[str, Any]) -> None:
-        try:
-            self.queue.put_nowait(line_of(fields))
-        except queue.Full:
-            self.dropped += 1
+        self.behind.put(line_of(fields))
 
-    def _run(self) -> None:
-        more = True
-        while more:
-            lines = [self.queue.get()]
-            while len(lines) < TOGETHER_MAX and not self.queue.empty():
-                lines.append(self.queue.get_nowait())
-            more = None not in lines
-            text = b"".join(line + b"\n" for line in lines if line is not None).decode()
-            try:
-                self.write(text)
-            except (OSError, ValueError):  # nobody reads any more
-                self.dropped += text.count("\n")
+    def _take(self, lines: list[bytes]) -> int:
+        try:
+            self.write(b"".join(line + b"\n" for line in lines).decode())
+        except (OSError, ValueError):  # nobody reads any more
+            return len(lines)
+        return 0

@@ -9,15 +9,13 @@ and replicas, reasons and counts: no header, no key, no word of a prompt.
 from __future__ import annotations
 
 import logging
-import queue
 import re
-import threading
-import time
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
 from headway.errors import MissingExtra
+from headway.gateway.behind import Behind
 from headway.gateway.events import Outcome
 from headway.gateway.spec import Traces
 
@@ -64,12 +62,14 @@ class Tracer:
         self.sample = asked.sample
         self.random = Random()
         self.open: dict[str, Trace] = {}
-        self.dropped = 0
-        self.queue: queue.Queue[tuple[Trace, Outcome] | None] = queue.Queue(WAITING_MAX)
         self.sender = _Sender(asked.endpoint, replicas, started_s)
         self.say = say
-        self.thread = threading.Thread(target=self._run, name="traces", daemon=True)
-        self.thread.start()
+        self.behind = Behind("traces", self._take, WAITING_MAX, TOGETHER_MAX, PAUSE_S)
+
+    @property
+    def dropped(self) -> int:
+        """Traces that were lost."""
+        return self.behind.dropped
 
     def begin(self, id: str, traceparent: str) -> Trace | None:
         """A request has come: follow the caller's decision to sample it, or draw; None where it is not."""
@@ -88,33 +88,19 @@ class Tracer:
         trace = self.open.pop(outcome.id, None)
         if trace is None:
             return None
-        try:
-            self.queue.put_nowait((trace, outcome))
-        except queue.Full:
-            self.dropped += 1
+        self.behind.put((trace, outcome))
         return f"{trace.id:032x}"
 
     def close(self) -> None:
         """Send what waits, as far as that goes within two seconds."""
-        try:
-            self.queue.put(None, timeout=CLOSE_S)
-        except queue.Full:
-            return
-        self.thread.join(CLOSE_S)
+        self.behind.close(CLOSE_S)
 
-    def _run(self) -> None:
-        more = True
-        while more:
-            batch = [self.queue.get()]
-            time.sleep(PAUSE_S if batch[0] is not None else 0.0)
-            while len(batch) < TOGETHER_MAX and not self.queue.empty():
-                batch.append(self.queue.get_nowait())
-            more = None not in batch
-            known = [each for each in batch if each is not None]
-            if known and not self.sender.send(known):
-                if not self.dropped:
-                    self.say("traces: the collector did not take them; what is lost is counted in the metrics")
-                self.dropped += len(known)
+    def _take(self, batch: list[tuple[Trace, Outcome]]) -> int:
+        if self.sender.send(batch):
+            return 0
+        if not self.dropped:
+            self.say("traces: the collector did not take them; what is lost is counted in the metrics")
+        return len(batch)
 
 
 class _Sender:
