@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from headway.errors import BadInput
 from headway.metrics import Counters, Prices, Records, Result, Slo, Status, Tally, summarize, warmup_requests
+from headway.metrics.result import ModelOutcome
 
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 law = settings(max_examples=60, deadline=None)
@@ -426,8 +427,10 @@ def test_the_schema_page_names_every_field_and_column():
     rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
     latency = {f"{name}.{part}" for name in LATENCIES for part in paths(type(summarize(*by_hand()).ttft_s))}
     classes = {path for path in paths(Result) if path.startswith(("slo.by_class.", "slo.limits."))}
-    expected = set(paths(Result)) - latency - classes - {"records"}
+    models = {path for path in paths(Result) if path.startswith("by_model.")}
+    expected = set(paths(Result)) - latency - classes - models - {"records"}
     assert expected <= rows, sorted(expected - rows)
     assert set(Records({name: [] for name in by_hand()[0].columns}).columns) <= rows
     assert {f"LATENCY.{part.split('.')[1]}" for part in latency} <= rows
+    assert {f"by_model.MODEL.{field}" for field in ModelOutcome.__struct_fields__} <= rows
     assert {f"slo.limits.{field}" for field in Slo.__struct_fields__} <= rows

@@ -103,10 +103,10 @@ def test_pools_that_cannot_serve_a_request_whole_are_refused(roles):
         Deployment(pools=pools(*((role, 1) for role in roles)))
 
 
-def test_pools_of_different_models_are_refused():
+def test_a_prefill_pool_hands_over_to_one_of_its_model_and_precision():
     other = msgspec.structs.replace(L4, model="llama-3.2-3b")
-    with pytest.raises(BadInput, match="run the same model"):
-        Deployment(pools=(Pool(replica=L4), Pool(replica=other)))
+    with pytest.raises(BadInput, match=r"pools of llama-3\.2-1b with roles"):
+        Deployment(pools=(Pool(role="prefill", replica=L4), Pool(role="decode", replica=other)))
     fp8 = msgspec.structs.replace(H100, kv="fp8")
     with pytest.raises(BadInput, match="different precisions"):
         Deployment(pools=(Pool(role="prefill", replica=L4), Pool(role="decode", replica=fp8)))

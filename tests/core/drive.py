@@ -209,7 +209,7 @@ def run_ranks(case: Case) -> tuple[dict[str, np.ndarray], list[Engine]]:
     recorder = Recorder(True, len(case.rows), 0, [(1.0, 1.0, 1.0)], BINS)
     state = ClusterState((PoolState("mixed", engines, Random(0)),), Random(0))
     route = {"route": policy("route", "round-robin")}
-    cluster = Cluster([engines], state, route, Arrivals(iter([batch_of(case.rows)])), recorder, None, None)
+    cluster = Cluster([engines], state, route, Arrivals(iter([batch_of(case.rows)])), recorder, {}, None)
     while cluster.advance(1):
         for engine in engines:
             check_integrity(engine)
@@ -240,7 +240,7 @@ def run_core(case: Case, *, leaps: bool = True, trace: bool = False) -> tuple[di
         {"route": policy("route", "least-requests")},
         Arrivals(iter([batch_of(case.rows)])),
         recorder,
-        None,
+        {},
         None,
     )
     while cluster.advance(1000):
@@ -427,7 +427,8 @@ def run_cluster(
         rule = Restless()
         scaler = Scaler(rule, every_s, views, counts, [startup_s] * len(pools))
     state = ClusterState(tuple(views), Random(99))
-    cluster = Cluster(pools, state, policies, arrivals, recorder, handoff, case.closed, scaler)
+    handoffs = {} if handoff is None else {"": handoff}
+    cluster = Cluster(pools, state, policies, arrivals, recorder, handoffs, case.closed, scaler)
     served = Served({}, cluster, pools, handoff, policies["route"], rule)
     while cluster.advance(events):
         if watch is not None:

@@ -16,7 +16,9 @@ from headway.errors import BadInput, UnknownName
 from headway.policies import Policy, check_policy, policy, policy_names
 from headway.state import Accept, Defer, Hold, Reject, Route, Scale
 
-BUILT_IN = [(kind, name) for kind in ("route", "order", "admit", "scale") for name in policy_names(kind)]
+BUILT_IN = [
+    (kind, name) for kind in ("route", "order", "admit", "choose_model", "scale") for name in policy_names(kind)
+]
 
 
 class Router(Policy):

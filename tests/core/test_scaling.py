@@ -175,7 +175,7 @@ def test_target_load_saves_gpu_hours_at_about_the_same_latency() -> None:
         (lambda: scaled([], every_s=0.0), "scale_every_s=0.0: expected seconds above 0"),
         (
             lambda: Deployment(pools=(Pool(replica=REPLICA),) * 2, policies=Policies(scale="target-load")),
-            "has one pool of each role",
+            "has one pool of each model and role",
         ),
     ],
 )

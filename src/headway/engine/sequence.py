@@ -58,6 +58,7 @@ class Sequence(Request):
         self.slo_class = 0
         self.tenant = 0
         self.session = -1
+        self.models = ()
         self.output_tokens = output_tokens
         self.generated = 0
         self.target = prompt_tokens

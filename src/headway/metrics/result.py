@@ -154,6 +154,19 @@ class Scaling(Spec, frozen=True, kw_only=True):
     changes: list[ScaleChange]
 
 
+class ModelOutcome(Spec, frozen=True, kw_only=True):
+    """One model of several: its requests and their tokens over the whole run, latencies and attainment as the run's."""
+
+    requests: Requests
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    ttft_s: Latency
+    tpot_s: Latency
+    e2e_s: Latency
+    slo: SloOutcome
+
+
 class Uncertainty(Spec, frozen=True, kw_only=True):
     """The cost model's own error: what a predicted mean or median is multiplied by for the ends of its interval.
 
@@ -203,6 +216,7 @@ class Result(Spec, frozen=True, kw_only=True):
     cost: Cost
     uncertainty: Uncertainty | None = None
     scaling: Scaling | None = None
+    by_model: dict[str, ModelOutcome] = msgspec.field(default_factory=dict)
     provenance: dict[str, Any] = msgspec.field(default_factory=dict)
     records: Records | None = None
 

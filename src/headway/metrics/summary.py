@@ -160,9 +160,9 @@ def _from_records(records: Records, slo: Slos | None, duration_s: float) -> _See
     good = measured & attained(records, slo) if slo is not None else np.zeros_like(measured)
     counts = [(int(rows.sum()), int(tokens[rows].sum())) for rows in (inside, after)]
     return _Seen(
-        _exact(records.ttft_s[told]),
-        _exact(tpot_s[~np.isnan(tpot_s)]),
-        _exact(records.e2e_s[told]),
+        exact(records.ttft_s[told]),
+        exact(tpot_s[~np.isnan(tpot_s)]),
+        exact(records.e2e_s[told]),
         count_by_class(records, measured),
         count_by_class(records, good),
         count_by_batch(records, measured, good),
@@ -204,7 +204,8 @@ def _span(
     return max(duration_s, last_s), "run", *counts[1]
 
 
-def _exact(seconds: NDArray[np.float64]) -> r.Latency:
+def exact(seconds: NDArray[np.float64]) -> r.Latency:
+    """Return the distribution of latencies in seconds, float64[n]; percentiles linear between order statistics."""
     if not len(seconds):
         return r.Latency(count=0, mean=None, p50=None, p90=None, p95=None, p99=None, method="exact")
     p50, p90, p95, p99 = np.percentile(seconds, r.PERCENTS).tolist()

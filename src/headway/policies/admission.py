@@ -15,7 +15,7 @@ class AcceptAll(Policy):
 
 
 class QueueLimit(Policy):
-    """Refuse when every replica of the entry pool has `limit` requests waiting."""
+    """Refuse when every replica that the request may go to first has `limit` requests waiting."""
 
     reads_progress = False
 
@@ -23,8 +23,8 @@ class QueueLimit(Policy):
         self.limit = limit
 
     def admit(self, request: Request, cluster: ClusterState) -> Any:
-        """Accept while one replica of the first pool has room in its queue."""
-        if min(r.waiting for r in cluster.pools[0].replicas) < self.limit:
+        """Accept while one replica has room in its queue."""
+        if min(replica.waiting for pool in cluster.entries(request) for replica in pool.replicas) < self.limit:
             return Accept("room in a queue")
         return Reject(f"{self.limit} waiting at every replica")
 
@@ -47,11 +47,11 @@ class OffPeak(Policy):
 
     def admit(self, request: Request, cluster: ClusterState) -> Any:
         """Accept who is urgent or has waited long enough; the others while some replica's queue is empty."""
-        pool = cluster.pools[0]
+        pools = cluster.entries(request)
         if request.priority < self.priority:
             return Accept("urgent")
         if cluster.now >= request.arrival_s + self.patience_s:
             return Accept("waited long enough")
-        if not pool.held and min(replica.waiting for replica in pool.replicas) == 0:
+        if any(not pool.held and min(replica.waiting for replica in pool.replicas) == 0 for pool in pools):
             return Accept("a queue is empty")
         return Defer(cluster.now + self.retry_s, "every replica has a queue")

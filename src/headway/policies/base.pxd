@@ -3,6 +3,7 @@ from headway.state.views cimport ClusterState, PoolState, Request
 
 cdef class Policy:
     cpdef object admit(self, Request request, ClusterState cluster)
+    cpdef object choose_model(self, Request request, ClusterState cluster)
     cpdef object route(self, Request request, PoolState pool)
     cpdef object order(self, object queue)
     cpdef object scale(self, ClusterState cluster)

@@ -27,6 +27,10 @@ class Policy:
         """Decide `Accept`, `Reject` or `Defer` when the request arrives; after `Defer` again, at the time it named."""
         return Accept("no admission rule")
 
+    def choose_model(self, request: Request, cluster: ClusterState) -> Any:
+        """Decide by `Choose` which of `request.models` serves it: asked once, after `admit`, where it has several."""
+        raise NotImplementedError(f"{type(self).__name__} does not choose models")
+
     def route(self, request: Request, pool: PoolState) -> Any:
         """Decide the `Route` to one of `pool.replicas` for this phase of the request, or `Hold` it.
 

@@ -23,7 +23,7 @@ import numpy as np
 from headway.errors import BadInput
 from headway.policies.base import Policy
 from headway.policies.registry import policy, policy_names
-from headway.state.decisions import Accept, Defer, Hold, Reject, Route, Scale
+from headway.state.decisions import Accept, Choose, Defer, Hold, Reject, Route, Scale
 from headway.state.views import ClusterState, PoolState, QueueView, ReplicaState, Request
 
 Load = tuple[int, ...]  # running, waiting, waiting_tokens, context_tokens, kv_used_blocks, tokens of a prefix held
@@ -33,7 +33,7 @@ WAKE_EVENTS = ("step",)
 REASON_CHARACTERS = 120
 REQUEST_FIELDS = (
     "id", "arrival_s", "prompt_tokens", "predicted_output_tokens", "priority", "deadline_s", "slo_class", "tenant",
-    "session",
+    "session", "models",
 )  # fmt: skip
 REPLICA_FIELDS = (
     "index", "running", "waiting", "waiting_tokens", "context_tokens", "kv_used_blocks", "kv_total_blocks",
@@ -55,7 +55,7 @@ def check_policy(kind: str, candidate: str | type[Policy] | Policy, params: dict
     """Put a policy to every test of the contract for a decision point; return if it passes.
 
     Args:
-        kind: the decision point: "route", "order", "admit" or "scale".
+        kind: the decision point: "route", "order", "admit", "choose_model" or "scale".
         candidate: a built-in name, `module:Class`, a class, or an object (of which copies are asked).
         params: keyword arguments of the constructor.
 
@@ -105,12 +105,15 @@ def make_request(**fields: Any) -> Request:
     made.slo_class = fields.get("slo_class", 0)
     made.tenant = fields.get("tenant", 0)
     made.session = fields.get("session", -1)
+    made.models = fields.get("models", ())
     return made
 
 
-def make_pool(role: str, loads: list[Load], rng: Random, now: float, held: int = 0, starting: int = 0) -> PoolState:
+def make_pool(
+    role: str, loads: list[Load], rng: Random, now: float, held: int = 0, starting: int = 0, model: str = ""
+) -> PoolState:
     """A pool view with a replica for each load, `held` requests at the router and `starting` replicas on their way."""
-    made: PoolState = PoolState(role, [StockedReplica(i, counts) for i, counts in enumerate(loads)], rng)
+    made: PoolState = PoolState(role, [StockedReplica(i, counts) for i, counts in enumerate(loads)], rng, model)
     made.now = now
     made.held = held
     made.starting = starting
@@ -124,15 +127,17 @@ def make_cluster(pools: tuple[PoolState, ...], rng: Random, now: float) -> Clust
     return made
 
 
-def _requests(now: float) -> list[Request]:
+def _requests(now: float, models: tuple[str, ...] = ()) -> list[Request]:
     """Requests of every kind that a host may ask about."""
-    return [
-        make_request(id=0, arrival_s=now, prompt_tokens=100, predicted_output_tokens=50.0),
-        make_request(id=1, arrival_s=now, prompt_tokens=1),
-        make_request(id=2, arrival_s=now, prompt_tokens=30_000, deadline_s=now + 5.0, priority=-3, session=4),
-        make_request(id=3, arrival_s=now, prompt_tokens=700, deadline_s=0.0, priority=9, slo_class=2, tenant=7),
-        make_request(id=4, arrival_s=0.0, prompt_tokens=700, predicted_output_tokens=1e6, session=4),
+    late = {"deadline_s": 0.0}
+    kinds: list[dict[str, Any]] = [
+        {"id": 0, "arrival_s": now, "prompt_tokens": 100, "predicted_output_tokens": 50.0},
+        {"id": 1, "arrival_s": now, "prompt_tokens": 1},
+        {"id": 2, "arrival_s": now, "prompt_tokens": 30_000, "deadline_s": now + 5.0, "priority": -3, "session": 4},
+        {"id": 3, "arrival_s": now, "prompt_tokens": 700, "priority": 9, "slo_class": 2, "tenant": 7, **late},
+        {"id": 4, "arrival_s": 0.0, "prompt_tokens": 700, "predicted_output_tokens": 1e6, "session": 4},
     ]
+    return [make_request(models=models, **fields) for fields in kinds]
 
 
 def _loads(count: int, rng: Random, stale: bool) -> Iterator[list[Load]]:
@@ -181,6 +186,22 @@ def _admit_asks(stale: bool) -> Iterator[Ask]:
                     pools = tuple(make_pool(role, loads, Random(role), 10.0 + step, step % 3) for role in roles)
                     cluster = make_cluster(pools, stream, 10.0 + step)
                     yield Ask(f"with {_replicas(count, ' and '.join(roles))}", (request, cluster), count)
+
+
+def _choose_asks(stale: bool) -> Iterator[Ask]:
+    """Two models and three, whose pools differ in load and size; a request may go to some of them, in any order."""
+    rng, stream = Random("loads"), Random("stream")
+    for names in (("small", "large"), ("small", "middle", "large")):
+        for count in (1, 3):
+            for step, loads in enumerate(_loads(count * len(names), rng, stale)):
+                pools = tuple(
+                    make_pool("mixed", loads[i * count : (i + 1) * count], Random(name), 10.0 + step, step % 3, 0, name)
+                    for i, name in enumerate(names)
+                )
+                for menu in (names, names[::-1], names[1:]):
+                    for request in _requests(10.0 + step, menu):
+                        cluster = make_cluster(pools, stream, 10.0 + step)
+                        yield Ask(f"with {len(names)} models, of which {menu} may serve", (request, cluster), len(menu))
 
 
 def _order_asks(stale: bool) -> Iterator[Ask]:
@@ -232,6 +253,13 @@ def _admit_fault(answer: Any, ask: Ask) -> str:
     if isinstance(answer, Defer) and not now < answer.until_s < INFINITY:
         return f"answered {answer!r}: expected an absolute time after the view's now, {now}"
     return _reason_fault(answer)
+
+
+def _choose_fault(answer: Any, ask: Ask) -> str:
+    menu = ask.arguments[0].models
+    if not isinstance(answer, Choose):
+        return f"answered {answer!r}: expected a Choose(model, reason)"
+    return _reason_fault(answer) if answer.model in menu else f"answered {answer!r}: expected one of {menu}"
 
 
 def _scale_fault(answer: Any, ask: Ask) -> str:
@@ -296,8 +324,14 @@ def _declared(asked: Policy) -> list[str]:
     return faults
 
 
-ASKS = {"route": _route_asks, "order": _order_asks, "admit": _admit_asks, "scale": _scale_asks}
-FAULTS = {"route": _route_fault, "order": _shape_fault, "admit": _admit_fault, "scale": _scale_fault}
+ASKS = {
+    "route": _route_asks, "order": _order_asks, "admit": _admit_asks, "choose_model": _choose_asks,
+    "scale": _scale_asks,
+}  # fmt: skip
+FAULTS = {
+    "route": _route_fault, "order": _shape_fault, "admit": _admit_fault, "choose_model": _choose_fault,
+    "scale": _scale_fault,
+}  # fmt: skip
 
 # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -363,7 +397,7 @@ def _tell(asked: Policy, kind: str, ask: Ask) -> tuple[str, list[str]]:
 def _words(answer: Any) -> str:
     if isinstance(answer, Route):
         return f"Route({answer.index}, {answer.reason!r})"
-    if isinstance(answer, Hold | Defer | list):
+    if isinstance(answer, Choose | Hold | Defer | list):
         return repr(answer)
     if isinstance(answer, Accept | Reject):
         return f"{type(answer).__name__}({answer.reason!r})"
@@ -381,7 +415,7 @@ def _seen(view: Any) -> Any:
         return [repr(getattr(view, name)) for name in REQUEST_FIELDS]
     if isinstance(view, PoolState):
         replicas = [[id(r), *(getattr(r, name) for name in REPLICA_FIELDS)] for r in view.replicas]
-        return [view.role, view.now, view.held, view.starting, id(view.rng), replicas]
+        return [view.role, view.model, view.now, view.held, view.starting, id(view.rng), replicas]
     if isinstance(view, ClusterState):
         return [view.now, id(view.rng), [_seen(pool) for pool in view.pools]]
     return [np.asarray(getattr(view, name)).tobytes() for name in QUEUE_FIELDS]

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from headway.errors import BadInput, UnknownName
-from headway.policies import admission, ordering, routing, scaling
+from headway.policies import admission, choosing, ordering, routing, scaling
 from headway.policies.base import Policy
 
 POLICIES: dict[str, dict[str, type[Policy]]] = {
@@ -29,12 +29,17 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
         "queue-limit": admission.QueueLimit,
         "off-peak": admission.OffPeak,
     },
+    "choose_model": {
+        "first": choosing.First,
+        "threshold": choosing.Threshold,
+        "in-time": choosing.InTime,
+    },
     "scale": {"fixed": scaling.Fixed, "target-load": scaling.TargetLoad},
 }
 
 
 def policy_names(kind: str) -> list[str]:
-    """Names of the built-in policies for a decision point ("route", "order", "admit", "scale")."""
+    """Names of the built-in policies for a decision point ("route", "order", "admit", "choose_model", "scale")."""
     if kind not in POLICIES:
         raise UnknownName("decision point", kind, list(POLICIES))
     return list(POLICIES[kind])

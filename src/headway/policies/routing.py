@@ -16,12 +16,13 @@ class RoundRobin(Policy):
     reads_progress = False
 
     def __init__(self) -> None:
-        self.turn: dict[str, int] = {}
+        self.turn: dict[tuple[str, str], int] = {}
 
     def route(self, request: Request, pool: PoolState) -> object:
         """Take the next replica of this pool's own turn."""
-        index: cython.Py_ssize_t = self.turn.get(pool.role, 0) % len(pool.replicas)
-        self.turn[pool.role] = index + 1
+        whose = pool.model, pool.role
+        index: cython.Py_ssize_t = self.turn.get(whose, 0) % len(pool.replicas)
+        self.turn[whose] = index + 1
         return route_to(index, "next in turn")
 
 

@@ -22,7 +22,15 @@ from headway.report.page import (
     rendered,
     table,
 )
-from headway.report.text import asked_rows, attainment_rows, busy_words, carbon_words, cost_words, latency_rows
+from headway.report.text import (
+    asked_rows,
+    attainment_rows,
+    busy_words,
+    carbon_words,
+    cost_words,
+    latency_rows,
+    model_rows,
+)
 from headway.report.trust_words import INTERVAL_HEADINGS, interval_note, interval_rows
 from headway.specs import write_yaml
 from headway.units import format_rate, format_seconds
@@ -128,6 +136,7 @@ def _load(result: Result) -> Section:
         hits = f"{w.share(kv.prefix_hit_rate)} of {kv.prefix_queried_tokens:,} prompt tokens"
     facts: Facts = [
         *attainment_rows(result),
+        *model_rows(result),
         ("Replicas", busy_words(result)),
         ("KV cache", f"{w.share(kv.peak_utilization)} of its blocks in use at the fullest moment"),
         ("Prefix hits", hits),

@@ -208,7 +208,7 @@ def _happened(result: Result) -> list[tuple[str, str]]:
     hits = "" if kv.prefix_hit_rate is None else f", {w.share(kv.prefix_hit_rate)} prefix hits"
     rate = f"{format_rate(throughput.requests_per_s)}, {w.amount(throughput.output_tokens_per_s)} output tokens/s"
     each = f", {w.amount(throughput.output_tokens_per_s_per_gpu)} per GPU" if result.gpus else ""
-    rows = [("Throughput", rate + each), *attainment_rows(result)]
+    rows = [("Throughput", rate + each), *attainment_rows(result), *model_rows(result)]
     if MEASURED in result.provenance:  # a client sees no replica and no meter
         rows += [("Prefix hits", hits.removeprefix(", "))] if hits else []
         return [*rows, ("Cost", cost_words(result))] if result.gpus else rows
@@ -244,6 +244,19 @@ def attainment_rows(result: Result) -> list[tuple[str, str]]:
             f", target {w.share(slo.target)}",
         )
         for name, slo in [*whole, *((f"Class {key}", each) for key, each in result.slo.by_class.items())]
+    ]
+
+
+def model_rows(result: Result) -> list[tuple[str, str]]:
+    """Return what became of each model's requests, where a run had several."""
+    return [
+        (
+            f"Model {name}" if name else "No model",
+            f"{w.counted(each.requests.arrived, 'request')}, {w.amount(each.output_tokens)} output tokens, p90 TTFT "
+            f"{format_seconds(each.ttft_s.p90)}, TPOT {format_seconds(each.tpot_s.p90)}"
+            + ("" if each.slo.attainment is None else f", attainment {w.share(each.slo.attainment)}"),
+        )
+        for name, each in result.by_model.items()
     ]
 
 

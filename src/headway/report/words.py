@@ -118,8 +118,10 @@ def pool_words(pool: Pool) -> str:
 
 def deployment_words(deployment: Deployment) -> str:
     """Return a deployment in a line."""
-    pools = " + ".join(pool_words(pool) for pool in deployment.pools)
-    return f"{deployment.pools[0].replica.model}: {pools}"
+    return "; ".join(
+        f"{name}: {' + '.join(pool_words(pool) for pool in deployment.pools if pool.model == name)}"
+        for name in deployment.models
+    )
 
 
 def deployment_of(result: Result) -> Deployment | None:

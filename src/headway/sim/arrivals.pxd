@@ -6,7 +6,7 @@ from headway.engine.sequence cimport HashChains, Sequence
 @cython.final
 cdef class Arrivals:
     cdef object batches
-    cdef object limit
+    cdef tuple menus
     cdef Py_ssize_t at
     cdef Py_ssize_t size
     cdef readonly long long taken

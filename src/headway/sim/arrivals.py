@@ -18,11 +18,15 @@ class Arrivals:
     """The stream of requests; `next_s` is when the next one comes to be routed, `exhausted` when there is none left.
 
     A request arrives when its client sends it, and comes to be routed `intake_s` later. The users of a closed loop send
-    their next one `intake_s` before it is due.
+    their next one `intake_s` before it is due. `menus`: the models that may serve a request, by SLO class; the last
+    is that of all higher classes.
     """
 
-    def __init__(self, batches: Iterator[Any], intake_s: cython.double = 0.0) -> None:
+    def __init__(
+        self, batches: Iterator[Any], intake_s: cython.double = 0.0, menus: tuple[tuple[str, ...], ...] = ((),)
+    ) -> None:
         self.batches = batches
+        self.menus = menus
         self.intake_s = intake_s
         self.at = 0
         self.size = 0
@@ -71,6 +75,7 @@ class Arrivals:
         seq.slo_class = self.slo_class[i]
         seq.tenant = self.tenant[i]
         seq.session = self.session[i]
+        seq.models = self.menus[min(seq.slo_class, len(self.menus) - 1)]
         seq.row = self.taken
         if self.with_chains:
             seq.chains = self.chains

@@ -31,10 +31,11 @@ cdef int number(Engine engine, Py_ssize_t slot) except -1
 @cython.final
 cdef class Cluster:
     cdef list engines
-    cdef Py_ssize_t decoders_from
+    cdef long long[::1] pool_of
     cdef long long[::1] leaders
     cdef readonly ClusterState state
     cdef Policy admit
+    cdef Policy choose_model
     cdef Policy route
     cdef bint refreshes
     cdef HeldLines held
@@ -43,7 +44,10 @@ cdef class Cluster:
     cdef Arrivals arrivals
     cdef readonly Recorder recorder
     cdef EngineClock clock
-    cdef Handoff handoff
+    cdef list handoffs
+    cdef list decodes
+    cdef dict entry
+    cdef bint several
     cdef list timers
     cdef long long serial
     cdef double think_s
@@ -68,6 +72,9 @@ cdef class Cluster:
     cdef int expire(self, double now) except -1
     cdef int check_nobody_waits(self) except -1
     cdef int step_and_look(self, Engine engine, double now) except -1
+    cdef int enter(self, Sequence seq, double now) except -1
+    cdef str ask_model(self, Sequence seq, double now)
+    cdef Handoff link(self, Py_ssize_t pool)
     cdef int show(self, Policy policy, double now) except -1
     cdef int scale(self, double now) except -1
     cdef int place(self, Sequence seq, Py_ssize_t pool, double now) except -1

@@ -19,7 +19,7 @@ from headway.sim.clock import ARRIVAL, DEFERRED, TRANSFER, EngineClock
 from headway.sim.held import HeldLines
 from headway.sim.recorder import Recorder
 from headway.sim.scaling import Scaler
-from headway.state.decisions import Accept, Defer, Hold, Reject, Route
+from headway.state.decisions import Accept, Choose, Defer, Hold, Reject, Route
 from headway.state.views import ClusterState, PoolState
 
 NEVER = cython.declare(cython.double, float("inf"))
@@ -78,8 +78,9 @@ def number(engine: Engine, slot: cython.Py_ssize_t) -> cython.int:
 class Cluster:
     """Engines in pools, the policies that feed them, and what happens next.
 
-    `pools[i]` are the engines of pool i. Requests enter pool 0; where there is a second pool, pool 0 only prefills
-    and hands over. In a closed loop the next request arrives `think_s` after one ends.
+    `pools[i]` are the engines of pool i, which `state.pools[i]` shows. A model has a mixed pool, or a prefill pool that
+    hands over to the decode pool after it, by `handoffs[model]`. A request enters the first pool of its model. In a
+    closed loop the next request arrives `think_s` after one ends.
     """
 
     def __init__(
@@ -89,12 +90,13 @@ class Cluster:
         policies: dict[str, Policy],
         arrivals: Arrivals,
         recorder: Recorder,
-        handoff: Handoff | None,
+        handoffs: dict[str, Handoff],
         closed: tuple[int, float] | None,
         scaler: Scaler | None = None,
     ) -> None:
         self.engines = [engine for pool in pools for engine in pool]
-        self.decoders_from = len(pools[0])
+        sizes = [len(pool) for pool in pools]
+        self.pool_of = buffer(np.repeat(np.arange(len(pools), dtype=np.int64), sizes))
         i: cython.Py_ssize_t
         for i in range(len(self.engines)):
             number(self.engines[i], i)
@@ -102,6 +104,7 @@ class Cluster:
         self.leaders = buffer(np.array([self.engines.index(ranks[0]) for ranks in groups], dtype=np.int64))
         self.state = state
         self.admit: Any = policies.get("admit")
+        self.choose_model: Any = policies.get("choose_model")
         self.route = policies["route"]
         self.refreshes = policies["route"].reads_progress
         self.scaler: Any = scaler
@@ -110,7 +113,10 @@ class Cluster:
         self.arrivals = arrivals
         self.recorder = recorder
         self.clock = EngineClock(len(self.engines))
-        self.handoff: Any = handoff
+        self.handoffs: list[Any] = [handoffs.get(view.model) for view in state.pools]  # by pool; the decode pools' too
+        self.decodes: list[bool] = [view.role == "decode" for view in state.pools]
+        self.entry = {view.model: i for i, view in enumerate(state.pools) if view.role != "decode"}
+        self.several = len(self.entry) > 1
         self.timers: list[Any] = []
         self.serial = 0
         self.closed = closed is not None
@@ -186,7 +192,7 @@ class Cluster:
         target: Engine = self.engines[seq.replica]
         source.let_go(seq, now)
         self.wake(seq.source)
-        self.offer(0, now)
+        self.offer(self.pool_of[seq.source], now)
         if self.scaler is not None:
             self.scaler.look(source, seq.source, now)
         target.land(seq, now, self.late(seq.replica, now))
@@ -196,17 +202,18 @@ class Cluster:
     # --- requests -----------------------------------------------------------------------------------------------
 
     def arrive(self, now: cython.double) -> cython.int:
-        """The next request arrives: admit it, and place it in the first pool."""
+        """The next request arrives: admit it, and place it in the first pool of its model."""
         engine: Engine
         seq: Sequence = self.arrivals.take()
         if self.closed:
             seq.arrival_s = now - self.arrivals.intake_s
+        if self.several:
+            seq.pool = self.entry[seq.models[0]] if len(seq.models) == 1 else -1
         self.recorder.arrive(seq)
         if seq.row == self.recorder.warmup:
             for engine in self.engines:
                 engine.gaps.start(now)
-        seq.handoff = self.handoff is not None and seq.output_tokens > 1
-        return self.place(seq, 0, now) if self.admit is None else self.ask_admission(seq, now)
+        return self.enter(seq, now) if self.admit is None else self.ask_admission(seq, now)
 
     def ask_admission(self, seq: Sequence, now: cython.double) -> cython.int:
         """Let a request in, refuse it, or ask again later."""
@@ -214,13 +221,35 @@ class Cluster:
         self.show(admit, now)
         decision = admit.admit(seq, self.state)
         if isinstance(decision, Accept):
-            return self.place(seq, 0, now)
+            return self.enter(seq, now)
         if isinstance(decision, Defer):
             return self.defer(seq, decision.until_s, now)
         if not isinstance(decision, Reject):
             raise BadInput(f"admit policy answered {decision!r}: Accept, Reject or Defer is expected")
         seq.status = REJECTED
         return self.settle(seq, now)
+
+    def enter(self, seq: Sequence, now: cython.double) -> cython.int:
+        """A request is let in: place it in the first pool of its model, which is chosen now where it has several."""
+        if self.several:
+            if len(seq.models) > 1:
+                seq.models = (self.ask_model(seq, now),)
+            seq.pool = self.entry[seq.models[0]]
+        seq.handoff = self.handoffs[seq.pool] is not None and seq.output_tokens > 1
+        return self.place(seq, seq.pool, now)
+
+    def ask_model(self, seq: Sequence, now: cython.double) -> str:
+        """Ask which of the models that may serve a request does."""
+        chooser: Policy = self.choose_model
+        self.show(chooser, now)
+        decision = chooser.choose_model(seq, self.state)
+        if not isinstance(decision, Choose) or decision.model not in seq.models:
+            raise BadInput(
+                f"choose_model policy answered {decision!r} for request {seq.id}: a Choose of {', '.join(seq.models)} "
+                "is expected"
+            )
+        chosen: str = decision.model
+        return chosen
 
     def show(self, policy: Policy, now: cython.double) -> cython.int:
         """Bring the views of all pools up to now, and their replicas as far as the policy looks at them."""
@@ -294,10 +323,10 @@ class Cluster:
         seq.pool = pool
         seq.source = seq.replica
         seq.replica = engine.slot
-        if pool == 0:
-            engine.enqueue(seq, now, self.late(seq.replica, now))
-        else:
+        if self.decodes[pool]:
             engine.expect(seq, now, self.late(seq.replica, now))
+        else:
+            engine.enqueue(seq, now, self.late(seq.replica, now))
         return self.wake(seq.replica)
 
     def wake(self, replica: cython.Py_ssize_t) -> cython.int:
@@ -308,13 +337,13 @@ class Cluster:
         return 0
 
     def drop(self, seq: Sequence, pool: cython.Py_ssize_t, now: cython.double) -> cython.int:
-        """A request ends before a replica of the pool took it; the KV that the first pool kept for it is free."""
-        if pool > 0:
+        """A request ends before a replica of the pool took it; the KV that the prefill pool kept for it is free."""
+        if self.decodes[pool]:
             source: Engine = self.engines[seq.replica]
             source.let_go(seq, now)
             self.wake(seq.replica)
         self.settle(seq, now)
-        return self.offer(0, now) if pool > 0 else 0
+        return self.offer(pool - 1, now) if self.decodes[pool] else 0
 
     def settle(self, seq: Sequence, now: cython.double) -> cython.int:
         """A request has ended, one way or another; a closed loop has sent its next, in time to arrive now."""
@@ -420,7 +449,12 @@ class Cluster:
             self.hand_on(rank, now)
         if self.scaler is not None:
             self.scaler.look(engine, engine.slot, now)
-        return self.offer(0 if engine.slot < self.decoders_from else 1, now) if news > 0 else 0
+        return self.offer(self.pool_of[engine.slot], now) if news > 0 else 0
+
+    def link(self, pool: cython.Py_ssize_t) -> Handoff:
+        """The link by which a pool's model hands over."""
+        handoff: Handoff = self.handoffs[pool]
+        return handoff
 
     def hand_on(self, engine: Engine, now: cython.double) -> cython.int:
         """Settle what has ended here, place what was prefilled, start the transfers that may start."""
@@ -431,8 +465,8 @@ class Cluster:
                 self.settle(seq, now)
                 continue
             seq.handoff = False
-            self.place(seq, 1, now)
+            self.place(seq, seq.pool + 1, now)
         while engine.starts.size > 0:
             seq = engine.starts.take()
-            self.timer(self.handoff.send(seq.source, seq.replica, seq.target, now), TRANSFER, seq)
+            self.timer(self.link(seq.pool).send(seq.source, seq.replica, seq.target, now), TRANSFER, seq)
         return 0

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from headway.cost import Replica
-from headway.errors import BadInput
+from headway.errors import BadInput, UnknownName
 from headway.hardware import Link, gpu
 from headway.metrics import Prices
 from headway.specs import Spec
@@ -15,6 +15,8 @@ from headway.specs import Spec
 
 class Pool(Spec, frozen=True, kw_only=True):
     """`count` identical replicas. A "mixed" replica serves requests whole; "prefill" and "decode" share the work.
+
+    `serves`: the name that requests ask for its model by; the model's own where none is given.
 
     Where a policy scales the deployment, `count` are there at the start, and `most` (default: no more than `count`) at
     any time; one that is added takes requests after `startup_s`, in which an engine loads weights and captures graphs:
@@ -29,6 +31,7 @@ class Pool(Spec, frozen=True, kw_only=True):
     replica: Replica
     most: int | None = None
     startup_s: float = 60.0
+    serves: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an empty pool, and bounds that cannot be."""
@@ -38,6 +41,11 @@ class Pool(Spec, frozen=True, kw_only=True):
             raise BadInput(f"most={self.most}: expected at least count={self.count}, who are there at the start")
         if not 0 <= self.startup_s < float("inf"):
             raise BadInput(f"startup_s={self.startup_s}: expected seconds from 0 on")
+
+    @property
+    def model(self) -> str:
+        """The name that requests ask for its model by."""
+        return self.serves or self.replica.model
 
     @property
     def places(self) -> int:
@@ -56,12 +64,13 @@ class Policies(Spec, frozen=True, kw_only=True):
     route: str = "least-requests"
     order: str = "fcfs"
     admit: str = "accept-all"
+    choose_model: str = "first"
     scale: str = "fixed"
     params: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what is not a name, as a policy's class or object."""
-        for kind in ("route", "order", "admit", "scale"):
+        for kind in ("route", "order", "admit", "choose_model", "scale"):
             came = getattr(self, kind)
             if not isinstance(came, str):
                 cls = came if isinstance(came, type) else type(came)
@@ -72,11 +81,17 @@ class Policies(Spec, frozen=True, kw_only=True):
                 )
 
 
-class Deployment(Spec, frozen=True, kw_only=True):
-    """Pools, policies and prices: mixed pools, or prefill pools followed by decode pools.
+ANY = "auto"  # asks for whichever model the policy chooses, unless the file gives the name another meaning
 
-    Requests are routed among all replicas of one role, in the order of the pools, so that pools of one role are how
-    replicas differ: in GPU, layout, precision, settings. All run the same model.
+
+class Deployment(Spec, frozen=True, kw_only=True):
+    """Pools, policies and prices: of each model mixed pools, or prefill pools followed by decode pools.
+
+    Requests are routed among all replicas of one model and role, in the order of the pools, so that such pools are how
+    replicas differ: in GPU, layout, precision, settings.
+
+    Pools may serve several models, those of one model next to each other. A request asks for one by its name, or by one
+    that may mean several: `aliases` says which, and "auto" means any. Then the policy `choose_model` is asked.
 
     Every `scale_every_s` the policy `scale` is asked how many replicas there are to be, between 1 and a pool's `most`.
 
@@ -85,8 +100,8 @@ class Deployment(Spec, frozen=True, kw_only=True):
     replicas the slowest of their links.
 
     Raises:
-        BadInput: another combination of pools, or prefill and decode pools of different models; scaling with several
-            pools of one role or with data-parallel ranks, and `most` without scaling.
+        BadInput: another combination of pools; an alias of nothing, or by the name of a model; scaling with several
+            pools of one model and role or with data-parallel ranks, and `most` without scaling.
     """
 
     name: str = ""
@@ -95,25 +110,45 @@ class Deployment(Spec, frozen=True, kw_only=True):
     kv_link: Link | None = None
     prices: Prices = Prices()
     scale_every_s: float = 15.0
+    aliases: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that the pools can serve a request from its prompt to its last token."""
-        roles = tuple(pool.role for pool in self.pools)
-        in_order = list(roles) == sorted(roles, reverse=True)  # prefill before decode
-        if set(roles) not in ({"mixed"}, {"prefill", "decode"}) or not in_order:
-            raise BadInput(
-                f"pools with roles {list(roles)}: a deployment has mixed pools only, or prefill pools and then decode "
-                "pools, one or more of each"
-            )
-        models = {pool.replica.model for pool in self.pools}
-        if len(models) > 1:
-            raise BadInput(f"pools serve {sorted(models)}: all replicas of a deployment run the same model")
-        if len({pool.replica.kv for pool in self.pools if pool.role != "mixed"}) > 1:
-            raise BadInput("prefill and decode pools hold KV in different precisions: give both the same kv")
+        for name in self.models or ("",):
+            pools = [pool for pool in self.pools if pool.model == name]
+            of_it = f" of {name}" if len(self.models) > 1 else ""
+            roles = [pool.role for pool in pools]
+            in_order = roles == sorted(roles, reverse=True)  # prefill before decode
+            if set(roles) not in ({"mixed"}, {"prefill", "decode"}) or not in_order:
+                raise BadInput(
+                    f"pools{of_it} with roles {roles}: a deployment has mixed pools only, or prefill pools and then "
+                    "decode pools, one or more of each"
+                )
+            if len(models := {pool.replica.model for pool in pools}) > 1:
+                raise BadInput(f"pools that serve {name} run {sorted(models)}: expected one model for each name")
+            if len({pool.replica.kv for pool in pools if pool.role != "mixed"}) > 1:
+                raise BadInput(
+                    f"prefill and decode pools{of_it} hold KV in different precisions: give both the same kv"
+                )
+        names = [pool.model for pool in self.pools]
+        if names != sorted(names, key=self.models.index):
+            raise BadInput(f"pools serve {', '.join(names)}: put those of one model next to each other")
+        self._check_aliases()
+        self._check_scaling()
 
-        self._check_scaling(roles)
+    def _check_aliases(self) -> None:
+        for alias, meant in self.aliases.items():
+            if alias in self.models or not meant or len(set(meant)) < len(meant):
+                raise BadInput(
+                    f"aliases.{alias}: {list(meant)}: expected a name that no pool serves, and the models that it may "
+                    f"mean, each once: {', '.join(self.models)}"
+                )
+            for name in meant:
+                if name not in self.models:
+                    raise UnknownName(f"model in aliases.{alias}", name, self.models)
 
-    def _check_scaling(self, roles: tuple[str, ...]) -> None:
+    def _check_scaling(self) -> None:
+        groups = [(pool.model, pool.role) for pool in self.pools]
         if not 0 < self.scale_every_s < float("inf"):
             raise BadInput(f"scale_every_s={self.scale_every_s}: expected seconds above 0; 15 is usual")
         if self.policies.scale == "fixed":
@@ -121,10 +156,10 @@ class Deployment(Spec, frozen=True, kw_only=True):
                 raise BadInput(
                     "pools have `most`, and nothing scales them: name a policy, as policies.scale=target-load"
                 )
-        elif len(set(roles)) < len(roles) or any(pool.replica.dp > 1 for pool in self.pools):
+        elif len(set(groups)) < len(groups) or any(pool.replica.dp > 1 for pool in self.pools):
             raise BadInput(
-                f"policies.scale={self.policies.scale}: a deployment that scales has one pool of each role, and "
-                "replicas without data-parallel ranks (dp=1)"
+                f"policies.scale={self.policies.scale}: a deployment that scales has one pool of each model and role, "
+                "and replicas without data-parallel ranks (dp=1)"
             )
 
     @property
@@ -132,11 +167,30 @@ class Deployment(Spec, frozen=True, kw_only=True):
         """GPUs of all pools."""
         return sum(pool.count * pool.replica.gpus for pool in self.pools)
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the models, in the order of the pools."""
+        return tuple(dict.fromkeys(pool.model for pool in self.pools))
+
+    def may_serve(self, asked: str) -> tuple[str, ...]:
+        """Return the models that may serve a request which asks for this name; "" asks for none.
+
+        Raises:
+            UnknownName: neither a model nor an alias.
+        """
+        if asked in self.models:
+            return (asked,)
+        if asked in self.aliases:
+            return self.aliases[asked]
+        if asked in ("", ANY):
+            return self.models
+        raise UnknownName("model of the deployment", asked, [*self.models, *self.aliases, *([ANY] if len(self.models) > 1 else [])])
+
     def pool_names(self) -> list[str]:
-        """What each pool is called: its role, or where several have it role.0, role.1, ..."""
-        roles = [pool.role for pool in self.pools]
-        several = [role for role in roles if roles.count(role) > 1]
-        return [f"{role}.{roles[:i].count(role)}" if role in several else role for i, role in enumerate(roles)]
+        """What each pool is called: its role, or where several have it role.0, role.1, ...; after its model's name."""
+        several = len(self.models) > 1
+        roles = [f"{pool.model}.{pool.role}" if several else pool.role for pool in self.pools]
+        return [f"{role}.{roles[:i].count(role)}" if roles.count(role) > 1 else role for i, role in enumerate(roles)]
 
     def priced(self, gpu_seconds: list[float] | None = None) -> Prices:
         """The prices, the dollars per GPU hour taken from the catalogue where none are given.

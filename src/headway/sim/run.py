@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -15,6 +14,7 @@ from headway.cost import Replica, StepTable, compile_replica, kv_link, kv_transf
 from headway.engine import Engine, Gaps, Lockstep, StepLaw, WorkDone
 from headway.errors import BadInput
 from headway.metrics import Counters, Histogram, Result, Slo, Tally, summarize, warmup_requests
+from headway.metrics.by_model import by_model
 from headway.metrics.records import Records
 from headway.metrics.result import ScaleChange, Scaling
 from headway.model import model
@@ -87,7 +87,8 @@ def simulate(
             if ctrl_c.came < 2:
                 raise
             raise KeyboardInterrupt from None
-    result = msgspec.structs.replace(result, uncertainty=error, scaling=_scaling(deployment, cluster))
+    told = by_model(result.records, _models_by_pool(deployment), slo)
+    result = msgspec.structs.replace(result, uncertainty=error, scaling=_scaling(deployment, cluster), by_model=told)
     if ctrl_c.came and not stopped:
         return msgspec.structs.replace(result, provenance=result.provenance | {"stopped": "interrupted at its end"})
     return result
@@ -169,13 +170,14 @@ def build(
     """
     chosen = deployment.policies
     order = None if chosen.order == "fcfs" else policy("order", chosen.order, chosen.params.get("order"))
-    policies: dict[str, Policy] = {"route": policy("route", chosen.route, chosen.params.get("route"))}
+    kinds = ("route", "choose_model") if len(deployment.models) > 1 else ("route",)
+    policies: dict[str, Policy] = {kind: policy(kind, getattr(chosen, kind), chosen.params.get(kind)) for kind in kinds}
     if order is not None:
         policies["order"] = order
     if chosen.admit != "accept-all":
         policies["admit"] = policy("admit", chosen.admit, chosen.params.get("admit"))
     pools = []
-    sizes: Counter[str] = Counter()
+    groups: dict[tuple[str, str], list[Engine]] = {}  # who is routed among: all replicas of one model and role
     for pool, table in zip(deployment.pools, tables, strict=True):
         settings = pool.replica.engine
         if workload.block_tokens % table.block_tokens and settings.prefix_cache:
@@ -188,23 +190,30 @@ def build(
         gaps = Gaps(*BINS, settings.max_seqs)
         unit = workload.block_tokens
         ranks = pool.places * pool.replica.dp
-        places = range(sizes[pool.role], sizes[pool.role] + ranks)
-        sizes[pool.role] += ranks
+        group = groups.setdefault((pool.model, pool.role), [])
+        places = range(len(group), len(group) + ranks)
         engines = [Engine(i, law, settings, pool.role, order, unit, work, gaps) for i in places]
+        group += engines
         if table.ranks > 1:
             for first in range(0, ranks, table.ranks):
                 Lockstep(engines[first : first + table.ranks])
         pools.append(engines)
-    groups: dict[str, list[Engine]] = {}  # who is routed among: all replicas of one role
-    for pool, engines in zip(deployment.pools, pools, strict=True):
-        groups.setdefault(pool.role, []).extend(engines)
-    views = [PoolState(role, group, Random(f"{seed}/route/{i}")) for i, (role, group) in enumerate(groups.items())]
+    views = [
+        PoolState(role, group, Random(f"{seed}/route/{i}"), name)
+        for i, ((name, role), group) in enumerate(groups.items())
+    ]
     state = ClusterState(tuple(views), Random(f"{seed}/admit"))
-    handoff = _handoff(deployment) if len(groups) > 1 else None
-    arrivals = Arrivals(workload.batches(seed), tables[0].intake_s)
+    handoffs = {name: _handoff(deployment, name) for name, role in groups if role == "decode"}
+    menus = tuple(deployment.may_serve(each.model) for each in workload.spec.classes) or (deployment.models,)
+    arrivals = Arrivals(workload.batches(seed), tables[0].intake_s, menus)
     closed = None if workload.concurrency is None else (workload.concurrency, workload.think_s)
     scaler = _scaler(deployment, views)
-    return Cluster(list(groups.values()), state, policies, arrivals, recorder, handoff, closed, scaler), pools
+    return Cluster(list(groups.values()), state, policies, arrivals, recorder, handoffs, closed, scaler), pools
+
+
+def _models_by_pool(deployment: Deployment) -> list[str]:
+    """The model of each pool that requests are routed in, as records number them."""
+    return [name for name, _ in dict.fromkeys((pool.model, pool.role) for pool in deployment.pools)]
 
 
 def _scaler(deployment: Deployment, views: list[PoolState]) -> Scaler | None:
@@ -216,10 +225,10 @@ def _scaler(deployment: Deployment, views: list[PoolState]) -> Scaler | None:
     return Scaler(rule, deployment.scale_every_s, views, counts, startup_s)
 
 
-def _handoff(deployment: Deployment) -> Handoff:
-    """The link for all pairs of replicas: the slowest of theirs where there are several kinds."""
-    senders = [pool.replica for pool in deployment.pools if pool.role == "prefill"]
-    receivers = [pool.replica for pool in deployment.pools if pool.role == "decode"]
+def _handoff(deployment: Deployment, name: str) -> Handoff:
+    """The link for all pairs of a model's replicas: the slowest of theirs where there are several kinds."""
+    senders = [pool.replica for pool in deployment.pools if (pool.model, pool.role) == (name, "prefill")]
+    receivers = [pool.replica for pool in deployment.pools if (pool.model, pool.role) == (name, "decode")]
     links = [kv_link(sender, receiver) for sender in senders for receiver in receivers]
     link = deployment.kv_link or min(links, key=lambda link: link.bytes_per_s)
     # Each GPU moves its own shard; the side with fewer GPUs has the larger shards and sets the pace.
@@ -315,9 +324,10 @@ def _power_kind(table: StepTable) -> str:
 
 def _reasons(deployment: Deployment, failed: int, over_context: int, expired: int) -> dict[str, int]:
     """How many requests failed, by reason."""
-    limit = model(deployment.pools[0].replica.model).max_context
+    limits = sorted({model(pool.replica.model).max_context for pool in deployment.pools})
+    of = " or ".join(f"{limit:,}" for limit in limits)
     reasons = {
-        f"prompt and output longer than the model's context of {limit:,} tokens": over_context,
+        f"prompt and output longer than the model's context of {of} tokens": over_context,
         "deadline passed while held by the router or deferred by the admission rule": expired,
         "prompt and output need more KV than a replica holds": failed - over_context - expired,
     }

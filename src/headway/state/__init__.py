@@ -6,11 +6,12 @@ Start reading in `views.py`; `decisions.py` holds what a policy answers.
 Fields are read-only for policies in compiled code; hosts keep them up to date.
 """
 
-from headway.state.decisions import Accept, Defer, Hold, Reject, Route, Scale
+from headway.state.decisions import Accept, Choose, Defer, Hold, Reject, Route, Scale
 from headway.state.views import ClusterState, PoolState, QueueView, ReplicaState, Request
 
 __all__ = [
     "Accept",
+    "Choose",
     "ClusterState",
     "Defer",
     "Hold",

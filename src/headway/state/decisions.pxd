@@ -28,6 +28,11 @@ cdef class Defer:
     cdef readonly str reason
 
 
+cdef class Choose:
+    cdef readonly str model
+    cdef readonly str reason
+
+
 cdef class Scale:
     cdef readonly Py_ssize_t pool
     cdef readonly long long replicas

@@ -57,6 +57,17 @@ class Defer:
         return f"Defer({self.until_s!r}, {self.reason!r})"
 
 
+class Choose:
+    """Let this model serve the request: one of those that it may be served by."""
+
+    def __init__(self, model: str, reason: str = "") -> None:
+        self.model = model
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Choose({self.model!r}, {self.reason!r})"
+
+
 class Scale:
     """Let pool number `pool` have `replicas` replicas that serve or start, as far as there are so many."""
 

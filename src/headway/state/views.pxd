@@ -8,6 +8,7 @@ cdef class Request:
     cdef readonly int slo_class
     cdef readonly int tenant
     cdef readonly long long session
+    cdef readonly tuple models
 
 
 cdef class ReplicaState:
@@ -23,6 +24,7 @@ cdef class ReplicaState:
 
 cdef class PoolState:
     cdef readonly str role
+    cdef readonly str model
     cdef readonly double now
     cdef readonly list replicas
     cdef readonly long long held
@@ -34,6 +36,7 @@ cdef class ClusterState:
     cdef readonly double now
     cdef readonly tuple pools
     cdef readonly object rng
+    cpdef list entries(self, Request request)
 
 
 cdef class QueueView:

@@ -20,6 +20,7 @@ class Request:
 
     `predicted_output_tokens` is a prediction (NaN when there is none), never the true length. `priority`: lower is
     more urgent. `deadline_s`: absolute, infinity when there is none. `session`: -1 when the request stands alone.
+    `models`: by name, those that may serve it, in the order of the deployment; one, where it asked for that one.
     """
 
     def __init__(self, id: cython.longlong, arrival_s: cython.double, prompt_tokens: cython.longlong) -> None:
@@ -32,6 +33,7 @@ class Request:
         self.slo_class = 0
         self.tenant = 0
         self.session = -1
+        self.models: tuple[str, ...] = ()
 
 
 class ReplicaState:
@@ -56,14 +58,15 @@ class ReplicaState:
 
 
 class PoolState:
-    """All replicas in one role: "mixed", "prefill" or "decode"; alike where the deployment has one pool of it.
+    """All replicas of one model in one role: "mixed", "prefill" or "decode"; alike where there is one pool of them.
 
     `held` are the requests that wait for the pool at the router, at no replica yet; `starting` the replicas that were
     asked for and take no requests yet.
     """
 
-    def __init__(self, role: str, replicas: list[Any], rng: Random) -> None:
+    def __init__(self, role: str, replicas: list[Any], rng: Random, model: str = "") -> None:
         self.role = role
+        self.model = model
         self.replicas = replicas
         self.rng = rng
         self.now = 0.0
@@ -78,6 +81,11 @@ class ClusterState:
         self.pools = pools
         self.rng = rng
         self.now = 0.0
+
+    def entries(self, request: Request) -> list[PoolState]:
+        """The pools that the request may enter: one for each model that may serve it, in the order of `models`."""
+        firsts = {pool.model: pool for pool in reversed(self.pools) if pool.role != "decode"}
+        return [firsts[model] for model in request.models if model in firsts] or [self.pools[0]]
 
 
 class QueueView:

@@ -77,13 +77,17 @@ class Sessions(Spec, kw_only=True):
 
 
 class RequestClass(Spec, kw_only=True):
-    """A kind of request: its `share` of all (any scale), and how it is to be treated."""
+    """A kind of request: its `share` of all (any scale), and how it is to be treated.
+
+    `model`: the name that it asks for, of a model or an alias; "" leaves the choice to the deployment.
+    """
 
     name: str
     share: float = 1.0
     priority: int = 0  # lower is more urgent
     tenant: int = 0
     deadline_s: float | None = None  # from arrival
+    model: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.share < math.inf:
