@@ -15,11 +15,12 @@ from headway.cost import Replica, StepTable, compile_replica
 from headway.gateway import Backing, Brain, GatewaySpec, SloClass, Tenant
 from headway.gateway.events import Arrival, EndRecord, EngineSample, Held, Left, Refused, Routed
 from headway.gateway.ledger import Tally
+from headway.gateway.menu import Menu, menu_of
 from headway.gateway.spec import BUDGETS, Health, Limits
 from headway.gateway.tenants import Usage
 from headway.metrics import Slo
 from headway.policies import Policy, policy, policy_names
-from headway.state import Accept, Defer, Hold, Reject, Route, Scale
+from headway.state import Accept, Choose, Defer, Hold, Reject, Route, Scale
 
 ADDRESSES = ("127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003", "127.0.0.1:9004")
 
@@ -43,6 +44,10 @@ class Faulty(Policy):
         later = Defer(cluster.now + self.turn % 3, "later")  # one of three has come already
         answer = self.next(Accept(), Accept(), Reject("no"), 17, "raise", Accept(), later)
         return [][1] if answer == "raise" else answer
+
+    def choose_model(self, request: Any, cluster: Any) -> Any:
+        answer = self.next(Choose(request.models[-1], "the last"), Choose("gone", "no such"), None, "raise")
+        return {}["x"] if answer == "raise" else answer
 
     def scale(self, cluster: Any) -> Any:
         answer = self.next([], [Scale(0, 3, "more")], [Scale(4, 3, "where")], [Scale(0, -1, "none")], None, "raise")
@@ -105,15 +110,25 @@ def made(rng: Random) -> GatewaySpec:
     return spec
 
 
-def started(spec: GatewaySpec, rng: Random, epoch_s: float) -> Brain:
+def served_by(spec: GatewaySpec, seed: int) -> tuple[list[str], Menu]:
+    """The models of the replicas, one or two, and what may be asked for."""
+    rng, count = Random(f"models/{seed}"), len(spec.upstreams)
+    two = ["small", *rng.choices(["small", "large"], k=count - 1)]
+    models = ["m"] * count if rng.random() < 0.6 else two
+    return models, menu_of(models, (), {"nick": (models[-1],), "any": tuple(dict.fromkeys(models[::-1]))})
+
+
+def started(spec: GatewaySpec, rng: Random, epoch_s: float, models: list[str], menu: Menu) -> Brain:
     """A decision process for it."""
-    count = len(spec.upstreams)
-    backing = Backing(table=table()) if rng.random() < 0.7 else Backing()
+    known = rng.random() < 0.7
+    backings = [Backing(model=model, table=table() if known else None) for model in models]
     policies = {kind: policy(kind, rng.choice(policy_names(kind))) for kind in ("route", "order", "admit", "scale")}
-    for kind in policies:
+    chosen = ("first", "threshold", "in-time", "faulty")[len(spec.upstreams) % 4]
+    policies["choose_model"] = Faulty() if chosen == "faulty" else policy("choose_model", chosen)
+    for kind in ("route", "order", "admit", "scale"):
         if rng.random() < 0.25:
             policies[kind] = Faulty()
-    made = Brain(spec, [backing] * count, policies, rng.randint(0, 9))
+    made = Brain(spec, backings, policies, rng.randint(0, 9), menu=menu)
     made.dated(0.0, epoch_s)
     return made
 
@@ -128,8 +143,10 @@ class Life:
     def __init__(self, seed: int) -> None:
         self.rng = Random(seed)
         self.spec = made(self.rng)
+        self.models, self.menu = served_by(self.spec, seed)
+        self.taste = Random(f"asked/{seed}")
         self.epoch_s = self.rng.choice([1e9, 86_400 * 31 - 20.0])  # the second: a day and a month end soon
-        self.brain = started(self.spec, self.rng, self.epoch_s)
+        self.brain = started(self.spec, self.rng, self.epoch_s, self.models, self.menu)
         self.disk: dict[tuple[str, str], Usage] = {}
         self.tally = Tally()
         self.asked: dict[str, Arrival] = {}
@@ -230,7 +247,7 @@ class Life:
         self.early.clear()
         self.epoch_s += self.now
         self.now = 0.0
-        self.brain = started(self.spec, self.rng, self.epoch_s)
+        self.brain = started(self.spec, self.rng, self.epoch_s, self.models, self.menu)
         self.tally = Tally()
         return self.brain.elsewhere(self.now, self.tally.others(self.disk.values(), rates=True))
 
@@ -263,6 +280,7 @@ class Life:
             deadline_s=patience_s,
             ttft_s=self.rng.choice([None, None, 0.3]),
             tpot_s=self.rng.choice([None, None, 0.1]),
+            model=self.taste.choice(list(self.menu.names)),
         )
         self.said[id] = []
         self.asked[id] = facts
@@ -328,11 +346,17 @@ class Life:
         first = books[answer.hosts[0]]
         assert first.healthy
         assert first.in_flight <= first.window
+        asked, served = self.asked[answer.id].model, {self.models[host] for host in answer.hosts}
+        assert len(served) == 1 and served <= set(self.menu.names[asked]), "at a replica of another model"
+        assert answer.model == (served.pop() if asked in self.menu.aliases else "")
 
     def gives_way(self, facts: Arrival) -> None:
         """Whoever is left without a place is no more urgent than any that waits."""
+        if len(self.menu.names[facts.model]) > 1:
+            return  # whose queue it would have waited in is not told
         classes = self.spec.classes
-        own, held = classes[facts.slo_class], [classes[e.facts.slo_class] for e in self.brain.held.entries.values()]
+        (line,) = [line for line in self.brain.lines if line.model in self.menu.names[facts.model]]
+        own, held = classes[facts.slo_class], [classes[e.facts.slo_class] for e in line.held.entries.values()]
         assert own.offline or not any(each.offline for each in held), "shed before offline work"
         if not self.spec.limits.aging_s:
             worst = max(((each.offline, each.priority) for each in held), default=(False, -99))

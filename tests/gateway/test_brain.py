@@ -100,7 +100,7 @@ def test_what_cannot_meet_its_limit_is_refused_at_once_with_the_reason():
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once():
     b = brain(1)
-    b.lengths.learn(0, 1000)
+    b.lines[0].lengths.learn(0, 1000)
     (answer,) = b.arrive(0.0, ask("a", deadline_s=0.5))
     assert isinstance(answer, Refused) and answer.code == "deadline_unattainable"
     assert isinstance(b.arrive(0.0, ask("b", deadline_s=0.5, max_tokens=5))[0], Routed)
@@ -237,13 +237,13 @@ def test_prefixes_are_found_again_on_the_replica_that_had_them_and_not_across_te
 
 def test_predicted_output_follows_what_a_tenant_generates():
     b = brain()
-    assert math.isnan(b.lengths.predict(0, None))
+    assert math.isnan(b.lines[0].lengths.predict(0, None))
     rng = Random(1)
     for _ in range(2000):
-        b.lengths.learn(0, rng.choice([50, 150]))
-    assert b.lengths.predict(0, None) == pytest.approx(100, rel=0.25)
-    assert b.lengths.predict(0, 10) == 10
-    assert 130 <= b.lengths.budget(0, None) <= 200
+        b.lines[0].lengths.learn(0, rng.choice([50, 150]))
+    assert b.lines[0].lengths.predict(0, None) == pytest.approx(100, rel=0.25)
+    assert b.lines[0].lengths.predict(0, 10) == 10
+    assert 130 <= b.lines[0].lengths.budget(0, None) <= 200
 
 
 # --- the views --------------------------------------------------------------------------------------------------

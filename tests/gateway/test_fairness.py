@@ -39,7 +39,7 @@ class Backlog:
         self.largest, self.amiss = 0.0, 0.0
 
     def waiting(self, tenant: int) -> int:
-        return sum(e.facts.tenant == tenant for e in self.brain.held.entries.values())
+        return sum(e.facts.tenant == tenant for e in self.brain.held.values())
 
     def ask(self, tenant: int) -> None:
         """One more request, of any size: one tenant's are long, another's short."""
@@ -180,6 +180,6 @@ def test_a_request_whose_deadline_passes_in_the_queue_is_not_charged():
     b = brain(1, known=False, tenants=(Tenant(name="a"), Tenant(name="b")), limits=Limits(in_flight=1))
     b.arrive(0.0, ask("running"))
     b.arrive(0.0, ask("late", tenant=1, deadline_s=1.0))
-    served = b.held.counters[0].served[1]
+    served = b.lines[0].held.counters[0].served[1]
     b.end(2.0, "running")
-    assert b.held.counters[0].served[1] == served and not b.live
+    assert b.lines[0].held.counters[0].served[1] == served and not b.live

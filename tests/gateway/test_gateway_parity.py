@@ -33,8 +33,8 @@ class Stock:
 class Recorder(Policy):
     """Asks the policy it is named after, and writes down what was shown and what was said."""
 
-    def __init__(self, kind: str, name: str) -> None:
-        self.asked = policy(kind, name)
+    def __init__(self, kind: str, name: str, params: dict[str, Any] | None = None) -> None:
+        self.asked = policy(kind, name, params)
         self.reads_progress = self.asked.reads_progress
 
     def route(self, request: Any, pool: Any) -> Any:
@@ -46,6 +46,16 @@ class Recorder(Policy):
         answer = self.asked.admit(request, cluster)
         refused = None if isinstance(answer, Accept) else told(answer)
         SEEN.append((request_of(request), "mixed", *pool_of(cluster.pools[0], request), refused))
+        return answer
+
+
+class Chooser(Recorder):
+    """The same of a choice among models: every model's pool is shown."""
+
+    def choose_model(self, request: Any, cluster: Any) -> Any:
+        answer = self.asked.choose_model(request, cluster)
+        pools = [(pool.model, *pool_of(pool, request)) for pool in cluster.pools]
+        SEEN.append((request_of(request), pools, (answer.model, answer.reason)))
         return answer
 
 
@@ -65,6 +75,7 @@ def request_of(request: Any) -> LiveRequest:
     made.describe(
         request.predicted_output_tokens, request.priority, request.deadline_s, request.slo_class, request.tenant, ()
     )
+    made.allow(request.models)
     return made
 
 
@@ -110,6 +121,30 @@ def test_admissions_are_the_same_in_both_hosts(name):
         cluster.show(now)
         assert told(fence.admit(request, cluster)) == said
     assert not fence.errors
+
+
+TIGHT = {"in-time": {"ttft_s": 0.2, "prompt_tokens_per_s": 2000.0}, "threshold": {"at": 300}}
+
+
+@pytest.mark.parametrize("name", policy_names("choose_model"))
+def test_models_are_the_same_in_both_hosts(name):
+    SEEN.clear()
+    named = {"kind": "choose_model", "name": name, "params": TIGHT.get(name)}
+    policies = Policies(choose_model=f"{__name__}:Chooser", params={"choose_model": named})
+    pools = tuple(Pool(count=2, replica=Replica(model=each, gpu="l40s")) for each in ("llama-3.2-1b", "llama-3.1-8b"))
+    simulate(Deployment(pools=pools, policies=policies), workload("chat", requests=300, rate=20.0), seed=SEED)
+    fence = Fence({"choose_model": policy("choose_model", name, TIGHT.get(name))})
+    live = {pool.model: LivePool("mixed", [], Random(0), pool.model) for pool in pools}
+    cluster = LiveCluster(tuple(live.values()), Random(f"{SEED}/admit"))
+    asks = list(SEEN)
+    assert len(asks) == 300
+    for request, shown, said in asks:
+        for model, now, replicas, held in shown:
+            live[model].show(now, replicas, held)
+            cluster.show(now)
+        assert fence.choose_model(request, cluster) == said
+    assert not fence.errors
+    assert name == "first" or len({said[0] for *_, said in asks}) == 2, "the case is one in which choices differ"
 
 
 @pytest.mark.parametrize("name", policy_names("order"))

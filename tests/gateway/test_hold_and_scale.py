@@ -6,6 +6,7 @@ import pytest
 from brain_cases import ask, brain
 
 from headway.gateway.events import EndRecord, Held, Refused, Routed
+from headway.gateway.gauges import gauges_of
 from headway.gateway.spec import Limits
 from headway.policies import Policy, policy
 from headway.state import Defer, Hold, Route, Scale
@@ -81,11 +82,11 @@ def test_the_scaling_rule_advises_every_so_often():
         gateway.arrive(0.0, ask(f"r{i}"))
     gateway.tick(14.9)
     assert gateway.advisor.status() is None and "headway_advised_replicas" not in [
-        name for name, _, _ in gateway.gauges()
+        name for name, _, _ in gauges_of(gateway)
     ]
     gateway.tick(15.0)
     assert gateway.advisor.status() == {"at_s": 15.0, "replicas": 6, "reason": "2 busy, 1 held"}
-    assert ("headway_advised_replicas", {}, 6) in list(gateway.gauges())
+    assert ("headway_advised_replicas", {}, 6) in list(gauges_of(gateway))
     for i in range(3):
         gateway.end(16.0, f"r{i}")
     gateway.tick(29.9)

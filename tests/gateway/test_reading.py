@@ -15,6 +15,7 @@ from headway.gateway import GatewaySpec, Reader, SloClass, Tenant
 from headway.gateway.envoy_config import DESTINATION, Host, envoy_config
 from headway.gateway.events import Arrival, EngineSample
 from headway.gateway.figures import HELP, Figures
+from headway.gateway.menu import menu_of
 from headway.gateway.plainhttp import AdminPages
 from headway.gateway.prefix import chain_of
 from headway.gateway.reading import Reply
@@ -34,7 +35,8 @@ KEY = {"authorization": "Bearer a"}
 
 
 def read(body: object, headers: dict[str, str] = KEY, path: str = "/v1/chat/completions") -> Arrival | Reply:
-    return Reader(SPEC, 1000).read("id", path, headers, json.dumps(body).encode())
+    menu = menu_of(["m"], SPEC.models, contexts={"m": 1000})
+    return Reader(SPEC, menu).read("id", path, headers, json.dumps(body).encode())
 
 
 def chat(*contents: str, **more: object) -> dict[str, object]:

@@ -14,6 +14,7 @@ from log_cases import OneLife, writer
 from headway.errors import BadInput
 from headway.gateway import Backing, Brain, GatewaySpec
 from headway.gateway.events import Arrival, Refused, Routed
+from headway.gateway.gauges import gauges_of
 from headway.gateway.log.reader import runs
 from headway.gateway.shadow import STRIKES, Alarm, Shadow
 from headway.gateway.spec import ShadowSpec
@@ -110,7 +111,7 @@ def test_what_it_would_have_done_is_counted_and_shown():
     assert 0 < sum(first) < 90
     assert shadow.counts["route"] == {"yes": sum(first), "no": 90 - sum(first)}
     assert shadow.counts["admit"] == {"no": 90}
-    text = brain.figures.text([*brain.gauges(), *shadow.gauges()])
+    text = brain.figures.text([*gauges_of(brain), *shadow.gauges()])
     assert f'headway_shadow_total{{decision="route",agree="no"}} {90 - sum(first)}' in text
     status = shadow.status()
     assert status["route"]["agreement"] == sum(first) / 90 and status["admit"]["agreement"] == 0

@@ -45,7 +45,7 @@ def test_what_is_less_urgent_never_pushes_out_what_is_more(arriving):
     b = full(slo_class=CHAT)
     (refused,) = b.arrive(1.0, ask("new", slo_class=arriving))
     assert isinstance(refused, Refused) and (refused.id, refused.code) == ("new", "queue_full")
-    assert set(b.held.entries) == {"w0", "w1"}
+    assert set(b.held) == {"w0", "w1"}
 
 
 def test_offline_work_that_has_aged_is_still_offline():
@@ -76,7 +76,7 @@ def test_who_fills_the_queue_gives_way_to_a_tenant_with_less_of_it():
         for tenant in (1, 2):
             answers = b.arrive(0.1, ask(f"{tenant}-{i}", tenant=tenant))
             assert answers[-1].id == f"{tenant}-{i}"
-    for entry in b.held.entries.values():
+    for entry in b.held.values():
         taken[entry.facts.tenant] += 1
     assert taken == {0: 1, 1: 1, 2: 4} or taken == {0: 1, 1: 2, 2: 3} or taken == {0: 2, 1: 1, 2: 3}
     assert not b.check()

@@ -71,7 +71,7 @@ def _again(run: Run, given: Served | None, terminal: Terminal, bar: Bar) -> Repl
     from headway.gateway.log.replay import replay as run_again
 
     served = given or logged(run, terminal)
-    brain = Brain(served.spec, served.backings, served.policies(), run.header.seed, served.scale_every_s)
+    brain = Brain(served.spec, served.backings, served.policies(), run.header.seed, served.scale_every_s, served.menu)
     return run_again(run, brain, lambda events: bar.tell(events, None), states=given is None)
 
 

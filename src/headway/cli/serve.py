@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from headway.gateway import Backing, Decider, GatewaySpec
+    from headway.gateway.menu import Menu
     from headway.policies import Policy
     from headway.sim import Deployment, Policies
 
@@ -51,7 +52,8 @@ class Served(NamedTuple):
         from headway.policies import policy
 
         sys.path.insert(0, os.getcwd())
-        kinds = ["route", "order", "admit"] + (["scale"] if self.names.scale != "fixed" else [])
+        kinds = ["route", "order", "admit"] + (["choose_model"] if len(self.menu.models) > 1 else [])
+        kinds += ["scale"] if self.names.scale != "fixed" else []
         return {kind: policy(kind, getattr(self.names, kind), self.names.params.get(kind)) for kind in kinds}
 
     @property
@@ -62,10 +64,16 @@ class Served(NamedTuple):
         return EVERY_S if self.deployment is None else self.deployment.scale_every_s
 
     @property
-    def max_context(self) -> int | None:
-        """Tokens that prompt and output may have together, where the model is known."""
-        limits = [backing.table.max_context for backing in self.backings if backing.table is not None]
-        return min(limits) if limits else None
+    def menu(self) -> Menu:
+        """The names that requests may ask for."""
+        from headway.gateway.menu import menu_of
+
+        contexts: dict[str, int] = {}
+        for each in self.backings:
+            if each.table is not None:
+                contexts[each.model] = min(each.table.max_context, contexts.get(each.model, each.table.max_context))
+        aliases = {} if self.deployment is None else self.deployment.aliases
+        return menu_of([backing.model for backing in self.backings], self.spec.models, aliases, contexts)
 
 
 @click.command(cls=o.Verb, short_help="A live gateway whose decisions the policies take.")
@@ -157,8 +165,9 @@ def served_from(data: dict[str, Any], file: str, calibration: str | None, termin
         table = compile_replica(pool.replica)
         usd = None if hourly_usd is None else hourly_usd * pool.replica.gpus
         window = pool.replica.engine.max_seqs * table.ranks
-        backings += [Backing(table=table, window=window, usd_per_hour=usd)] * pool.count
-    return Served(with_models(spec, (deployment.pools[0].replica.model,)), deployment, backings, deployment.policies)
+        backings += [Backing(model=pool.model, table=table, window=window, usd_per_hour=usd)] * pool.count
+    served = Served(spec, deployment, backings, deployment.policies)
+    return served._replace(spec=with_models(spec, tuple(served.menu.names)))
 
 
 def summary(served: Served) -> RenderableType:
@@ -171,12 +180,15 @@ def summary(served: Served) -> RenderableType:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("listen", f"{'https' if spec.tls else 'http'}://{spec.listen}/v1")
     table.add_row("models", ", ".join(spec.models))
-    kinds = [f"{pool.count} x {pool.replica.model} on {pool.replica.gpu}" for pool in _pools(served)]
+    for alias in served.menu.aliases:
+        table.add_row("", f"{alias}: {', '.join(served.menu.names[alias])}")
+    kinds = [f"{pool.count} x {pool.model} on {pool.replica.gpu}" for pool in _pools(served)]
     table.add_row("replicas", ", ".join(kinds) or f"{len(spec.upstreams)}, not described: predicted from what is seen")
     for text, backing in zip(spec.upstreams, served.backings, strict=True):
         table.add_row("", f"{text}, at most {spec.limits.in_flight or backing.window} requests at once")
+    choice = f", choose_model {names.choose_model}" if len(served.menu.models) > 1 else ""
     advice = "" if names.scale == "fixed" else f", scale {names.scale} (advice)"
-    table.add_row("policies", f"route {names.route}, order {names.order}, admit {names.admit}{advice}")
+    table.add_row("policies", f"route {names.route}, order {names.order}, admit {names.admit}{choice}{advice}")
     for klass in spec.classes:
         limits = [f"{name} {format_seconds(s)}" for name, s in _limits(klass.slo) if s is not None]
         refuse = f", refused below {klass.refuse_below:.0%} chance" if limits and klass.refuse_below else ""
@@ -241,9 +253,9 @@ def host_of(
     from headway.gateway import Brain, Reader
     from headway.gateway.loglines import LogLines
 
-    brain = Brain(served.spec, served.backings, policies, seed, served.scale_every_s)
+    brain = Brain(served.spec, served.backings, policies, seed, served.scale_every_s, served.menu)
     log = LogLines(_to_stderr) if terminal.json_notes else None
-    return kind(brain, Reader(served.spec, served.max_context), addresses, terminal.note, log)
+    return kind(brain, Reader(served.spec, served.menu), addresses, terminal.note, log)
 
 
 def _decide(

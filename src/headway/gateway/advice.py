@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from headway.gateway.books import ReplicaBook
 from headway.gateway.fence import Fence
 from headway.gateway.live import LiveCluster
 
@@ -13,36 +12,37 @@ EVERY_S = 15.0  # the horizontal pod autoscaler's period
 
 
 class Advisor:
-    """Asks every `every_s`, and keeps the last answer. No answer for the pool means as many as there are."""
+    """Asks every `every_s`, and keeps the last answer by model. No answer for one means as many as there are."""
 
     def __init__(self, fence: Fence, every_s: float) -> None:
         self.fence = fence
         self.every_s = every_s
         self.next_s = every_s
         self.asked_s: float | None = None
-        self.replicas = 0
-        self.reason = ""
+        self.said: dict[str, tuple[int, str]] = {}  # replicas, and why
 
     @property
     def due_s(self) -> float:
         """When to ask next; never without a policy."""
         return self.next_s if "scale" in self.fence.policies else float("inf")
 
-    def ask(self, now: float, cluster: LiveCluster, healthy: list[ReplicaBook]) -> None:
-        """Ask about these replicas, which the cluster's view shows."""
+    def ask(self, now: float, cluster: LiveCluster) -> None:
+        """Ask about the replicas that the view shows: those that answer."""
         self.next_s = now + self.every_s
         self.asked_s = now
-        self.replicas, self.reason = len(healthy), "no change"
+        self.said = {pool.model: (len(pool.replicas), "no change") for pool in cluster.pools}
         for asked in self.fence.scale(cluster):
-            self.replicas, self.reason = asked.replicas, asked.reason
+            self.said[cluster.pools[asked.pool].model] = asked.replicas, asked.reason
 
     def status(self) -> dict[str, Any] | None:
-        """The last answer as JSON; None before there is one."""
+        """The last answer as JSON, of several models each by its name; None before there is one."""
         if self.asked_s is None:
             return None
-        return {"at_s": round(self.asked_s, 3), "replicas": self.replicas, "reason": self.reason}
+        told = [{"replicas": replicas, "reason": reason} for replicas, reason in self.said.values()]
+        shown: dict[str, Any] = told[0] if len(told) == 1 else {"models": dict(zip(self.said, told, strict=True))}
+        return {"at_s": round(self.asked_s, 3), **shown}
 
     def gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
         """The same for Prometheus, by which an autoscaler can go."""
-        if self.asked_s is not None:
-            yield "headway_advised_replicas", {}, self.replicas
+        for model, (replicas, _) in self.said.items():
+            yield "headway_advised_replicas", {} if len(self.said) == 1 else {"model": model}, replicas

@@ -25,8 +25,8 @@ class Entry:
     """One accepted request, from its arrival to its end."""
 
     __slots__ = (
-        "bound", "cached", "charged", "due_s", "facts", "hosts", "level", "limits", "output", "paced_at", "prefill_s",
-        "reason", "record", "sent_s", "stage", "view", "waiting",
+        "bound", "cached", "charged", "due_s", "facts", "hosts", "level", "limits", "line", "output", "paced_at",
+        "prefill_s", "reason", "record", "sent_s", "stage", "view", "waiting",
     )  # fmt: skip
 
     def __init__(self, facts: Arrival, view: LiveRequest, limits: tuple[float, float, float]) -> None:
@@ -35,6 +35,7 @@ class Entry:
         self.limits = limits  # on TTFT, TPOT and E2E: the tighter of the class's and the caller's own
         self.output = 0  # tokens expected to be generated, on the large side
         self.bound = 0  # tokens that prompt and output may have at most
+        self.line = 0  # of the model that serves it, by number
         self.level = 0  # of urgency, in the queue
         self.charged = 0.0  # to its tenant's counter, when it was sent
         self.stage = "held"  # then "sent", then "ended"

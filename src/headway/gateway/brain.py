@@ -9,7 +9,7 @@ Nothing else changes what it decides: a new brain that is told the same events a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -23,8 +23,9 @@ from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Hel
 from headway.gateway.fence import Fence
 from headway.gateway.figures import Figures
 from headway.gateway.held import HeldQueue
-from headway.gateway.live import LiveCluster, LivePool, LiveRequest
-from headway.gateway.predict import OutputLengths, TokenSizes
+from headway.gateway.lines import Line
+from headway.gateway.live import LiveCluster, LiveRequest
+from headway.gateway.menu import Menu, menu_of
 from headway.gateway.shadow import Shadow
 from headway.gateway.spec import GatewaySpec
 from headway.gateway.tenants import Accounts, Keys, Usage
@@ -34,14 +35,14 @@ from headway.state import Defer, Hold
 TOMBSTONE_S = 60.0  # how long an end is kept whose request is not known yet
 RECORD_S = 10.0  # how long an ended request waits for its figures
 KEPT_MAX = 100_000
-DURATION_WEIGHT = 0.05
 WINDOW_UNKNOWN = 64
 TEMPLATE_TOKENS = 64  # that an engine's chat template adds at most to a prompt of which every byte is a token
 
 
 class Backing(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica behind the gateway: its step table and price where they are known, and how many requests it takes."""
+    """One replica behind the gateway: its model, step table and price where known, and how many requests it takes."""
 
+    model: str = ""
     table: StepTable | None = None
     usd_per_hour: float | None = None  # of all its GPUs
     window: int = WINDOW_UNKNOWN
@@ -53,9 +54,11 @@ class Brain:
     Args:
         spec: tenants, classes, limits, health.
         backings: the replicas, in the order of `spec.upstreams`.
-        policies: objects by decision point: "route", "order", "admit", and "scale" where advice is wanted.
+        policies: objects by decision point: "route", "order", "admit", "choose_model" where there are several models,
+            and "scale" where advice is wanted.
         seed: of the random streams that policies draw from.
         scale_every_s: seconds from one advice to the next.
+        menu: what the names mean that requests ask for; the models of the replicas by their own names.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Brain:
         policies: dict[str, Policy],
         seed: int = 0,
         scale_every_s: float = EVERY_S,
+        menu: Menu | None = None,
     ) -> None:
         self.spec = spec
         self.limits = spec.limits
@@ -77,15 +81,18 @@ class Brain:
         self.figures = Figures()
         self.promised = [klass.slo.limits() for klass in spec.classes]
         self.accounts = Accounts(Keys(spec.tenants).tenants)
-        self.lengths, self.sizes = OutputLengths(), TokenSizes()
-        self.pool = LivePool("mixed", [], Random(f"{seed}/route/0"))
-        self.cluster = LiveCluster((self.pool,), Random(f"{seed}/admit"))
-        self.held = HeldQueue(self.fence, spec, [account.tenant.weight for account in self.accounts])
+        self.menu = menu or menu_of([backing.model for backing in backings], spec.models)
+        weights = [account.tenant.weight for account in self.accounts]
+        self.lines: list[Line] = []
+        for i, model in enumerate(self.menu.models):
+            own = [book for book, backing in zip(self.books, backings, strict=True) if backing.model == model]
+            queue = HeldQueue(self.fence, spec, weights)
+            self.lines.append(Line(model, own, queue, Random(f"{seed}/route/{i}")))
+        self.cluster = LiveCluster(tuple(line.pool for line in self.lines), Random(f"{seed}/admit"))
         self.live: dict[str, Entry] = {}
         self.tombstones: OrderedDict[str, float] = OrderedDict()
         self.unread: OrderedDict[str, tuple[float, Entry]] = OrderedDict()  # ended, without figures yet
         self.serial = 0
-        self.duration_s = 1.0
         self.engines: dict[int, EngineSample] = {}
         self.shadow: Shadow | None = None
         self.tell: Callable[[Outcome], None] = lambda outcome: None
@@ -103,22 +110,23 @@ class Brain:
         refused = self._refusal(now, entry)
         if refused is not None:
             return [self._refuse(entry, refused)]
-        at_once = not len(self.held) and bool(self._choosable())
+        line = self.lines[entry.line]
+        at_once = not len(line.held) and line.room
         answers: list[Answer] = []
-        if not at_once and len(self.held) >= self.limits.held:
-            loser = self.held.crowded_out(entry, now)
+        if not at_once and len(line.held) >= self.limits.held:
+            loser = line.held.crowded_out(entry, now)
             if loser is None:
-                words = f"{len(self.held)} requests wait already, none of them less urgent"
-                return [self._refuse(entry, Refused(facts.id, 429, "queue_full", words, self._queue_s(now, entry)))]
+                words = f"{len(line.held)} requests wait already, none of them less urgent"
+                return [self._refuse(entry, Refused(facts.id, 429, "queue_full", words, line.queue_s(now, entry)))]
             answers.append(self._shed(now, loser))
         self.accounts.reserve(now, facts.tenant, entry.reserved)
         self.live[facts.id] = entry
         if at_once:
-            self.held.pass_by(entry, now)
+            line.held.pass_by(entry, now)
             answer = self._route(now, entry)
             if answer is not None:
                 return [answer]
-        self.held.push(entry, now)
+        line.held.push(entry, now)
         if not at_once:
             answers += self._pump(now)
         if entry.stage == "held":
@@ -151,6 +159,11 @@ class Brain:
         elif record.attempts:
             self.figures.count("headway_unmatched_total", what="record")
         return self._pump(now)
+
+    @property
+    def held(self) -> dict[str, Entry]:
+        """Those who wait, for any model, by id."""
+        return {id: entry for line in self.lines for id, entry in line.held.entries.items()}
 
     def knows(self, id: str) -> bool:
         """Whether the figures of this request are waited for."""
@@ -198,7 +211,7 @@ class Brain:
     def tick(self, now: float) -> list[Answer]:
         """Time has passed: who has waited too long is refused, and what is kept for a while is forgotten."""
         answers: list[Answer] = []
-        for entry in self.held.expired(now, self.limits.hold_s):
+        for entry in [entry for line in self.lines for entry in line.held.expired(now, self.limits.hold_s)]:
             late = now >= entry.view.deadline_s
             self._drop(now, entry)
             why = "its deadline passed" if late else f"no replica had room for {self.limits.hold_s:g} s"
@@ -213,30 +226,37 @@ class Brain:
                 self.accounts.settle(now, entry.facts.tenant, entry.reserved, entry.reserved)  # unknown: maybe all
             self._over(entry, 0)
         if now >= self.advisor.due_s:
-            healthy = [book for book in self.books if book.healthy]
-            self._show(now, healthy)
+            for line in self.lines:
+                line.show(now, [book for book in line.books if book.healthy])
             self.cluster.show(now)
-            self.advisor.ask(now, self.cluster, healthy)
+            self.advisor.ask(now, self.cluster)
         return answers + self._pump(now)
 
     # --- deciding --------------------------------------------------------------------------------------------
 
     def _entry(self, now: float, facts: Arrival) -> Entry:
         klass = self.spec.classes[facts.slo_class]
-        tokens = facts.prompt_tokens or self.sizes.tokens(facts.tenant, facts.prompt_bytes)
         self.serial += 1
-        view = LiveRequest(self.serial, now, tokens)
-        expected = self.lengths.predict(facts.tenant, facts.max_tokens) if facts.generates else 1.0
+        view = LiveRequest(self.serial, now, 1)
         patience_s = min((s for s in (facts.deadline_s, klass.deadline_s) if s is not None), default=float("inf"))
-        view.describe(expected, klass.priority, now + patience_s, facts.slo_class, facts.tenant, facts.chain)
+        view.describe(1.0, klass.priority, now + patience_s, facts.slo_class, facts.tenant, facts.chain)
         ttft_s, tpot_s, e2e_s = self.promised[facts.slo_class]
         limits = min(ttft_s, facts.ttft_s or ttft_s), min(tpot_s, facts.tpot_s or tpot_s), min(e2e_s, patience_s)
         entry = Entry(facts, view, limits)
         entry.bound = facts.prompt_tokens or facts.prompt_bytes + TEMPLATE_TOKENS
         if facts.generates:
-            entry.output = self.lengths.budget(facts.tenant, facts.max_tokens)
             entry.bound += facts.max_tokens or self.limits.output_tokens
+        view.allow(self.menu.names.get(facts.model, self.menu.models))
+        self._put(entry, view.models[0])
         return entry
+
+    def _put(self, entry: Entry, model: str) -> None:
+        """Put a request before the replicas of a model, with the lengths that are expected there."""
+        entry.line, facts = self.menu.models.index(model), entry.facts
+        line = self.lines[entry.line]
+        tokens = facts.prompt_tokens or line.sizes.tokens(facts.tenant, facts.prompt_bytes)
+        entry.view.expect(tokens, line.lengths.predict(facts.tenant, facts.max_tokens) if facts.generates else 1.0)
+        entry.output = line.lengths.budget(facts.tenant, facts.max_tokens) if facts.generates else 0
 
     def _refusal(self, now: float, entry: Entry) -> Refused | None:
         """Why this request is not accepted; None when it is."""
@@ -244,41 +264,37 @@ class Brain:
         over = self.accounts[facts.tenant].refusal(now, *entry.reserved)
         if over is not None:
             return Refused(facts.id, 429, *over)
-        healthy = self._healthy(facts)
-        if not healthy:
+        healthy = {line.model: line.healthy(facts) for line in self.lines}
+        entry.view.allow(tuple(model for model in entry.view.models if healthy[model]))
+        if not entry.view.models:
             retry_s = self.spec.health.probe_s
             return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", retry_s)
-        self._show(now, healthy, held=len(self.held) // len(healthy))
+        for line in self.lines:
+            line.show(now, healthy[line.model], held=len(line.held) // max(len(healthy[line.model]), 1))
         self.cluster.show(now)
         no = self.fence.admit(entry.view, self.cluster)
         if self.shadow is not None:
-            self.shadow.admit(now, entry, healthy, len(self.held), no is not None)
+            self.shadow.admit(now, entry, self.cluster.pools, no is not None)
         if isinstance(no, Defer):  # who asks again is the caller: to let it wait here would cost a place in the queue
             return Refused(facts.id, 429, "deferred_by_policy", no.reason or "to be sent again later", no.until_s - now)
         if no is not None:
             return Refused(facts.id, 429, "refused_by_policy", no.reason or "refused by the admission policy", 1.0)
-        queue_s = 0.0 if any(book.room for book in healthy) and not len(self.held) else self._queue_s(now, entry)
+        line = self._chosen(entry)
+        own = healthy[line.model]
+        queue_s = 0.0 if any(book.room for book in own) and not len(line.held) else line.queue_s(now, entry)
         klass = self.spec.classes[facts.slo_class]
-        return unattainable(entry, klass, healthy, now, queue_s, self.duration_s)
+        return unattainable(entry, klass, own, now, queue_s, line.duration_s)
 
-    def _queue_s(self, now: float, entry: Entry) -> float:
-        """Predicted wait in the queue, behind those who are as urgent or more."""
-        places = sum(book.window for book in self.books if book.healthy)
-        return (self.held.ahead(entry, now) + 1) * self.duration_s / max(places, 1)
-
-    def _choosable(self) -> list[ReplicaBook]:
-        return [book for book in self.books if book.room]
-
-    def _healthy(self, facts: Arrival) -> list[ReplicaBook]:
-        """Replicas that answer and that this request may go to."""
-        return [book for book in self.books if book.healthy and (facts.only is None or book.index in facts.only)]
-
-    def _show(self, now: float, books: list[ReplicaBook], held: int = 0) -> None:
-        """Show a policy these replicas, numbered as they stand; each with `held` more waiting, from Headway's queue."""
-        for place, book in enumerate(books):
-            book.advance(now, held)
-            book.view.renumber(place)
-        self.pool.show(now, [book.view for book in books], len(self.held))
+    def _chosen(self, entry: Entry) -> Line:
+        """Settle which model serves a request; the policy is asked where several may."""
+        if len(self.lines) > 1:
+            model = entry.view.models[0]
+            if len(entry.view.models) > 1:
+                model, reason = self.fence.choose_model(entry.view, self.cluster)
+                self.figures.count("headway_chosen_total", model=model, reason=reason)
+            entry.view.allow((model,))
+            self._put(entry, model)
+        return self.lines[entry.line]
 
     def _route(self, now: float, entry: Entry) -> Answer | None:
         """Ask the router, among the replicas that have room; there is one at least. None: it holds the request.
@@ -286,36 +302,41 @@ class Brain:
         A request that may go to a few only goes to one of these even when they are full: it does not wait for them in
         front of others.
         """
-        healthy = self._healthy(entry.facts)
+        line = self.lines[entry.line]
+        healthy = line.healthy(entry.facts)
         books = [book for book in healthy if book.room] or healthy
         if not books:
             self._drop(now, entry)
             words = "no replica that this request may go to answers at the moment"
             return self._refuse(entry, Refused(entry.facts.id, 503, "no_replica", words, self.spec.health.probe_s))
-        self._show(now, books)
-        decision = self.fence.route(entry.view, self.pool)
+        line.show(now, books)
+        decision = self.fence.route(entry.view, line.pool)
         if isinstance(decision, Hold):
             entry.reason = decision.reason
             return None
-        if entry.facts.id in self.held.entries:
-            self.held.remove(entry.facts.id)
+        if entry.facts.id in line.held.entries:
+            line.held.remove(entry.facts.id)
         place, reason = decision
         chosen = books[place]
         if self.shadow is not None:
-            self.shadow.route(now, entry, books, self.pool.held, chosen)
+            self.shadow.route(now, entry, books, line.pool.held, chosen)
         others = [book for book in healthy if book is not chosen]
         spare = min(others, key=lambda book: (not book.room, book.in_flight), default=None)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
         chosen.add(entry, now)
-        self.held.charge(entry)
+        line.held.charge(entry)
         entry.reason = reason
         self._decided("routed", reason)
-        return Routed(entry.facts.id, entry.hosts, reason)
+        return Routed(entry.facts.id, entry.hosts, reason, line.model if entry.facts.model in self.menu.aliases else "")
 
     def _pump(self, now: float) -> list[Answer]:
-        """Route whoever waits while there is room, until the router holds one: an event costs one answer in vain."""
+        """Route whoever waits while there is room."""
+        return [answer for line in self.lines for answer in self._pump_line(now, line)]
+
+    def _pump_line(self, now: float, line: Line) -> list[Answer]:
+        """Those of one model, until the router holds one: an event costs one answer in vain."""
         answers: list[Answer] = []
-        while self._choosable() and (entry := self.held.first(now)) is not None:
+        while line.room and (entry := line.held.first(now)) is not None:
             if now >= entry.view.deadline_s:
                 self._drop(now, entry)
                 words = "the request waited in the queue until its deadline passed"
@@ -328,7 +349,7 @@ class Brain:
 
     def _shed(self, now: float, entry: Entry) -> Refused:
         """Let a held request make room for a more urgent one."""
-        wait_s = self._queue_s(now, entry)
+        wait_s = self.lines[entry.line].queue_s(now, entry)
         self._drop(now, entry)
         offline = self.spec.classes[entry.facts.slo_class].offline
         why = "offline work gives way" if offline else "one more urgent, or of a tenant with less in it, took the place"
@@ -347,10 +368,11 @@ class Brain:
         self.accounts[entry.facts.tenant].live -= 1
         if entry.stage == "sent":
             self.books[entry.hosts[0]].remove(entry, now)
-            self.duration_s += DURATION_WEIGHT * (now - entry.sent_s - self.duration_s)
+            self.lines[entry.line].took(now - entry.sent_s)
         else:
-            if entry.facts.id in self.held.entries:
-                self.held.remove(entry.facts.id)
+            held = self.lines[entry.line].held
+            if entry.facts.id in held.entries:
+                held.remove(entry.facts.id)
             self.accounts.settle(now, entry.facts.tenant, entry.reserved, (0, 0))
         entry.stage = "ended"
 
@@ -390,7 +412,7 @@ class Brain:
             prompt = record.prompt_tokens or (0 if failed else entry.view.prompt_tokens)
             output = entry.output if record.caller_left and not tokens else tokens  # who leaves early is not told
             self.accounts.settle(now, facts.tenant, entry.reserved, (prompt + output, prompt + output))
-            self.held.settle(entry, prompt, output)
+            self.lines[entry.line].held.settle(entry, prompt, output)
         limits = zip((record.first_s, tpot_s, record.duration_s), entry.limits, strict=True)
         self._over(
             entry,
@@ -409,11 +431,11 @@ class Brain:
         )
 
     def _learn(self, entry: Entry, record: EndRecord, tpot_s: float | None) -> None:
-        tenant = entry.facts.tenant
+        tenant, line = entry.facts.tenant, self.lines[entry.line]
         if record.output_tokens and entry.facts.generates:
-            self.lengths.learn(tenant, record.output_tokens)
+            line.lengths.learn(tenant, record.output_tokens)
         if record.prompt_tokens and entry.facts.prompt_tokens is None:
-            self.sizes.learn(tenant, entry.facts.prompt_bytes, record.prompt_tokens)
+            line.sizes.learn(tenant, entry.facts.prompt_bytes, record.prompt_tokens)
         if record.first_s is None or record.sent_s is None or record.replica not in entry.hosts[:1]:
             return
         pace = self.books[record.replica].pace
@@ -448,6 +470,7 @@ class Brain:
             tenant=self._tenant(facts),
             slo_class=self.spec.classes[facts.slo_class].name,
             status=status,
+            model=self.lines[entry.line].model,
             arrived_s=entry.view.arrival_s,
             sent_s=entry.sent_s if entry.hosts else None,
             **known | {name: value for name, value in more.items() if value is not None},
@@ -455,37 +478,17 @@ class Brain:
         self.figures.over(outcome)
         self.tell(outcome)
 
-    def gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
-        """What is true at the moment, by name and labels."""
-        for book, text in zip(self.books, self.spec.upstreams, strict=True):
-            yield "headway_in_flight", {"replica": text}, book.in_flight
-            yield "headway_healthy", {"replica": text}, float(book.healthy)
-            sample = self.engines.get(book.index)
-            if sample is not None and sample.running is not None:
-                yield "headway_engine_requests", {"replica": text, "state": "running"}, sample.running
-                yield "headway_engine_requests", {"replica": text, "state": "waiting"}, sample.waiting or 0
-                yield "headway_drift", {"replica": text}, sample.running + (sample.waiting or 0) - book.in_flight
-            if sample is not None and sample.kv_share is not None:
-                yield "headway_kv_share", {"replica": text}, sample.kv_share
-            if book.pace.known:
-                own_s = sum(book.pace.first_s(512, 0, book.waiting_tokens, book.running, book.context))
-                yield "headway_predicted_ttft_seconds", {"replica": text}, max(book.free_s - book.at_s, 0.0) + own_s
-        for account in self.accounts:
-            for limit, budget in account.budgets.items():
-                whose = {"tenant": account.tenant.name, "limit": limit}
-                for state, tokens in budget.states().items():
-                    yield "headway_budget_tokens", whose | {"state": state}, tokens
-        yield "headway_held", {}, len(self.held)
-        yield from self.advisor.gauges()
-        for kind, count in self.fence.errors.items():
-            yield "headway_policy_errors_total", {"kind": kind}, count
-
     def check(self) -> list[str]:
         """Say which laws the books break; an empty list is what is expected, at any moment."""
         sent = sum(book.in_flight for book in self.books)
-        faults = [fault for book in self.books for fault in book.check()] + self.held.check()
-        if sent + len(self.held) != len(self.live):
-            faults.append(f"{sent} under way + {len(self.held)} held != {len(self.live)} live")
+        faults = [fault for book in self.books for fault in book.check()]
+        faults += [fault for line in self.lines for fault in line.held.check()]
+        held = self.held
+        if sent + len(held) != len(self.live):
+            faults.append(f"{sent} under way + {len(held)} held != {len(self.live)} live")
+        sent_by_line = [(line, entry) for line in self.lines for book in line.books for entry in book.entries.values()]
+        astray = [entry.facts.id for line, entry in sent_by_line if self.lines[entry.line] is not line]
+        faults += [f"{id} is at a replica of another model" for id in astray]
         by_tenant = [account.live for account in self.accounts]
         if sum(by_tenant) != len(self.live) or min(by_tenant) < 0:
             faults.append(f"tenants have {by_tenant} live, the books {len(self.live)}")

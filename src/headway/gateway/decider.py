@@ -22,13 +22,14 @@ from headway.gateway.brain import Brain
 from headway.gateway.channel import Call, Channel, Service, asking
 from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Outcome, Refused, Routed
+from headway.gateway.gauges import gauges_of
 from headway.gateway.ledger import Keeper, Ledger
 from headway.gateway.log.writer import LogWriter
 from headway.gateway.loglines import LogLines
 from headway.gateway.messages import message_types, seconds_of
 from headway.gateway.overview import Overview
 from headway.gateway.plainhttp import AdminPages, ask_socket, get
-from headway.gateway.reading import Reader, Reply, refusal
+from headway.gateway.reading import Body, Reader, Reply, refusal
 from headway.gateway.scrape import engine_sample
 from headway.gateway.spec import address, upstream
 from headway.gateway.traces import Tracer
@@ -67,7 +68,7 @@ class Decider:
         self.keeper: Keeper | None = None
         secure = any(text.startswith("https://") for text in brain.spec.upstreams)
         self.trust = ssl.create_default_context(cafile=brain.spec.upstream_ca or None) if secure else None
-        self.waiting: dict[str, tuple[Call, bytes | None]] = {}  # calls without a decision yet, and the body to send on
+        self.waiting: dict[str, tuple[Call, Body]] = {}  # calls without a decision yet, and the body to send on
         self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
         self.faults_said = 0
         self.shadow_said = ""
@@ -127,7 +128,7 @@ class Decider:
         call.about = asked.id
         self.open += 1
         answers = self._arrive(asked, body, headers.get(TRACEPARENT, ""))
-        self.waiting[asked.id] = call, self.reader.rewritten(asked, body)
+        self.waiting[asked.id] = call, self.reader.sent_on(asked, body)
         self._deliver(answers)
 
     def ended(self, call: Call) -> None:
@@ -171,12 +172,13 @@ class Decider:
             elif (asking := self.waiting.pop(answer.id, None)) is not None:
                 asking[0].send(self._answer(answer, asking[1]))
 
-    def _answer(self, answer: Answer, body: bytes | None) -> bytes:
+    def _answer(self, answer: Answer, sent_on: Body) -> bytes:
         if isinstance(answer, Refused):
             return self._immediate(refusal(answer.status, answer.code, answer.message, answer.retry_after_s))
         if isinstance(answer, Left):
             return self._immediate(refusal(503, "left", "the request was over before it was read", None))
         assert isinstance(answer, Routed)
+        body = sent_on(answer.model) if callable(sent_on) else sent_on
         trace = self.tracer.open.get(answer.id) if self.tracer else None
         if body is None and trace is None and answer.hosts in self.routed:
             return self.routed[answer.hosts]
@@ -386,7 +388,7 @@ class Decider:
             self.log.turned_away(id, reply.status, reply.code)
 
     def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
-        yield from self.brain.gauges()
+        yield from gauges_of(self.brain)
         yield from self.overview.gauges()
         for source in (self.brain.shadow, self.journal):
             if source is not None:

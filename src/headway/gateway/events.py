@@ -22,6 +22,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None  # from arrival
     ttft_s: float | None = None  # the caller's own limits, beside those of the class
     tpot_s: float | None = None
+    model: str = ""  # the name that it asks for
     only: tuple[int, ...] | None = None  # replicas that it may go to; all, where the host says nothing
 
 
@@ -61,6 +62,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     slo_class: str
     status: int
+    model: str = ""  # chosen for it, or the first of those that might have been
     code: str = ""
     reason: str = ""
     arrived_s: float
@@ -79,11 +81,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Routed(msgspec.Struct, frozen=True):
-    """Pass the request on to the first of `hosts`; to the second if it cannot be reached."""
+    """Pass the request on to the first of `hosts`; to the second if it cannot be reached.
+
+    `model` takes the place of the name that the request says; "" leaves that as it is.
+    """
 
     id: str
     hosts: tuple[int, ...]
     reason: str
+    model: str = ""
 
 
 class Held(msgspec.Struct, frozen=True):

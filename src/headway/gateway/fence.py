@@ -1,7 +1,8 @@
 """Asks policies, and stands between what one of them may do wrong and the requests of everyone else.
 
 A policy that raises, or answers what cannot be, is answered for: routing by least load, order by arrival, admission by
-letting in, scaling by no change. Every such case is counted and the last one kept in words.
+letting in, scaling by no change, a choice of models by the first. Every such case is counted and the last one kept in
+words.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 
 from headway.gateway.live import LiveCluster, LivePool, LiveRequest
 from headway.policies import Policy
-from headway.state import Accept, Defer, Hold, QueueView, Reject, Route, Scale
+from headway.state import Accept, Choose, Defer, Hold, QueueView, Reject, Route, Scale
 
 
 class Fence:
-    """The deployment's policies by decision point ("route", "order", "admit", and "scale" where one is named)."""
+    """The deployment's policies by decision point; "choose_model" and "scale" only where they are asked."""
 
     def __init__(self, policies: dict[str, Policy]) -> None:
         self.policies = policies
@@ -54,6 +55,17 @@ class Fence:
         except Exception as error:
             self._blame("admit", f"raised {type(error).__name__}: {error}")
         return None
+
+    def choose_model(self, request: LiveRequest, cluster: LiveCluster) -> tuple[str, str]:
+        """Return one of the models that may serve the request, and the reason."""
+        try:
+            answer = self.policies["choose_model"].choose_model(request, cluster)
+            if isinstance(answer, Choose) and answer.model in request.models:
+                return answer.model, answer.reason
+            self._blame("choose_model", f"answered {answer!r}, the request may have {', '.join(request.models)}")
+        except Exception as error:
+            self._blame("choose_model", f"raised {type(error).__name__}: {error}")
+        return request.models[0], "fallback: the first"
 
     def scale(self, cluster: LiveCluster) -> list[Scale]:
         """Return the changes that the policy asks for."""

@@ -37,6 +37,15 @@ class LiveRequest(Request):
         self.tenant = tenant
         self.chain = chain
 
+    def allow(self, models: tuple[str, ...]) -> None:
+        """Say which models may serve it."""
+        self.models = models
+
+    def expect(self, prompt_tokens: cython.longlong, predicted_output_tokens: cython.double) -> None:
+        """Say how long it is, by the model that may serve it."""
+        self.prompt_tokens = prompt_tokens
+        self.predicted_output_tokens = predicted_output_tokens
+
     def hurry(self, priority: cython.int) -> None:
         """Change the priority of a request that has waited."""
         self.priority = priority

@@ -43,6 +43,7 @@ class LogLines:
                 "id": outcome.id,
                 "tenant": outcome.tenant,
                 "slo_class": outcome.slo_class,
+                "model": outcome.model,
                 "status": outcome.status,
                 "code": outcome.code,
                 "replica": replica,

@@ -193,7 +193,7 @@ class Picker(Decider):
             return [self._refused(refusal(503, "left", "the request was over before it was read", None))]
         assert isinstance(answer, Routed)
         passing.hosts, passing.sent_s = answer.hosts, self.now() - passing.began_s
-        sent_on = self.reader.rewritten(asked, body)
+        sent_on = self.reader.rewritten(asked, body, answer.model)
         whole = body if sent_on is None else sent_on
         passing.body.clear()
         parent = None if trace is None else trace.traceparent

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -16,10 +18,12 @@ import msgspec
 from headway.errors import BadInput, nearest
 from headway.gateway.envoy_config import ENDPOINTS, error_body
 from headway.gateway.events import Arrival
+from headway.gateway.menu import Menu, menu_of
 from headway.gateway.prefix import chain_of
 from headway.gateway.spec import GatewaySpec, seconds_of_header
 from headway.gateway.tenants import Keys
 
+Body = bytes | None | Callable[[str], bytes | None]  # None: as it came; or what makes it of the chosen model's name
 Tokens = Annotated[int, msgspec.Meta(ge=1)]
 BYTES_PER_TOKEN_ID = 4
 OUTPUT_LIMITS, NULL = ("max_tokens", "max_completion_tokens"), msgspec.Raw(b"null")
@@ -78,13 +82,13 @@ _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own, for /v1/completions
 
 
 class Reader:
-    """Turns paths, headers and bodies into arrivals, or into replies."""
+    """Turns paths, headers and bodies into arrivals, or into replies; `menu` has the names that may be asked for."""
 
-    def __init__(self, spec: GatewaySpec, max_context: int | None = None) -> None:
+    def __init__(self, spec: GatewaySpec, menu: Menu | None = None) -> None:
         self.spec = spec
         self.keys = Keys(spec.tenants)
-        self.max_context = max_context
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "headway"} for name in spec.models]
+        self.menu = menu or menu_of([""], spec.models)
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "headway"} for name in self.menu.names]
         self.models = json.dumps({"object": "list", "data": models}).encode()
 
     def read(self, id: str, path: str, headers: dict[str, str], body: bytes) -> Arrival | Reply:
@@ -105,7 +109,7 @@ class Reader:
             return _invalid(f"the body is not JSON: {error}", None)
         except RecursionError:
             return _invalid("the body is nested too deeply", None)
-        if asked.model not in self.spec.models:
+        if asked.model not in self.menu.names:
             return self.unknown_model(asked.model)
         klass = headers.get("x-headway-class") or self.keys.tenants[tenant].slo_class
         names = [each.name for each in self.spec.classes]
@@ -119,7 +123,7 @@ class Reader:
                 own |= {field: seconds_of_header(headers[header])} if header in headers else {}
             except BadInput as error:
                 return _invalid(f"header {header}: {error}", header)
-        refused = self._too_long(exact, max_tokens)
+        refused = self._too_long(asked.model, exact, max_tokens)
         if refused is not None:
             return refused
         generates = not isinstance(asked, _Embedding)
@@ -138,16 +142,24 @@ class Reader:
             ttft_s=own.get("ttft_s"),
             tpot_s=own.get("tpot_s"),
             deadline_s=own.get("deadline_s"),
+            model=asked.model,
         )
 
-    def rewritten(self, arrival: Arrival, body: bytes) -> bytes | None:
+    def sent_on(self, arrival: Arrival, body: bytes) -> Body:
+        """Return the body as it is to be sent on: known now, or when the model is chosen that an alias stands for."""
+        if arrival.model in self.menu.aliases:
+            return partial(self.rewritten, arrival, body)
+        return self.rewritten(arrival, body)
+
+    def rewritten(self, arrival: Arrival, body: bytes, model: str = "") -> bytes | None:
         """Return the body as the engine shall have it; None where it stays as it is.
 
+        `model`: the name that takes the place of the one it says; "" leaves that.
         The salt is the tenant's, the priority that of the class, and where a tenant has a budget the output is bounded;
         what the caller says of the first two is removed, and with a budget `UNCOUNTED`.
         """
         spec, tenant = self.spec, self.keys.tenants[arrival.tenant]
-        own: dict[str, Any] = {}
+        own: dict[str, Any] = {"model": model} if model else {}
         if spec.salt_prefixes:
             own[SALT] = sha256(f"headway/{tenant.name}".encode()).hexdigest()
         if spec.engine_priority in ("low-first", "high-first"):
@@ -165,12 +177,12 @@ class Reader:
         changed = kept | {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in own.items()}
         return msgspec.json.encode(changed) if own or len(kept) < len(fields) else None
 
-    def _too_long(self, prompt_tokens: int | None, max_tokens: int | None) -> Reply | None:
-        needed = (prompt_tokens or 1) + (max_tokens or 0)
-        if self.max_context is None or needed <= self.max_context:
+    def _too_long(self, model: str, prompt_tokens: int | None, max_tokens: int | None) -> Reply | None:
+        needed, most = (prompt_tokens or 1) + (max_tokens or 0), self.menu.context(model)
+        if most is None or needed <= most:
             return None
         what = f"{prompt_tokens or 'at least 1'} prompt tokens and {max_tokens or 0} to generate"
-        return _invalid(f"{what} exceed the model's context of {self.max_context} tokens", "max_tokens")
+        return _invalid(f"{what} exceed the model's context of {most} tokens", "max_tokens")
 
     def plain(self, method: str, path: str, headers: dict[str, str]) -> Reply:
         """Answer what has no body: the list of models, or what else there is."""
@@ -188,15 +200,15 @@ class Reader:
         if path == "/v1/models":
             return Reply(200, self.models)
         name = path.removeprefix("/v1/models/")
-        if name not in self.spec.models:
+        if name not in self.menu.names:
             return self.unknown_model(name)
         return Reply(200, json.dumps({"id": name, "object": "model", "created": 0, "owned_by": "headway"}).encode())
 
     def unknown_model(self, came: str) -> Reply:
         """The reply to a model that is not served: which ones are."""
-        near = nearest(came[:200], self.spec.models)
+        near = nearest(came[:200], self.menu.names)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        said = f"the model {came[:200]!r} is not served: {hint}served: {', '.join(self.spec.models)}"
+        said = f"the model {came[:200]!r} is not served: {hint}served: {', '.join(self.menu.names)}"
         return Reply(404, json.dumps(error_body(said, "invalid_request_error", "model_not_found", "model")).encode())
 
 

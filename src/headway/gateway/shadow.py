@@ -21,7 +21,7 @@ import msgspec
 from headway.gateway.books import Entry, ReplicaBook
 from headway.gateway.live import LiveCluster, LivePool
 from headway.policies import Policy
-from headway.state import Accept, Defer, Hold, Reject, Route
+from headway.state import Accept, Defer, Hold, PoolState, Reject, Route
 
 SLOW_S = 0.005  # of one answer: the live decision takes a tenth of it
 STRIKES = 3  # slow answers in a row after which it is asked no more
@@ -57,8 +57,8 @@ class Shadow:
     ) -> None:
         self.policies = policies
         self.guard = guard
-        self.pool = LivePool("mixed", [], Random(f"{seed}/shadow/route/0"))
-        self.cluster = LiveCluster((self.pool,), Random(f"{seed}/shadow/admit"))
+        self.seed, self.rng = seed, Random(f"{seed}/shadow/admit")
+        self.pools: dict[str, LivePool] = {}  # by model
         self.counts: dict[str, Counter[str]] = {kind: Counter() for kind in policies}
         self.strikes: Counter[str] = Counter()
         self.off: dict[str, str] = {}
@@ -79,12 +79,13 @@ class Shadow:
             return self._said("route", entry, would is chosen, replica=would.index, reason=str(answer.reason))
 
         if self._asked("route"):
-            self.pool.show(now, [book.view for book in books], held)
-            said = self._ask("route", entry, self.pool, read)
+            pool = self._pool(entry.view.models[0])
+            pool.show(now, [book.view for book in books], held)
+            said = self._ask("route", entry, pool, read)
             self._keep(said, f"replica {chosen.index}", "held" if said.replica is None else f"replica {said.replica}")
 
-    def admit(self, now: float, entry: Entry, books: list[ReplicaBook], held: int, refused: bool) -> None:
-        """Ask whether the request, which the live policy lets in or has `refused`, would have been let in."""
+    def admit(self, now: float, entry: Entry, live: tuple[PoolState, ...], refused: bool) -> None:
+        """Ask whether the request, which the live policy let in or `refused`, would have been let in to these pools."""
 
         def read(answer: Any) -> ShadowSaid:
             if not isinstance(answer, Accept | Reject | Defer):
@@ -93,9 +94,11 @@ class Shadow:
             return self._said("admit", entry, agrees, reason=str(answer.reason))
 
         if self._asked("admit"):
-            self.pool.show(now, [book.view for book in books], held)
-            self.cluster.show(now)
-            said = self._ask("admit", entry, self.cluster, read)
+            for pool in live:
+                self._pool(pool.model).show(now, pool.replicas, pool.held)
+            cluster = LiveCluster(tuple(self._pool(pool.model) for pool in live), self.rng)
+            cluster.show(now)
+            said = self._ask("admit", entry, cluster, read)
             self._keep(said, *(("refused", "let in") if refused else ("let in", "refused")))
 
     def take(self) -> list[ShadowSaid]:
@@ -126,6 +129,13 @@ class Shadow:
             "last_error": self.last_error,
             "recent_differences": list(self.recent),
         }
+
+    def _pool(self, model: str) -> LivePool:
+        """The view of a model's replicas, with a random stream of its own."""
+        if model not in self.pools:
+            rng = Random(f"{self.seed}/shadow/route/{len(self.pools)}")
+            self.pools[model] = LivePool("mixed", [], rng, model)
+        return self.pools[model]
 
     def _asked(self, kind: str) -> bool:
         return kind in self.policies and kind not in self.off

@@ -184,7 +184,8 @@ class Deployment(Spec, frozen=True, kw_only=True):
             return self.aliases[asked]
         if asked in ("", ANY):
             return self.models
-        raise UnknownName("model of the deployment", asked, [*self.models, *self.aliases, *([ANY] if len(self.models) > 1 else [])])
+        names = [*self.models, *self.aliases, *([ANY] if len(self.models) > 1 else [])]
+        raise UnknownName("model of the deployment", asked, names)
 
     def pool_names(self) -> list[str]:
         """What each pool is called: its role, or where several have it role.0, role.1, ...; after its model's name."""

@@ -1,0 +1,50 @@
+"""The replicas of one model, who waits for them, and what is known of the model's requests."""
+
+from __future__ import annotations
+
+from random import Random
+
+from headway.gateway.books import Entry, ReplicaBook
+from headway.gateway.events import Arrival
+from headway.gateway.held import HeldQueue
+from headway.gateway.live import LivePool
+from headway.gateway.predict import OutputLengths, TokenSizes
+
+DURATION_WEIGHT = 0.05
+
+
+class Line:
+    """One model: its replicas, its queue, its view; times and lengths are learned for it alone."""
+
+    def __init__(self, model: str, books: list[ReplicaBook], held: HeldQueue, rng: Random) -> None:
+        self.model = model
+        self.books = books
+        self.held = held
+        self.pool = LivePool("mixed", [], rng, model)
+        self.lengths, self.sizes = OutputLengths(), TokenSizes()
+        self.duration_s = 1.0
+
+    @property
+    def room(self) -> bool:
+        """Whether one more request may be passed on."""
+        return any(book.room for book in self.books)
+
+    def healthy(self, facts: Arrival) -> list[ReplicaBook]:
+        """Replicas that answer and that this request may go to."""
+        return [book for book in self.books if book.healthy and (facts.only is None or book.index in facts.only)]
+
+    def show(self, now: float, books: list[ReplicaBook], held: int = 0) -> None:
+        """Show a policy these replicas, numbered as they stand; each with `held` more waiting, from Headway's queue."""
+        for place, book in enumerate(books):
+            book.advance(now, held)
+            book.view.renumber(place)
+        self.pool.show(now, [book.view for book in books], len(self.held))
+
+    def queue_s(self, now: float, entry: Entry) -> float:
+        """Predicted wait in the queue, behind those who are as urgent or more."""
+        places = sum(book.window for book in self.books if book.healthy)
+        return (self.held.ahead(entry, now) + 1) * self.duration_s / max(places, 1)
+
+    def took(self, seconds: float) -> None:
+        """Learn how long a request was with an engine."""
+        self.duration_s += DURATION_WEIGHT * (seconds - self.duration_s)
