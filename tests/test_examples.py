@@ -11,6 +11,7 @@ from headway.cost import Replica
 from headway.metrics import Result
 from headway.policies import check_policy
 from headway.sim import Deployment, Policies, Pool, simulate
+from headway.specs import from_mapping, read_yaml
 from headway.workload import workload
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -50,3 +51,18 @@ def test_the_page_on_policies_shows_the_example_as_it_is_and_its_python_runs(exa
     assert example == code
     for snippet in (use, check):
         exec(compile(snippet, "docs/policies.md", "exec"), {})
+
+
+def test_two_models_share_their_requests_by_length_and_by_name():
+    file = {name: value for name, value in read_yaml(EXAMPLES / "two-models.yaml").items() if name != "gateway"}
+    deployment = from_mapping(Deployment, file, "two-models.yaml")
+    result = simulate(deployment, workload(str(EXAMPLES / "two-models-traffic.yaml"), requests=600))
+    assert result.records is not None
+    rows = result.records
+    large = rows["replica"] >= 2
+    auto, small, named = (rows["slo_class"] == i for i in range(3))
+    assert np.array_equal(large[auto], rows["prompt_tokens"][auto] >= 1024)
+    assert not large[small].any() and large[named].all()
+    assert {name: each.requests.finished for name, each in result.by_model.items()} == {
+        "llama-3.2-3b": (~large).sum(), "llama-3.1-8b": large.sum(),
+    }  # fmt: skip

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from headway.bench.answer import Answer
 from headway.bench.connection import CONNECT_S, SPARE, Connection, Connections
 from headway.bench.measured import Log
@@ -105,6 +107,9 @@ class Driver:
         self.loop = asyncio.get_running_loop()
         self.prompts = Prompts(job.target, job.salt)
         self.parts = request_parts(job.target, job.key)
+        named = [each.model or job.target.model for each in job.workload.spec.classes] or [job.target.model]
+        own = [msgspec.structs.replace(job.target, model=name) for name in named]
+        self.fields = [request_parts(target, job.key)[1] for target in own]  # of bodies, by SLO class
         self.block_tokens = job.workload.block_tokens
         self.rows = rows(job)
         self.ahead: deque[Call] = deque()
@@ -205,12 +210,13 @@ class Driver:
 
     def _refill(self) -> None:
         self.refilling = False
-        head, opened, before, after = self.parts
+        head, _, before, after = self.parts
         while len(self.ahead) < AHEAD and self.ahead_bytes < AHEAD_BYTES:
             row = next(self.rows, None)
             if row is None:
                 return
             prompt = self.prompts.make(row.id, row.prompt_tokens, row.chain, self.block_tokens)
+            opened = self.fields[min(row.slo_class, len(self.fields) - 1)]
             body = b"".join((opened, b"%d" % row.output_tokens, before, prompt, after))
             call = Call(row, head + b"%d\r\n\r\n" % len(body) + body)
             self.ahead.append(call)

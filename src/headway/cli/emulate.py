@@ -101,7 +101,8 @@ def _emulator(deployment: Deployment, asked: o.Options) -> Emulator:
         faults=asked["faults"],
         **given,
     )
-    return Emulator([pool.replica for pool in deployment.pools for _ in range(pool.count)], settings, order)
+    pools = [pool for pool in deployment.pools for _ in range(pool.count)]
+    return Emulator([pool.replica for pool in pools], settings, order, [pool.model for pool in pools])
 
 
 async def _serve(emulator: Emulator, terminal: Terminal, for_s: float | None) -> None:

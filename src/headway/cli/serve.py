@@ -180,7 +180,7 @@ def summary(served: Served) -> RenderableType:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("listen", f"{'https' if spec.tls else 'http'}://{spec.listen}/v1")
     table.add_row("models", ", ".join(spec.models))
-    for alias in served.menu.aliases:
+    for alias in [name for name in served.menu.names if name in served.menu.aliases]:
         table.add_row("", f"{alias}: {', '.join(served.menu.names[alias])}")
     kinds = [f"{pool.count} x {pool.model} on {pool.replica.gpu}" for pool in _pools(served)]
     table.add_row("replicas", ", ".join(kinds) or f"{len(spec.upstreams)}, not described: predicted from what is seen")

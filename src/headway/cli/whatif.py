@@ -65,6 +65,11 @@ def whatif(log: str, **asked: Any) -> None:
     was = served.deployment
     if was is None:
         raise BadInput(f"run {run.header.run}: its gateway described no pools, so that there is nothing to simulate")
+    if len(was.models) > 1:
+        raise BadInput(
+            f"run {run.header.run}: its gateway served {', '.join(was.models)}, and which of them a request asked for "
+            "is not carried over into a simulation yet: `headway replay` decides such a log again"
+        )
     from headway.specs import override
 
     was = _bounded(was, served.spec.limits.in_flight)

@@ -8,6 +8,8 @@ import resource
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from headway.cost import Replica, compile_replica
 from headway.emulate.conductor import Conductor
 from headway.emulate.faults import check_replicas
@@ -21,19 +23,26 @@ _FILES_EACH = 16  # descriptors of a port beside its connections
 class Emulator:
     """Replicas that listen on consecutive ports from `settings.port` on (or each on any free one, with port 0).
 
+    `names`: what the model of each is called, where `settings` give no names; by default as in the catalogue.
+
     Raises:
         BadInput: a port beyond the last, or a fault of a replica that is not there.
         DoesNotFit: a model that its GPUs cannot hold.
         MissingExtra: the HTTP parser is not installed.
     """
 
-    def __init__(self, replicas: Sequence[Replica], settings: Settings, order: Any = None) -> None:
+    def __init__(
+        self, replicas: Sequence[Replica], settings: Settings, order: Any = None, names: Sequence[str] = ()
+    ) -> None:
         check_replicas(settings.faults, len(replicas))
         if settings.port and settings.port + len(replicas) - 1 > 65_535:
             raise BadInput(f"{len(replicas)} ports from {settings.port} on go beyond 65535: choose a lower --port")
         tables = {replica: compile_replica(replica) for replica in dict.fromkeys(replicas)}
         self.settings = settings
-        self.ports = [Port(i, replica, tables[replica], settings, order) for i, replica in enumerate(replicas)]
+        own = [settings] * len(replicas)
+        if names and not settings.names:
+            own = [msgspec.structs.replace(settings, names=(name,)) for name in names]
+        self.ports = [Port(i, replica, tables[replica], own[i], order) for i, replica in enumerate(replicas)]
 
     async def start(self) -> None:
         """Begin to listen; what exists by now is left out of garbage collection, whose pauses would be lateness.

@@ -23,7 +23,8 @@ def gateway_file(deployment: Deployment, upstreams: list[str], slo: Slo | None, 
             "llm-d or dynamo, which hand over, or plan with layouts=[mixed]"
         )
     section: dict[str, Any] = {"listen": listen} if listen else {}
-    section |= {"upstreams": upstreams, "models": [deployment.pools[0].replica.model]}
+    section |= {"upstreams": upstreams}
+    section |= {"models": list(deployment.models)} if len(deployment.models) == 1 else {}  # else the pools say them
     if slo is not None:
         section["classes"] = [to_mapping(SloClass(slo=slo))]
     from_mapping(GatewaySpec, section, "gateway")

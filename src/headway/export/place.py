@@ -123,7 +123,7 @@ def asked(deployment: Deployment, model_path: str) -> list[Ask]:
                 role=pool.role,
                 model_path=path,
                 given=bool(model_path),
-                name=pool.replica.model,
+                name=pool.model,
                 order=deployment.policies.order,
             )
         )

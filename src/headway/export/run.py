@@ -39,6 +39,14 @@ def export(
     head = f"{to_.version}, by headway: {deployment.name}" if deployment.name else f"{to_.version}, by headway"
     if to == "gateway":
         return _gateway(deployment, to_, head, hosts, slo)
+    several = len(deployment.models) > 1
+    if several and to in ("kubernetes", "llm-d", "dynamo"):
+        raise BadInput(
+            f"pools serve {', '.join(deployment.models)}: one route of {to} leads to one model: export each model's "
+            "pools by themselves, and --to gateway for the whole"
+        )
+    if several and model_path:
+        raise BadInput(f"--model-path: one folder for {', '.join(deployment.models)}: export each model's pools alone")
     asks = asked(deployment, model_path)
     for ask in asks:
         check_engine(to, ask)
