@@ -20,7 +20,7 @@ from headway.sim import Deployment, Policies, Pool, simulate
 from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build, compiled
 from headway.specs import from_mapping, read_yaml, write_yaml
-from headway.state import Choose
+from headway.state import Choose, Hold, Route
 from headway.workload import workload
 from headway.workload.spec import RequestClass
 
@@ -49,15 +49,23 @@ class Never(Policy):
         raise AssertionError("asked")
 
 
+class HoldsByMemory(Policy):
+    """Waits for a replica whose KV has room: what it says changes when KV is handed on or given up."""
+
+    def route(self, request, pool):
+        open_ = [each for each in pool.replicas if each.kv_used_blocks < 400]
+        return Route(open_[0].index, "room") if open_ else Hold("no room")
+
+
 def pools(small: tuple[str, ...] = ("mixed",), large: tuple[str, ...] = ("mixed",)) -> tuple[Pool, ...]:
     return tuple(
         Pool(role=role, count=2, replica=each) for each, roles in ((SMALL, small), (LARGE, large)) for role in roles
     )
 
 
-def asking(*models: str, load: str = "chat", rate: float = 30.0, requests: int = 120):
+def asking(*models: str, load: str = "chat", rate: float = 30.0, requests: int = 120, deadline_s: float | None = None):
     """A workload of which each class asks for a name."""
-    classes = tuple(RequestClass(name=f"c{i}", model=name) for i, name in enumerate(models))
+    classes = tuple(RequestClass(name=f"c{i}", model=name, deadline_s=deadline_s) for i, name in enumerate(models))
     made = workload(load, rate=rate, requests=requests)
     return workload(msgspec.structs.replace(made.spec, classes=classes))
 
@@ -116,12 +124,13 @@ def times(deployment: Deployment, load, seed: int) -> dict[str, np.ndarray]:
     return recorder.columns()
 
 
-@pytest.mark.parametrize("order", ["fcfs", "sjf"])
+@pytest.mark.parametrize("deadline_s", [None, 1.0])
 @pytest.mark.parametrize("roles", [("mixed",), SPLIT])
-@pytest.mark.parametrize("route", ["round-robin", "least-tokens", "prefix-affinity", "late-binding"])
-def test_two_models_in_one_deployment_are_two_deployments(route, roles, order):
+@pytest.mark.parametrize("route", ["round-robin", "prefix-affinity", "late-binding", f"{__name__}:HoldsByMemory"])
+def test_two_models_in_one_deployment_are_two_deployments(route, roles, deadline_s):
     """What is asked of one changes nothing for the other: the same times to the bit, each alone or together."""
-    chosen, load = Policies(route=route, order=order), asking(SMALL.model, LARGE.model, load="agent", rate=6.0)
+    chosen = Policies(route=route, order="sjf")
+    load = asking(SMALL.model, LARGE.model, load="agent", rate=6.0, deadline_s=deadline_s)
     both = pools(roles, roles)
     together = times(Deployment(pools=both, policies=chosen), load, 4)
     for number, name in enumerate((SMALL.model, LARGE.model)):
