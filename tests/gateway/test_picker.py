@@ -33,9 +33,9 @@ ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "s
 
 
 class Picking:
-    """A picker as a process, two upstreams, and a channel to it."""
+    """A picker as a process, two upstreams, and a channel to it; `around`: what stands beside the file's section."""
 
-    def __init__(self, folder: Path, **more: object) -> None:
+    def __init__(self, folder: Path, around: dict[str, object] | None = None, **more: object) -> None:
         import grpc
 
         self.upstreams = Upstreams(Upstream(), Upstream())
@@ -45,7 +45,7 @@ class Picking:
         limits = {"body_bytes": 1 << 20, "in_flight": 3, "drain_s": 1}
         gateway = {"admin": f"127.0.0.1:{admin}", "upstreams": self.endpoints, "models": ["tiny"], "classes": classes,
                    "health": {"probe_s": 0.2}, "limits": limits, **more}  # fmt: skip
-        (folder / "picker.yaml").write_text(yaml.safe_dump({"gateway": gateway}))
+        (folder / "picker.yaml").write_text(yaml.safe_dump({"gateway": gateway, **(around or {})}))
         self.log = folder / "log.txt"
         command = [sys.executable, "-m", "headway", "picker", "picker.yaml", "--listen", f"127.0.0.1:{self.port}"]
         with self.log.open("w") as log:

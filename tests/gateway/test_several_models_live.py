@@ -11,6 +11,7 @@ import pytest
 from brain_cases import ADDRESSES, Faulty, ask, table
 from log_cases import header
 from served import ADMIN_KEY, Served, Upstreams
+from test_picker import Exchange, Picking
 from test_serve import SECTION, error
 from upstream import Upstream
 
@@ -275,3 +276,23 @@ def test_each_model_s_requests_reach_its_engine_by_its_name(tmp_path):
         upstreams.close()
     assert code == 0, served.said()
     assert ADMIN_KEY not in served.said()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("grpc") is None, reason="no gRPC: pip install 'headway[serve]'")
+def test_a_picker_names_an_endpoint_of_the_model_and_sends_its_name_on(tmp_path):
+    pools = [{"replica": {"model": name, "gpu": "h100-sxm"}} for name in ("llama-3.2-1b", "llama-3.1-8b")]
+    around = {"pools": pools, "aliases": {"gpt-4": ["llama-3.1-8b"]}}
+    picking = Picking(tmp_path, around, models=[])
+    try:
+        picking.until(lambda: all(replica["healthy"] for replica in picking.status()["replicas"]))
+        for asked, endpoint, sent in (("gpt-4", 1, "llama-3.1-8b"), ("llama-3.2-1b", 0, "llama-3.2-1b")):
+            exchange = Exchange(picking)
+            exchange.open(body(asked))
+            assert exchange.picked() == [picking.endpoints[endpoint]], "no endpoint of the other model for a retry"
+            passed = exchange.body()
+            assert json.loads(passed)["model"] == sent and exchange.length == len(passed)
+            exchange.answer(picking, picking.endpoints[endpoint])
+        picking.until(lambda: picking.status()["live"] == 0)
+        assert picking.status()["faults"] == []
+    finally:
+        picking.close()
