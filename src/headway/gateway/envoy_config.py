@@ -29,6 +29,7 @@ HTTP2_LIMITS = {
     "initial_connection_window_size": 1 << 20,
 }
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+BODILESS = "request.size == 0"  # by its length, or by the bytes that came where it gives none
 RECORDS_WITHIN_S = 0.01  # one by one they would wake the decision process for each
 EARLY_REMOVED = ("x-request-id", DESTINATION)
 
@@ -283,7 +284,16 @@ def _local_replies(body_bytes: int) -> list[dict[str, Any]]:
         503: ("server_error", "unavailable", "no decision or no replica is available: try again in a second"),
         504: ("server_error", "timeout", "no answer came in time: try again"),
     }
-    mappers = [_mapper({"comparison": _equals(status, "EQ")}, *words) for status, words in said.items()]
+    mappers = [
+        _mapper(
+            {"comparison": _equals(503, "EQ")},
+            "invalid_request_error",
+            "empty_body",
+            "the request has no body: expected a JSON object",
+            BODILESS,
+        )
+    ]
+    mappers += [_mapper({"comparison": _equals(status, "EQ")}, *words) for status, words in said.items()]
     mappers.append(
         _mapper(
             {"comparison": _equals(500, "GE")},
@@ -304,15 +314,17 @@ def _equals(status: int, op: str) -> dict[str, Any]:
     return {"op": op, "value": {"default_value": status, "runtime_key": f"headway.none.{op}.{status}"}}
 
 
-def _mapper(status: dict[str, Any], kind: str, code: str, message: str) -> dict[str, Any]:
-    ours = f"response.code_details != '{POLICY_DETAILS}' && response.code_details != 'direct_response'"
-    foreign = _extension(
+def _mapper(status: dict[str, Any], kind: str, code: str, message: str, only: str = "") -> dict[str, Any]:
+    """Words for a status of Envoy's own; `only`: where this holds too, and then the status is 400."""
+    foreign = f"response.code_details != '{POLICY_DETAILS}' && response.code_details != 'direct_response'"
+    condition = _extension(
         "envoy.access_loggers.extension_filters.cel",
         TYPE + "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-        expression=ours,
+        expression=f"{foreign} && {only}" if only else foreign,
     )
     return {
-        "filter": {"and_filter": {"filters": [{"status_code_filter": status}, {"extension_filter": foreign}]}},
+        **({"status_code": 400} if only else {}),
+        "filter": {"and_filter": {"filters": [{"status_code_filter": status}, {"extension_filter": condition}]}},
         "body_format_override": {
             "text_format_source": {
                 "inline_string": json.dumps(error_body(message, kind, code)).replace("%", "%%") + "\n"
@@ -334,20 +346,13 @@ def _virtual_host(spec: GatewaySpec) -> dict[str, Any]:
 
 
 def _routes() -> list[dict[str, Any]]:
-    """Endpoints with a body go to the replicas; whatever else the decision process answers by its headers alone."""
-    routes: list[dict[str, Any]] = []
-    empty = error_body("the request has no body: expected a JSON object", "invalid_request_error", "empty_body")
-    bodiless: tuple[list[dict[str, Any]], ...] = (
-        [{"name": "content-length", "string_match": {"exact": "0"}}],
-        [
-            {"name": "content-length", "present_match": False},
-            {"name": "transfer-encoding", "present_match": False},
-        ],
-    )
+    """Endpoints go to the replicas; whatever else there is the decision process answers by its headers alone.
+
+    Only Envoy sees whether a POST has a body: over HTTP/2 one may come without a length. One that has none asks nothing
+    and so finds no host, which `_local_replies` puts into words.
+    """
     post = {"name": ":method", "string_match": {"exact": "POST"}}
-    for path in ENDPOINTS:
-        routes += [_direct({"path": path, "headers": [post, *headers]}, 400, empty) for headers in bodiless]
-        routes.append({"match": {"path": path, "headers": [post]}, "route": _to_replicas()})
+    routes = [{"match": {"path": path, "headers": [post]}, "route": _to_replicas()} for path in ENDPOINTS]
     overrides = {"overrides": {"processing_mode": _processing("SEND", "NONE")}}
     other = {"@type": HTTP + "ext_proc.v3.ExtProcPerRoute", **overrides}
     nobody = error_body("no decision is available: try again in a second", "server_error", "unavailable")
