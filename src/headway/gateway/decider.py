@@ -148,9 +148,13 @@ class Decider:
             self.say(f"a request of {len(body)} bytes to {path} not read: {type(error).__name__}, line {where.lineno}")
             asked = refusal(500, "internal_error", "the gateway could not read this request", None)
         if isinstance(asked, Reply):
-            self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(asked.status))
-            self._turned_away(id, asked)
+            self._not_taken(id, asked)
         return asked
+
+    def _not_taken(self, id: str, reply: Reply) -> None:
+        """A request to a model was turned away before it could be decided on."""
+        self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(reply.status))
+        self._turned_away(id, reply)
 
     def _arrive(self, asked: Arrival, body: bytes, traceparent: str) -> list[Answer]:
         """Tell the brain of a request, and those who follow it."""
@@ -250,7 +254,8 @@ class Decider:
     def _record(self, entry: Any) -> EndRecord:
         common, response = entry.common_properties, entry.response
         flags = common.response_flags
-        seen = {name: value.string_value or value.number_value for name, value in _noted(common)}
+        noted = common.metadata.filter_metadata["headway"].fields  # by the filter on the answer
+        seen = {name: value.string_value or value.number_value for name, value in noted.items()}
         socket = common.upstream_remote_address.socket_address
         from_upstream = response.response_code_details == "via_upstream"
         failed = (
@@ -421,11 +426,6 @@ class Decider:
                 for text, book in zip(self.addresses, brain.books, strict=True)
             ],
         }
-
-
-def _noted(common: Any) -> Any:
-    """What the filter on the answer has noted, by name."""
-    return common.metadata.filter_metadata["headway"].fields.items()
 
 
 class Records:

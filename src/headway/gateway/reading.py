@@ -9,7 +9,7 @@ import json
 import math
 import re
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -39,6 +39,14 @@ class Reply(msgspec.Struct, frozen=True):
     def code(self) -> str:
         """The code of the error it tells; "" where it tells none."""
         return str(json.loads(self.body).get("error", {}).get("code", ""))
+
+
+class Head(NamedTuple):
+    """What the headers say: tenant and class by number, and the caller's own limits by the field of `Arrival`."""
+
+    tenant: int
+    slo_class: int
+    own: dict[str, float]
 
 
 class _Message(msgspec.Struct):
@@ -87,16 +95,34 @@ class Reader:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "headway"} for name in spec.models]
         self.models = json.dumps({"object": "list", "data": models}).encode()
 
-    def read(self, id: str, path: str, headers: dict[str, str], body: bytes) -> Arrival | Reply:
-        """Read a POST to one of the endpoints; `headers` in lower case, absent ones left out."""
+    def head(self, path: str, headers: dict[str, str]) -> Head | Reply:
+        """Read all of a POST but its body; `headers` in lower case, absent ones left out."""
         tenant = self.keys.tenant(headers.get("authorization", ""))
         if tenant is None:
             return _wrong_key()
-        path = path.partition("?")[0]
-        if path not in _SHAPES:
+        if path.partition("?")[0] not in _SHAPES:
             return self.plain("POST", path, headers)
+        klass = headers.get("x-headway-class") or self.keys.tenants[tenant].slo_class
+        names = [each.name for each in self.spec.classes]
+        if klass and klass not in names:
+            said = f"header x-headway-class: {klass[:80]!r} is no class: {', '.join(names)}"
+            return _invalid(said, "x-headway-class")
+        own: dict[str, float] = {}
+        for field, header in OWN_LIMITS.items():
+            try:
+                own |= {field: seconds_of_header(headers[header])} if header in headers else {}
+            except BadInput as error:
+                return _invalid(f"header {header}: {error}", header)
+        return Head(tenant, names.index(klass) if klass else 0, own)
+
+    def read(self, id: str, path: str, headers: dict[str, str], body: bytes) -> Arrival | Reply:
+        """Read a POST to one of the endpoints; `headers` as in `head`."""
+        head = self.head(path, headers)
+        if isinstance(head, Reply):
+            return head
+        tenant = head.tenant
         try:
-            asked = msgspec.json.decode(body, type=_SHAPES[path])
+            asked = msgspec.json.decode(body, type=_SHAPES[path.partition("?")[0]])
             text, exact = _prompt(asked, body)
             max_tokens, samples = _most(asked)
         except msgspec.ValidationError as error:
@@ -107,18 +133,6 @@ class Reader:
             return _invalid("the body is nested too deeply", None)
         if asked.model not in self.spec.models:
             return self.unknown_model(asked.model)
-        klass = headers.get("x-headway-class") or self.keys.tenants[tenant].slo_class
-        names = [each.name for each in self.spec.classes]
-        if klass and klass not in names:
-            return _invalid(
-                f"header x-headway-class: {klass[:80]!r} is no class: {', '.join(names)}", "x-headway-class"
-            )
-        own: dict[str, float] = {}
-        for field, header in OWN_LIMITS.items():
-            try:
-                own |= {field: seconds_of_header(headers[header])} if header in headers else {}
-            except BadInput as error:
-                return _invalid(f"header {header}: {error}", header)
         refused = self._too_long(exact, max_tokens)
         if refused is not None:
             return refused
@@ -128,16 +142,16 @@ class Reader:
         return Arrival(
             id=id,
             tenant=tenant,
-            slo_class=names.index(klass) if klass else 0,
+            slo_class=head.slo_class,
             prompt_bytes=len(text),
             prompt_tokens=exact,
             chain=chain_of(text, self.keys.tenants[tenant].name),
             max_tokens=None if max_tokens is None else max_tokens * samples,
             samples=samples,
             generates=generates,
-            ttft_s=own.get("ttft_s"),
-            tpot_s=own.get("tpot_s"),
-            deadline_s=own.get("deadline_s"),
+            ttft_s=head.own.get("ttft_s"),
+            tpot_s=head.own.get("tpot_s"),
+            deadline_s=head.own.get("deadline_s"),
         )
 
     def rewritten(self, arrival: Arrival, body: bytes) -> bytes | None:
