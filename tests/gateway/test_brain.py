@@ -100,10 +100,11 @@ def test_what_cannot_meet_its_limit_is_refused_at_once_with_the_reason():
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once():
     b = brain(1)
-    b.lengths.learn(0, 1000)
-    (answer,) = b.arrive(0.0, ask("a", deadline_s=0.5))
-    assert isinstance(answer, Refused) and answer.code == "deadline_unattainable"
-    assert isinstance(b.arrive(0.0, ask("b", deadline_s=0.5, max_tokens=5))[0], Routed)
+    for i in range(20):
+        b.arrive(0.0, ask(f"long{i}", prompt_bytes=100_000))
+    (answer,) = b.arrive(0.0, ask("a", deadline_s=0.5, max_tokens=5))
+    assert isinstance(answer, Refused) and (answer.status, answer.code) == (429, "deadline_unattainable")
+    assert isinstance(b.arrive(100.0, ask("b", deadline_s=0.5, max_tokens=5))[0], Routed)
 
 
 def test_nothing_is_predicted_of_an_unknown_engine_until_it_was_seen():

@@ -223,7 +223,8 @@ class Brain:
 
     def _entry(self, now: float, facts: Arrival) -> Entry:
         klass = self.spec.classes[facts.slo_class]
-        tokens = facts.prompt_tokens or self.sizes.tokens(facts.tenant, facts.prompt_bytes)
+        most = facts.prompt_most or facts.prompt_bytes
+        tokens = facts.prompt_tokens or min(self.sizes.tokens(facts.tenant, facts.prompt_bytes), most)
         self.serial += 1
         view = LiveRequest(self.serial, now, tokens)
         expected = self.lengths.predict(facts.tenant, facts.max_tokens) if facts.generates else 1.0
@@ -244,7 +245,8 @@ class Brain:
         over = self.accounts[facts.tenant].refusal(now, *entry.reserved)
         if over is not None:
             return Refused(facts.id, 429, *over)
-        healthy = self._healthy(facts)
+        allowed = self._allowed(facts)
+        healthy = [book for book in allowed if book.healthy]
         if not healthy:
             retry_s = self.spec.health.probe_s
             return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", retry_s)
@@ -259,7 +261,7 @@ class Brain:
             return Refused(facts.id, 429, "refused_by_policy", no.reason or "refused by the admission policy", 1.0)
         queue_s = 0.0 if any(book.room for book in healthy) and not len(self.held) else self._queue_s(now, entry)
         klass = self.spec.classes[facts.slo_class]
-        return unattainable(entry, klass, healthy, now, queue_s, self.duration_s)
+        return unattainable(entry, klass, allowed, now, queue_s, self.duration_s)
 
     def _queue_s(self, now: float, entry: Entry) -> float:
         """Predicted wait in the queue, behind those who are as urgent or more."""
@@ -269,9 +271,9 @@ class Brain:
     def _choosable(self) -> list[ReplicaBook]:
         return [book for book in self.books if book.room]
 
-    def _healthy(self, facts: Arrival) -> list[ReplicaBook]:
-        """Replicas that answer and that this request may go to."""
-        return [book for book in self.books if book.healthy and (facts.only is None or book.index in facts.only)]
+    def _allowed(self, facts: Arrival) -> list[ReplicaBook]:
+        """Replicas that this request may go to, whether they answer or not."""
+        return [book for book in self.books if facts.only is None or book.index in facts.only]
 
     def _show(self, now: float, books: list[ReplicaBook], held: int = 0) -> None:
         """Show a policy these replicas, numbered as they stand; each with `held` more waiting, from Headway's queue."""
@@ -286,7 +288,7 @@ class Brain:
         A request that may go to a few only goes to one of these even when they are full: it does not wait for them in
         front of others.
         """
-        healthy = self._healthy(entry.facts)
+        healthy = [book for book in self._allowed(entry.facts) if book.healthy]
         books = [book for book in healthy if book.room] or healthy
         if not books:
             self._drop(now, entry)
