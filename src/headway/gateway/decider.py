@@ -15,12 +15,13 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from headway.gateway.brain import Brain
 from headway.gateway.channel import Call, Channel, Service, asking
-from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT
+from headway.gateway.envoy_config import ATTEMPTS, DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Outcome, Refused, Routed
 from headway.gateway.ledger import Keeper, Ledger
 from headway.gateway.log.writer import LogWriter
@@ -189,7 +190,8 @@ class Decider:
         if body is not None:
             message.request_body.response.body_mutation.body = body
         told = message.dynamic_metadata.fields["envoy.lb"].struct_value.fields
-        told[DESTINATION].string_value = ",".join(self.addresses[i] for i in answer.hosts)
+        hosts = islice(cycle(answer.hosts), ATTEMPTS)
+        told[DESTINATION].string_value = ",".join(self.addresses[i] for i in hosts)
         if trace is not None:
             told[TRACEPARENT].string_value = trace.traceparent
         made = bytes(message.SerializeToString())
