@@ -50,6 +50,16 @@ def test_an_end_that_overtakes_its_arrival_leaves_nothing_behind():
     assert not b.live and not b.tombstones and not b.check()
 
 
+def test_a_record_that_overtakes_its_arrival_leaves_nothing_to_be_waited_for():
+    b = brain()
+    b.record(0.0, EndRecord(id="a", status=0, caller_left=True))
+    assert b.arrive(0.001, ask("a")) == [Left("a")], "nobody hears an answer"
+    assert b.end(0.002, "a") == []
+    assert not b.live and not b.unread and not b.check()
+    b.record(0.0, EndRecord(id="b", status=413))
+    assert isinstance(b.arrive(0.003, ask("b"))[0], Routed), "of others it says nothing"
+
+
 def test_the_queue_holds_what_has_no_room_and_gives_it_the_next_place():
     b = brain(1, limits=Limits(in_flight=1, aging_s=0), policies={"order": policy("order", "sjf")})
     assert isinstance(b.arrive(0.0, ask("running"))[0], Routed)

@@ -150,6 +150,8 @@ class Brain:
             self._settle(now, entry, record)
         elif record.attempts:
             self.figures.count("headway_unmatched_total", what="record")
+        elif record.caller_left:  # before the question came, which it may still do, on another connection
+            self._bury(now, record.id)
         return self._pump(now)
 
     def knows(self, id: str) -> bool:
@@ -181,8 +183,7 @@ class Brain:
 
     def adopt(self, now: float, replica: int, active: int) -> list[Answer]:
         """A replica has so many requests under way; those that are not in the books are an earlier process's."""
-        book = self.books[replica]
-        book.orphans = max(active - book.in_flight, 0)
+        self.books[replica].orphans = max(active - self.books[replica].in_flight, 0)
         return self._pump(now)
 
     def dated(self, now: float, unix_s: float) -> list[Answer]:
@@ -209,6 +210,7 @@ class Brain:
             self.tombstones.popitem(last=False)
         while self.unread and next(iter(self.unread.values()))[0] < now - RECORD_S:
             _, (_, entry) = self.unread.popitem(last=False)
+            self.figures.count("headway_unmatched_total", what="end")
             if entry.hosts:
                 self.accounts.settle(now, entry.facts.tenant, entry.reserved, entry.reserved)  # unknown: maybe all
             self._over(entry, 0)

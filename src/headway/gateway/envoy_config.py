@@ -31,6 +31,7 @@ HTTP2_LIMITS = {
     "initial_connection_window_size": 1 << 20,
 }
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+RECORDS_BYTES = 3 << 18  # kept while their stream is new or slow; what comes beyond them is lost
 RECORDS_WITHIN_S = 0.01  # one by one they would wake the decision process for each
 EARLY_REMOVED = ("x-request-id", DESTINATION)
 
@@ -256,7 +257,7 @@ def _access_log() -> dict[str, Any]:
             "log_name": "headway",
             "transport_api_version": "V3",
             "grpc_service": {"envoy_grpc": {"cluster_name": "records"}},
-            "buffer_size_bytes": 16384,
+            "buffer_size_bytes": RECORDS_BYTES,
             "buffer_flush_interval": _seconds(RECORDS_WITHIN_S),
         },
     )

@@ -31,7 +31,7 @@ HELP = {
     "headway_budget_tokens": ("gauge", "Tokens of a tenant's budget: spent, set aside for what runs, the limit."),
     "headway_retried_total": ("counter", "Requests that the second host of their decision answered."),
     "headway_misrouted_total": ("counter", "Requests answered by a host that was not chosen: must be 0."),
-    "headway_unmatched_total": ("counter", "End records, or ends, of requests that the books do not know."),
+    "headway_unmatched_total": ("counter", "Ends without a record in time, and records or second ends that the books do not know."),
     "headway_drifted_total": ("counter", "Readings in which an engine and the books differed by more than 2 and 10 %."),
     "headway_ejected_total": ("counter", "Times that a replica was taken out after failures in a row."),
     "headway_shadow_total": ("counter", "Decisions in which the shadow policy agreed with the live one, or failed."),
