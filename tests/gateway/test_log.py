@@ -119,7 +119,7 @@ def test_what_the_host_tells_the_brain_is_an_event():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args
         and ast.unparse(node.func.value).endswith("brain") and ast.unparse(node.args[0]) in ("self.now()", "now")
     }  # fmt: skip
-    assert {"arrive", "end", "record", "tick", "adopt", "dated"} <= told <= set(events_of())
+    assert {"arrive", "end", "record", "tick", "adopt", "beside", "dated"} <= told <= set(events_of())
     assigned = [ast.unparse(t) for node in ast.walk(tree) if isinstance(node, ast.Assign) for t in node.targets]
     heard = {"brain.tell"}  # what is called with what has happened, and answers nothing
     assert not [name for name in assigned if ("book." in name or "brain." in name) and name not in heard]

@@ -98,12 +98,13 @@ class Brain:
             return [Left(facts.id)]
         if facts.id in self.live:
             return [Refused(facts.id, 409, "duplicate_id", "a request of this id is under way")]
-        self._count_arrival(facts)
+        klass, tenant = self._whose(facts)
+        self.figures.count("headway_arrived_total", slo_class=klass, tenant=tenant)
         entry = self._entry(now, facts)
         refused = self._refusal(now, entry)
         if refused is not None:
             return [self._refuse(entry, refused)]
-        at_once = not len(self.held) and bool(self._choosable())
+        at_once = not len(self.held) and any(book.room for book in self.books)
         answers: list[Answer] = []
         if not at_once and len(self.held) >= self.limits.held:
             loser = self.held.crowded_out(entry, now)
@@ -186,6 +187,11 @@ class Brain:
         self.books[replica].orphans = max(active - self.books[replica].in_flight, 0)
         return self._pump(now)
 
+    def beside(self, now: float, replica: int, requests: int) -> list[Answer]:
+        """Other gateways have so many requests at a replica."""
+        self.books[replica].beside = requests
+        return self._pump(now)
+
     def dated(self, now: float, unix_s: float) -> list[Answer]:
         """The calendar's time, by whose days budgets go: to be told at first, and when a clock is set."""
         self.accounts.dated(now, unix_s)
@@ -250,8 +256,7 @@ class Brain:
         allowed = self._allowed(facts)
         healthy = [book for book in allowed if book.healthy]
         if not healthy:
-            retry_s = self.spec.health.probe_s
-            return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", retry_s)
+            return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", self.spec.health.probe_s)
         self._show(now, healthy, held=len(self.held) // len(healthy))
         self.cluster.show(now)
         no = self.fence.admit(entry.view, self.cluster)
@@ -267,11 +272,8 @@ class Brain:
 
     def _queue_s(self, now: float, entry: Entry) -> float:
         """Predicted wait in the queue, behind those who are as urgent or more."""
-        places = sum(book.window for book in self.books if book.healthy)
-        return (self.held.ahead(entry, now) + 1) * self.duration_s / max(places, 1)
-
-    def _choosable(self) -> list[ReplicaBook]:
-        return [book for book in self.books if book.room]
+        places = max(sum(book.window for book in self.books if book.healthy), 1)
+        return (self.held.ahead(entry, now) + 1) * self.duration_s / places
 
     def _allowed(self, facts: Arrival) -> list[ReplicaBook]:
         """Replicas that this request may go to, whether they answer or not."""
@@ -319,7 +321,7 @@ class Brain:
     def _pump(self, now: float) -> list[Answer]:
         """Route whoever waits while there is room, until the router holds one: an event costs one answer in vain."""
         answers: list[Answer] = []
-        while self._choosable() and (entry := self.held.first(now)) is not None:
+        while any(book.room for book in self.books) and (entry := self.held.first(now)) is not None:
             if now >= entry.view.deadline_s:
                 self._drop(now, entry)
                 words = "the request waited in the queue until its deadline passed"
@@ -428,12 +430,8 @@ class Brain:
 
     # --- what is seen ----------------------------------------------------------------------------------------
 
-    def _tenant(self, facts: Arrival) -> str:
-        return self.accounts[facts.tenant].tenant.name
-
-    def _count_arrival(self, facts: Arrival) -> None:
-        klass = self.spec.classes[facts.slo_class].name
-        self.figures.count("headway_arrived_total", slo_class=klass, tenant=self._tenant(facts))
+    def _whose(self, facts: Arrival) -> tuple[str, str]:
+        return self.spec.classes[facts.slo_class].name, self.accounts[facts.tenant].tenant.name
 
     def _decided(self, outcome: str, reason: str) -> None:
         self.figures.count("headway_decisions_total", outcome=outcome, reason=reason)
@@ -445,12 +443,12 @@ class Brain:
 
     def _over(self, entry: Entry, status: int, **more: Any) -> None:
         """Tell what became of a request, once for each that arrived."""
-        facts = entry.facts
+        facts, (klass, tenant) = entry.facts, self._whose(entry.facts)
         known = {"reason": entry.reason, "replica": entry.hosts[0] if entry.hosts else None}
         outcome = Outcome(
             id=facts.id,
-            tenant=self._tenant(facts),
-            slo_class=self.spec.classes[facts.slo_class].name,
+            slo_class=klass,
+            tenant=tenant,
             status=status,
             arrived_s=entry.view.arrival_s,
             sent_s=entry.sent_s if entry.hosts else None,
@@ -463,12 +461,14 @@ class Brain:
         """What is true at the moment, by name and labels."""
         for book, text in zip(self.books, self.spec.upstreams, strict=True):
             yield "headway_in_flight", {"replica": text}, book.in_flight
+            yield "headway_others", {"replica": text}, book.others
             yield "headway_healthy", {"replica": text}, float(book.healthy)
             sample = self.engines.get(book.index)
             if sample is not None and sample.running is not None:
                 yield "headway_engine_requests", {"replica": text, "state": "running"}, sample.running
                 yield "headway_engine_requests", {"replica": text, "state": "waiting"}, sample.waiting or 0
-                yield "headway_drift", {"replica": text}, sample.running + (sample.waiting or 0) - book.in_flight
+                told = book.in_flight + book.beside
+                yield "headway_drift", {"replica": text}, sample.running + (sample.waiting or 0) - told
             if sample is not None and sample.kv_share is not None:
                 yield "headway_kv_share", {"replica": text}, sample.kv_share
             if book.pace.known:

@@ -129,14 +129,14 @@ class Decider:
         self.open += 1
         answers = self._arrive(asked, body, headers.get(TRACEPARENT, ""))
         self.waiting[asked.id] = call, self.reader.rewritten(asked, body)
-        self._deliver(answers)
+        self.deliver(answers)
 
     def ended(self, call: Call) -> None:
         """The HTTP request is over, however it ended."""
         if call.about is not None:
             self.open -= 1
             self.waiting.pop(call.about, None)
-            self._deliver(self.brain.end(self.now(), call.about))
+            self.deliver(self.brain.end(self.now(), call.about))
             if self.tracer and call.about not in self.brain.unread:
                 self.tracer.open.pop(call.about, None)  # it was none to the brain: a second of its id
 
@@ -168,7 +168,7 @@ class Decider:
             trace.took_s = self.now() - now
         return answers
 
-    def _deliver(self, answers: list[Answer]) -> None:
+    def deliver(self, answers: list[Answer]) -> None:
         """Send answers to the calls that wait for them."""
         for answer in answers:
             if isinstance(answer, Held):
@@ -232,7 +232,7 @@ class Decider:
             if self.elder and record.attempts and not self.brain.knows(record.id):
                 strange.http_logs.log_entry.append(entry)
             else:
-                self._deliver(self.brain.record(self.now(), record))
+                self.deliver(self.brain.record(self.now(), record))
         if strange.http_logs.log_entry:
             task = asyncio.get_running_loop().create_task(self._hand_back(strange.SerializeToString()))
             self.telling.add(task)
@@ -291,7 +291,7 @@ class Decider:
         while True:
             await asyncio.sleep(TICK_S)
             self.look_at_calendar()
-            self._deliver(self.brain.tick(self.now()))
+            self.deliver(self.brain.tick(self.now()))
             self.overview.mark()
             wrong = sum(self.brain.fence.errors.values())
             if wrong > self.faults_said:
@@ -320,7 +320,7 @@ class Decider:
                 answers = self.brain.health(self.now(), replica, False, probe=False)
             except OSError:
                 answers = self.brain.health(self.now(), replica, False)
-            self._deliver(answers)
+            self.deliver(answers)
             if was != book.healthy:
                 name = self.brain.spec.upstreams[replica]
                 self.say(f"replica {name} {'is back' if book.healthy else 'does not answer'}")
@@ -335,7 +335,7 @@ class Decider:
                     status, body = await self._get(replica, "/metrics", max(every_s, 1.0))
                     if status == 200:
                         sample = engine_sample(body.decode("utf-8", "replace"))
-                        self._deliver(self.brain.sample(self.now(), replica, sample))
+                        self.deliver(self.brain.sample(self.now(), replica, sample))
                 except (OSError, TimeoutError):
                     pass  # the probe judges health; a reading less changes nothing
             await asyncio.sleep(every_s)
@@ -359,7 +359,7 @@ class Decider:
                 host: int(n) for host, n in re.findall(r"^replicas::(\S+)::rq_active::(\d+)$", text.decode(), re.M)
             }
             for replica, host in enumerate(self.addresses):
-                self._deliver(self.brain.adopt(self.now(), replica, active.get(host, 0)))
+                self.deliver(self.brain.adopt(self.now(), replica, active.get(host, 0)))
             if not any(book.orphans for book in self.brain.books) and not elder.exists():
                 return
             await asyncio.sleep(ADOPT_S)

@@ -86,7 +86,8 @@ class Picker(Decider):
         self.asking = {}
         self.kept_bytes = 0  # of bodies
 
-    def _deliver(self, answers: list[Answer]) -> None:
+    def deliver(self, answers: list[Answer]) -> None:
+        """Answer the calls that wait for one of these."""
         for answer in answers:
             future = self.asking.get(answer.id)
             if future is not None and not future.done() and not isinstance(answer, Held):
@@ -239,7 +240,7 @@ class Picker(Decider):
         passing.arrived = True
         self.asking[passing.id] = asyncio.get_running_loop().create_future()
         facts = msgspec.structs.replace(asked, only=self._only(passing))
-        self._deliver(self._arrive(facts, body, passing.headers.get(TRACEPARENT, "")))
+        self.deliver(self._arrive(facts, body, passing.headers.get(TRACEPARENT, "")))
         trace = self.tracer.open.get(passing.id) if self.tracer else None
         answer = await self.asking[passing.id]
         if isinstance(answer, Refused):
@@ -303,8 +304,8 @@ class Picker(Decider):
             cached_tokens=passing.usage("cached_tokens"),
             output_tokens=max(output, 0) or None,
         )
-        self._deliver(self.brain.end(now, passing.id))
-        self._deliver(self.brain.record(now, record))
+        self.deliver(self.brain.end(now, passing.id))
+        self.deliver(self.brain.record(now, record))
 
     async def check(self, asked: bytes, context: Any) -> bytes:
         """gRPC's health check: alive always, ready while an endpoint answers."""
