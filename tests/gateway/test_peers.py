@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import socket
 from random import Random
 
@@ -63,7 +64,7 @@ def test_who_is_kept_is_bounded():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"listen": "0.0.0.0:9003", "others": ("10.0.0.2:9003",)}, "key_file is missing"),
+        ({"listen": "0.0.0.0:9003", "others": ("gateway-2:9003",)}, "key_file is missing"),
         ({"listen": "127.0.0.1:9003", "others": ("peers",)}, "host:port"),
         ({"listen": "127.0.0.1:9003", "others": ("h:1",), "key_file": "/nowhere"}, "cannot be read"),
     ],
@@ -190,6 +191,11 @@ def test_two_gateways_share_the_places_of_a_replica(tmp_path):
         upstreams.endless()
         streaming = one.send(CHATTING)
         other.until(lambda: other.status()["replicas"][0]["others"] == 1, "the other knows of it")
+        one.process.send_signal(signal.SIGHUP)
+        one.until(lambda: "the new file is served" in one.said(), "another process decides for the first")
+        callers = [one.send(CHATTING), other.send(CHATTING)]
+        other.until(lambda: other.status()["replicas"][0]["others"] == 2, "both processes of the first are heard")
+        one.until(lambda: one.status()["replicas"][0]["others"] == 2, "and the new one hears, beside its elder's one")
         one.process.kill()
         one.process.wait()
         other.until(lambda: other.status()["replicas"][0]["others"] == 0, "who is silent is gone")
