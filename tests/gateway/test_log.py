@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from log_cases import NAMES, OneLife, arrival, fill, header, ids, logged_life, writer
 
 from headway.errors import BadInput
-from headway.gateway import GatewaySpec, Tenant, decider
+from headway.gateway import GatewaySpec, Tenant, decider, peers
 from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample
 from headway.gateway.log import writer as writing
 from headway.gateway.log.form import Form, Prompt, Row, shapes, without_secrets

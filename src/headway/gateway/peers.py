@@ -23,7 +23,7 @@ from headway.gateway.decider import Decider
 from headway.gateway.spec import address
 
 TELL_S = 0.05
-SILENT_S = 1.0
+SILENT_S = 3.0  # longer than a busy machine keeps a process waiting
 RESOLVE_S = 5.0
 APART_S = 30.0  # that clocks may differ, and a datagram may be heard again
 PEERS_MAX = 256
@@ -157,7 +157,7 @@ async def _tell(ear: Ear, others: tuple[str, ...]) -> None:
     async def resolve() -> None:
         for text in others:
             host, port = address(text, "gateway.peers.others")
-            with suppress(OSError):  # a name that does not resolve now is looked up again
+            with suppress(OSError, UnicodeError):  # a name that does not resolve now is looked up again
                 listed = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
                 found[text] = [(family, where) for family, _, _, _, where in listed if family in sockets]
 
