@@ -49,6 +49,8 @@ def picker(deployment_file: str, **asked: Any) -> None:
     from headway.gateway.spec import address
 
     address(asked["listen"], "--listen")
+    if any(text.startswith("unix:") for text in served.spec.upstreams):
+        raise BadInput("gateway.upstreams: a gateway cannot go to sockets of this machine; give host:port for each")
     addresses = [each.at for each in asyncio.run(resolved(served.spec.upstreams))]
     host = host_of(Picker, served, served.policies(), addresses, asked["seed"], terminal)
 

@@ -26,7 +26,7 @@ from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Outco
 from headway.gateway.ledger import Keeper, Ledger
 from headway.gateway.log.writer import LogWriter
 from headway.gateway.loglines import LogLines
-from headway.gateway.messages import message_types, seconds_of
+from headway.gateway.messages import message_types, place_of, seconds_of
 from headway.gateway.overview import Overview
 from headway.gateway.plainhttp import AdminPages, ask_socket, get
 from headway.gateway.reading import Reader, Reply, refusal
@@ -258,7 +258,7 @@ class Decider:
         flags = common.response_flags
         noted = common.metadata.filter_metadata["headway"].fields  # by the filter on the answer
         seen = {name: value.string_value or value.number_value for name, value in noted.items()}
-        socket = common.upstream_remote_address.socket_address
+        place = place_of(common.upstream_remote_address)
         from_upstream = response.response_code_details == "via_upstream"
         failed = (
             flags.upstream_remote_reset
@@ -272,11 +272,11 @@ class Decider:
         return EndRecord(
             id=common.stream_id,
             status=response.response_code.value,
-            replica=self.index.get(f"{socket.address}:{socket.port_value}"),
+            replica=self.index.get(place),
             attempts=common.upstream_request_attempt_count,
             upstream_failed=bool(failed),
             caller_left=flags.downstream_connection_termination or flags.downstream_remote_reset,
-            sent_s=seconds_of(common.time_to_first_upstream_tx_byte) if socket.port_value else None,
+            sent_s=seconds_of(common.time_to_first_upstream_tx_byte) if place else None,
             first_s=first_s,
             duration_s=seconds_of(common.duration),
             prompt_tokens=int(seen["prompt_tokens"]) if seen.get("prompt_tokens") else None,
@@ -345,8 +345,8 @@ class Decider:
         where = upstream(self.brain.spec.upstreams[replica], "upstream")
         if not self.addresses[replica]:
             raise ConnectionError(f"{where.host} does not resolve")
-        host, port = address(self.addresses[replica], "upstream")
-        return await get(host, port, path, timeout_s, tls=self.trust if where.tls else None, name=where.host)
+        tls, name = self.trust if where.tls else None, where.host if where.port else "localhost"
+        return await get(self.addresses[replica], path, timeout_s, tls=tls, name=name)
 
     async def adopt(self, envoy: Path, elder: Path) -> None:
         """Count the requests that an earlier decision process has left running, until it and they are over."""

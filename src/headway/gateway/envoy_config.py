@@ -92,7 +92,8 @@ end
 
 
 class Host(NamedTuple):
-    """A replica: its address as IP:port ("" while its name does not resolve), its name if any, whether it takes TLS."""
+    """A replica: its address as IP:port, or the path of its socket ("" while its name does not resolve); its name, if
+    it has one, and whether it takes TLS."""
 
     at: str
     name: str = ""
@@ -408,7 +409,8 @@ def _assignment(hosts: list[Host]) -> dict[str, Any]:
     """Return the replicas as endpoints; the same address once."""
     endpoints = []
     for host in dict.fromkeys(host for host in hosts if host.at):
-        endpoint = {"address": _socket(host.at), "hostname": host.name}
+        place = {"pipe": {"path": host.at}} if host.at.startswith("/") else _socket(host.at)
+        endpoint = {"address": place, "hostname": host.name}
         marks = {"filter_metadata": {"envoy.transport_socket_match": {"tls": True}}} if host.tls else {}
         endpoints.append({"endpoint": endpoint, "metadata": marks})
     return {"cluster_name": "replicas", "endpoints": [{"lb_endpoints": endpoints}]}

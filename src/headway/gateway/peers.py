@@ -30,7 +30,7 @@ PEERS_MAX = 256
 SIGNATURE_BYTES = 32
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
-Name = Annotated[str, msgspec.Meta(max_length=64)]
+Name = Annotated[str, msgspec.Meta(max_length=128)]
 
 
 class Told(msgspec.Struct, frozen=True):

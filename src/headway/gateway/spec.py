@@ -19,6 +19,7 @@ from headway.units import parse_seconds
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 RATES, BUDGETS = ("requests_per_min", "tokens_per_min"), ("tokens_per_day", "tokens_per_month")
+SOCKET_PATH_MOST = 107  # Linux's bound
 ENGINE_PRIORITIES = ("", "low-first", "high-first", "caller")
 
 
@@ -263,7 +264,8 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     """What `headway serve` needs beside the deployment.
 
     `upstreams`: one address per replica, in the order of the pools: host:port, with https:// before it where it
-    takes TLS; its certificate is checked against its name and the authorities in `upstream_ca` (absent: the system's).
+    takes TLS, or unix:/path. A certificate is checked against its name and the authorities in `upstream_ca` (absent:
+    the system's).
     `tls`: callers are met with TLS, and HTTP/2 where they know it; without it with plain HTTP/1.1.
     `models`: names that requests may ask for; the first is the deployment's model where none is given.
     `tenants`: without any, everyone may ask.
@@ -359,9 +361,19 @@ def address(text: str, where: str) -> tuple[str, int]:
 def upstream(text: str, where: str) -> Upstream:
     """Return what ``host:port`` says, with or without http:// before it; after https:// the port may be left out.
 
+    ``unix:/path`` is a socket of this machine: its path stands for the host, and the port is 0.
+
     Raises:
         BadInput: another form, another scheme, or a port out of range.
     """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/") or "," in path or len(path) > SOCKET_PATH_MOST:
+            raise BadInput(
+                f"{where}: {text!r}: expected unix: and the absolute path of a socket, without commas, of at most "
+                f"{SOCKET_PATH_MOST} characters"
+            )
+        return Upstream(path, 0, tls=False)
     scheme, mark, rest = text.partition("://")
     if mark and scheme not in ("http", "https"):
         raise BadInput(f"{where}: {text!r}: expected http:// or https://, or host:port alone")
