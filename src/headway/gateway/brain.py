@@ -86,8 +86,7 @@ class Brain:
         self.lines: list[Line] = []
         for i, model in enumerate(self.menu.models):
             own = [book for book, backing in zip(self.books, backings, strict=True) if backing.model == model]
-            queue = HeldQueue(self.fence, spec, weights)
-            self.lines.append(Line(model, own, queue, Random(f"{seed}/route/{i}")))
+            self.lines.append(Line(model, own, HeldQueue(self.fence, spec, weights), Random(f"{seed}/route/{i}")))
         self.cluster = LiveCluster(tuple(line.pool for line in self.lines), Random(f"{seed}/admit"))
         self.live: dict[str, Entry] = {}
         self.tombstones: OrderedDict[str, float] = OrderedDict()
@@ -105,7 +104,8 @@ class Brain:
             return [Left(facts.id)]
         if facts.id in self.live:
             return [Refused(facts.id, 409, "duplicate_id", "a request of this id is under way")]
-        self._count_arrival(facts)
+        klass, tenant = self._whose(facts)
+        self.figures.count("headway_arrived_total", slo_class=klass, tenant=tenant)
         entry = self._entry(now, facts)
         refused = self._refusal(now, entry)
         if refused is not None:
@@ -158,6 +158,8 @@ class Brain:
             self._settle(now, entry, record)
         elif record.attempts:
             self.figures.count("headway_unmatched_total", what="record")
+        elif record.caller_left:  # before the question came, which it may still do, on another connection
+            self._bury(now, record.id)
         return self._pump(now)
 
     @property
@@ -194,8 +196,12 @@ class Brain:
 
     def adopt(self, now: float, replica: int, active: int) -> list[Answer]:
         """A replica has so many requests under way; those that are not in the books are an earlier process's."""
-        book = self.books[replica]
-        book.orphans = max(active - book.in_flight, 0)
+        self.books[replica].orphans = max(active - self.books[replica].in_flight, 0)
+        return self._pump(now)
+
+    def beside(self, now: float, replica: int, requests: int) -> list[Answer]:
+        """Other gateways have so many requests at a replica."""
+        self.books[replica].beside = requests
         return self._pump(now)
 
     def dated(self, now: float, unix_s: float) -> list[Answer]:
@@ -222,6 +228,7 @@ class Brain:
             self.tombstones.popitem(last=False)
         while self.unread and next(iter(self.unread.values()))[0] < now - RECORD_S:
             _, (_, entry) = self.unread.popitem(last=False)
+            self.figures.count("headway_unmatched_total", what="end")
             if entry.hosts:
                 self.accounts.settle(now, entry.facts.tenant, entry.reserved, entry.reserved)  # unknown: maybe all
             self._over(entry, 0)
@@ -254,7 +261,8 @@ class Brain:
         """Put a request before the replicas of a model, with the lengths that are expected there."""
         entry.line, facts = self.menu.models.index(model), entry.facts
         line = self.lines[entry.line]
-        tokens = facts.prompt_tokens or line.sizes.tokens(facts.tenant, facts.prompt_bytes)
+        most = facts.prompt_most or facts.prompt_bytes
+        tokens = facts.prompt_tokens or min(line.sizes.tokens(facts.tenant, facts.prompt_bytes), most)
         entry.view.expect(tokens, line.lengths.predict(facts.tenant, facts.max_tokens) if facts.generates else 1.0)
         entry.output = line.lengths.budget(facts.tenant, facts.max_tokens) if facts.generates else 0
 
@@ -264,11 +272,11 @@ class Brain:
         over = self.accounts[facts.tenant].refusal(now, *entry.reserved)
         if over is not None:
             return Refused(facts.id, 429, *over)
-        healthy = {line.model: line.healthy(facts) for line in self.lines}
+        allowed = {line.model: line.allowed(facts) for line in self.lines}
+        healthy = {model: [book for book in books if book.healthy] for model, books in allowed.items()}
         entry.view.allow(tuple(model for model in entry.view.models if healthy[model]))
         if not entry.view.models:
-            retry_s = self.spec.health.probe_s
-            return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", retry_s)
+            return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", self.spec.health.probe_s)
         for line in self.lines:
             line.show(now, healthy[line.model], held=len(line.held) // max(len(healthy[line.model]), 1))
         self.cluster.show(now)
@@ -283,7 +291,7 @@ class Brain:
         own = healthy[line.model]
         queue_s = 0.0 if any(book.room for book in own) and not len(line.held) else line.queue_s(now, entry)
         klass = self.spec.classes[facts.slo_class]
-        return unattainable(entry, klass, own, now, queue_s, line.duration_s)
+        return unattainable(entry, klass, allowed[line.model], now, queue_s, line.duration_s)
 
     def _chosen(self, entry: Entry) -> Line:
         """Settle which model serves a request; the policy is asked where several may."""
@@ -303,7 +311,7 @@ class Brain:
         front of others.
         """
         line = self.lines[entry.line]
-        healthy = line.healthy(entry.facts)
+        healthy = [book for book in line.allowed(entry.facts) if book.healthy]
         books = [book for book in healthy if book.room] or healthy
         if not books:
             self._drop(now, entry)
@@ -446,12 +454,8 @@ class Brain:
 
     # --- what is seen ----------------------------------------------------------------------------------------
 
-    def _tenant(self, facts: Arrival) -> str:
-        return self.accounts[facts.tenant].tenant.name
-
-    def _count_arrival(self, facts: Arrival) -> None:
-        klass = self.spec.classes[facts.slo_class].name
-        self.figures.count("headway_arrived_total", slo_class=klass, tenant=self._tenant(facts))
+    def _whose(self, facts: Arrival) -> tuple[str, str]:
+        return self.spec.classes[facts.slo_class].name, self.accounts[facts.tenant].tenant.name
 
     def _decided(self, outcome: str, reason: str) -> None:
         self.figures.count("headway_decisions_total", outcome=outcome, reason=reason)
@@ -463,12 +467,12 @@ class Brain:
 
     def _over(self, entry: Entry, status: int, **more: Any) -> None:
         """Tell what became of a request, once for each that arrived."""
-        facts = entry.facts
+        facts, (klass, tenant) = entry.facts, self._whose(entry.facts)
         known = {"reason": entry.reason, "replica": entry.hosts[0] if entry.hosts else None}
         outcome = Outcome(
             id=facts.id,
-            tenant=self._tenant(facts),
-            slo_class=self.spec.classes[facts.slo_class].name,
+            slo_class=klass,
+            tenant=tenant,
             status=status,
             model=self.lines[entry.line].model,
             arrived_s=entry.view.arrival_s,
@@ -482,13 +486,10 @@ class Brain:
         """Say which laws the books break; an empty list is what is expected, at any moment."""
         sent = sum(book.in_flight for book in self.books)
         faults = [fault for book in self.books for fault in book.check()]
-        faults += [fault for line in self.lines for fault in line.held.check()]
+        faults += [fault for number, line in enumerate(self.lines) for fault in line.check(number)]
         held = self.held
         if sent + len(held) != len(self.live):
             faults.append(f"{sent} under way + {len(held)} held != {len(self.live)} live")
-        sent_by_line = [(line, entry) for line in self.lines for book in line.books for entry in book.entries.values()]
-        astray = [entry.facts.id for line, entry in sent_by_line if self.lines[entry.line] is not line]
-        faults += [f"{id} is at a replica of another model" for id in astray]
         by_tenant = [account.live for account in self.accounts]
         if sum(by_tenant) != len(self.live) or min(by_tenant) < 0:
             faults.append(f"tenants have {by_tenant} live, the books {len(self.live)}")

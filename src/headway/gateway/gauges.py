@@ -11,12 +11,14 @@ def gauges_of(brain: Brain) -> Iterator[tuple[str, dict[str, str], float]]:
     """What is true at the moment, by name and labels."""
     for book, text in zip(brain.books, brain.spec.upstreams, strict=True):
         yield "headway_in_flight", {"replica": text}, book.in_flight
+        yield "headway_others", {"replica": text}, book.others
         yield "headway_healthy", {"replica": text}, float(book.healthy)
         sample = brain.engines.get(book.index)
         if sample is not None and sample.running is not None:
             yield "headway_engine_requests", {"replica": text, "state": "running"}, sample.running
             yield "headway_engine_requests", {"replica": text, "state": "waiting"}, sample.waiting or 0
-            yield "headway_drift", {"replica": text}, sample.running + (sample.waiting or 0) - book.in_flight
+            told = book.in_flight + book.beside
+            yield "headway_drift", {"replica": text}, sample.running + (sample.waiting or 0) - told
         if sample is not None and sample.kv_share is not None:
             yield "headway_kv_share", {"replica": text}, sample.kv_share
         if book.pace.known:

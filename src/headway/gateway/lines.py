@@ -29,9 +29,9 @@ class Line:
         """Whether one more request may be passed on."""
         return any(book.room for book in self.books)
 
-    def healthy(self, facts: Arrival) -> list[ReplicaBook]:
-        """Replicas that answer and that this request may go to."""
-        return [book for book in self.books if book.healthy and (facts.only is None or book.index in facts.only)]
+    def allowed(self, facts: Arrival) -> list[ReplicaBook]:
+        """Replicas that this request may go to, whether they answer or not."""
+        return [book for book in self.books if facts.only is None or book.index in facts.only]
 
     def show(self, now: float, books: list[ReplicaBook], held: int = 0) -> None:
         """Show a policy these replicas, numbered as they stand; each with `held` more waiting, from Headway's queue."""
@@ -44,6 +44,12 @@ class Line:
         """Predicted wait in the queue, behind those who are as urgent or more."""
         places = sum(book.window for book in self.books if book.healthy)
         return (self.held.ahead(entry, now) + 1) * self.duration_s / max(places, 1)
+
+    def check(self, number: int) -> list[str]:
+        """Say which laws are broken: the queue's, and that who is here asked for this model, which has this number."""
+        sent = [entry for book in self.books for entry in book.entries.values()]
+        astray = [each.facts.id for each in (*sent, *self.held.entries.values()) if each.line != number]
+        return self.held.check() + [f"{id} is at a replica of another model" for id in astray]
 
     def took(self, seconds: float) -> None:
         """Learn how long a request was with an engine."""
