@@ -134,15 +134,28 @@ ARRIVALS = (
     _option("Workload", "--requests", callback=_COUNT, metavar="N", help="How many.  [default: the workload's]"),
 )
 OTHERWISE = (
+    _option("What if", "--rate", "rates", multiple=True, metavar="RATE|FACTOR",
+            help="2x, 0.5x or +50%: what becomes of the rate. A plain rate, 20, is that of today."),
+    _option("What if", "--replicas", "copies", multiple=True, metavar="[POOL=]N",
+            help="4, +1 or -1; of prefill, decode, mixed.1 where there are several pools. Repeatable."),
+    _option("What if", "--gpu", metavar="NAME", help="Of all replicas, from the catalogue."),
+    _option("What if", "--tp", callback=_COUNT, metavar="N", help="GPUs that share each layer, of all replicas."),
+    _option("What if", "--pp", callback=_COUNT, metavar="N", help="Stages of the layers, of all replicas."),
+    _option("What if", "--weights", metavar="DTYPE", help="Of all replicas."),
+    _option("What if", "--kv", metavar="DTYPE", help="Of the KV cache, of all replicas."),
     _option("What if", "--policy", "policies", multiple=True, metavar="KIND=NAME",
-            help="route=, order= or admit= and a name or module:Class. Repeatable."),
+            help="route=, order=, admit= or scale= and a name or module:Class. Repeatable."),
+    _option("What if", "--slo", "limits", multiple=True, metavar="LIMIT=VALUE",
+            help="ttft=, tpot=, itl= or e2e= and a time, attainment= and a share. Repeatable."),
     _option("What if", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
-            help="Any field of the deployment: policies.params.route.choices=3. Repeatable."),
+            help="Any field: pools.0.replica.engine.max_seqs=64, workload.arrival.cv=3. Repeatable."),
+)
+RUN_OF_LOG = (
     _option("Log", "--run", "run_named", metavar="NAME", help="Of a log with several.  [default: the newest]"),
 )
 RESULTS = (
     _option("Output", "--out", "out_to", metavar="DIR",
-            help="The three results with their rows, as headway compare takes them, and the traffic."),
+            help="The results with their rows, as headway compare takes them; of a log its traffic too."),
 )
 FIELDS = (
     _option("Workload", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
