@@ -190,6 +190,12 @@ COMPARED = (
 TRACES = (
     _option("Workload", "--skip-bad", is_flag=True, help="Leave broken lines of a trace out, and count them."),
 )
+DAY = (
+    _option("Workload", "--curve", metavar="RATES|FILE",
+            help="Rates of a day's slots, 20,12,8,90, or a file of them: CSV with rate_req_s, or one a line."),
+    _option("Workload", "--slot", callback=_SECONDS, metavar="TIME",
+            help="Length of a slot: 30min.  [default: a 24th of the day]"),
+)
 SLO = (
     _option("SLO", "--ttft", callback=_SECONDS, metavar="TIME", help="Limit on the time to first token: 500ms."),
     _option("SLO", "--tpot", callback=_SECONDS, metavar="TIME", help="Limit on the time per token after it."),
@@ -206,6 +212,9 @@ SEARCH = (
             help="Any field: tp=[2,4], layouts=[mixed], requests=8000, workload.arrival.cv=3. Repeatable."),
     _option("Search", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),
 )
+WORKERS = (
+    _option("Run", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),
+)
 SEED = (
     _option("Run", "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
             help="Of every random stream."),
@@ -213,6 +222,9 @@ SEED = (
 OUTPUT = (
     _option("Output", "--json", "json_to", metavar="FILE|-", help="The answer as JSON; - is stdout, alone there."),
     _option("Output", "--html", "html_to", metavar="FILE", help="A report: one page that needs no network."),
+)
+CSV = (
+    _option("Output", "--csv", "csv_to", metavar="FILE|-", help="A row per slot."),
 )
 RECORDS = (
     _option("Output", "--records", "records_to", metavar="FILE",

@@ -19,7 +19,7 @@ from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build
 from headway.workload import Batch, Workload
 
-__all__ = ["STEP", "Load", "Trial", "ask", "interval", "pooled", "probit", "try_rate"]
+__all__ = ["STEP", "Load", "Trial", "ask", "interval", "judged", "pooled", "probit", "try_rate"]
 
 STEP = 1.03  # from one rate of the grid to the next: the tolerance of a goodput
 
@@ -112,7 +112,7 @@ def ask(deployment: Deployment, load: Load, slo: Slo) -> tuple[Trial, Result]:
         KeyboardInterrupt: meanwhile.
     """
     result = _simulate(deployment, load, slo, 0)
-    return _of_result(result, slo), result
+    return judged(result, slo), result
 
 
 def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, slo: Slo, k: int) -> Trial:
@@ -122,7 +122,7 @@ def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, 
     keeps up, that is, if the quantile of TTFT stays within a tenth of the time in which the requests arrive.
     """
     if slo.itl_s is not None:
-        return _of_result(_simulate(deployment, load, slo, k), slo)
+        return judged(_simulate(deployment, load, slo, k), slo)
     recorder = Recorder(False, load.requests, load.skipped, [slo.limits()], BINS)
     cluster, _ = build(deployment, load.at(k), tables, recorder, load.seed)
     while cluster.advance(_EVENTS_AT_ONCE):
@@ -168,8 +168,11 @@ def _simulate(deployment: Deployment, load: Load, slo: Slo, k: int) -> Result:
     return result
 
 
-def _of_result(result: Result, slo: Slo) -> Trial:
-    """Its latencies are 90th percentiles, whatever the target: a result has no others near it."""
+def judged(result: Result, slo: Slo) -> Trial:
+    """Return what a result says of its rate.
+
+    Its latencies are 90th percentiles, whatever the target: a result has no others near it.
+    """
     ttft_s, tpot_s, e2e_s = (getattr(result, name).p90 or 0.0 for name in ("ttft_s", "tpot_s", "e2e_s"))
     keeps_up = _keeps_up(slo, ttft_s, result.window.end_s)
     outcome = result.slo
