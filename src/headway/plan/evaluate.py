@@ -14,12 +14,12 @@ from headway.plan.answer import Binding
 from headway.plan.bounds import Floats, Reach, guess_rate, reach
 from headway.plan.question import Question
 from headway.plan.search import Bracket, search
-from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled, probit, try_rate
+from headway.plan.trial import Load, Trial, ask, interval, pooled, probit, try_rate
 from headway.sim import Deployment
 from headway.sim.run import compiled
 from headway.workload import Workload
 
-__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome"]
+__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome", "binding", "idle_place"]
 
 _ALONE = 0.05  # mean requests in flight at the lowest rate tried
 _KEPT_BYTES = 16 << 20  # of the requests of each further seed
@@ -111,8 +111,8 @@ class Evaluator:
         lengths = load.lengths
         hope = reach(tables, lengths, slo)
         if job.alone:
-            missed = try_rate(deployment, tables, load, slo, _idle_place(hope, load))
-            return Outcome(Goodput(), None, *_binding(missed, slo), job.requests, 1)
+            missed = try_rate(deployment, tables, load, slo, idle_place(hope, load))
+            return Outcome(Goodput(), None, *binding(missed, slo), job.requests, 1)
         if not job.seeds and hope.attainment < slo.attainment:
             return _hopeless(hope, slo, job.requests)
         heard = [ask(deployment, each, slo) for each in loads]
@@ -125,20 +125,15 @@ class Evaluator:
             return trials[k]
 
         near = job.near_req_s or guess_rate(deployment, tables, lengths.sample(), slo)
-        start = _place(near, load)
-        found = search(trial, start, _idle_place(hope, load), probit(slo.attainment, asked.measured))
-        binding, worst_s, limit_s = _binding(found.missed, slo)
+        start = load.place(near)
+        found = search(trial, start, idle_place(hope, load), probit(slo.attainment, asked.measured))
         goodput, fields, runs = _goodput(found, load), _fields(heard, asked.met), len(trials) * len(loads)
-        return Outcome(goodput, fields, binding, worst_s, limit_s, job.requests, runs, job.seeds)
+        return Outcome(goodput, fields, *binding(found.missed, slo), job.requests, runs, job.seeds)
 
 
-def _place(rate_req_s: float, load: Load) -> float:
-    return math.log(rate_req_s / load.rate_req_s) / math.log(STEP)
-
-
-def _idle_place(hope: Reach, load: Load) -> int:
-    """The place of the grid's lowest rate, below the asked one, at which requests hardly ever meet."""
-    return min(-1, math.floor(_place(_ALONE / float(hope.e2e_s.mean()), load)))
+def idle_place(hope: Reach, load: Load) -> int:
+    """Return the place of the grid's lowest rate, below the asked one, at which requests hardly ever meet."""
+    return min(-1, math.floor(load.place(_ALONE / float(hope.e2e_s.mean()))))
 
 
 def _goodput(found: Bracket, load: Load) -> Goodput:
@@ -190,8 +185,8 @@ def _quantile(seconds: Floats, slo: Slo) -> float:
     return float(np.quantile(seconds, slo.attainment))
 
 
-def _binding(missed: Trial, slo: Slo) -> tuple[Binding, float, float]:
-    """What a missed trial misses: requests too large for the KV cache, a limit, or only the pace."""
+def binding(missed: Trial, slo: Slo) -> tuple[Binding, float, float]:
+    """Return what a missed trial misses: requests too large for the KV cache, a limit, or only the pace."""
     if missed.failed > (1 - slo.attainment) * missed.measured:
         return "memory", 0.0, 0.0
     if not missed.keeps_up and missed.attainment >= slo.attainment:

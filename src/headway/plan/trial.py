@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -60,13 +61,19 @@ def probit(share: float, measured: int) -> float:
 
 
 class _Kept(Workload):
-    """The first requests of a workload at one rate and seed: made once, given out again and again."""
+    """The first requests of a workload at one rate and seed: made once, given out again and again.
 
-    def __init__(self, made: Workload, requests: int, rate_req_s: float, seed: int) -> None:
+    Prompts and outputs are `longer` by these factors.
+    """
+
+    def __init__(
+        self, made: Workload, requests: int, rate_req_s: float, seed: int, longer: tuple[float, float]
+    ) -> None:
         at_rate = made.at_rate(rate_req_s)
         spec = msgspec.structs.replace(at_rate.spec, requests=requests)
         super().__init__(spec, at_rate._trace, at_rate._recorded)
-        self._made = list(super().batches(seed))
+        batches = super().batches(seed)
+        self._made = list(batches) if longer == (1.0, 1.0) else [batch.lengthened(*longer) for batch in batches]
 
     def batches(self, seed: int, rate_req_s: float | None = None, chunk: int = 0) -> Iterator[Batch]:
         """Return what was made."""
@@ -82,36 +89,51 @@ class _Kept(Workload):
 
 
 class Load:
-    """The question's requests at any rate of the grid ``asked * STEP**k``: always the same ones, their gaps scaled."""
+    """The question's requests at any rate of the grid ``asked * STEP**k``: always the same ones, their gaps scaled.
+
+    `longer` multiplies their prompts and outputs.
+    """
 
     def __init__(
-        self, workload: Workload, requests: int, rate_req_s: float, seed: int, kept_bytes: int = _KEPT_BYTES
+        self,
+        workload: Workload,
+        requests: int,
+        rate_req_s: float,
+        seed: int,
+        kept_bytes: int = _KEPT_BYTES,
+        longer: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         self.rate_req_s, self.seed, self.requests = rate_req_s, seed, requests
         self.warmup = 0.0 if workload.spec.trace is not None else _WARMUP
         self.skipped = warmup_requests(requests, self.warmup)
         blocks = workload.mean_prompt_tokens / workload.block_tokens if workload.block_tokens else 0.0
         kept = int(kept_bytes / (requests * (_REQUEST_BYTES + _BLOCK_BYTES * blocks)))
-        self._make = functools.lru_cache(max(1, kept))(lambda k: _Kept(workload, requests, self.rate(k), seed))
-        self._asked = _Kept(workload, requests, rate_req_s, seed)
+        self._make = functools.lru_cache(max(1, kept))(lambda k: _Kept(workload, requests, self.rate(k), seed, longer))
+        self._asked = _Kept(workload, requests, rate_req_s, seed, longer)
         self.lengths = self._asked.lengths(self.skipped)
 
     def rate(self, k: float) -> float:
         """Requests per second at place k of the grid."""
         return float(self.rate_req_s * STEP**k)
 
+    def place(self, rate_req_s: float) -> float:
+        """Where a rate lies on the grid."""
+        return math.log(rate_req_s / self.rate_req_s) / math.log(STEP)
+
     def at(self, k: int) -> Workload:
         """The requests at place k of the grid."""
         return self._make(k) if k else self._asked
 
 
-def ask(deployment: Deployment, load: Load, slo: Slo) -> tuple[Trial, Result]:
-    """Simulate at the rate asked for, and return everything there is to say of it.
+def ask(
+    deployment: Deployment, load: Load, slo: Slo, tables: tuple[StepTable, ...] | None = None
+) -> tuple[Trial, Result]:
+    """Simulate at the rate asked for, and return everything there is to say of it; `tables` as for `simulate`.
 
     Raises:
         KeyboardInterrupt: meanwhile.
     """
-    result = _simulate(deployment, load, slo, 0)
+    result = _simulate(deployment, load, slo, 0, tables)
     return judged(result, slo), result
 
 
@@ -122,7 +144,7 @@ def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, 
     keeps up, that is, if the quantile of TTFT stays within a tenth of the time in which the requests arrive.
     """
     if slo.itl_s is not None:
-        return judged(_simulate(deployment, load, slo, k), slo)
+        return judged(_simulate(deployment, load, slo, k, tables), slo)
     recorder = Recorder(False, load.requests, load.skipped, [slo.limits()], BINS)
     cluster, _ = build(deployment, load.at(k), tables, recorder, load.seed)
     while cluster.advance(_EVENTS_AT_ONCE):
@@ -161,8 +183,10 @@ def interval(trials: Sequence[Trial]) -> tuple[float, float, float]:
     return float(good.sum() / measured.sum()), *group_interval(measured, good)
 
 
-def _simulate(deployment: Deployment, load: Load, slo: Slo, k: int) -> Result:
-    result = simulate(deployment, load.at(k), slo=slo, seed=load.seed, records=False, warmup=load.warmup)
+def _simulate(
+    deployment: Deployment, load: Load, slo: Slo, k: int, tables: tuple[StepTable, ...] | None = None
+) -> Result:
+    result = simulate(deployment, load.at(k), slo=slo, seed=load.seed, records=False, warmup=load.warmup, tables=tables)
     if "stopped" in result.provenance:
         raise KeyboardInterrupt
     return result

@@ -69,7 +69,7 @@ def capacity_html(found: Capacity) -> str:
         verdict="" if found.feasible else "not every slot can be served",
         tone="bad",
         question=_asked(found),
-        cards=[Card(row[0], row[3], f"{row[1]} in place of {row[2]}") for row in _sums(found)],
+        cards=[Card(f"{row[0]} saved", row[3], f"{row[1]} in place of {row[2]}") for row in _sums(found)],
         sections=[Section(key="slots", title="Slot by slot", note=NOTE, figures=figures, tables=tables)],
     )
     return rendered(page)
