@@ -77,8 +77,8 @@ def _table(found: WhatIf, error: Comparison | None) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("figure", min_width=16)
     sides = ("simulated",) if error is None else ("measured", "simulated")
-    for heading in (*sides, "otherwise", "difference", "95% interval", "by the model", "differs"):
-        table.add_column(heading, justify="left" if heading == "differs" else "right", no_wrap=True)
+    for heading in (*sides, "otherwise", "difference", "95% interval", "by the model", "sure"):
+        table.add_column(heading, justify="left" if heading == "sure" else "right", no_wrap=True)
     measured = {} if error is None else {one.figure: figure_value(one, one.a) for one in error.differences}
     ends = {one.figure: one.difference for one in found.model.figures}
     for one in found.change.differences:
