@@ -210,7 +210,9 @@ def _pairs(relation: Relation, errors: list[Uncertainty], metric: str, ratio_of:
         return list(product((low_a, high_a), (low_b, high_b)))
     level = max((error.levels[ratio_of] for error in errors), key=LEVELS.index)
     ratio = math.exp(ranking_spread(level, ratio_of))
-    return [(a, min(max(a * r, low_b), high_b)) for a in (low_a, high_a) for r in (1 / ratio, ratio)]
+    after = [(a, min(max(a * r, low_b), high_b)) for a, r in ((low_a, ratio), (high_a, 1 / ratio))]
+    before = [(min(max(b * r, low_a), high_a), b) for b, r in ((low_b, ratio), (high_b, 1 / ratio))]
+    return [*after, *before]  # the corners of what both intervals and that of the ratio leave
 
 
 def _by_runs(figure: str, ends: list[Comparison]) -> ModelInterval | None:
