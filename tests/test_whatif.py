@@ -13,6 +13,7 @@ from headway.metrics.comparison import compare
 from headway.plan.otherwise import Case, whatif
 from headway.sim import Deployment, Pool, simulate
 from headway.workload import WorkloadSpec, parse_arrival, parse_length, workload
+from report_cases import plan
 
 SLO = Slo(ttft_s=0.3, tpot_s=0.03)
 REPLICA = Replica(model="llama-3.2-1b", gpu="l4")
@@ -160,7 +161,7 @@ def test_one_replica_fewer_side_by_side(file, tmp_path):
     out = tmp_path / "both"
     result = run("whatif", file, *SMALL, "--rate", "8", "--replicas", "-1", "--json", tmp_path / "w.json", "--out", out)
     assert result.exit_code == 0, result.output
-    assert "With replicas -1: " in result.stdout and "1 GPUs in place of 2" in " ".join(result.stdout.split())
+    assert "With replicas -1: " in result.stdout and "1 GPU in place of 2" in " ".join(result.stdout.split())
     data = json.loads((tmp_path / "w.json").read_text())
     assert data["schema"] == "headway.whatif/1" and data["error"] is None
     assert (data["before"]["gpus"], data["after"]["gpus"]) == (2, 1)
@@ -222,7 +223,7 @@ def test_a_change_inside_the_noise_is_said_to_be(file):
         (("--slo", "tfft=1s"), ("'tfft'", "nearest: ttft")),
         (("--slo", "ttft"), ("LIMIT=VALUE",)),
         (("--policy", "route=least-requests"), ("nothing would be different",)),
-        (("--tp", "2", "--run", "x"), ("is a deployment",)),
+        (("--tp", "2", "--run", "x"), ("is no log",)),
         (("--rate", "2x", "--arrival", "closed:4"), ("no rate to multiply",)),
         (("--tp", "2", "--workload", "nothing.csv"), ("nothing.csv: no such file",)),
     ],
@@ -250,3 +251,18 @@ def test_a_trace_of_one_request_works_and_an_empty_one_is_refused(file, tmp_path
         return
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "w.json").read_text())["after"]["e2e_s"]["mean"] > 0
+
+
+def test_a_plan_is_asked_with_its_own_workload_and_limits(tmp_path):
+    made = plan()
+    (tmp_path / "plan.json").write_text(made.to_json())
+    done = run("whatif", tmp_path / "plan.json", "--replicas", "-1", "--json", "-", "-q")
+    assert done.exit_code == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["before"]["gpus"] == made.best.gpus == data["after"]["gpus"] + 1
+    assert data["before"]["requests"]["arrived"] == made.requests
+    assert data["before"]["workload"]["arrival"]["rate_req_s"] == made.rate_req_s
+    assert data["before"]["slo"]["limits"]["ttft_s"] == made.question.slo.ttft_s
+    refused(run("whatif", tmp_path / "plan.json", "--tp", "2", "--ttft", "1s"), "--ttft", "its own workload and limits")
+    (tmp_path / "plan.json").write_text(plan(feasible=False).to_json())
+    refused(run("whatif", tmp_path / "plan.json", "--tp", "2"), "no candidate meets the SLO")

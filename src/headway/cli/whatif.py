@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
-from headway.cli.asked import DEFAULT_WORKLOAD, deployment_of, slo_of, workload_of
+from headway.cli.asked import DEFAULT_WORKLOAD, chosen, deployment_of, plan_of, slo_of, workload_of
 from headway.cli.blame import users_fault
 from headway.cli.calibration import with_calibration
 from headway.cli.change import changed, changes_of, rates_of
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput
+from headway.units import format_rate
 
 if TYPE_CHECKING:
     from headway.metrics import Result
@@ -24,33 +25,36 @@ TODAY = ("workload", "input", "output", "arrival", "requests", "skip_bad", "ttft
 
 
 @click.command(cls=o.Verb, short_help="What a change makes of a deployment, or of a gateway's logged traffic.")
-@click.argument("source", metavar="DEPLOYMENT.yaml|LOG")
+@click.argument("source", metavar="DEPLOYMENT.yaml|PLAN.json|LOG")
 @o.options(o.OTHERWISE, o.WORKLOAD[:3], o.ARRIVALS, o.TRACES, o.SLO, o.RUN_OF_LOG, o.CALIBRATION, o.SEED)
 @o.options(o.JSON, o.RESULTS, o.QUIET)
 def whatif(source: str, **asked: Any) -> None:
     """Simulate the same requests as things are and otherwise, and print both side by side.
 
-    With a deployment, the workload and the SLO are named as for `headway simulate`. LOG is the folder that
-    `gateway.log.folder` names, or one file of a run: then its traffic is what arrives, beside what was measured.
-    Differences have 95% intervals, and what they come to where the cost model is off.
+    With a deployment, the workload and the SLO are named as for `headway simulate`; a plan has its own. LOG is the
+    folder that `gateway.log.folder` names, or one file of a run: then its traffic is what arrives, beside what was
+    measured. Differences have 95% intervals, and what they come to where the cost model is off.
 
     \b
     headway whatif best.yaml --workload chat --rate 20 --ttft 500ms --tpot 50ms --replicas -1
     headway whatif best.yaml --workload trace.csv.gz --ttft 500ms --rate 2x --policy route=prefix-affinity
+    headway whatif plan.json --rate +50%
     headway whatif decisions/ --policy order=sjf --set pools.0.count=3 --out results/
     """
     terminal = Terminal(asked["json_to"], quiet=asked["quiet"])
     check_files(None, asked["json_to"])
     changes = changes_of(asked)
-    if not source.endswith((".yaml", ".yml")):
+    if not source.endswith((".yaml", ".yml", ".json")):
         from headway.cli.whatif_log import whatif_of_log
 
-        _refuse_today(asked)
+        _refuse_today(source, asked)
+        if rates_of(asked["rates"]).today_req_s is not None:
+            raise BadInput("--rate: a log has its own rate; a factor, as in --rate 2x, changes it")
         whatif_of_log(source, changes, asked, terminal)
         return
     if asked["run_named"] is not None:
-        raise BadInput(f"--run {asked['run_named']}: {source} is a deployment; runs are those of a log")
-    before = _case(source, asked, terminal)
+        raise BadInput(f"--run {asked['run_named']}: {source} is no log, and only a log has runs")
+    before = (_planned if source.endswith(".json") else _case)(source, asked, terminal)
     after = changed(before, asked)
     note_interpreted(terminal)
     found = simulated(before, after, changes, asked["seed"], terminal)
@@ -106,7 +110,7 @@ def made_folder(path: str) -> Path:
 
 def _case(file: str, asked: o.Options, terminal: Terminal) -> Case:
     """As things are: what the file, the workload's options and the limits say."""
-    from headway.plan.otherwise import Case
+    from headway.plan import Case
 
     as_is: o.Options = dict.fromkeys(("model", "gpu", "replicas", "tp", "pp", "weights", "kv")) | {"policies": ()}
     deployment = with_calibration(deployment_of(file, as_is, []), asked["calibration_from"], terminal)
@@ -116,11 +120,25 @@ def _case(file: str, asked: o.Options, terminal: Terminal) -> Case:
     return Case(deployment, workload, slo_of(asked, []))
 
 
-def _refuse_today(asked: o.Options) -> None:
-    """A log says itself what arrives and what is promised."""
+def _planned(file: str, asked: o.Options, terminal: Terminal) -> Case:
+    """What a plan found, for what it was asked."""
+    from headway.plan import Case
+    from headway.sim import Deployment
+    from headway.specs import from_mapping
+    from headway.workload import workload
+
+    _refuse_today(file, asked)
+    plan = plan_of(file)
+    deployment = from_mapping(Deployment, chosen(plan, None, file), file)
+    rate = rates_of(asked["rates"]).today_req_s or plan.rate_req_s
+    terminal.keep(f"as planned: {format_rate(rate)}, {plan.requests:,} requests, the limits of {file}")
+    return Case(deployment, workload(plan.question.workload, rate=rate, requests=plan.requests), plan.question.slo)
+
+
+def _refuse_today(source: str, asked: o.Options) -> None:
+    """A log and a plan say themselves what arrives and what is promised."""
     for name in TODAY:
         if asked[name]:
             option = f"--{name.removesuffix('_from').replace('_', '-')}"
-            raise BadInput(f"{option}: a log has its own workload and limits; --slo, --rate 2x and --set change them")
-    if rates_of(asked["rates"]).today_req_s is not None:
-        raise BadInput("--rate: a log has its own rate; a factor, as in --rate 2x, changes it")
+            change = "--slo, --rate 2x and --set change them"
+            raise BadInput(f"{option}: {source} has its own workload and limits; {change}")

@@ -120,9 +120,8 @@ def whatif(
     runs = _Runs((before, after), seed, 2 + len({a for a, _ in times}) + len({b for _, b in times}), progress)
     first, second = runs.run(0, 1.0), runs.run(1, 1.0)
     change = compare(first, second, before.slo, after.slo)
-    ends = [
-        compare(_bare(runs.run(0, a)), _bare(runs.run(1, b)), before.slo, after.slo) for a, b in [(1.0, 1.0), *times]
-    ]
+    pairs = [(_bare(first), _bare(second)), *((runs.run(0, a), runs.run(1, b)) for a, b in times)]
+    ends = [compare(*pair, before.slo, after.slo) for pair in pairs]
     joules = _pairs(relation, errors, "energy_per_token", "energy_per_token")
     found = [_by_factors(one, joules) if one.unit == "J" else _by_runs(one.figure, ends) for one in change.differences]
     return WhatIf(
@@ -140,7 +139,7 @@ def whatif(
 
 
 class _Runs:
-    """Simulations of both cases, each once; `total` of them are planned."""
+    """Simulations of both cases, each once, of `total`; those with a factor without their rows."""
 
     def __init__(
         self,
@@ -170,8 +169,8 @@ class _Runs:
         )  # fmt: skip
         if "stopped" in result.provenance:
             raise KeyboardInterrupt
-        self.found[side, factor] = result
-        return result
+        self.found[side, factor] = result if factor == 1.0 else _bare(result)
+        return self.found[side, factor]
 
 
 def _bare(result: Result) -> Result:
