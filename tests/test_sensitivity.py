@@ -56,7 +56,7 @@ def test_another_rate_is_a_simulation_at_it(planned, found, what, rate):
     again = simulate(best_of(planned), workload(LENGTHS, rate=rate, requests=400), slo=QUESTION.slo, records=False)
     assert variant.rate_req_s == rate
     assert variant.attainment == again.slo.attainment and variant.meets == again.slo.met
-    assert variant.goodput_req_s == found.base.goodput_req_s
+    assert variant.goodput_req_s == pytest.approx(found.base.goodput_req_s, rel=0.03)
     assert variant.headroom == pytest.approx(variant.goodput_req_s / rate - 1)
 
 

@@ -8,18 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headway.cost.stretched import stretched
 from headway.metrics import Result, Slo
 from headway.metrics.result import EnergyKind
 from headway.plan.answer import Binding
 from headway.plan.bounds import Floats, Reach, guess_rate, reach
 from headway.plan.question import Question
 from headway.plan.search import Bracket, search
-from headway.plan.trial import Load, Trial, ask, interval, pooled, probit, try_rate
+from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled, probit, try_rate
 from headway.sim import Deployment
 from headway.sim.run import compiled
 from headway.workload import Workload
 
-__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome", "binding", "idle_place"]
+__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome"]
 
 _ALONE = 0.05  # mean requests in flight at the lowest rate tried
 _KEPT_BYTES = 16 << 20  # of the requests of each further seed
@@ -29,7 +30,7 @@ class Job(NamedTuple):
     """A deployment to evaluate by runs of `requests`, near a goodput (None: unknown) or only `alone`.
 
     `alone` asks what latencies it reaches when requests hardly meet. `seeds` are run instead of the question's, each
-    of them at every rate.
+    of them at every rate. Prompts and outputs are `longer` by these factors, and all `steps` by theirs.
     """
 
     place: int
@@ -38,6 +39,8 @@ class Job(NamedTuple):
     near_req_s: float | None = None
     alone: bool = False
     seeds: tuple[int, ...] = ()
+    longer: tuple[float, float] = (1.0, 1.0)
+    steps: float = 1.0
 
 
 class Asked(NamedTuple):
@@ -88,14 +91,14 @@ class Evaluator:
 
     def __init__(self, question: Question, workload: Workload, rate_req_s: float) -> None:
         self.question, self.workload, self.rate_req_s = question, workload, rate_req_s
-        self.loads: dict[tuple[int, int], Load] = {}
+        self.loads: dict[tuple[int, int, tuple[float, float]], Load] = {}
 
-    def load(self, requests: int, seed: int | None = None) -> Load:
+    def load(self, requests: int, seed: int | None = None, longer: tuple[float, float] = (1.0, 1.0)) -> Load:
         """The requests of runs of that length, of the question's seed or another."""
-        key = requests, self.question.seed if seed is None else seed
+        key = requests, self.question.seed if seed is None else seed, longer
         if key not in self.loads:
-            kept = () if seed is None else (_KEPT_BYTES,)
-            self.loads[key] = Load(self.workload, requests, self.rate_req_s, key[1], *kept)
+            kept = {} if seed is None else {"kept_bytes": _KEPT_BYTES}
+            self.loads[key] = Load(self.workload, requests, self.rate_req_s, key[1], longer=longer, **kept)
         return self.loads[key]
 
     def __call__(self, job: Job) -> Outcome:
@@ -105,17 +108,17 @@ class Evaluator:
             KeyboardInterrupt: while it simulated.
         """
         deployment, slo = job.deployment, self.question.aimed_slo
-        loads = [self.load(job.requests, seed) for seed in job.seeds or (None,)]
+        loads = [self.load(job.requests, seed, job.longer) for seed in job.seeds or (None,)]
         load = loads[0]
-        tables = tuple(compiled(pool.replica) for pool in deployment.pools)
+        tables = tuple(stretched(compiled(pool.replica), job.steps) for pool in deployment.pools)
         lengths = load.lengths
         hope = reach(tables, lengths, slo)
         if job.alone:
-            missed = try_rate(deployment, tables, load, slo, idle_place(hope, load))
-            return Outcome(Goodput(), None, *binding(missed, slo), job.requests, 1)
+            missed = try_rate(deployment, tables, load, slo, _idle_place(hope, load))
+            return Outcome(Goodput(), None, *_binding(missed, slo), job.requests, 1)
         if not job.seeds and hope.attainment < slo.attainment:
             return _hopeless(hope, slo, job.requests)
-        heard = [ask(deployment, each, slo) for each in loads]
+        heard = [ask(deployment, each, slo, tables) for each in loads]
         asked = pooled([each for each, _ in heard], slo)
         trials = {0: asked}
 
@@ -125,15 +128,20 @@ class Evaluator:
             return trials[k]
 
         near = job.near_req_s or guess_rate(deployment, tables, lengths.sample(), slo)
-        start = load.place(near)
-        found = search(trial, start, idle_place(hope, load), probit(slo.attainment, asked.measured))
+        start = _place(near, load)
+        found = search(trial, start, _idle_place(hope, load), probit(slo.attainment, asked.measured))
+        binding, worst_s, limit_s = _binding(found.missed, slo)
         goodput, fields, runs = _goodput(found, load), _fields(heard, asked.met), len(trials) * len(loads)
-        return Outcome(goodput, fields, *binding(found.missed, slo), job.requests, runs, job.seeds)
+        return Outcome(goodput, fields, binding, worst_s, limit_s, job.requests, runs, job.seeds)
 
 
-def idle_place(hope: Reach, load: Load) -> int:
-    """Return the place of the grid's lowest rate, below the asked one, at which requests hardly ever meet."""
-    return min(-1, math.floor(load.place(_ALONE / float(hope.e2e_s.mean()))))
+def _place(rate_req_s: float, load: Load) -> float:
+    return math.log(rate_req_s / load.rate_req_s) / math.log(STEP)
+
+
+def _idle_place(hope: Reach, load: Load) -> int:
+    """The place of the grid's lowest rate, below the asked one, at which requests hardly ever meet."""
+    return min(-1, math.floor(_place(_ALONE / float(hope.e2e_s.mean()), load)))
 
 
 def _goodput(found: Bracket, load: Load) -> Goodput:
@@ -185,8 +193,8 @@ def _quantile(seconds: Floats, slo: Slo) -> float:
     return float(np.quantile(seconds, slo.attainment))
 
 
-def binding(missed: Trial, slo: Slo) -> tuple[Binding, float, float]:
-    """Return what a missed trial misses: requests too large for the KV cache, a limit, or only the pace."""
+def _binding(missed: Trial, slo: Slo) -> tuple[Binding, float, float]:
+    """What a missed trial misses: requests too large for the KV cache, a limit, or only the pace."""
     if missed.failed > (1 - slo.attainment) * missed.measured:
         return "memory", 0.0, 0.0
     if not missed.keeps_up and missed.attainment >= slo.attainment:

@@ -11,18 +11,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from headway.cost import StepTable
-from headway.cost.stretched import stretched
 from headway.errors import BadInput
-from headway.metrics import Slo
 from headway.plan.answer import Kind, Plan, Sensitivity, Variant
-from headway.plan.bounds import guess_rate, reach
-from headway.plan.evaluate import binding, idle_place
-from headway.plan.search import search
-from headway.plan.trial import Load, Trial, ask, probit, try_rate
+from headway.plan.evaluate import Evaluator, Job
+from headway.plan.question import Question
 from headway.plan.workers import Workers
 from headway.sim import CtrlC, Deployment
-from headway.sim.run import compiled
 from headway.sim.trust import uncertainty
 from headway.specs import from_mapping
 from headway.workload import Workload, workload
@@ -32,16 +26,13 @@ __all__ = ["sensitivity"]
 RATE, LENGTH = 0.5, 0.25  # by which shares they are changed, up and down
 
 
-class _Job(NamedTuple):
-    """A variant to look at: times the rate, prompts and outputs, steps; with `goodput` unless that is the base's."""
+class _Ask(NamedTuple):
+    """A variant to look at: the job that does, at a factor of the rate."""
 
     kind: Kind
     what: str
-    deployment: Deployment
+    job: Job
     rate: float = 1.0
-    longer: tuple[float, float] = (1.0, 1.0)
-    steps: float = 1.0
-    goodput: bool = True
 
 
 def sensitivity(
@@ -66,52 +57,46 @@ def sensitivity(
     question = plan.question
     best = from_mapping(Deployment, plan.best.deployment, plan.best.name)
     source = made or workload(question.workload)
-    jobs = _jobs(best)
-    context = (source, question.aimed_slo, plan.rate_req_s, plan.requests, question.seed)
-    crew: Workers[_Job, Variant] = Workers(_Looker, context, workers)
+    asks = _asks(best, Job(0, best, plan.requests, plan.best.goodput_req_s or None))
+    crew: Workers[_Ask, Variant] = Workers(_Looker, (question, source, plan.rate_req_s), workers)
     found: dict[int, Variant] = {}
     with CtrlC() as ctrl_c:
         try:
-            for place, variant in crew.answers(jobs):
+            for place, variant in crew.answers(asks):
                 found[place] = variant
                 if progress is not None:
-                    progress(len(found), len(jobs))
+                    progress(len(found), len(asks))
             ctrl_c.hold()
         except KeyboardInterrupt:
             ctrl_c.hold()
             return None
         finally:
             crew.close()
-    variants = [found[place] for place in range(len(jobs))]
-    served = variants[0].goodput_req_s
-    variants = [
-        variant if job.goodput else msgspec.structs.replace(variant, goodput_req_s=served)
-        for job, variant in zip(jobs, variants, strict=True)
-    ]
     return Sensitivity(
         name=plan.best.name,
         requests=plan.requests,
         seed=question.seed,
         coverage=uncertainty(best).coverage,
         planned_req_s=plan.best.goodput_req_s,
-        variants=variants,
+        variants=[found[place] for place in range(len(asks))],
     )
 
 
-def _jobs(best: Deployment) -> list[_Job]:
+def _asks(best: Deployment, job: Job) -> list[_Ask]:
     low, high = uncertainty(best).tpot
     less, more = 1 - LENGTH, 1 + LENGTH
+    longer = {
+        f"prompts and outputs -{LENGTH:.0%}": (less, less),
+        f"prompts and outputs +{LENGTH:.0%}": (more, more),
+        f"prompts +{LENGTH:.0%}": (more, 1.0),
+        f"outputs +{LENGTH:.0%}": (1.0, more),
+    }
     return [
-        _Job("base", "as planned", best),
-        _Job("rate", f"rate -{RATE:.0%}", best, rate=1 - RATE, goodput=False),
-        _Job("rate", f"rate +{RATE:.0%}", best, rate=1 + RATE, goodput=False),
-        _Job("lengths", f"prompts and outputs -{LENGTH:.0%}", best, longer=(less, less)),
-        _Job("lengths", f"prompts and outputs +{LENGTH:.0%}", best, longer=(more, more)),
-        _Job("lengths", f"prompts +{LENGTH:.0%}", best, longer=(more, 1.0)),
-        _Job("lengths", f"outputs +{LENGTH:.0%}", best, longer=(1.0, more)),
-        _Job("model", f"steps {low:.2f} times as long", best, steps=low),
-        _Job("model", f"steps {high:.2f} times as long", best, steps=high),
-        *(_Job("replicas", words, other) for words, other in _neighbours(best)),
+        _Ask("base", "as planned", job),
+        *(_Ask("rate", f"rate {change:+.0%}", job, rate=1 + change) for change in (-RATE, RATE)),
+        *(_Ask("lengths", what, job._replace(longer=factors)) for what, factors in longer.items()),
+        *(_Ask("model", f"steps {times:.2f} times as long", job._replace(steps=times)) for times in (low, high)),
+        *(_Ask("replicas", what, job._replace(deployment=other)) for what, other in _neighbours(best)),
     ]
 
 
@@ -132,48 +117,34 @@ def _neighbours(best: Deployment) -> list[tuple[str, Deployment]]:
 class _Looker:
     """Looks at one variant after another; the same answer in whatever process and order."""
 
-    def __init__(self, source: Workload, slo: Slo, rate_req_s: float, requests: int, seed: int) -> None:
-        self.source, self.slo, self.rate_req_s, self.requests, self.seed = source, slo, rate_req_s, requests, seed
+    def __init__(self, question: Question, source: Workload, rate_req_s: float) -> None:
+        self.question, self.source, self.rate_req_s = question, source, rate_req_s
+        self.evaluators: dict[float, Evaluator] = {}
 
-    def __call__(self, job: _Job) -> Variant:
-        deployment, slo = job.deployment, self.slo
-        load = Load(self.source, self.requests, self.rate_req_s * job.rate, self.seed, longer=job.longer)
-        tables = tuple(stretched(compiled(pool.replica), job.steps) for pool in deployment.pools)
-        trial, result = ask(deployment, load, slo, tables)
+    def __call__(self, ask: _Ask) -> Variant:
+        deployment, rate_req_s = ask.job.deployment, self.rate_req_s * ask.rate
         usd = deployment.priced().usd_per_gpu_hour
-        seen = Variant(
-            kind=job.kind,
-            what=job.what,
-            rate_req_s=load.rate_req_s,
-            attainment=result.slo.attainment,
-            attainment_low=result.slo.attainment_low,
-            attainment_high=result.slo.attainment_high,
-            meets=trial.met,
-            breaks=None if trial.met else binding(trial, slo)[0],
+        same = Variant(
+            kind=ask.kind,
+            what=ask.what,
+            rate_req_s=rate_req_s,
+            meets=True,
             gpus=deployment.gpus,
             usd_per_hour=None if usd is None else usd * deployment.gpus,
         )
-        if not job.goodput:
-            return seen
+        if ask.rate not in self.evaluators:
+            self.evaluators[ask.rate] = Evaluator(self.question, self.source, rate_req_s)
         try:
-            served, missed = _served(deployment, tables, load, slo, trial)
-        except BadInput:  # these runs are too short to fill its queue: no rate is too high
-            return seen
-        return msgspec.structs.replace(seen, goodput_req_s=served, breaks=binding(missed, slo)[0])
-
-
-def _served(
-    deployment: Deployment, tables: tuple[StepTable, ...], load: Load, slo: Slo, asked: Trial
-) -> tuple[float, Trial]:
-    """The highest rate that meets the SLO (0: none does), and the trial beyond it that does not."""
-    trials = {0: asked}
-
-    def trial(k: int) -> Trial:
-        if k not in trials:
-            trials[k] = try_rate(deployment, tables, load, slo, k)
-        return trials[k]
-
-    start = load.place(guess_rate(deployment, tables, load.lengths.sample(), slo))
-    floor = idle_place(reach(tables, load.lengths, slo), load)
-    found = search(trial, start, floor, probit(slo.attainment, asked.measured))
-    return (load.rate(found.at) if found.at is not None else 0.0), found.missed
+            outcome = self.evaluators[ask.rate](ask.job)
+        except BadInput:  # the runs are too short to fill a queue: the SLO is met at any rate
+            return same
+        seen = outcome.asked
+        return msgspec.structs.replace(
+            same,
+            attainment=seen.attainment if seen else None,
+            attainment_low=seen.attainment_low if seen else None,
+            attainment_high=seen.attainment_high if seen else None,
+            meets=seen is not None and seen.meets,
+            breaks=outcome.binding,
+            goodput_req_s=outcome.goodput.req_s,
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -115,10 +114,6 @@ class Load:
     def rate(self, k: float) -> float:
         """Requests per second at place k of the grid."""
         return float(self.rate_req_s * STEP**k)
-
-    def place(self, rate_req_s: float) -> float:
-        """Where a rate lies on the grid."""
-        return math.log(rate_req_s / self.rate_req_s) / math.log(STEP)
 
     def at(self, k: int) -> Workload:
         """The requests at place k of the grid."""
