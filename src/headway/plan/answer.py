@@ -155,10 +155,10 @@ class Plan(Spec, frozen=True, kw_only=True):
         ranked: all evaluated candidates, the best first.
         long_runs, confirmed: how many of these rest on runs of `requests`, and how many on further seeds.
         uncertainty: the cost model's own error in the figures of the first of `ranked`, as factors.
+        sensitivity: what becomes of `best` where something is otherwise; None where it was not asked for.
         ratio_error: how far the ratio of two candidates may be off, in 90 % of cases: less than each of them, as
             errors of one model and GPU are alike.
         ties: names of candidates that the cost model's error does not tell from `best`.
-        sensitivity: what becomes of `best` where something is otherwise; None where it was not asked for.
     """
 
     schema: str = SCHEMA
@@ -180,9 +180,9 @@ class Plan(Spec, frozen=True, kw_only=True):
     long_runs: int = 0
     confirmed: int = 0
     uncertainty: Uncertainty | None = None
+    sensitivity: Sensitivity | None = None
     ratio_error: float | None = None
     ties: list[str] = msgspec.field(default_factory=list)
-    sensitivity: Sensitivity | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """Return every field as builtins in the order of the schema, nulls included."""
