@@ -12,12 +12,10 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 from headway.cost.stretched import stretched
 from headway.errors import BadInput
-from headway.metrics import Slo
-from headway.plan.bounds import Lengths, guess_rate
+from headway.metrics import Result, Slo
 from headway.plan.remedy import copied
 from headway.plan.slots import Part, parts_of
 from headway.plan.trial import judged
@@ -202,7 +200,12 @@ class _Sizer:
         return runs[fewest(met, self._guess(part, job.factor), self.most)][1]
 
     def _run(self, part: Part, copies: int, factor: float) -> tuple[bool, _Found]:
-        deployment = copied(self.unit, copies)
+        result = self._simulated(copied(self.unit, copies), part, factor)
+        seen = result.slo
+        found = _Found(copies, seen.attainment, seen.attainment_low, seen.attainment_high, result.energy.mean_watts)
+        return judged(result, self.slo).met, found
+
+    def _simulated(self, deployment: Deployment, part: Part, factor: float) -> Result:
         tables = tuple(stretched(compiled(pool.replica), factor) for pool in deployment.pools)
         warmup = WARMUP if part.workload.requests >= WARMUP_LEAST else 0.0
         result = simulate(
@@ -210,9 +213,7 @@ class _Sizer:
         )
         if "stopped" in result.provenance:
             raise KeyboardInterrupt
-        seen = result.slo
-        found = _Found(copies, seen.attainment, seen.attainment_low, seen.attainment_high, result.energy.mean_watts)
-        return judged(result, self.slo).met, found
+        return result
 
     def _idle(self, copies: int) -> _Found:
         """Nothing arrives: what is there waits."""
@@ -220,18 +221,12 @@ class _Sizer:
         return _Found(copies, None, None, None, copies * watts)
 
     def _guess(self, part: Part, factor: float) -> int:
-        """About how many copies it takes: by the rate that one of them may serve of the busiest slot's requests."""
+        """About how many copies it takes: by what one of them gets done when the busiest slot is all its own."""
         if self.per_copy_req_s is None:
-            tables = tuple(compiled(pool.replica) for pool in self.unit.pools)
             busiest = max(self.parts, key=lambda each: each.rate_req_s)
-            batches = list(busiest.workload.batches(self.seed))
-            prompt, output = (
-                np.concatenate([getattr(b, name) for b in batches]) for name in ("prompt_tokens", "output_tokens")
-            )
-            sample = Lengths(prompt, output, part.workload.block_tokens > 0).sample()
-            self.per_copy_req_s = guess_rate(self.unit, tables, sample, self.slo)
-        guess = part.rate_req_s * factor / self.per_copy_req_s if self.per_copy_req_s else 1.0
-        return max(1, min(math.ceil(guess), self.most))
+            swamped = self._simulated(self.unit, busiest, 1.0)
+            self.per_copy_req_s = swamped.throughput.requests_per_s or busiest.rate_req_s
+        return max(1, min(math.ceil(part.rate_req_s * factor / self.per_copy_req_s), self.most))
 
 
 def fewest(met: Callable[[int], bool], start: int, most: int) -> int:
