@@ -136,6 +136,14 @@ def test_slots_of_a_trace_are_its_own_requests_each_once(tmp_path):
     assert [part.rate_req_s for part in parts[:-1]] == pytest.approx([len(batch) / 10 for batch in batches[:-1]])
 
 
+def test_what_is_left_of_a_day_is_a_slot_unless_it_is_a_crumb(tmp_path):
+    for last_s, slots in ((100.1, 10), (104.0, 11)):
+        (tmp_path / "t.csv").write_text(f"arrival_s,input_tokens,output_tokens\n0,9,9\n50,9,9\n{last_s},9,9\n")
+        parts = parts_of(workload(tmp_path / "t.csv"), SLO, None, 10.0, 0)
+        assert len(parts) == slots and parts[-1].end_s == last_s
+        assert sum(part.workload.requests for part in parts if part.rate_req_s) == 3
+
+
 def test_of_a_crowded_slot_the_densest_stretch_is_simulated(tmp_path, monkeypatch):
     monkeypatch.setattr("headway.plan.slots.STRETCH", 50)
     times = np.concatenate([np.arange(100.0), 100 + np.arange(100) / 10, 110 + np.arange(100.0)])

@@ -329,11 +329,12 @@ def _message(slots: list[Slot], slo: Slo, gpu_hours: float | None, static: float
         return (
             f"{len(lost)} of {len(slots)} slots cannot be served: at {format_rate(least.rate_req_s)} up to "
             f"{REPLICAS_MAX} replicas leave attainment below {slo.attainment:.1%}. Where a replica alone misses the "
-            "limits, more of them do not help: ask for longer limits, or for another layout or GPU."
+            "limits, more of them do not help: ask for longer limits, another layout or GPU, or, where prompts share "
+            "their beginnings, a policy that keeps these together, as route=prefix-affinity."
         )
     numbers = [slot.replicas or 0 for slot in slots]
-    saved = 1 - gpu_hours / static
+    mine, peak = (f"{hours:,.1f}" if hours >= 10 else f"{hours:.3g}" for hours in (gpu_hours, static))
     return (
-        f"{min(numbers)} to {max(numbers)} replicas over the day: {gpu_hours:,.1f} GPU-hours where the peak's number "
-        f"all the time takes {static:,.1f}, {saved:.0%} fewer."
+        f"{min(numbers)} to {max(numbers)} replicas over the day: {mine} GPU-hours where the peak's number "
+        f"all the time takes {peak}, {1 - gpu_hours / static:.0%} fewer."
     )

@@ -23,6 +23,7 @@ DAY_S = 86400.0
 SLOTS = 24
 SLOTS_MAX = 1440
 STRETCH = 20_000  # requests of a trace's slot that are simulated, the densest there
+CRUMB = 0.02  # of a slot: so little at the end of a day belongs to the slot before
 LOOKS = 64  # at a curve within a slot, for its highest rate
 
 
@@ -66,10 +67,10 @@ def _checked(curve: Sequence[float]) -> list[float]:
 
 
 def _edges(length_s: float, slot_s: float | None) -> list[float]:
-    count = SLOTS if slot_s is None else math.ceil(length_s / slot_s - 1e-9)
+    count = SLOTS if slot_s is None else max(1, math.ceil(length_s / slot_s - CRUMB))
     if not 1 <= count <= SLOTS_MAX:
         raise BadInput(f"slots of {slot_s:g} s: {count:,} of them in {length_s:g} s; give 1 to {SLOTS_MAX}, as in 1h")
-    return [min(i * (slot_s or length_s / SLOTS), length_s) for i in range(count + 1)]
+    return [*(i * (slot_s or length_s / SLOTS) for i in range(count)), length_s]
 
 
 def _highest(arrival: Diurnal, start_s: float, end_s: float) -> float:

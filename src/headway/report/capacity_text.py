@@ -47,7 +47,7 @@ def capacity_text(found: Capacity) -> RenderableType:
         for row in _sums(found):
             sums.add_row(*(Text(cell) for cell in row))
         parts.append(sums)
-    return Group(*parts, Text(f"{model_words(found)} {NOTE}", style="dim"))
+    return Group(*parts, Text(f"{model_words(found)} {NOTE}".strip(), style="dim"))
 
 
 def capacity_html(found: Capacity) -> str:
@@ -76,7 +76,9 @@ def capacity_html(found: Capacity) -> str:
 
 
 def model_words(found: Capacity) -> str:
-    """Return what the peak may take by the cost model's error, and in how many slots chance may have the last word."""
+    """Return what the peak may take by the cost model's error, and in how many slots chance decides."""
+    if not found.feasible:
+        return ""
     low, high = ("no number" if end is None else f"{end}" for end in found.peak_by_model)
     said = f"At the ends of the cost model's interval the peak takes {low} and {high} replicas."
     near = sum((slot.attainment_low or 1.0) < found.slo.attainment for slot in found.slots if slot.replicas)
@@ -110,9 +112,9 @@ def clock(seconds: float) -> str:
 def _sums(found: Capacity) -> list[list[str]]:
     """GPU-hours, dollars and kWh: hour by hour, by the peak's number, and what that saves."""
     pairs = (
-        ("GPU-hours", found.gpu_hours, found.static_gpu_hours, lambda value: f"{value:,.1f}"),
+        ("GPU-hours", found.gpu_hours, found.static_gpu_hours, w.amount),
         ("dollars", found.usd, found.static_usd, w.usd),
-        ("energy", found.kwh, found.static_kwh, lambda value: f"{value:,.1f} kWh"),
+        ("energy", found.kwh, found.static_kwh, lambda value: f"{w.amount(value)} kWh"),
     )
     return [
         [name, shown(mine), shown(static), shown(static - mine), w.share(1 - mine / static if static else None)]
