@@ -154,6 +154,47 @@ def test_of_a_crowded_slot_the_densest_stretch_is_simulated(tmp_path, monkeypatc
     assert part.workload.requests == 50
 
 
+SCHEDULE = """
+from headway.policies import Policy
+from headway.state.decisions import Scale
+
+
+class Schedule(Policy):
+    reads_progress = False
+
+    def __init__(self, ends_s, counts, ahead_s):
+        self.slots, self.ahead_s = list(zip(ends_s, counts)), ahead_s
+
+    def scale(self, cluster):
+        now, soon = (self.at(cluster.now + ahead_s) for ahead_s in (0.0, self.ahead_s))
+        pool = cluster.pools[0]
+        wanted = max(now, soon)
+        return [Scale(0, wanted, "by the clock")] if wanted != len(pool.replicas) + pool.starting else []
+
+    def at(self, time_s):
+        return next((count for end_s, count in self.slots if time_s < end_s), self.slots[-1][1])
+"""
+
+
+def test_a_whole_day_served_by_the_hours_numbers_meets_the_slo_for_as_many_gpu_hours(tmp_path, monkeypatch):
+    """What sizing slot by slot leaves out, queues from one slot to the next and starting replicas, hardly counts."""
+    (tmp_path / "by_the_clock.py").write_text(SCHEDULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    day = lengths("diurnal:peak_to_trough=6,period=20min", rate=120.0)
+    found = capacity(ONE, day, SLO, workers=1)
+    counts = [slot.replicas for slot in found.slots]
+    assert max(counts) > min(counts)
+    params = {"ends_s": [slot.end_s for slot in found.slots], "counts": counts, "ahead_s": 4.0}
+    pool = Pool(count=counts[0], most=max(counts), startup_s=2.0, replica=REPLICA)
+    policies = Policies(scale="by_the_clock:Schedule", params={"scale": params})
+    whole = lengths("diurnal:peak_to_trough=6,period=20min", rate=120.0, requests=120 * 1200)
+    deployment = Deployment(pools=(pool,), policies=policies, scale_every_s=1.0)
+    result = simulate(deployment, whole, slo=SLO, seed=7, records=False)
+    assert result.slo.attainment_low >= SLO.attainment
+    assert result.scaling.gpu_hours == pytest.approx(found.gpu_hours, rel=0.05)
+    assert result.energy.joules / 3.6e6 == pytest.approx(found.kwh, rel=0.05)
+
+
 # --- the command ---
 
 
