@@ -313,7 +313,7 @@ class Life:
             if isinstance(answer, Routed):
                 self.routed(answer)
             elif isinstance(answer, Refused):
-                assert answer.status in (429, 503, 504)
+                assert answer.status in (422, 429, 503, 504)
                 assert answer.status != 429 or (answer.retry_after_s or 0) > 0
                 assert answer.message
                 if answer.code in ("shed", "queue_full"):

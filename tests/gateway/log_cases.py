@@ -26,6 +26,8 @@ class OneLife(Life):
         what = self.rng.random()
         if what < 0.03:
             return self.brain.adopt(self.now, self.rng.randrange(len(self.brain.books)), self.rng.randrange(6))
+        if what < 0.04:
+            return self.brain.beside(self.now, self.rng.randrange(len(self.brain.books)), self.rng.randrange(4))
         if what < 0.05:
             self.epoch_s += self.rng.choice([0.0, 2.0, 5e4])  # the clock is set, never back
             return self.brain.dated(self.now, self.epoch_s + self.now)

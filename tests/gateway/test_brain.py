@@ -50,6 +50,16 @@ def test_an_end_that_overtakes_its_arrival_leaves_nothing_behind():
     assert not b.live and not b.tombstones and not b.check()
 
 
+def test_a_record_that_overtakes_its_arrival_leaves_nothing_to_be_waited_for():
+    b = brain()
+    b.record(0.0, EndRecord(id="a", status=0, caller_left=True))
+    assert b.arrive(0.001, ask("a")) == [Left("a")], "nobody hears an answer"
+    assert b.end(0.002, "a") == []
+    assert not b.live and not b.unread and not b.check()
+    b.record(0.0, EndRecord(id="b", status=413))
+    assert isinstance(b.arrive(0.003, ask("b"))[0], Routed), "of others it says nothing"
+
+
 def test_the_queue_holds_what_has_no_room_and_gives_it_the_next_place():
     b = brain(1, limits=Limits(in_flight=1, aging_s=0), policies={"order": policy("order", "sjf")})
     assert isinstance(b.arrive(0.0, ask("running"))[0], Routed)
@@ -100,10 +110,11 @@ def test_what_cannot_meet_its_limit_is_refused_at_once_with_the_reason():
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once():
     b = brain(1)
-    b.lengths.learn(0, 1000)
-    (answer,) = b.arrive(0.0, ask("a", deadline_s=0.5))
-    assert isinstance(answer, Refused) and answer.code == "deadline_unattainable"
-    assert isinstance(b.arrive(0.0, ask("b", deadline_s=0.5, max_tokens=5))[0], Routed)
+    for i in range(20):
+        b.arrive(0.0, ask(f"long{i}", prompt_bytes=100_000))
+    (answer,) = b.arrive(0.0, ask("a", deadline_s=0.5, max_tokens=5))
+    assert isinstance(answer, Refused) and (answer.status, answer.code) == (429, "deadline_unattainable")
+    assert isinstance(b.arrive(100.0, ask("b", deadline_s=0.5, max_tokens=5))[0], Routed)
 
 
 def test_nothing_is_predicted_of_an_unknown_engine_until_it_was_seen():

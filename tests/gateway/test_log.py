@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from log_cases import NAMES, OneLife, arrival, fill, header, ids, logged_life, writer
 
 from headway.errors import BadInput
-from headway.gateway import GatewaySpec, Tenant, decider
+from headway.gateway import GatewaySpec, Tenant, decider, peers
 from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample
 from headway.gateway.log import writer as writing
 from headway.gateway.log.form import Form, Prompt, Row, shapes, without_secrets
@@ -112,15 +112,15 @@ def test_every_event_and_every_answer_comes_back_as_it_went(data):
 
 def test_what_the_host_tells_the_brain_is_an_event():
     """Whatever the host calls with the time of day is logged; what it would set by hand is not, so it must not."""
-    tree = ast.parse(inspect.getsource(decider))
+    nodes = [node for module in (decider, peers) for node in ast.walk(ast.parse(inspect.getsource(module)))]
     told = {
         node.func.attr
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args
         and ast.unparse(node.func.value).endswith("brain") and ast.unparse(node.args[0]) in ("self.now()", "now")
     }  # fmt: skip
-    assert {"arrive", "end", "record", "tick", "adopt", "dated"} <= told <= set(events_of())
-    assigned = [ast.unparse(t) for node in ast.walk(tree) if isinstance(node, ast.Assign) for t in node.targets]
+    assert {"arrive", "end", "record", "tick", "adopt", "beside", "dated"} <= told <= set(events_of())
+    assigned = [ast.unparse(t) for node in nodes if isinstance(node, ast.Assign) for t in node.targets]
     heard = {"brain.tell"}  # what is called with what has happened, and answers nothing
     assert not [name for name in assigned if ("book." in name or "brain." in name) and name not in heard]
     assert set(events_of()) | {kind.__name__.lower() for kind in typing.get_args(Answer)} <= set(shapes())

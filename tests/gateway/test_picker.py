@@ -26,7 +26,6 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("grpc") is None, reason="no gRPC: pip install 'headway[serve]'"
 )
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "kubernetes"
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 KEY = "x-gateway-destination-endpoint"
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -136,6 +135,8 @@ class Exchange:
         }
         said = answer.dynamic_metadata.fields["envoy.lb"].struct_value.fields[KEY].string_value
         assert named[KEY].decode() == said
+        removed = set(answer.request_headers.response.header_mutation.remove_headers)
+        assert {"authorization", "x-headway-class", "x-forwarded-for"} <= removed and KEY not in removed
         self.length, self.traceparent = int(named["content-length"]), named.get("traceparent", b"").decode()
         return said.split(",")
 
@@ -245,6 +246,25 @@ def test_a_subset_without_an_endpoint_of_ours_is_503(picking, subset):
 def test_bad_input_is_refused_in_openais_shape(picking, body, headers, status, code):
     exchange = Exchange(picking)
     exchange.open(body, headers=headers, size=1 << 19)
+    refused = exchange.hear().immediate_response
+    assert (refused.status.code, json.loads(refused.body)["error"]["code"]) == (status, code)
+    exchange.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ([("content-length", str((1 << 20) + 1))], 413, "request_too_large"),
+        ([("content-length", "9" * 5000)], 413, "request_too_large"),
+        ([("x-headway-class", "gold")], 400, "invalid_value"),
+        ([("x-headway-ttft", "soon")], 400, "invalid_value"),
+        ([(":path", "/v1/elsewhere")], 404, "unknown_url"),
+    ],
+)
+def test_what_the_headers_rule_out_is_refused_before_a_byte_of_the_body(picking, headers, status, code):
+    exchange = Exchange(picking)
+    post = {":method": "POST", ":path": "/v1/chat/completions", "content-length": "10"}
+    exchange.send("request_headers", list((post | dict(headers)).items()))
     refused = exchange.hear().immediate_response
     assert (refused.status.code, json.loads(refused.body)["error"]["code"]) == (status, code)
     exchange.close()
@@ -423,7 +443,8 @@ def test_a_gateway_with_a_real_envoy_goes_where_it_is_told(picking, tmp_path):
     def ask(i: int) -> tuple[int, bytes]:
         connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         body = json.dumps(ASKED | {"marker": i, "padding": "y" * 100_000})
-        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json", KEY: "1.2.3.4:5"})
+        headers = {"content-type": "application/json", KEY: "1.2.3.4:5", "authorization": "Bearer sk-mine"}
+        connection.request("POST", "/v1/chat/completions", body, headers | {"x-headway-class": "chat"})
         response = connection.getresponse()
         answer = response.status, response.read()
         connection.close()
@@ -448,7 +469,8 @@ def test_a_gateway_with_a_real_envoy_goes_where_it_is_told(picking, tmp_path):
         assert sorted(body["marker"] for body in bodies) == list(range(10))
         assert all(len(body["padding"]) == 100_000 for body in bodies)
         assert min(len(engine.seen) for engine in engines) >= 4, "three at once each; the others as places come free"
-        assert all("1.2.3.4" not in head for engine in engines for head, _ in engine.seen)
+        for head in (head for engine in engines for head, _ in engine.seen):
+            assert not [word for word in ("1.2.3.4", "sk-mine", "x-headway") if word in head], head
         picking.until(lambda: picking.status()["live"] == 0)
         picking.upstreams.do(engines[0].stop())
         picking.until(lambda: not picking.status()["replicas"][0]["healthy"])
@@ -458,35 +480,3 @@ def test_a_gateway_with_a_real_envoy_goes_where_it_is_told(picking, tmp_path):
     finally:
         envoy.terminate()
         envoy.wait(PATIENCE_S)
-
-
-def test_the_examples_name_each_other():
-    made = {}
-    for path in EXAMPLES.glob("*.yaml"):
-        for each in yaml.safe_load_all(path.read_text()):
-            made.setdefault((each["kind"], each["metadata"]["name"]), each)
-    pool, service = made["InferencePool", "llama-8b"]["spec"], made["Service", "headway-picker"]["spec"]
-    picker = pool["endpointPickerRef"]
-    assert ("Service", picker["name"]) in made and picker["port"]["number"] == service["ports"][0]["port"]
-    (backend,) = made["HTTPRoute", "llama-8b"]["spec"]["rules"][0]["backendRefs"]
-    assert (backend["kind"], backend["name"]) in made
-    (parent,) = made["HTTPRoute", "llama-8b"]["spec"]["parentRefs"]
-    assert (parent["kind"], parent["name"]) in made
-    pod = made["Deployment", "headway-picker"]["spec"]["template"]
-    assert service["selector"] == pod["metadata"]["labels"]
-    file = yaml.safe_load(made["ConfigMap", "headway-picker"]["data"]["deployment.yaml"])
-    assert {each.rpartition(":")[2] for each in file["gateway"]["upstreams"]} == {str(pool["targetPorts"][0]["number"])}
-    command = pod["spec"]["containers"][0]["command"]
-    assert command[:2] == ["headway", "picker"]
-
-
-def test_the_example_file_is_a_deployment(tmp_path):
-    from headway.cli.serve import served_of
-    from headway.cli.terminal import Terminal
-
-    (config,) = [
-        each for each in yaml.safe_load_all((EXAMPLES / "picker.yaml").read_text()) if each["kind"] == "ConfigMap"
-    ]
-    (tmp_path / "deployment.yaml").write_text(config["data"]["deployment.yaml"])
-    served = served_of(str(tmp_path / "deployment.yaml"), None, Terminal(quiet=True))
-    assert len(served.backings) == 2

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from brain_cases import ask, brain
 from click.testing import CliRunner
 
 from headway.cli import main
@@ -52,6 +53,9 @@ def chat(*contents: str, **more: object) -> dict[str, object]:
         ({"upstreams": ["http://localhost:80/v1"]}, "without scheme"),
         ({"upstreams": ["h:99999"]}, "1 to 65535"),
         ({"upstreams": ["h:1", "h:1"]}, "come twice"),
+        ({"upstreams": ["unix:engine.sock"]}, "absolute path"),
+        ({"upstreams": ["unix:/a,/b"]}, "without commas"),
+        ({"upstreams": ["unix:/" + "a" * 107]}, "107 characters"),
         ({"tenants": [{"name": "a", "keys_sha256": ["sk-secret"]}]}, "SHA-256"),
         ({"tenants": [{"name": "a", "requests_per_min": 0}]}, "above 0"),
         ({"tenants": [{"name": "a", "slo_class": "gold"}]}, "'gold' is none of default"),
@@ -178,6 +182,53 @@ def test_what_is_wrong_with_a_request_is_said_and_is_4xx(body, path, says):
     reply = read(body, path=path)
     assert isinstance(reply, Reply) and reply.status == 400
     assert says in json.loads(reply.body)["error"]["message"]
+
+
+LONG = "x" * 256_001
+COMPLETE = {"model": "tiny", "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (chat(LONG), "chat/completions"),
+        (chat(LONG[:200_000], LONG[:60_000]), "chat/completions"),
+        (COMPLETE | {"prompt": LONG}, "completions"),
+        (COMPLETE | {"prompt": ["short", LONG]}, "completions"),
+        (COMPLETE | {"prompt": [7] * 1000}, "completions"),
+        (COMPLETE | {"prompt": [[7], [7] * 1000]}, "completions"),
+        ({"model": "tiny", "input": [[7] * 1001]}, "embeddings"),
+    ],
+)
+def test_a_prompt_that_cannot_fit_the_context_is_refused_as_too_long(body, path):
+    reply = read(body, path=f"/v1/{path}")
+    assert isinstance(reply, Reply) and reply.status == 400
+    assert json.loads(reply.body)["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (chat(LONG[:255_000]), "chat/completions"),
+        (chat("a") | {"messages": [{"role": "user", "content": [{"image_url": {"url": LONG}}]}]}, "chat/completions"),
+        (chat(LONG, truncate_prompt_tokens=900), "chat/completions"),
+        (COMPLETE | {"prompt": [LONG[:200_000]] * 5}, "completions"),
+        (COMPLETE | {"prompt": [[7] * 999] * 5}, "completions"),
+        ({"model": "tiny", "input": [[7] * 1000] * 5}, "embeddings"),
+        ({"model": "tiny", "input": LONG}, "embeddings"),
+    ],
+)
+def test_a_prompt_that_could_fit_is_not_refused_and_never_counted_as_longer_than_what_fits(body, path):
+    arrival = read(body, path=f"/v1/{path}")
+    assert isinstance(arrival, Arrival)
+    prompts = len(body["prompt"]) if "prompt" in body else len(body["input"]) if path == "embeddings" else 1
+    assert arrival.prompt_most == 1000 * (1 if body.get("input") == LONG else prompts)
+
+
+def test_a_text_is_predicted_as_no_longer_than_the_context():
+    b = brain(1)
+    b.arrive(0.0, ask("a", prompt_bytes=4_000_000, prompt_most=8192))
+    assert b.live["a"].view.prompt_tokens == 8192
 
 
 def test_chains_grow_with_the_prompt_and_differ_between_tenants_and_salts_of_callers_do_not_count():

@@ -193,14 +193,39 @@ def test_callers_that_leave_in_the_midst_of_a_stream_leave_nothing(gateway):
     gateway.until(lambda: sum(e.cut for e in gateway.upstreams.engines) == cut + 20, "the engines were told")
 
 
-def test_400_callers_that_leave_right_after_sending_leave_nothing(gateway):
+def leave(port: int, count: int) -> None:
+    """Send requests, each on a connection that is closed at once."""
     text = json.dumps(chat()).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(text)}\r\n\r\n"
-    for _ in range(400):
-        with socket.create_connection(("127.0.0.1", gateway.port)) as caller:
+    for _ in range(count):
+        with socket.create_connection(("127.0.0.1", port)) as caller:
             caller.sendall(head.encode() + text)
+
+
+def test_400_callers_that_leave_right_after_sending_leave_nothing(gateway):
+    leave(gateway.port, 400)
     gateway.at_rest()
     assert gateway.ask(chat(), OURS)[0].status == 200
+
+
+def test_of_callers_that_leave_no_record_is_lost_and_none_is_late(tmp_path):
+    """The first records come in a burst, on a stream that Envoy has just opened and may send little on."""
+    upstreams = Upstreams(Upstream())
+    served = Served(tmp_path, upstreams, {})
+    try:
+        os.kill(served.children()["decisions"], signal.SIGSTOP)
+        leave(served.port, 400)
+        os.kill(served.children()["decisions"], signal.SIGCONT)
+        served.until(lambda: served.ask(chat(stream=False))[0].status == 200, "it decides again")
+        served.at_rest()
+        served.until(
+            lambda: served.metric("headway_arrived_total") == served.metric("headway_ended_total"),
+            "all that arrived are over",
+        )
+        assert served.metric("headway_unmatched_total") == 0
+    finally:
+        assert served.stop() == 0
+        upstreams.close()
 
 
 def test_callers_that_leave_while_held_leave_nothing_and_never_run(gateway):

@@ -125,8 +125,10 @@ def test_a_tpot_that_the_batch_does_not_allow_is_refused_and_one_that_it_does_is
     alone_s = b.books[0].token_s(b.live["first"].view)
     (refused,) = b.arrive(0.0, ask("faster than it can", tpot_s=alone_s / 2))
     assert isinstance(refused, Refused) and "time per output token" in refused.message
-    assert (refused.retry_after_s or 0) >= 1.0
+    assert (refused.status, refused.retry_after_s) == (422, None), "not even alone"
     busy = next(i for i in range(300) if isinstance(b.arrive(0.0, ask(f"r{i}", prompt_bytes=16_000))[0], Refused))
+    (refused,) = b.arrive(0.0, ask("one too many", prompt_bytes=16_000))
+    assert isinstance(refused, Refused) and refused.status == 429 and (refused.retry_after_s or 0) >= 1.0
     assert busy > 5, "a batch is let in until it would be too slow for its class"
     assert b.books[0].token_s(b.live["first"].view) > 0.011
 

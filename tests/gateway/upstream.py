@@ -20,6 +20,7 @@ class Upstream:
         self, tokens: int = 4, pace_s: float = 0.005, first_s: float = 0.005, tls: ssl.SSLContext | None = None
     ) -> None:
         self.tls = tls
+        self.path = ""  # of a socket to listen on
         self.tokens, self.pace_s, self.first_s = tokens, pace_s, first_s
         self.fail = ""
         self.word = ""  # what each token says beside its number
@@ -32,6 +33,9 @@ class Upstream:
         self.writers: set[asyncio.StreamWriter] = set()
 
     async def start(self, port: int = 0) -> None:
+        if self.path:
+            self.server = await asyncio.start_unix_server(self.serve, self.path, limit=1 << 23)
+            return
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", port, limit=1 << 23, ssl=self.tls)
         self.port = self.server.sockets[0].getsockname()[1]
 

@@ -44,10 +44,13 @@ def picker(deployment_file: str, **asked: Any) -> None:
     served = served_of(deployment_file, asked["calibration_from"], terminal)
     note_interpreted(terminal)
     from headway.gateway.hosts import resolved
+    from headway.gateway.peers import peering
     from headway.gateway.picker import Picker, pick
     from headway.gateway.spec import address
 
     address(asked["listen"], "--listen")
+    if any(text.startswith("unix:") for text in served.spec.upstreams):
+        raise BadInput("gateway.upstreams: a gateway cannot go to sockets of this machine; give host:port for each")
     addresses = [each.at for each in asyncio.run(resolved(served.spec.upstreams))]
     host = host_of(Picker, served, served.policies(), addresses, asked["seed"], terminal)
 
@@ -55,7 +58,8 @@ def picker(deployment_file: str, **asked: Any) -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        async with host.remembering(Path(deployment_file).parent / served.spec.ledger):
+        ledger = Path(deployment_file).parent / served.spec.ledger
+        async with host.remembering(ledger), peering(host, stop):
             await pick(host, asked["listen"], stop, pair)
 
     try:

@@ -189,6 +189,9 @@ def summary(served: Served) -> RenderableType:
         said = [f"{value:,.10g} {name}" for name, value in rates if value is not None]
         said += [f"weight {tenant.weight:g}"] if tenant.weight != 1 else []
         table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
+    if spec.peers is not None:
+        signed = "" if spec.peers.key() else ", without a key"
+        table.add_row("peers", f"{', '.join(spec.peers.others)}, heard on {spec.peers.listen}{signed}")
     for row in journal_rows(spec):
         table.add_row(*row)
     key = "" if spec.admin_key_sha256 else ", without a key"
@@ -208,6 +211,8 @@ def _warn(spec: GatewaySpec, terminal: Terminal) -> None:
     """Say, or refuse, what leaves the gateway open to strangers."""
     from headway.gateway import is_loopback
 
+    if spec.peers is not None:
+        spec.peers.key()
     if not spec.admin_key_sha256 and not is_loopback(spec.admin):
         raise BadInput(
             f"gateway.admin {spec.admin} is open to other machines: set gateway.admin_key_sha256, or use 127.0.0.1"
@@ -251,6 +256,7 @@ def _decide(
 ) -> None:
     """Be the decision process until SIGTERM; `places`: the folder of the sockets, and the ledger's file."""
     from headway.gateway import Decider, addresses_in, decide
+    from headway.gateway.peers import peering
 
     folder, ledger = places
     if not folder.is_dir():
@@ -261,7 +267,7 @@ def _decide(
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        async with decider.remembering(ledger):
+        async with decider.remembering(ledger), peering(decider, stop):
             await decide(decider, folder, stop)
 
     with followed(decider, served, seed, terminal):

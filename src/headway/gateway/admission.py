@@ -43,32 +43,67 @@ def unattainable(
 ) -> Refused | None:
     """Why no promise can be made to this request by the replica that serves it best; None when one can.
 
+    What an idle replica could not keep either is refused for good (422), the rest until later (429).
+
     Args:
         entry: the request.
         klass: its class.
-        books: the replicas that answer.
+        books: the replicas that it may go to, those that do not answer among them.
         now: the time.
         queue_s: the wait in Headway's queue, as predicted.
         duration_s: what requests take these days: load that is too high for a pace lasts about as long.
     """
     judged = klass.refuse_below > 0 and min(entry.limits) < math.inf
     deadline_s = entry.view.deadline_s - now
-    known = [book for book in books if book.pace.known]
+    known = [book for book in books if book.healthy and book.pace.known]
     if not known or (not judged and deadline_s == math.inf):
         return None
     best = min((forecast(book, entry, now, queue_s) for book in known), key=_merit)
     if best.end_s > deadline_s:
-        words = f"predicted end in {best.end_s:.3g} s, the deadline is in {deadline_s:.3g} s"
+        who = f"the deadline is in {deadline_s:.3g} s"
+        if (least_s := idle_s(books, entry)[2]) > deadline_s:
+            return _never(entry, LIMITS[2], least_s, who)
+        words = f"predicted end in {best.end_s:.3g} s, {who}"
         return Refused(entry.facts.id, 429, "deadline_unattainable", words, max(best.end_s - deadline_s, 1.0))
     if judged and min(best.chances) < klass.refuse_below:
         worst = best.chances.index(min(best.chances))
         predicted_s, limit_s = (best.first_s, best.token_s, best.end_s)[worst], entry.limits[worst]
         promised = klass.slo.limits()[worst] <= limit_s
         who = f"class {klass.name!r} promises" if promised else "the request asks for"
+        if (least_s := idle_s(books, entry)[worst]) > limit_s:
+            return _never(entry, LIMITS[worst], least_s, f"{who} {limit_s:g} s")
         words = f"predicted {LIMITS[worst]} {predicted_s:.3g} s, {who} {limit_s:g} s"
         retry_s = duration_s if worst == 1 else predicted_s - limit_s
         return Refused(entry.facts.id, 429, "slo_unattainable", words, max(retry_s, 1.0))
     return None
+
+
+def idle_s(books: list[ReplicaBook], entry: Entry) -> tuple[float, float, float]:
+    """Predict what a request takes at least, alone at the best of these replicas: as `Forecast`, without chances.
+
+    It is zero, which promises nothing, unless the cost model knows all of them: a ratio learned under load is not that
+    of an idle engine, so one above 1 is left out.
+    """
+    least = [math.inf] * 3
+    request = entry.view
+    for book in books:
+        pace = book.pace
+        if pace.table is None:
+            return 0.0, 0.0, 0.0
+        cached = int(book.view.cached_tokens(request))
+        first_s = sum(pace.first_s(request.prompt_tokens - cached, cached, 0, 0, 0)) / max(pace.ratio, 1.0)
+        token_s, output = pace.token_s(1, request.prompt_tokens) / max(pace.token_ratio, 1.0), 0.0
+        if entry.facts.generates and request.predicted_output_tokens > 1:
+            output = request.predicted_output_tokens
+        least = list(map(min, least, (first_s, token_s, first_s + output * token_s)))
+    return least[0], least[1], least[2]
+
+
+def _never(entry: Entry, limit: str, least_s: float, who: str) -> Refused:
+    prompt = f"a prompt of {'' if entry.facts.prompt_tokens else 'about '}{entry.view.prompt_tokens} tokens"
+    words = f"predicted {limit} {least_s:.3g} s for {prompt} even at an idle replica, {who}"
+    advice = "to send it again later does not help: ask for less, or for a class or limit that allows it"
+    return Refused(entry.facts.id, 422, "unmeetable", f"{words}: {advice}")
 
 
 def _merit(one: Forecast) -> tuple[float, float]:

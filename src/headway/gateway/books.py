@@ -76,6 +76,7 @@ class ReplicaBook:
         self.waiting_tokens = 0
         self.foreign = 0  # requests at the engine that are not ours, as its metrics say
         self.orphans = 0  # requests that an earlier decision process sent, as Envoy counts them
+        self.beside = 0  # requests that other gateways have sent, as they say
         self.excess: deque[int] = deque(maxlen=DRIFT_SAMPLES)
         self.failures = 0
         self.healthy = True
@@ -93,7 +94,7 @@ class ReplicaBook:
     @property
     def others(self) -> int:
         """Requests at this replica that are not in these books."""
-        return max(self.foreign, self.orphans)
+        return max(self.foreign, self.orphans) + self.beside
 
     @property
     def context(self) -> int:
@@ -168,14 +169,14 @@ class ReplicaBook:
         self.advance(now)
 
     def compare(self, sample: EngineSample) -> int | None:
-        """Compare with what the engine says: requests it has more than the books (negative: fewer); None if unsaid.
+        """Compare with what the engine says: requests it has that no gateway told of (negative: fewer); None if unsaid.
 
         The least excess of the last few samples counts as foreign load: what was only in flight between two
         readings does not.
         """
         if sample.running is None:
             return None
-        drift = sample.running + (sample.waiting or 0) - self.in_flight
+        drift = sample.running + (sample.waiting or 0) - self.in_flight - self.beside
         self.excess.append(max(drift, 0))
         self.foreign = min(self.excess) if len(self.excess) == DRIFT_SAMPLES else 0
         return drift

@@ -98,12 +98,13 @@ class Brain:
             return [Left(facts.id)]
         if facts.id in self.live:
             return [Refused(facts.id, 409, "duplicate_id", "a request of this id is under way")]
-        self._count_arrival(facts)
+        klass, tenant = self._whose(facts)
+        self.figures.count("headway_arrived_total", slo_class=klass, tenant=tenant)
         entry = self._entry(now, facts)
         refused = self._refusal(now, entry)
         if refused is not None:
             return [self._refuse(entry, refused)]
-        at_once = not len(self.held) and bool(self._choosable())
+        at_once = not len(self.held) and any(book.room for book in self.books)
         answers: list[Answer] = []
         if not at_once and len(self.held) >= self.limits.held:
             loser = self.held.crowded_out(entry, now)
@@ -150,6 +151,8 @@ class Brain:
             self._settle(now, entry, record)
         elif record.attempts:
             self.figures.count("headway_unmatched_total", what="record")
+        elif record.caller_left:  # before the question came, which it may still do, on another connection
+            self._bury(now, record.id)
         return self._pump(now)
 
     def knows(self, id: str) -> bool:
@@ -181,8 +184,12 @@ class Brain:
 
     def adopt(self, now: float, replica: int, active: int) -> list[Answer]:
         """A replica has so many requests under way; those that are not in the books are an earlier process's."""
-        book = self.books[replica]
-        book.orphans = max(active - book.in_flight, 0)
+        self.books[replica].orphans = max(active - self.books[replica].in_flight, 0)
+        return self._pump(now)
+
+    def beside(self, now: float, replica: int, requests: int) -> list[Answer]:
+        """Other gateways have so many requests at a replica."""
+        self.books[replica].beside = requests
         return self._pump(now)
 
     def dated(self, now: float, unix_s: float) -> list[Answer]:
@@ -209,6 +216,7 @@ class Brain:
             self.tombstones.popitem(last=False)
         while self.unread and next(iter(self.unread.values()))[0] < now - RECORD_S:
             _, (_, entry) = self.unread.popitem(last=False)
+            self.figures.count("headway_unmatched_total", what="end")
             if entry.hosts:
                 self.accounts.settle(now, entry.facts.tenant, entry.reserved, entry.reserved)  # unknown: maybe all
             self._over(entry, 0)
@@ -223,7 +231,8 @@ class Brain:
 
     def _entry(self, now: float, facts: Arrival) -> Entry:
         klass = self.spec.classes[facts.slo_class]
-        tokens = facts.prompt_tokens or self.sizes.tokens(facts.tenant, facts.prompt_bytes)
+        most = facts.prompt_most or facts.prompt_bytes
+        tokens = facts.prompt_tokens or min(self.sizes.tokens(facts.tenant, facts.prompt_bytes), most)
         self.serial += 1
         view = LiveRequest(self.serial, now, tokens)
         expected = self.lengths.predict(facts.tenant, facts.max_tokens) if facts.generates else 1.0
@@ -244,10 +253,10 @@ class Brain:
         over = self.accounts[facts.tenant].refusal(now, *entry.reserved)
         if over is not None:
             return Refused(facts.id, 429, *over)
-        healthy = self._healthy(facts)
+        allowed = self._allowed(facts)
+        healthy = [book for book in allowed if book.healthy]
         if not healthy:
-            retry_s = self.spec.health.probe_s
-            return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", retry_s)
+            return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", self.spec.health.probe_s)
         self._show(now, healthy, held=len(self.held) // len(healthy))
         self.cluster.show(now)
         no = self.fence.admit(entry.view, self.cluster)
@@ -259,19 +268,16 @@ class Brain:
             return Refused(facts.id, 429, "refused_by_policy", no.reason or "refused by the admission policy", 1.0)
         queue_s = 0.0 if any(book.room for book in healthy) and not len(self.held) else self._queue_s(now, entry)
         klass = self.spec.classes[facts.slo_class]
-        return unattainable(entry, klass, healthy, now, queue_s, self.duration_s)
+        return unattainable(entry, klass, allowed, now, queue_s, self.duration_s)
 
     def _queue_s(self, now: float, entry: Entry) -> float:
         """Predicted wait in the queue, behind those who are as urgent or more."""
-        places = sum(book.window for book in self.books if book.healthy)
-        return (self.held.ahead(entry, now) + 1) * self.duration_s / max(places, 1)
+        places = max(sum(book.window for book in self.books if book.healthy), 1)
+        return (self.held.ahead(entry, now) + 1) * self.duration_s / places
 
-    def _choosable(self) -> list[ReplicaBook]:
-        return [book for book in self.books if book.room]
-
-    def _healthy(self, facts: Arrival) -> list[ReplicaBook]:
-        """Replicas that answer and that this request may go to."""
-        return [book for book in self.books if book.healthy and (facts.only is None or book.index in facts.only)]
+    def _allowed(self, facts: Arrival) -> list[ReplicaBook]:
+        """Replicas that this request may go to, whether they answer or not."""
+        return [book for book in self.books if facts.only is None or book.index in facts.only]
 
     def _show(self, now: float, books: list[ReplicaBook], held: int = 0) -> None:
         """Show a policy these replicas, numbered as they stand; each with `held` more waiting, from Headway's queue."""
@@ -286,7 +292,7 @@ class Brain:
         A request that may go to a few only goes to one of these even when they are full: it does not wait for them in
         front of others.
         """
-        healthy = self._healthy(entry.facts)
+        healthy = [book for book in self._allowed(entry.facts) if book.healthy]
         books = [book for book in healthy if book.room] or healthy
         if not books:
             self._drop(now, entry)
@@ -315,7 +321,7 @@ class Brain:
     def _pump(self, now: float) -> list[Answer]:
         """Route whoever waits while there is room, until the router holds one: an event costs one answer in vain."""
         answers: list[Answer] = []
-        while self._choosable() and (entry := self.held.first(now)) is not None:
+        while any(book.room for book in self.books) and (entry := self.held.first(now)) is not None:
             if now >= entry.view.deadline_s:
                 self._drop(now, entry)
                 words = "the request waited in the queue until its deadline passed"
@@ -424,12 +430,8 @@ class Brain:
 
     # --- what is seen ----------------------------------------------------------------------------------------
 
-    def _tenant(self, facts: Arrival) -> str:
-        return self.accounts[facts.tenant].tenant.name
-
-    def _count_arrival(self, facts: Arrival) -> None:
-        klass = self.spec.classes[facts.slo_class].name
-        self.figures.count("headway_arrived_total", slo_class=klass, tenant=self._tenant(facts))
+    def _whose(self, facts: Arrival) -> tuple[str, str]:
+        return self.spec.classes[facts.slo_class].name, self.accounts[facts.tenant].tenant.name
 
     def _decided(self, outcome: str, reason: str) -> None:
         self.figures.count("headway_decisions_total", outcome=outcome, reason=reason)
@@ -441,12 +443,12 @@ class Brain:
 
     def _over(self, entry: Entry, status: int, **more: Any) -> None:
         """Tell what became of a request, once for each that arrived."""
-        facts = entry.facts
+        facts, (klass, tenant) = entry.facts, self._whose(entry.facts)
         known = {"reason": entry.reason, "replica": entry.hosts[0] if entry.hosts else None}
         outcome = Outcome(
             id=facts.id,
-            tenant=self._tenant(facts),
-            slo_class=self.spec.classes[facts.slo_class].name,
+            slo_class=klass,
+            tenant=tenant,
             status=status,
             arrived_s=entry.view.arrival_s,
             sent_s=entry.sent_s if entry.hosts else None,
@@ -459,12 +461,14 @@ class Brain:
         """What is true at the moment, by name and labels."""
         for book, text in zip(self.books, self.spec.upstreams, strict=True):
             yield "headway_in_flight", {"replica": text}, book.in_flight
+            yield "headway_others", {"replica": text}, book.others
             yield "headway_healthy", {"replica": text}, float(book.healthy)
             sample = self.engines.get(book.index)
             if sample is not None and sample.running is not None:
                 yield "headway_engine_requests", {"replica": text, "state": "running"}, sample.running
                 yield "headway_engine_requests", {"replica": text, "state": "waiting"}, sample.waiting or 0
-                yield "headway_drift", {"replica": text}, sample.running + (sample.waiting or 0) - book.in_flight
+                told = book.in_flight + book.beside
+                yield "headway_drift", {"replica": text}, sample.running + (sample.waiting or 0) - told
             if sample is not None and sample.kv_share is not None:
                 yield "headway_kv_share", {"replica": text}, sample.kv_share
             if book.pace.known:

@@ -15,17 +15,18 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from headway.gateway.brain import Brain
 from headway.gateway.channel import Call, Channel, Service, asking
-from headway.gateway.envoy_config import DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT
+from headway.gateway.envoy_config import ATTEMPTS, DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Outcome, Refused, Routed
 from headway.gateway.ledger import Keeper, Ledger
 from headway.gateway.log.writer import LogWriter
 from headway.gateway.loglines import LogLines
-from headway.gateway.messages import message_types, seconds_of
+from headway.gateway.messages import message_types, place_of, seconds_of
 from headway.gateway.overview import Overview
 from headway.gateway.plainhttp import AdminPages, ask_socket, get
 from headway.gateway.reading import Reader, Reply, refusal
@@ -128,14 +129,14 @@ class Decider:
         self.open += 1
         answers = self._arrive(asked, body, headers.get(TRACEPARENT, ""))
         self.waiting[asked.id] = call, self.reader.rewritten(asked, body)
-        self._deliver(answers)
+        self.deliver(answers)
 
     def ended(self, call: Call) -> None:
         """The HTTP request is over, however it ended."""
         if call.about is not None:
             self.open -= 1
             self.waiting.pop(call.about, None)
-            self._deliver(self.brain.end(self.now(), call.about))
+            self.deliver(self.brain.end(self.now(), call.about))
             if self.tracer and call.about not in self.brain.unread:
                 self.tracer.open.pop(call.about, None)  # it was none to the brain: a second of its id
 
@@ -148,9 +149,13 @@ class Decider:
             self.say(f"a request of {len(body)} bytes to {path} not read: {type(error).__name__}, line {where.lineno}")
             asked = refusal(500, "internal_error", "the gateway could not read this request", None)
         if isinstance(asked, Reply):
-            self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(asked.status))
-            self._turned_away(id, asked)
+            self._not_taken(id, asked)
         return asked
+
+    def _not_taken(self, id: str, reply: Reply) -> None:
+        """A request to a model was turned away before it could be decided on."""
+        self.brain.figures.count("headway_decisions_total", outcome="refused", reason=str(reply.status))
+        self._turned_away(id, reply)
 
     def _arrive(self, asked: Arrival, body: bytes, traceparent: str) -> list[Answer]:
         """Tell the brain of a request, and those who follow it."""
@@ -163,7 +168,7 @@ class Decider:
             trace.took_s = self.now() - now
         return answers
 
-    def _deliver(self, answers: list[Answer]) -> None:
+    def deliver(self, answers: list[Answer]) -> None:
         """Send answers to the calls that wait for them."""
         for answer in answers:
             if isinstance(answer, Held):
@@ -185,7 +190,8 @@ class Decider:
         if body is not None:
             message.request_body.response.body_mutation.body = body
         told = message.dynamic_metadata.fields["envoy.lb"].struct_value.fields
-        told[DESTINATION].string_value = ",".join(self.addresses[i] for i in answer.hosts)
+        hosts = islice(cycle(answer.hosts), ATTEMPTS)
+        told[DESTINATION].string_value = ",".join(self.addresses[i] for i in hosts)
         if trace is not None:
             told[TRACEPARENT].string_value = trace.traceparent
         made = bytes(message.SerializeToString())
@@ -226,7 +232,7 @@ class Decider:
             if self.elder and record.attempts and not self.brain.knows(record.id):
                 strange.http_logs.log_entry.append(entry)
             else:
-                self._deliver(self.brain.record(self.now(), record))
+                self.deliver(self.brain.record(self.now(), record))
         if strange.http_logs.log_entry:
             task = asyncio.get_running_loop().create_task(self._hand_back(strange.SerializeToString()))
             self.telling.add(task)
@@ -250,8 +256,9 @@ class Decider:
     def _record(self, entry: Any) -> EndRecord:
         common, response = entry.common_properties, entry.response
         flags = common.response_flags
-        seen = {name: value.string_value or value.number_value for name, value in _noted(common)}
-        socket = common.upstream_remote_address.socket_address
+        noted = common.metadata.filter_metadata["headway"].fields  # by the filter on the answer
+        seen = {name: value.string_value or value.number_value for name, value in noted.items()}
+        place = place_of(common.upstream_remote_address)
         from_upstream = response.response_code_details == "via_upstream"
         failed = (
             flags.upstream_remote_reset
@@ -265,11 +272,11 @@ class Decider:
         return EndRecord(
             id=common.stream_id,
             status=response.response_code.value,
-            replica=self.index.get(f"{socket.address}:{socket.port_value}"),
+            replica=self.index.get(place),
             attempts=common.upstream_request_attempt_count,
             upstream_failed=bool(failed),
             caller_left=flags.downstream_connection_termination or flags.downstream_remote_reset,
-            sent_s=seconds_of(common.time_to_first_upstream_tx_byte) if socket.port_value else None,
+            sent_s=seconds_of(common.time_to_first_upstream_tx_byte) if place else None,
             first_s=first_s,
             duration_s=seconds_of(common.duration),
             prompt_tokens=int(seen["prompt_tokens"]) if seen.get("prompt_tokens") else None,
@@ -284,7 +291,7 @@ class Decider:
         while True:
             await asyncio.sleep(TICK_S)
             self.look_at_calendar()
-            self._deliver(self.brain.tick(self.now()))
+            self.deliver(self.brain.tick(self.now()))
             self.overview.mark()
             wrong = sum(self.brain.fence.errors.values())
             if wrong > self.faults_said:
@@ -313,7 +320,7 @@ class Decider:
                 answers = self.brain.health(self.now(), replica, False, probe=False)
             except OSError:
                 answers = self.brain.health(self.now(), replica, False)
-            self._deliver(answers)
+            self.deliver(answers)
             if was != book.healthy:
                 name = self.brain.spec.upstreams[replica]
                 self.say(f"replica {name} {'is back' if book.healthy else 'does not answer'}")
@@ -328,7 +335,7 @@ class Decider:
                     status, body = await self._get(replica, "/metrics", max(every_s, 1.0))
                     if status == 200:
                         sample = engine_sample(body.decode("utf-8", "replace"))
-                        self._deliver(self.brain.sample(self.now(), replica, sample))
+                        self.deliver(self.brain.sample(self.now(), replica, sample))
                 except (OSError, TimeoutError):
                     pass  # the probe judges health; a reading less changes nothing
             await asyncio.sleep(every_s)
@@ -338,8 +345,8 @@ class Decider:
         where = upstream(self.brain.spec.upstreams[replica], "upstream")
         if not self.addresses[replica]:
             raise ConnectionError(f"{where.host} does not resolve")
-        host, port = address(self.addresses[replica], "upstream")
-        return await get(host, port, path, timeout_s, tls=self.trust if where.tls else None, name=where.host)
+        tls, name = self.trust if where.tls else None, where.host if where.port else "localhost"
+        return await get(self.addresses[replica], path, timeout_s, tls=tls, name=name)
 
     async def adopt(self, envoy: Path, elder: Path) -> None:
         """Count the requests that an earlier decision process has left running, until it and they are over."""
@@ -352,7 +359,7 @@ class Decider:
                 host: int(n) for host, n in re.findall(r"^replicas::(\S+)::rq_active::(\d+)$", text.decode(), re.M)
             }
             for replica, host in enumerate(self.addresses):
-                self._deliver(self.brain.adopt(self.now(), replica, active.get(host, 0)))
+                self.deliver(self.brain.adopt(self.now(), replica, active.get(host, 0)))
             if not any(book.orphans for book in self.brain.books) and not elder.exists():
                 return
             await asyncio.sleep(ADOPT_S)
@@ -421,11 +428,6 @@ class Decider:
                 for text, book in zip(self.addresses, brain.books, strict=True)
             ],
         }
-
-
-def _noted(common: Any) -> Any:
-    """What the filter on the answer has noted, by name."""
-    return common.metadata.filter_metadata["headway"].fields.items()
 
 
 class Records:

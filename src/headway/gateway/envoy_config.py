@@ -22,6 +22,8 @@ POLICY_DETAILS = "headway"  # marks replies whose body is ours already
 HEADERS = ("authorization", "x-headway-class", "x-headway-deadline", "x-headway-ttft", "x-headway-tpot")
 TRACEPARENT = "traceparent"  # of W3C's trace context; passed on, and replaced where we trace
 DECISION_TIMEOUT_S = 1.0
+ATTEMPTS = 3  # at a request: a host that closed a kept connection as it came is not down, and is asked once more
+KEPT_S = 3.0  # an idle connection to a replica; uvicorn (vLLM, SGLang) and llama.cpp close theirs after 5
 TLS_PARAMS = {"tls_minimum_protocol_version": "TLSv1_2"}
 HTTP2_LIMITS = {
     "max_concurrent_streams": 100,
@@ -29,6 +31,7 @@ HTTP2_LIMITS = {
     "initial_connection_window_size": 1 << 20,
 }
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+RECORDS_BYTES = 3 << 18  # kept while their stream is new or slow; what comes beyond them is lost
 RECORDS_WITHIN_S = 0.01  # one by one they would wake the decision process for each
 EARLY_REMOVED = ("x-request-id", DESTINATION)
 
@@ -89,7 +92,8 @@ end
 
 
 class Host(NamedTuple):
-    """A replica: its address as IP:port ("" while its name does not resolve), its name if any, whether it takes TLS."""
+    """A replica: its address as IP:port, or the path of its socket ("" while its name does not resolve); its name, if
+    it has one, and whether it takes TLS."""
 
     at: str
     name: str = ""
@@ -254,7 +258,7 @@ def _access_log() -> dict[str, Any]:
             "log_name": "headway",
             "transport_api_version": "V3",
             "grpc_service": {"envoy_grpc": {"cluster_name": "records"}},
-            "buffer_size_bytes": 16384,
+            "buffer_size_bytes": RECORDS_BYTES,
             "buffer_flush_interval": _seconds(RECORDS_WITHIN_S),
         },
     )
@@ -283,36 +287,33 @@ def _local_replies(body_bytes: int) -> list[dict[str, Any]]:
         503: ("server_error", "unavailable", "no decision or no replica is available: try again in a second"),
         504: ("server_error", "timeout", "no answer came in time: try again"),
     }
-    mappers = [_mapper({"comparison": _equals(status, "EQ")}, *words) for status, words in said.items()]
-    mappers.append(
-        _mapper(
-            {"comparison": _equals(500, "GE")},
-            "server_error",
-            "upstream_failed",
-            "the replica failed to answer: try again",
-        )
-    )
-    mappers.append(
-        _mapper(
-            {"comparison": _equals(400, "GE")}, "invalid_request_error", "bad_request", "the request is not valid HTTP"
-        )
-    )
-    return mappers
+    bodiless = "invalid_request_error", "empty_body", "the request has no body: expected a JSON object"
+    failed = "server_error", "upstream_failed", "the replica failed to answer: try again"
+    unavailable = {"comparison": _equals(503, "EQ")}
+    mappers = [
+        {**_mapper(unavailable, *bodiless, also="request.size == 0"), "status_code": 400},
+        _mapper(unavailable, *failed, also="response.code_details.startsWith('upstream_')"),
+        *(_mapper({"comparison": _equals(status, "EQ")}, *words) for status, words in said.items()),
+        _mapper({"comparison": _equals(500, "GE")}, *failed),
+    ]
+    malformed = "invalid_request_error", "bad_request", "the request is not valid HTTP"
+    return [*mappers, _mapper({"comparison": _equals(400, "GE")}, *malformed)]
 
 
 def _equals(status: int, op: str) -> dict[str, Any]:
     return {"op": op, "value": {"default_value": status, "runtime_key": f"headway.none.{op}.{status}"}}
 
 
-def _mapper(status: dict[str, Any], kind: str, code: str, message: str) -> dict[str, Any]:
-    ours = f"response.code_details != '{POLICY_DETAILS}' && response.code_details != 'direct_response'"
-    foreign = _extension(
+def _mapper(status: dict[str, Any], kind: str, code: str, message: str, also: str = "true") -> dict[str, Any]:
+    """Words for a status of Envoy's own, where this holds as well."""
+    foreign = f"response.code_details != '{POLICY_DETAILS}' && response.code_details != 'direct_response'"
+    condition = _extension(
         "envoy.access_loggers.extension_filters.cel",
         TYPE + "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-        expression=ours,
+        expression=f"{foreign} && {also}",
     )
     return {
-        "filter": {"and_filter": {"filters": [{"status_code_filter": status}, {"extension_filter": foreign}]}},
+        "filter": {"and_filter": {"filters": [{"status_code_filter": status}, {"extension_filter": condition}]}},
         "body_format_override": {
             "text_format_source": {
                 "inline_string": json.dumps(error_body(message, kind, code)).replace("%", "%%") + "\n"
@@ -334,20 +335,13 @@ def _virtual_host(spec: GatewaySpec) -> dict[str, Any]:
 
 
 def _routes() -> list[dict[str, Any]]:
-    """Endpoints with a body go to the replicas; whatever else the decision process answers by its headers alone."""
-    routes: list[dict[str, Any]] = []
-    empty = error_body("the request has no body: expected a JSON object", "invalid_request_error", "empty_body")
-    bodiless: tuple[list[dict[str, Any]], ...] = (
-        [{"name": "content-length", "string_match": {"exact": "0"}}],
-        [
-            {"name": "content-length", "present_match": False},
-            {"name": "transfer-encoding", "present_match": False},
-        ],
-    )
+    """Endpoints go to the replicas; whatever else there is the decision process answers by its headers alone.
+
+    Only Envoy sees whether a POST has a body: over HTTP/2 one may come without a length. One that has none asks nothing
+    and so finds no host, which `_local_replies` puts into words.
+    """
     post = {"name": ":method", "string_match": {"exact": "POST"}}
-    for path in ENDPOINTS:
-        routes += [_direct({"path": path, "headers": [post, *headers]}, 400, empty) for headers in bodiless]
-        routes.append({"match": {"path": path, "headers": [post]}, "route": _to_replicas()})
+    routes = [{"match": {"path": path, "headers": [post]}, "route": _to_replicas()} for path in ENDPOINTS]
     overrides = {"overrides": {"processing_mode": _processing("SEND", "NONE")}}
     other = {"@type": HTTP + "ext_proc.v3.ExtProcPerRoute", **overrides}
     nobody = error_body("no decision is available: try again in a second", "server_error", "unavailable")
@@ -366,12 +360,16 @@ def _direct(match: dict[str, Any], status: int, body: dict[str, Any]) -> dict[st
 
 
 def _to_replicas() -> dict[str, Any]:
-    """A retry takes the second host of the decision, and only before the first byte."""
+    """A retry takes the next host of the decision, and only before the first byte. Another host needs no pause."""
     return {
         "cluster": "replicas",
         "timeout": "0s",
         "auto_host_rewrite": True,
-        "retry_policy": {"retry_on": "connect-failure,refused-stream,reset", "num_retries": 1},
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,reset",
+            "num_retries": ATTEMPTS - 1,
+            "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.010s"},
+        },
     }
 
 
@@ -397,6 +395,10 @@ def _replicas(spec: GatewaySpec, hosts: list[Host]) -> dict[str, Any]:
         "connect_timeout": "2s",
         "per_connection_buffer_limit_bytes": 1 << 20,
         "circuit_breakers": {"thresholds": [breaker]},
+        "typed_extension_protocol_options": _protocol(
+            explicit_http_config={"http_protocol_options": {}},
+            common_http_protocol_options={"idle_timeout": _seconds(KEPT_S)},
+        ),
         "load_balancing_policy": {"policies": [{"typed_extension_config": chosen}]},
         "transport_socket_matches": [_to_tls(spec)] if any(host.tls for host in hosts) else [],
         "load_assignment": _assignment(hosts),
@@ -407,7 +409,8 @@ def _assignment(hosts: list[Host]) -> dict[str, Any]:
     """Return the replicas as endpoints; the same address once."""
     endpoints = []
     for host in dict.fromkeys(host for host in hosts if host.at):
-        endpoint = {"address": _socket(host.at), "hostname": host.name}
+        place = {"pipe": {"path": host.at}} if host.at.startswith("/") else _socket(host.at)
+        endpoint = {"address": place, "hostname": host.name}
         marks = {"filter_metadata": {"envoy.transport_socket_match": {"tls": True}}} if host.tls else {}
         endpoints.append({"endpoint": endpoint, "metadata": marks})
     return {"cluster_name": "replicas", "endpoints": [{"lb_endpoints": endpoints}]}
@@ -426,12 +429,13 @@ def _least_request() -> dict[str, Any]:
     return _extension("envoy.load_balancing_policies.least_request", url)
 
 
+def _protocol(**options: Any) -> dict[str, Any]:
+    """How a cluster is spoken to."""
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {name: {"@type": TYPE + name, **options}}
+
+
 def _own(name: str, folder: Path) -> dict[str, Any]:
-    http2 = _extension(
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        explicit_http_config={"http2_protocol_options": {}},
-    )
     many = 1_000_000
     breaker = {"max_connections": many, "max_pending_requests": many, "max_requests": many, "max_retries": many}
     return {
@@ -439,7 +443,7 @@ def _own(name: str, folder: Path) -> dict[str, Any]:
         "type": "STATIC",
         "connect_timeout": "0.250s",
         "circuit_breakers": {"thresholds": [breaker]},
-        "typed_extension_protocol_options": {http2["name"]: http2["typed_config"]},
+        "typed_extension_protocol_options": _protocol(explicit_http_config={"http2_protocol_options": {}}),
         "load_assignment": {
             "cluster_name": name,
             "endpoints": [

@@ -15,6 +15,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     slo_class: int
     prompt_bytes: int
     prompt_tokens: int | None = None  # where the caller gave token ids: exact
+    prompt_most: int | None = None  # tokens that the model's context has room for; a longer prompt its engine refuses
     chain: tuple[int, ...] = ()
     max_tokens: int | None = None  # of all answers together
     samples: int = 1  # answers

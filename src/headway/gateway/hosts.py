@@ -16,7 +16,7 @@ LOOKUP_S = 3.0
 
 
 async def resolved(upstreams: tuple[str, ...], known: list[Host] | None = None) -> list[Host]:
-    """Return the replicas with their addresses; `at` is "" where a name does not resolve.
+    """Return the replicas with their addresses; `at` is "" where a name does not resolve, and the path of a socket.
 
     A name may lead to several addresses, in changing order: one of `known` is kept while it is among them.
     """
@@ -25,6 +25,8 @@ async def resolved(upstreams: tuple[str, ...], known: list[Host] | None = None) 
 
 
 async def _host(where: Upstream, before: set[str]) -> Host:
+    if not where.port:
+        return Host(where.host)
     try:
         async with asyncio.timeout(LOOKUP_S):
             infos = await asyncio.get_running_loop().getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)

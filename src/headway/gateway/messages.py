@@ -52,7 +52,8 @@ TABLE = {
         "immediate_response 7 ImmediateResponse, dynamic_metadata 8 Fields, override_message_timeout 10 Duration"
     ),
     "SocketAddress": "address 2 string, port_value 3 uint32",
-    "Address": "socket_address 1 SocketAddress",
+    "Pipe": "path 1 string",
+    "Address": "socket_address 1 SocketAddress, pipe 2 Pipe",
     "Metadata": "filter_metadata 1 {Fields}",
     "ResponseFlags": (
         "upstream_request_timeout 3 bool, upstream_remote_reset 5 bool, upstream_connection_failure 6 bool, "
@@ -117,6 +118,15 @@ def _add_field(message: Any, name: str, number: str, kind: str) -> None:
             "bytes": 12,
             "uint32": 13,
         }[inner]
+
+
+def place_of(address: Any) -> str:
+    """Return an Address message as IP:port, or as the path of a socket; "" where it is neither."""
+    socket = address.socket_address
+    if not socket.port_value:
+        return str(address.pipe.path)
+    host = f"[{socket.address}]" if ":" in socket.address else socket.address
+    return f"{host}:{socket.port_value}"
 
 
 def seconds_of(duration: Any) -> float:

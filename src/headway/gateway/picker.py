@@ -31,9 +31,12 @@ SUBSET = ("envoy.lb.subset_hint", f"{DESTINATION}-subset")
 SERVED = f"{DESTINATION}-served"
 OBJECTIVE = "x-gateway-inference-objective"
 PROCESSOR, HEALTH = "envoy.service.ext_proc.v3.ExternalProcessor", "grpc.health.v1.Health"
+HIDDEN = (*HEADERS, "x-forwarded-for")  # from engines; without `x-forwarded-proto` Envoy would find no route
 CHUNK_BYTES = 60_000  # of a body in one message: Envoy refuses larger ones
 SERVING, NOT_SERVING, UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
 CALLS_MAX = 20_000
+BODIES_BYTES = 1 << 28  # of all requests that are being read or held, together
+READ_WITHIN_S = 60.0  # a request's body must have come
 TAIL_BYTES = 4096
 
 
@@ -44,7 +47,9 @@ class Passing:
         self.id = str(uuid.uuid4())
         self.began_s = now
         self.headers: dict[str, str] = {}
+        self.ours: dict[str, str] = {}  # those of them that say who asks, and for what class and limits
         self.body = bytearray()
+        self.kept_bytes = 0
         self.subset: list[str] | None = None
         self.hosts: tuple[int, ...] = ()
         self.arrived = False
@@ -79,8 +84,10 @@ class Picker(Decider):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.asking = {}
+        self.kept_bytes = 0  # of bodies
 
-    def _deliver(self, answers: list[Answer]) -> None:
+    def deliver(self, answers: list[Answer]) -> None:
+        """Answer the calls that wait for one of these."""
         for answer in answers:
             future = self.asking.get(answer.id)
             if future is not None and not future.done() and not isinstance(answer, Held):
@@ -90,13 +97,20 @@ class Picker(Decider):
         """One HTTP request and its answer."""
         passing = Passing(self.now())
         try:
-            async for raw in messages:
-                message = self.types["ProcessingRequest"].FromString(raw)
-                async for response in self._responses(passing, message):
-                    yield bytes(response.SerializeToString())
-                    if response.HasField("immediate_response"):
-                        return
+            async with asyncio.timeout(READ_WITHIN_S) as reading:
+                async for raw in messages:
+                    message = self.types["ProcessingRequest"].FromString(raw)
+                    if message.HasField("request_trailers") or _last_of_request(message):
+                        reading.reschedule(None)
+                    async for response in self._responses(passing, message):
+                        yield bytes(response.SerializeToString())
+                        if response.HasField("immediate_response"):
+                            return
+        except TimeoutError:
+            late = refusal(408, "request_timeout", "the request did not arrive in time: send it without pauses", None)
+            yield bytes(self._turned(passing, late).SerializeToString())
         finally:
+            self._let_go(passing)
             if passing.arrived:
                 self._gone(passing)
 
@@ -106,10 +120,12 @@ class Picker(Decider):
             self._open(passing, message)
             if message.request_headers.end_of_stream:
                 yield self._bodiless(passing)
+            elif (no := self._beforehand(passing)) is not None:
+                yield self._turned(passing, no)
         elif message.HasField("request_body"):
-            passing.body += message.request_body.body
-            if len(passing.body) > self.brain.spec.limits.body_bytes:
-                yield self._refused(refusal(413, "request_too_large", "the request's body exceeds the limit", None))
+            no = self._keep(passing, message.request_body.body)
+            if no is not None:
+                yield self._turned(passing, no)
             elif message.request_body.end_of_stream:
                 for response in await self._decided(passing, last=True):
                     yield response
@@ -119,6 +135,44 @@ class Picker(Decider):
             yield self._response("request_trailers")
         else:
             yield self._answered(passing, message)
+
+    def _beforehand(self, passing: Passing) -> Reply | None:
+        """What speaks against a request by its headers, before a byte of its body is kept."""
+        head = self.reader.head(passing.headers.get(":path", ""), passing.ours)
+        if isinstance(head, Reply):
+            return head
+        size = passing.headers.get("content-length", "")
+        large = size.isdigit() and (len(size) > len(str(self._most)) or int(size) > self._most)
+        return self._too_large() if large else None
+
+    def _keep(self, passing: Passing, part: bytes) -> Reply | None:
+        """Keep a part of a body, or say why not."""
+        if len(passing.body) + len(part) > self._most:
+            return self._too_large()
+        if self.kept_bytes + len(part) > max(BODIES_BYTES, self._most):
+            return refusal(503, "busy", "too many requests are being read: try again in a second", 1.0)
+        passing.body += part
+        passing.kept_bytes += len(part)
+        self.kept_bytes += len(part)
+        return None
+
+    def _let_go(self, passing: Passing) -> None:
+        """The body is on its way, or not needed."""
+        self.kept_bytes -= passing.kept_bytes
+        passing.kept_bytes = 0
+        passing.body.clear()
+
+    @property
+    def _most(self) -> int:
+        return self.brain.spec.limits.body_bytes
+
+    def _too_large(self) -> Reply:
+        said = f"the request's body exceeds the limit of {self._most:,} bytes"
+        return refusal(413, "request_too_large", said, None)
+
+    def _turned(self, passing: Passing, reply: Reply) -> Any:
+        self._not_taken(passing.id, reply)
+        return self._refused(reply)
 
     def _response(self, kind: str) -> Any:
         message = self.types["ProcessingResponse"]()
@@ -131,6 +185,10 @@ class Picker(Decider):
     def _open(self, passing: Passing, message: Any) -> None:
         headers = message.request_headers.headers.headers
         passing.headers = {each.key.lower(): (each.raw_value.decode("latin-1") or each.value) for each in headers}
+        passing.ours = {name: passing.headers[name] for name in HEADERS if name in passing.headers}
+        objective = passing.headers.get(OBJECTIVE, "")
+        if objective in [klass.name for klass in self.brain.spec.classes]:
+            passing.ours.setdefault("x-headway-class", objective)
         space, key = SUBSET
         hint = message.metadata_context.filter_metadata
         if space in hint and key in hint[space].fields:
@@ -157,10 +215,11 @@ class Picker(Decider):
         return self._named((min(books, key=lambda book: book.in_flight).index,))
 
     def _named(self, hosts: tuple[int, ...], size: int | None = None, traceparent: str | None = None) -> Any:
-        """The answer to the headers: where the request goes."""
+        """The answer to the headers: where the request goes, without what is no engine's business."""
         message, names = self._response("request_headers"), ",".join(self.addresses[i] for i in hosts)
         common = message.request_headers.response
         common.clear_route_cache = True
+        common.header_mutation.remove_headers.extend(HIDDEN)
         for name, value in ((DESTINATION, names), ("content-length", size), (TRACEPARENT, traceparent)):
             if value is not None:
                 option = common.header_mutation.set_headers.add()
@@ -174,17 +233,14 @@ class Picker(Decider):
         if passing.arrived:
             return []
         body = bytes(passing.body)
-        headers = {name: passing.headers[name] for name in HEADERS if name in passing.headers}
-        objective = passing.headers.get(OBJECTIVE, "")
-        if objective in [klass.name for klass in self.brain.spec.classes]:
-            headers.setdefault("x-headway-class", objective)
-        asked = self._read(passing.id, passing.headers.get(":path", ""), headers, body)
+        passing.body.clear()
+        asked = self._read(passing.id, passing.headers.get(":path", ""), passing.ours, body)
         if isinstance(asked, Reply):
             return [self._refused(asked)]
         passing.arrived = True
         self.asking[passing.id] = asyncio.get_running_loop().create_future()
         facts = msgspec.structs.replace(asked, only=self._only(passing))
-        self._deliver(self._arrive(facts, body, passing.headers.get(TRACEPARENT, "")))
+        self.deliver(self._arrive(facts, body, passing.headers.get(TRACEPARENT, "")))
         trace = self.tracer.open.get(passing.id) if self.tracer else None
         answer = await self.asking[passing.id]
         if isinstance(answer, Refused):
@@ -195,7 +251,7 @@ class Picker(Decider):
         passing.hosts, passing.sent_s = answer.hosts, self.now() - passing.began_s
         sent_on = self.reader.rewritten(asked, body)
         whole = body if sent_on is None else sent_on
-        passing.body.clear()
+        self._let_go(passing)
         parent = None if trace is None else trace.traceparent
         return [self._named(answer.hosts, len(whole), parent), *self._chunks("request_body", whole, last)]
 
@@ -248,8 +304,8 @@ class Picker(Decider):
             cached_tokens=passing.usage("cached_tokens"),
             output_tokens=max(output, 0) or None,
         )
-        self._deliver(self.brain.end(now, passing.id))
-        self._deliver(self.brain.record(now, record))
+        self.deliver(self.brain.end(now, passing.id))
+        self.deliver(self.brain.record(now, record))
 
     async def check(self, asked: bytes, context: Any) -> bytes:
         """gRPC's health check: alive always, ready while an endpoint answers."""
@@ -259,6 +315,12 @@ class Picker(Decider):
         if service in ("", "readiness", PROCESSOR, "inference-extension"):
             return SERVING if any(book.healthy for book in self.brain.books) else NOT_SERVING
         return UNKNOWN
+
+
+def _last_of_request(message: Any) -> bool:
+    """Whether nothing more of the request follows this message."""
+    part = message.request_headers if message.HasField("request_headers") else message.request_body
+    return bool(part.end_of_stream)
 
 
 async def pick(picker: Picker, listen: str, stop: asyncio.Event, pair: tuple[bytes, bytes] | None = None) -> None:

@@ -12,6 +12,8 @@ from hmac import compare_digest
 from http import HTTPStatus
 from pathlib import Path
 
+from headway.gateway.spec import address
+
 BODY_MAX = 8 << 20
 HEAD_MAX = 16 << 10
 READ_S = 5.0
@@ -27,19 +29,26 @@ Page = Callable[[], tuple[str, bytes]]  # content type, body
 
 
 async def get(
-    host: str, port: int, path: str, timeout_s: float, *, tls: ssl.SSLContext | None = None, name: str = ""
+    at: str, path: str, timeout_s: float, *, tls: ssl.SSLContext | None = None, name: str = ""
 ) -> tuple[int, bytes]:
     """GET a page by HTTP/1.0, so that it comes whole and unchunked; status and body.
 
-    `tls`: how a server is trusted whose certificate is for `name`; without it nothing is encrypted.
+    `at`: host:port, or the path of a socket. `tls`: how a server is trusted whose certificate is for `name`; without it
+    nothing is encrypted.
 
     Raises:
         OSError: no connection, or an answer that is no HTTP. TimeoutError: none in time.
     """
     async with asyncio.timeout(timeout_s):
-        reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=name if tls else None)
+        if at.startswith("/"):
+            who = name
+            reader, writer = await asyncio.open_unix_connection(at)
+        else:
+            host, port = address(at, "address")
+            who = f"{name or host}:{port}"
+            reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=name if tls else None)
         try:
-            lines = (f"GET {path} HTTP/1.0", f"Host: {name or host}:{port}", "Accept: */*", "Connection: close", "", "")
+            lines = (f"GET {path} HTTP/1.0", f"Host: {who}", "Accept: */*", "Connection: close", "", "")
             writer.write("\r\n".join(lines).encode())
             await writer.drain()
             answer = bytearray()
@@ -50,7 +59,7 @@ async def get(
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
     words = head.split(None, 2)
     if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
-        raise ConnectionError(f"{host}:{port}{path} did not answer in HTTP")
+        raise ConnectionError(f"{at} {path} did not answer in HTTP")
     return int(words[1]), body
 
 

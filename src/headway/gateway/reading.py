@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -24,6 +25,7 @@ Tokens = Annotated[int, msgspec.Meta(ge=1)]
 BYTES_PER_TOKEN_ID = 4
 OUTPUT_LIMITS, NULL = ("max_tokens", "max_completion_tokens"), msgspec.Raw(b"null")
 SALT, PRIORITY = "cache_salt", "priority"
+BYTES_PER_TOKEN_MOST = 256  # the longest entries of large vocabularies, runs of blanks, have 128
 UNCOUNTED = ("n_predict", "max_new_tokens", "best_of")  # engines' own ways to ask for more tokens than are counted
 OWN_LIMITS = {"deadline_s": "x-headway-deadline", "ttft_s": "x-headway-ttft", "tpot_s": "x-headway-tpot"}
 
@@ -41,6 +43,26 @@ class Reply(msgspec.Struct, frozen=True):
         return str(json.loads(self.body).get("error", {}).get("code", ""))
 
 
+class Prompt(NamedTuple):
+    """What is to be computed: text or token ids as bytes, of one or more prompts.
+
+    `tokens` of all together, where the caller gives them; `longest`: the longest has as many, or more.
+    """
+
+    text: bytes
+    tokens: int | None = None
+    longest: int = 1
+    prompts: int = 1
+
+
+class Head(NamedTuple):
+    """What the headers say: tenant and class by number, and the caller's own limits by the field of `Arrival`."""
+
+    tenant: int
+    slo_class: int
+    own: dict[str, float]
+
+
 class _Message(msgspec.Struct):
     role: str
     content: str | list[dict[str, Any]] | None = None
@@ -49,6 +71,7 @@ class _Message(msgspec.Struct):
 class _Chat(msgspec.Struct):
     model: str
     messages: list[_Message]
+    truncate_prompt_tokens: int | None = None
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = None
@@ -63,6 +86,7 @@ class _ChatText(msgspec.Struct):
 class _Completion(msgspec.Struct):
     model: str
     prompt: str | list[Any]
+    truncate_prompt_tokens: int | None = None  # vLLM's: a longer prompt is cut
     max_tokens: Tokens | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = None
     stream: bool | None = None
@@ -71,6 +95,7 @@ class _Completion(msgspec.Struct):
 class _Embedding(msgspec.Struct):
     model: str
     given: str | list[Any] = msgspec.field(name="input")
+    truncate_prompt_tokens: int | None = None
 
 
 _SHAPES: dict[str, Any] = dict(zip(ENDPOINTS, (_Chat, _Completion, _Embedding), strict=True))
@@ -87,17 +112,35 @@ class Reader:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "headway"} for name in spec.models]
         self.models = json.dumps({"object": "list", "data": models}).encode()
 
-    def read(self, id: str, path: str, headers: dict[str, str], body: bytes) -> Arrival | Reply:
-        """Read a POST to one of the endpoints; `headers` in lower case, absent ones left out."""
+    def head(self, path: str, headers: dict[str, str]) -> Head | Reply:
+        """Read all of a POST but its body; `headers` in lower case, absent ones left out."""
         tenant = self.keys.tenant(headers.get("authorization", ""))
         if tenant is None:
             return _wrong_key()
-        path = path.partition("?")[0]
-        if path not in _SHAPES:
+        if path.partition("?")[0] not in _SHAPES:
             return self.plain("POST", path, headers)
+        klass = headers.get("x-headway-class") or self.keys.tenants[tenant].slo_class
+        names = [each.name for each in self.spec.classes]
+        if klass and klass not in names:
+            said = f"header x-headway-class: {klass[:80]!r} is no class: {', '.join(names)}"
+            return _invalid(said, "x-headway-class")
+        own: dict[str, float] = {}
+        for field, header in OWN_LIMITS.items():
+            try:
+                own |= {field: seconds_of_header(headers[header])} if header in headers else {}
+            except BadInput as error:
+                return _invalid(f"header {header}: {error}", header)
+        return Head(tenant, names.index(klass) if klass else 0, own)
+
+    def read(self, id: str, path: str, headers: dict[str, str], body: bytes) -> Arrival | Reply:
+        """Read a POST to one of the endpoints; `headers` as in `head`."""
+        head = self.head(path, headers)
+        if isinstance(head, Reply):
+            return head
+        tenant = head.tenant
         try:
-            asked = msgspec.json.decode(body, type=_SHAPES[path])
-            text, exact = _prompt(asked, body)
+            asked = msgspec.json.decode(body, type=_SHAPES[path.partition("?")[0]])
+            prompt = _prompt(asked, body)
             max_tokens, samples = _most(asked)
         except msgspec.ValidationError as error:
             return _invalid(*_where(str(error)))
@@ -107,19 +150,7 @@ class Reader:
             return _invalid("the body is nested too deeply", None)
         if asked.model not in self.spec.models:
             return self.unknown_model(asked.model)
-        klass = headers.get("x-headway-class") or self.keys.tenants[tenant].slo_class
-        names = [each.name for each in self.spec.classes]
-        if klass and klass not in names:
-            return _invalid(
-                f"header x-headway-class: {klass[:80]!r} is no class: {', '.join(names)}", "x-headway-class"
-            )
-        own: dict[str, float] = {}
-        for field, header in OWN_LIMITS.items():
-            try:
-                own |= {field: seconds_of_header(headers[header])} if header in headers else {}
-            except BadInput as error:
-                return _invalid(f"header {header}: {error}", header)
-        refused = self._too_long(exact, max_tokens)
+        refused = None if asked.truncate_prompt_tokens else self._too_long(prompt, max_tokens)
         if refused is not None:
             return refused
         generates = not isinstance(asked, _Embedding)
@@ -128,16 +159,17 @@ class Reader:
         return Arrival(
             id=id,
             tenant=tenant,
-            slo_class=names.index(klass) if klass else 0,
-            prompt_bytes=len(text),
-            prompt_tokens=exact,
-            chain=chain_of(text, self.keys.tenants[tenant].name),
+            slo_class=head.slo_class,
+            prompt_bytes=len(prompt.text),
+            prompt_tokens=prompt.tokens,
+            prompt_most=None if self.max_context is None else self.max_context * prompt.prompts,
+            chain=chain_of(prompt.text, self.keys.tenants[tenant].name),
             max_tokens=None if max_tokens is None else max_tokens * samples,
             samples=samples,
             generates=generates,
-            ttft_s=own.get("ttft_s"),
-            tpot_s=own.get("tpot_s"),
-            deadline_s=own.get("deadline_s"),
+            ttft_s=head.own.get("ttft_s"),
+            tpot_s=head.own.get("tpot_s"),
+            deadline_s=head.own.get("deadline_s"),
         )
 
     def rewritten(self, arrival: Arrival, body: bytes) -> bytes | None:
@@ -165,12 +197,15 @@ class Reader:
         changed = kept | {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in own.items()}
         return msgspec.json.encode(changed) if own or len(kept) < len(fields) else None
 
-    def _too_long(self, prompt_tokens: int | None, max_tokens: int | None) -> Reply | None:
-        needed = (prompt_tokens or 1) + (max_tokens or 0)
-        if self.max_context is None or needed <= self.max_context:
+    def _too_long(self, prompt: Prompt, max_tokens: int | None) -> Reply | None:
+        """Refuse what cannot fit. How many tokens a text is only its engine knows, which refuses what does not."""
+        if self.max_context is None or prompt.longest + (max_tokens or 0) <= self.max_context:
             return None
-        what = f"{prompt_tokens or 'at least 1'} prompt tokens and {max_tokens or 0} to generate"
-        return _invalid(f"{what} exceed the model's context of {self.max_context} tokens", "max_tokens")
+        least = "" if prompt.tokens is not None else "at least "
+        what = f"{least}{prompt.longest} prompt tokens and {max_tokens or 0} to generate"
+        said = f"{what} exceed the model's context of {self.max_context} tokens"
+        body = error_body(said, "invalid_request_error", "context_length_exceeded", "max_tokens")
+        return Reply(400, json.dumps(body).encode())
 
     def plain(self, method: str, path: str, headers: dict[str, str]) -> Reply:
         """Answer what has no body: the list of models, or what else there is."""
@@ -211,22 +246,35 @@ def _most(asked: Any) -> tuple[int | None, int]:
     return None, 1
 
 
-def _prompt(asked: Any, body: bytes) -> tuple[bytes, int | None]:
-    """The prompt's text, and its tokens where they are given."""
+def _prompt(asked: Any, body: bytes) -> Prompt:
     if isinstance(asked, _Chat):
         raw = msgspec.json.decode(body, type=_ChatText)
-        return bytes(raw.tools) + bytes(raw.messages), None
-    given = asked.prompt if isinstance(asked, _Completion) else asked.given
-    if isinstance(given, str):
-        return given.encode(), None
-    flat = [item for part in given for item in (part if isinstance(part, list) else [part])]
-    if all(isinstance(item, int) and not isinstance(item, bool) for item in flat):
-        ids = b"".join((token & 0xFFFFFFFF).to_bytes(BYTES_PER_TOKEN_ID, "big") for token in flat)
-        return ids, max(len(flat), 1)
-    if all(isinstance(item, str) for item in given):
-        return "\n".join(given).encode(), None
-    name = "prompt" if isinstance(asked, _Completion) else "input"
+        said = [part for message in asked.messages for part in _said(message.content)]
+        return Prompt(bytes(raw.tools) + bytes(raw.messages), longest=_least_tokens(sum(map(len, said))))
+    generates = isinstance(asked, _Completion)
+    given = asked.prompt if generates else asked.given
+    several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    if all(isinstance(each, str) for each in several):
+        # What embeds may take a word of any length for one token that it does not know.
+        longest = _least_tokens(max(map(len, several))) if generates else 1
+        return Prompt("\n".join(several).encode(), longest=longest, prompts=len(several))
+    if all(isinstance(each, list) for each in several):
+        flat = [item for each in several for item in each]
+        if all(isinstance(item, int) and not isinstance(item, bool) for item in flat):
+            ids = b"".join((token & 0xFFFFFFFF).to_bytes(BYTES_PER_TOKEN_ID, "big") for token in flat)
+            return Prompt(ids, max(len(flat), 1), max(1, *map(len, several)), len(several))
+    name = "prompt" if generates else "input"
     raise msgspec.ValidationError(f"Expected text, a list of texts, of token ids or of lists of those - at `$.{name}`")
+
+
+def _said(content: str | list[dict[str, Any]] | None) -> Iterator[str]:
+    """The texts of a message; images and other media count as nothing."""
+    parts = [{"text": content}] if isinstance(content, str) else content or []
+    return (part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def _least_tokens(characters: int) -> int:
+    return max(-(-characters // BYTES_PER_TOKEN_MOST), 1)
 
 
 def _where(message: str) -> tuple[str, str | None]:
@@ -251,6 +299,6 @@ def _wrong_key() -> Reply:
 
 def refusal(status: int, code: str, message: str, retry_after_s: float | None) -> Reply:
     """The reply to a request that the brain refused; `Retry-After` in whole seconds, at least one."""
-    kind = "server_error" if status >= 500 else "rate_limit_error"
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     headers = () if retry_after_s is None else (("retry-after", str(max(math.ceil(retry_after_s), 1))),)
     return Reply(status, json.dumps(error_body(message, kind, code)).encode(), headers)

@@ -19,6 +19,7 @@ from headway.units import parse_seconds
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 RATES, BUDGETS = ("requests_per_min", "tokens_per_min"), ("tokens_per_day", "tokens_per_month")
+SOCKET_PATH_MOST = 107  # Linux's bound
 ENGINE_PRIORITIES = ("", "low-first", "high-first", "caller")
 
 
@@ -215,6 +216,42 @@ class Tls(Spec, frozen=True, kw_only=True):
         return _pem(self.certificate, "certificate", "CERTIFICATE"), _pem(self.key, "key", "PRIVATE KEY")
 
 
+class Peers(Spec, frozen=True, kw_only=True):
+    """Other gateways in front of the same replicas. Each tells the others what it has at each, by UDP.
+
+    `listen`: where this one hears them; `others`: where they do, and a name may stand for several (and for this one).
+    `key_file`: a file that is the same for all of them, whose text nobody else knows; to be left out on loopback only.
+
+    Raises:
+        BadInput: an address that is none, or others than on this machine without a key.
+    """
+
+    listen: str
+    others: tuple[str, ...]
+    key_file: str = ""
+
+    def __post_init__(self) -> None:
+        for where in (self.listen, *self.others):
+            address(where, "gateway.peers")
+        if not self.key_file and not all(map(is_loopback, (self.listen, *self.others))):
+            raise BadInput(
+                "gateway.peers.key_file is missing: what peers say is believed, so beyond this machine they need a "
+                "common secret; `head -c 32 /dev/urandom | base64 > peers.key` makes one"
+            )
+
+    def key(self) -> bytes:
+        """Return the secret; raises `BadInput` for a file that cannot be read or is too short to be one."""
+        if not self.key_file:
+            return b""
+        try:
+            key = Path(self.key_file).read_bytes().strip()
+        except OSError as error:
+            raise BadInput(f"gateway.peers.key_file: {self.key_file} cannot be read: {error.strerror}") from None
+        if len(key) < 16:
+            raise BadInput(f"gateway.peers.key_file: {self.key_file} holds {len(key)} bytes, expected 16 or more")
+        return key
+
+
 class Upstream(NamedTuple):
     """Where a replica is: a name or an address, its port, and whether it is spoken to in TLS."""
 
@@ -227,7 +264,8 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     """What `headway serve` needs beside the deployment.
 
     `upstreams`: one address per replica, in the order of the pools: host:port, with https:// before it where it
-    takes TLS; its certificate is checked against its name and the authorities in `upstream_ca` (absent: the system's).
+    takes TLS, or unix:/path. A certificate is checked against its name and the authorities in `upstream_ca` (absent:
+    the system's).
     `tls`: callers are met with TLS, and HTTP/2 where they know it; without it with plain HTTP/1.1.
     `models`: names that requests may ask for; the first is the deployment's model where none is given.
     `tenants`: without any, everyone may ask.
@@ -239,7 +277,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     the caller's own on; "" removes it.
     `ledger`: the SQLite file that keeps what tenants have used of their limits, beside the deployment's file.
     `admin`: where the live page, `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is
-    `admin_key_sha256`. `traces`: none are made without it.
+    `admin_key_sha256`. `traces`: none are made without it. `peers`: gateways beside this one.
 
     Raises:
         BadInput: an address that is none, two tenants with one key, or a name that comes twice.
@@ -263,6 +301,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     log: LogSpec | None = None
     shadow: ShadowSpec | None = None
     traces: Traces | None = None
+    peers: Peers | None = None
     envoy: str = ""
     envoy_threads: int = 1
 
@@ -322,9 +361,19 @@ def address(text: str, where: str) -> tuple[str, int]:
 def upstream(text: str, where: str) -> Upstream:
     """Return what ``host:port`` says, with or without http:// before it; after https:// the port may be left out.
 
+    ``unix:/path`` is a socket of this machine: its path stands for the host, and the port is 0.
+
     Raises:
         BadInput: another form, another scheme, or a port out of range.
     """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/") or "," in path or len(path) > SOCKET_PATH_MOST:
+            raise BadInput(
+                f"{where}: {text!r}: expected unix: and the absolute path of a socket, without commas, of at most "
+                f"{SOCKET_PATH_MOST} characters"
+            )
+        return Upstream(path, 0, tls=False)
     scheme, mark, rest = text.partition("://")
     if mark and scheme not in ("http", "https"):
         raise BadInput(f"{where}: {text!r}: expected http:// or https://, or host:port alone")

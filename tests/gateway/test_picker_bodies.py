@@ -1,0 +1,55 @@
+"""What a picker keeps of bodies that are on their way to it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import AsyncIterator
+
+import pytest
+from brain_cases import ADDRESSES, brain
+
+from headway.gateway import picker
+from headway.gateway.messages import message_types
+from headway.gateway.reading import Reader
+from headway.gateway.spec import Limits
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("google") is None, reason="no protobuf")
+
+
+class Coming:
+    """A picker, and requests to it whose bodies begin and do not end."""
+
+    def __init__(self, **limits: object) -> None:
+        b = brain(limits=Limits(**limits))
+        self.picker = picker.Picker(b, Reader(b.spec), list(ADDRESSES[:2]))
+        self.types = message_types()
+
+    async def body(self, size: int) -> AsyncIterator[bytes]:
+        message = self.types["ProcessingRequest"]()
+        message.request_body.body = b" " * size
+        yield bytes(message.SerializeToString())
+        await asyncio.Event().wait()
+
+    async def status(self, size: int) -> int:
+        async for text in self.picker.process(self.body(size), None):
+            return int(self.types["ProcessingResponse"].FromString(text).immediate_response.status.code)
+        return 0
+
+    def statuses(self, *sizes: int) -> list[int]:
+        """The statuses of the answers to bodies of which so many bytes have come."""
+
+        async def all_at_once() -> list[int]:
+            return await asyncio.gather(*map(self.status, sizes))
+
+        return asyncio.run(all_at_once())
+
+
+def test_bodies_are_bounded_each_and_together_and_given_up_when_they_do_not_come(monkeypatch):
+    monkeypatch.setattr(picker, "BODIES_BYTES", 1000)
+    monkeypatch.setattr(picker, "READ_WITHIN_S", 0.1)
+    coming = Coming(body_bytes=800)
+    assert coming.statuses(500, 500, 500) == [408, 408, 503]
+    assert coming.statuses(801) == [413]
+    assert coming.statuses(800) == [408], "what was given up is not kept"
+    assert coming.picker.kept_bytes == 0
