@@ -34,8 +34,9 @@ loop: .venv/.installed .venv/.engine
 	$(BIN)/python benchmarks/loop.py
 
 test: .venv/.installed .venv/.engine
-	$(BIN)/python -m pytest
-	PYTHONPATH=src $(BIN)/python -m pytest tests/core
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_loop.py
+	$(BIN)/python -m pytest tests/test_loop.py
+	PYTHONPATH=src $(BIN)/python -m pytest -n 2 --dist loadfile tests/core
 
 soak: .venv/.installed
 	$(BIN)/python tests/gateway/soak.py

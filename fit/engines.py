@@ -33,7 +33,11 @@ from headway.model import model
 
 BARE = HostTerms(error=0.0)
 DATA = Path(__file__).resolve().parents[1] / "src" / "headway" / "cost" / "data" / "engines.yaml"
-BLACKWELL = ("b200", "gb200", "b300", "gb300")
+# Chips whose servers, and what runs beside the kernels timed, differ: by the beginning of GPUs' keys. Others take the
+# mean of the families, by how many rows of a release are of each.
+FAMILIES = {"hopper": ("h100", "h200", "gh200"), "blackwell": ("b200", "gb200", "b300", "gb300")}
+OWN = ("layer_s", "step_s", "sequence_s")  # terms that each family has of its own
+SEQUENCES_SINCE = {"vllm": "0.12"}  # `sequence_s` from this release on; in older ones and other engines it is one
 TIMED = ("h100", "h200", "b200", "gb200", "gb300", "l40s", "rtx-pro-6000")  # kernels timed: a factor drawn to 1
 PULL, PULL_TIMED = 0.05, 1.0  # the ridge on a term, or on a GPU's log factor, and on that of one with kernels timed
 EAGER = ("sglang",)  # runs prompts kernel by kernel: an expert's layer has more to launch; others compile them
@@ -57,7 +61,9 @@ TERMS = (
     ("intake_s", 20e-3, 0.0),
 )
 NAMES = tuple(name for name, _, _ in TERMS)
-SIZED = (NAMES[0], *NAMES)  # a release's values: those of `layer_s` twice, as it differs on Blackwell
+SHARED = tuple(name for name in NAMES if name not in OWN)
+OF_FAMILIES = tuple((name, family) for family in FAMILIES for name in OWN)
+SIZED = (*SHARED, *(name for name, _ in OF_FAMILIES))  # the term that each value of a release is of
 # vLLM 0.11.1 took 102 us more a layer with experts in fp8, TensorRT-LLM 22 and SGLang 5: launches outside a graph
 PASSED = ("fp8_experts_s",)
 
@@ -189,7 +195,7 @@ def _bare(replica: Replica) -> Any:
 
 
 class Group(NamedTuple):
-    """Points of one release: kernel seconds, counts of terms (Blackwell's layers apart), measured seconds."""
+    """Points of one release: kernel seconds, counts of terms (families' own apart), measured seconds."""
 
     kernels_s: Any
     counts: Any
@@ -205,20 +211,43 @@ def gpus_of(points: list[Point]) -> dict[str, int]:
     return {gpu: i for i, gpu in enumerate(sorted({one.gpu for one in points}))}
 
 
-def grouped(points: list[Point], slow: dict[str, int]) -> Group:
-    """Stack the figures of a release; `slow` numbers the GPUs whose kernels get a factor of their own."""
+def family_of(gpu: str) -> str:
+    """Return the family of a GPU, "" for none."""
+    return next((family for family, starts in FAMILIES.items() if gpu.startswith(starts)), "")
+
+
+def shares_of(points: list[Point]) -> dict[str, float]:
+    """Return what share of the points on a family's GPUs is on those of each."""
+    rows = Counter(family_of(one.gpu) for one in points)
+    known = sum(rows[family] for family in FAMILIES)
+    return {family: rows[family] / known if known else 1.0 / len(FAMILIES) for family in FAMILIES}
+
+
+def _part(one: Point, name: str, whose: str, shares: dict[str, float]) -> float:
+    """How much of a family's own term is in a point: where families have none of their own, the same of each."""
+    since = SEQUENCES_SINCE.get(one.engine)
+    if name == "sequence_s" and (since is None or _number(release(one.engine, one.version)) < _number(since)):
+        return 1.0 / len(FAMILIES)
+    family = family_of(one.gpu)
+    return float(whose == family) if family else shares[whose]
+
+
+def grouped(points: list[Point], slow: dict[str, int], shares: dict[str, float] | None = None) -> Group:
+    """Stack the figures of a release.
+
+    `slow` numbers the GPUs whose kernels get a factor of their own; `shares` of the families make the terms of a GPU
+    of none, None: those of these points.
+    """
+    shares = shares or shares_of(points)
     rows = [(one, figure) for one in points for figure in one.figures]
     size = Counter((one.pair, one.precision, figure.kind) for one, figure in rows)
     weigh = {"tpot": 1.0, "e2e": 1.0, "rate": 1.0, "ttft": 0.4}
     weights = [weigh[f.kind] / np.sqrt(size[(one.pair, one.precision, f.kind)]) for one, f in rows]
     counts = []
     for one, figure in rows:
-        blackwell = one.gpu.startswith(BLACKWELL)
-        layer, *others = figure.counts
-        family = [0.0] * len(slow)
-        if one.gpu in slow:
-            family[slow[one.gpu]] = 1.0
-        counts.append([layer * (not blackwell), layer * blackwell, *others, *family])
+        known = dict(zip(NAMES, figure.counts, strict=True))
+        own = (known[name] * _part(one, name, whose, shares) for name, whose in OF_FAMILIES)
+        counts.append([*(known[name] for name in SHARED), *own, *(float(one.gpu == gpu) for gpu in slow)])
     return Group(
         np.array([f.kernels_s for _, f in rows]),
         np.array(counts),
@@ -230,8 +259,8 @@ def grouped(points: list[Point], slow: dict[str, int]) -> Group:
     )
 
 
-SIZES = np.array([TERMS[0][1], *(size for _, size, _ in TERMS)])
-FLOORS = np.array([TERMS[0][2], *(floor for _, _, floor in TERMS)])
+SIZES = np.array([TERMS[NAMES.index(name)][1] for name in SIZED])
+FLOORS = np.array([TERMS[NAMES.index(name)][2] for name in SIZED])
 
 
 def predicted_s(values: Any, group: Group) -> Any:
@@ -320,11 +349,12 @@ def main() -> None:
 
 
 class Fit(NamedTuple):
-    """Values in units of their usual size, which terms had figures, the GPUs, and the median error."""
+    """Values in units of their usual size, which had figures, the GPUs, the families' shares, and the median error."""
 
     values: Any
     told: Any
     slow: dict[str, int]
+    shares: dict[str, float]
     error: float
 
 
@@ -348,14 +378,14 @@ def completed(found: dict[tuple[str, str], Fit]) -> dict[tuple[str, str], Fit]:
 
 def report(key: tuple[str, str], members: list[Point]) -> Fit:
     """Fit one release and print its errors."""
-    slow = gpus_of(members)
+    slow, shares = gpus_of(members), shares_of(members)
     group = grouped(members, slow)
     values = fitted(group)
     logs, out = np.log(predicted_s(values, group) / group.measured_s), left_out(group)
     bare = np.log(group.kernels_s / group.measured_s)
     told = (group.counts[:, : len(SIZES)] > 0.0).any(axis=0)
-    terms = {name: f"{value * size * 1e6:.1f}us" for name, value, size in
-             zip(("layer_s", "blackwell", *NAMES[1:]), values, SIZES, strict=False)}  # fmt: skip
+    names = (*SHARED, *(f"{family} {name}" for name, family in OF_FAMILIES))
+    terms = {name: f"{value * size * 1e6:.1f}us" for name, value, size in zip(names, values, SIZES, strict=False)}
     print(*key, len(members), terms, {gpu: round(float(np.exp(values[len(SIZES) + i])), 2) for gpu, i in slow.items()})
     error = 0.3
     for kind in sorted(set(group.kinds)):
@@ -364,7 +394,7 @@ def report(key: tuple[str, str], members: list[Point]) -> Fit:
             f"    {kind:5} {at.sum():5} bare {_words(bare[at])}  fitted {_words(logs[at])}  pairs out {_words(out[at])}"
         )
         error = float(np.median(np.abs(out[at]))) if kind != "ttft" else error
-    return Fit(values, told, slow, error)
+    return Fit(values, told, slow, shares, error)
 
 
 def _words(logs: Any) -> str:
@@ -380,13 +410,17 @@ def document(found: dict[tuple[str, str], Fit]) -> str:
         for since in sinces:
             if (engine, since) not in found:
                 continue
-            values, told, slow, error = found[(engine, since)]
-            terms = [
-                float(f"{v * size:.3g}") if abs(v) > NOTHING else 0.0 for v, size in zip(values, SIZES, strict=False)
-            ]
-            host: dict[str, Any] = {"layer_s": terms[0]}
-            host |= {name: value for name, value in zip(NAMES[1:], terms[2:], strict=True) if value}
-            by_gpu: dict[str, Any] = {family: {"layer_s": terms[1]} for family in BLACKWELL if told[1]}
+            values, told, slow, shares, error = found[(engine, since)]
+            terms = np.where(abs(values) > NOTHING, values, 0.0)[: len(SIZES)] * SIZES
+            seconds = dict(zip((*SHARED, *OF_FAMILIES), terms, strict=True))
+            host = {}
+            for name in NAMES:
+                mean = seconds[name] if name in SHARED else sum(shares[of] * seconds[name, of] for of in FAMILIES)
+                host |= {name: float(f"{mean:.3g}")} if mean else {}
+            by_gpu: dict[str, Any] = {}
+            for place, (name, family) in enumerate(OF_FAMILIES, start=len(SHARED)):
+                for start in FAMILIES[family] if told[place] else ():
+                    by_gpu.setdefault(start, {})[name] = float(f"{seconds[name, family]:.3g}")
             for gpu, i in slow.items():
                 by_gpu.setdefault(gpu, {})["kernels"] = float(f"{np.exp(values[len(SIZES) + i]):.3g}")
             releases.append({"since": since, "host": {**host, "error": round(error, 2)}, "by_gpu": by_gpu})

@@ -122,7 +122,7 @@ def _fit(members: list[Point], factors: bool) -> Fit:
     slow = engines.gpus_of(members) if factors else {}
     group = engines.grouped(members, slow)
     told = (group.counts[:, : len(SIZES)] > 0.0).any(axis=0)
-    return Fit(engines.fitted(group), told, slow, 0.0)
+    return Fit(engines.fitted(group), told, slow, engines.shares_of(members), 0.0)
 
 
 def predict(fits: dict[tuple[str, str], Fit], points: Sequence[Point], keys: Sequence[tuple[str, str]]) -> list[Floats]:
@@ -133,8 +133,8 @@ def predict(fits: dict[tuple[str, str], Fit], points: Sequence[Point], keys: Seq
         by_key[key].append(i)
     for key, members in by_key.items():
         fit = fits.get(key) or next((fits[other] for other in _near(key) if other in fits), None)
-        fit = fit or Fit(np.zeros(len(SIZES)), None, {}, 0.0)
-        group = engines.grouped([points[i] for i in members], fit.slow)
+        fit = fit or Fit(np.zeros(len(SIZES)), None, {}, engines.shares_of([]), 0.0)
+        group = engines.grouped([points[i] for i in members], fit.slow, fit.shares)
         logs = np.log(engines.predicted_s(fit.values, group) / group.measured_s)
         ends = np.cumsum([len(points[i].figures) for i in members])
         for i, part in zip(members, np.split(logs, ends[:-1]), strict=True):

@@ -92,7 +92,7 @@ def _targets(found: list[Target]) -> str:
         "by their shrunk median residual alone. The data sheet's column and what is met are without suspects and\n"
         "repeats where there are such.\n\n"
         "An unseen GPU's rows are those for which another GPU's timings have every law: where only a pooled law would\n"
-        "stand in, the GPU left out took part in it. Regret is with the margin of 5 % on limits that `plan` keeps,\n"
+        "stand in, the GPU left out took part in it. Regret is with the margin of 1 % on limits that `plan` keeps,\n"
         "which was chosen on these rows too.\n\n" + lines(head, rows)
     )
 
@@ -308,7 +308,7 @@ def _ranks(study: Study) -> str:
             if regret.n:
                 rows.append((name, what, *_regret(regret)))
     head = ("model", "objective", "mean", "median", "limit kept", "mean where kept",
-            "mean with 2, 5, 10, 15, 20 % of margin", "choices")  # fmt: skip
+            "mean with 1, 2, 5, 10, 20 % of margin", "choices")  # fmt: skip
     taus = [(name, *_taus(ranking)) for name, ranking in named]
     return (
         "## Order and regret\n\nRegret in percent of choosing by prediction among the measured "

@@ -6,7 +6,7 @@ import msgspec
 
 from headway.cost import Replica
 from headway.metrics import Result, Slo
-from headway.plan import Candidate, Plan, Question
+from headway.plan import Candidate, Plan, Question, capacity
 from headway.sim import Deployment, Pool, simulate
 from headway.specs import to_mapping
 from headway.workload import parse_length, workload
@@ -28,6 +28,12 @@ def result(slo=SLO, records=True, name="custom", requests=80, **changes) -> Resu
     spec = WorkloadSpec(name=name, prompt=parse_length("exp:300"), output=parse_length("exp:30"), requests=requests)
     made = simulate(deployment(), workload(spec, rate=20), slo=slo, records=records)
     return msgspec.structs.replace(made, **changes)
+
+
+def day(slo=SLO):
+    """A day of three slots."""
+    spec = WorkloadSpec(prompt=parse_length("exp:300"), output=parse_length("exp:30"))
+    return capacity(deployment(), workload(spec, rate=1), slo, curve=[5, 0, 60], workers=1)
 
 
 def candidate(name="2x tp1 bf16/bf16 b8192", gpus=2, meets=True, **changes) -> Candidate:

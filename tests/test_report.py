@@ -13,10 +13,10 @@ from rich.console import Console
 
 from headway.errors import MissingExtra
 from headway.metrics import Result, Slo
-from headway.report import charts, check_html, plan_html, plan_text, result_html, result_text, words
+from headway.report import capacity_html, charts, check_html, plan_html, plan_text, result_html, result_text, words
 from headway.report.plan_page import selected
 from headway.specs import to_mapping
-from report_cases import NASTY, SLO, Seen, candidate, deployment, plan, result
+from report_cases import NASTY, SLO, Seen, candidate, day, deployment, plan, result
 
 
 def printed(renderable, width=120):
@@ -182,6 +182,8 @@ PAGES = {
     "plan without answer": lambda: plan_html(plan(feasible=False)),
     "plan without candidates": lambda: plan_html(plan([], feasible=False)),
     "plan of bounds": lambda: plan_html(plan([UNTRIED], feasible=False)),
+    "capacity": lambda: capacity_html(day()),
+    "capacity that is too little": lambda: capacity_html(day(slo=Slo(ttft_s=1e-4))),
     "plan without prices": lambda: plan_html(plan([candidate(usd_per_hour=None)])),
 }
 

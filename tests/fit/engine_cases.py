@@ -6,13 +6,21 @@ from itertools import product
 
 import numpy as np
 
-from fit import engines
-from fit.engines import NAMES, Figure, Point
+from fit.engines import FAMILIES, NAMES, OF_FAMILIES, SHARED, SIZED, Figure, Point, family_of
 
 _SECONDS = (20e-6, 15e-6, 30e-6, 25e-6, 200e-6, 12e-6, 150e-6, 400e-6, 300e-6, 350e-6, 2e-3, 15e-3)
 TRUE_S = dict(zip(NAMES, _SECONDS, strict=True))
 BLACKWELL_S = -5e-6
-TERMS = np.array([TRUE_S["layer_s"], BLACKWELL_S, *(TRUE_S[name] for name in NAMES[1:])])
+_OWN_S = [BLACKWELL_S if own == ("layer_s", "blackwell") else TRUE_S[own[0]] for own in OF_FAMILIES]
+TERMS = np.array([*(TRUE_S[name] for name in SHARED), *_OWN_S])
+ALIKE = np.array([TRUE_S[name] for name in SIZED])  # families that do not differ
+
+
+def host_s(terms, gpu):
+    """The terms of a GPU in the order of a figure's counts; of no family, the mean of the families."""
+    known, of = dict(zip((*SHARED, *OF_FAMILIES), terms, strict=True)), family_of(gpu)
+    families = [of] if of else list(FAMILIES)
+    return [known[n] if n in SHARED else np.mean([known[n, family] for family in families]) for n in NAMES]
 
 
 def synthetic(
@@ -21,7 +29,7 @@ def synthetic(
     """Points of a pair whose time per token and time to first token follow the terms; what its name says, it has."""
     rng = np.random.default_rng([seed, sum(map(ord, model + gpu))])
     moe, fp8, state, mla, ranked = (word in model for word in ("moe", "fp8", "state", "mla", "ranks"))
-    blackwell, made = gpu.startswith(engines.BLACKWELL), []
+    made = []
     for i in range(count):
         layers = float(rng.choice([8, 32, 128]))
         users = float(rng.choice([1, 8, 64, 256]))
@@ -35,9 +43,7 @@ def synthetic(
                       prompt_layers, prompt_layers * moe, prompt_layers * mla,
                       0.75 * prompt_layers * state, waits * ranked, float(kind == "ttft")]  # fmt: skip
             kernels = waits * float(rng.uniform(5e-4, 5e-3))
-            host = sum(
-                c * t for c, t in zip(counts, (terms[1] if blackwell else terms[0], *terms[2:]), strict=True)
-            )
+            host = sum(c * t for c, t in zip(counts, host_s(terms, gpu), strict=True))
             seconds = (kernels * factor + host) * np.exp(spread * rng.standard_normal())
             figures.append(Figure(kind, kernels, tuple(counts), float(seconds)))
         made.append(

@@ -8,16 +8,18 @@ import msgspec
 import numpy as np
 import pytest
 import yaml
-from engine_cases import BLACKWELL_S, TERMS, TRUE_S, every, synthetic
+from engine_cases import ALIKE, BLACKWELL_S, TERMS, TRUE_S, every, host_s, synthetic
 
 from accuracy_cases import as_csv, measured_by_ourselves, point
 from fit import engines
-from fit.engines import NAMES, SIZES, fitted, gpus_of, grouped, left_out, predicted_s, release
+from fit.engines import NAMES, OF_FAMILIES, SHARED, SIZES, fitted, gpus_of, grouped, left_out, predicted_s, release
 from headway.accuracy import schedule as scheduling
 from headway.accuracy.express import express
 from headway.cost.engines import _File as EngineFile
 from headway.cost.engines import engine_facts
 from headway.specs import from_mapping
+
+LAYER = len(SHARED) + OF_FAMILIES.index(("layer_s", "hopper"))
 
 # --- the fit
 
@@ -25,7 +27,7 @@ from headway.specs import from_mapping
 @pytest.mark.parametrize(("spread", "within"), [(0.0, 0.01), (0.05, 0.1)])
 def test_the_terms_are_found_from_what_they_add(spread, within):
     values = fitted(grouped(every(spread=spread), {}), ridge=1e-3)
-    for name, value, true in zip(("layer_s", "Blackwell", *NAMES[1:]), values * SIZES, TERMS, strict=True):
+    for name, value, true in zip((*SHARED, *OF_FAMILIES), values * SIZES, TERMS, strict=True):
         assert value == pytest.approx(true, rel=within, abs=6e-6 * spread / 0.05), name
 
 
@@ -33,7 +35,7 @@ def test_the_ridge_that_is_used_moves_terms_and_hardly_predictions():
     group = grouped(every(), {})
     values = fitted(group)
     assert np.quantile(np.abs(np.log(predicted_s(values, group) / group.measured_s)), 0.9) < 0.02
-    assert values[0] * SIZES[0] == pytest.approx(TRUE_S["layer_s"], rel=0.1)
+    assert values[LAYER] * SIZES[LAYER] == pytest.approx(TRUE_S["layer_s"], rel=0.1)
 
 
 def test_outliers_do_not_move_the_terms():
@@ -52,13 +54,13 @@ def test_a_gpu_whose_kernels_were_not_timed_gets_a_factor_of_its_own():
     group = grouped(every() + synthetic("dense", "mi300x", factor=1.6), {"mi300x": 0})
     values = fitted(group)
     assert np.exp(values[-1]) == pytest.approx(1.6, rel=0.05)
-    assert values[0] * SIZES[0] == pytest.approx(TRUE_S["layer_s"], rel=0.05)
+    assert values[LAYER] * SIZES[LAYER] == pytest.approx(TRUE_S["layer_s"], rel=0.05)
 
 
 def test_every_gpu_gets_a_factor_and_one_with_kernels_timed_is_drawn_to_one():
     """The stronger pull leaves host terms what differs between GPUs that the laws were fitted on."""
     cards = ("h100-sxm", "h200-nvl", "mi300x", "rx-7900-xt")
-    points = [one for card in cards for one in synthetic("dense", card, factor=1.3)]
+    points = [one for card in cards for one in synthetic("dense", card, factor=1.3, terms=ALIKE)]
     slow = gpus_of(points[::-1])
     assert slow == {gpu: i for i, gpu in enumerate(cards)}
     group = grouped(points, slow)
@@ -83,7 +85,7 @@ def test_a_pull_without_rows_leaves_a_factor_at_one():
     [("state", "state_layer_s"), ("mla", "prompt_mla_layer_s"), ("state", "prompt_state_layer_s")],
 )
 def test_a_term_of_some_models_is_found_from_them_alone(kind, name):
-    at = 1 + NAMES.index(name)  # behind both of `layer_s`
+    at = SHARED.index(name)
     plain = fitted(grouped([one for one in every() if kind not in one.pair[0]], {}))
     assert abs(plain[at]) < 1e-3
     assert fitted(grouped(every(), {}))[at] * SIZES[at] == pytest.approx(TRUE_S[name], rel=0.25)
@@ -100,13 +102,14 @@ def test_a_pair_with_many_rows_weighs_as_the_root_of_them():
 
 def test_terms_without_evidence_stay_small():
     values = fitted(grouped(synthetic("dense"), {}))
-    assert np.abs(values[[1, 2, 3]]).max() < 1e-3  # Blackwell, experts
+    nothing = [SHARED.index("moe_layer_s"), SHARED.index("fp8_experts_s"), *range(len(SIZES) - 3, len(SIZES))]
+    assert np.abs(values[nothing]).max() < 1e-3  # experts, Blackwell
 
 
 def test_kernels_slower_than_what_was_measured_push_no_term_below_its_floor():
     values = fitted(grouped(synthetic("dense", factor=0.6, terms=np.zeros(len(TERMS))), {}))
     assert np.all(values >= engines.FLOORS / engines.SIZES - 1e-8)
-    assert values[0] < 0.0
+    assert values[LAYER] < 0.0
 
 
 def test_a_pair_left_out_takes_no_part_in_its_own_prediction():
@@ -189,8 +192,8 @@ def test_terms_are_found_from_simulated_rows():
     assert np.abs(np.log(predicted_s(found, group) / group.measured_s)).max() < 0.01
     terms, factors = found[: len(SIZES)] * SIZES, np.exp(found[len(SIZES) :])
     host = engine_facts("vllm", "", "h100-sxm").host
-    assert terms[0] == pytest.approx(host.layer_s, abs=1e-6)
-    assert terms[-1] == pytest.approx(host.intake_s, rel=0.05)
+    assert terms[LAYER] == pytest.approx(host.layer_s, abs=1e-6)
+    assert terms[SHARED.index("intake_s")] == pytest.approx(host.intake_s, rel=0.05)
     assert dict(zip(slow, factors, strict=True)) == pytest.approx(
         {gpu: engine_facts("vllm", "", gpu).host.kernels for gpu in slow}, rel=0.01
     )
@@ -257,12 +260,12 @@ def test_a_release_takes_what_it_has_no_figures_for_from_the_newer_or_else_the_o
     assert np.array_equal(later[passed], alone.values[: len(SIZES)][passed])
     assert (older.values[: len(SIZES)][passed] > 10 * later[passed]).all()
     terms = older.values[: len(SIZES)] * SIZES
-    told = dict(zip(("layer_s", "Blackwell", *NAMES[1:]), terms, strict=True))
-    assert told["layer_s"] == pytest.approx(1.5 * TRUE_S["layer_s"], rel=0.1)
+    told = dict(zip((*SHARED, *OF_FAMILIES), terms, strict=True))
+    assert told["layer_s", "hopper"] == pytest.approx(1.5 * TRUE_S["layer_s"], rel=0.1)
     assert told["moe_layer_s"] == pytest.approx(TRUE_S["moe_layer_s"], rel=0.05)
-    assert told["Blackwell"] == pytest.approx(BLACKWELL_S, abs=1e-6)
+    assert told["layer_s", "blackwell"] == pytest.approx(BLACKWELL_S, abs=2e-6)
     for name in ("state_layer_s", "prompt_mla_layer_s", "prompt_state_layer_s"):
-        assert told[name] == newer.values[2 + NAMES[1:].index(name)] * SIZES[2 + NAMES[1:].index(name)]
+        assert told[name] == newer.values[SHARED.index(name)] * SIZES[SHARED.index(name)]
 
 
 def test_rows_of_which_nothing_can_be_made_leave_the_file_as_it_is(monkeypatch, tmp_path, capsys):
@@ -285,13 +288,15 @@ def test_the_file_written_is_the_file_read():
     (made,) = file.engines["vllm"].releases
     assert made.since == "0.12"
     host = msgspec.to_builtins(made.host)
-    for name, true in TRUE_S.items():
+    others = dict(zip(NAMES, host_s(TERMS, "mi300x"), strict=True))
+    for name, true in others.items():
         assert host[name] == pytest.approx(true, rel=0.2), name
-    assert {
-        family: terms["layer_s"] for family, terms in made.by_gpu.items() if "layer_s" in terms
-    } == pytest.approx(dict.fromkeys(engines.BLACKWELL, BLACKWELL_S), abs=1e-6)
+    for family, starts in engines.FAMILIES.items():
+        own = {name: TERMS[len(SHARED) + OF_FAMILIES.index((name, family))] for name in engines.OWN}
+        for start in starts:
+            assert {name: made.by_gpu[start][name] for name in own} == pytest.approx(own, rel=0.2, abs=2e-6)
     assert made.by_gpu["mi300x"]["kernels"] == pytest.approx(1.6, rel=0.05)
-    assert made.by_gpu["b200"].keys() == {"layer_s", "kernels"}
+    assert made.by_gpu["b200"].keys() == {*engines.OWN, "kernels"}
     assert made.by_gpu["b200"]["kernels"] == pytest.approx(1.0, abs=0.02)
     assert file.engines["sglang"].prefill_alone and not file.engines["vllm"].prefill_alone
     assert file.engines["vllm"].ahead_since == "0.14"

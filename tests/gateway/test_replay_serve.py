@@ -131,7 +131,7 @@ def test_the_traffic_is_simulated_as_it_was_and_otherwise(log, tmp_path):
     out = tmp_path / "results"
     result = run("whatif", log, "--policy", "route=prefix-affinity", "--out", out, "--json", tmp_path / "whatif.json")
     assert result.exit_code == 0, result.output
-    for word in ("measured", "simulated", "otherwise", "95% interval", "Otherwise: route=prefix-affinity"):
+    for word in ("measured", "simulated", "otherwise", "95% interval", "With route=prefix-affinity:"):
         assert word in result.stdout
     found = json.loads((tmp_path / "whatif.json").read_text())
     assert found["change"]["paired"] and found["error"]["paired"]
@@ -149,10 +149,21 @@ def test_the_traffic_is_simulated_as_it_was_and_otherwise(log, tmp_path):
     assert again.exit_code == 0, again.output
 
 
+def test_the_run_that_is_taken_of_several_is_said_and_another_can_be_named(log):
+    first, second = (one.header.run for one in runs(log))
+    newest = run("whatif", log, "--rate", "2x")
+    assert f"run {second}," in newest.stderr and f"--run takes another: {first}" in newest.stderr
+    older = run("whatif", log, "--rate", "2x", "--run", first)
+    assert older.exit_code == 0, older.output
+    assert "newest" not in older.stderr
+    assert "With rate 2x" in older.stdout and "paired by id" in older.stdout
+
+
 def test_what_is_asked_of_a_log_that_cannot_be_is_said(log, tmp_path):
     refused(run("whatif", log), "what is to be different", "--policy")
     refused(run("whatif", log, "--policy", "route=fastest"), "fastest", "least-requests")
     refused(run("whatif", log, "--policy", "route=round-robin", "--run", "nosuch"), "nosuch", "run of the log")
-    refused(run("whatif", "best.yaml", "--policy", "route=round-robin"), "headway simulate best.yaml")
+    refused(run("whatif", log, "--rate", "20", "--tp", "2"), "a log has its own rate", "2x")
+    refused(run("whatif", log, "--tp", "2", "--ttft", "1s"), "--ttft", "--slo")
     refused(run("replay", tmp_path / "nothing"), "no such file", "gateway.log.folder")
     refused(run("replay", tmp_path), "holds no decision log")

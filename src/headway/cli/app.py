@@ -7,6 +7,7 @@ import click
 import headway
 from headway.cli.bench import bench
 from headway.cli.calibrate import calibrate
+from headway.cli.capacity import capacity
 from headway.cli.compare import compare
 from headway.cli.emulate import emulate
 from headway.cli.export import export
@@ -70,5 +71,5 @@ def main() -> None:
 
 
 SERVING = (emulate, serve, picker, replay, whatif)
-for verb in (plan, simulate, bench, compare, validate, calibrate, profile, *SERVING, export, list_):
+for verb in (plan, simulate, capacity, bench, compare, validate, calibrate, profile, *SERVING, export, list_):
     main.add_command(verb)

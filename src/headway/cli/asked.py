@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from headway.cli.options import Options
 from headway.cli.terminal import Terminal
@@ -12,6 +13,7 @@ from headway.units import format_rate
 
 if TYPE_CHECKING:
     from headway.metrics import Slo
+    from headway.plan import Plan
     from headway.sim import Deployment
     from headway.workload import Workload
 
@@ -61,6 +63,39 @@ def deployment_of(file: str | None, asked: Options, assignments: list[str]) -> D
         data.pop("gateway", None)  # how `headway serve` reaches the replicas
         deployment = from_mapping(Deployment, data, file)
     return override(with_policies(deployment, asked["policies"]), assignments)
+
+
+def plan_of(file: str) -> Plan:
+    """Return the plan in a file, as `headway plan --json` writes it.
+
+    Raises:
+        BadInput: it cannot be read, or is no plan.
+    """
+    from headway.plan import Plan
+
+    try:
+        text = Path(file).read_bytes()
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
+    return Plan.from_json(text, file)
+
+
+def chosen(plan: Plan, name: str | None, file: str) -> dict[str, Any]:
+    """Return the deployment of the candidate asked for, by default of the best.
+
+    Raises:
+        UnknownName: no such candidate. BadInput: there is no best.
+    """
+    if name is not None:
+        by_name = {each.name: each for each in plan.ranked}
+        if name not in by_name:
+            raise UnknownName("candidate", name, by_name)
+        return by_name[name].deployment
+    if plan.best is None:
+        raise BadInput(
+            f"{file}: no candidate meets the SLO ({plan.binding}); `headway export` takes one with --candidate NAME"
+        )
+    return plan.best.deployment
 
 
 def _one_pool(asked: Options) -> Deployment:

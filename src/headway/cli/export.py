@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
-from headway.cli.asked import deployment_of
+from headway.cli.asked import chosen, deployment_of, plan_of
 from headway.cli.terminal import Terminal
-from headway.errors import BadInput, UnknownName
+from headway.errors import BadInput
 
 if TYPE_CHECKING:
     from headway.export import Exported
     from headway.metrics import Slo
-    from headway.plan import Plan
     from headway.sim import Deployment
 
 # fmt: off
@@ -72,34 +71,15 @@ def _read(file: str | None, asked: o.Options) -> tuple[Deployment, Slo | None]:
         if asked["candidate"]:
             raise BadInput("--candidate chooses from a plan: give a PLAN.json, as `headway plan --json` writes it")
         return deployment_of(file, asked, asked["assignments"]), None
-    from headway.plan import Plan
     from headway.sim import Deployment
     from headway.specs import from_mapping, override
 
-    try:
-        text = Path(file).read_bytes()
-    except OSError as error:
-        raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
-    plan = Plan.from_json(text, file)
+    plan = plan_of(file)
     for name in ("model", "gpu", "replicas", "tp", "pp", "weights", "kv", "policies"):
         if asked[name]:
             raise BadInput(f"--{name} beside the plan {file}: change what it found with --set, or plan again")
-    deployment = from_mapping(Deployment, _chosen(plan, asked["candidate"], file), file)
+    deployment = from_mapping(Deployment, chosen(plan, asked["candidate"], file), file)
     return override(deployment, asked["assignments"]), plan.question.slo
-
-
-def _chosen(plan: Plan, name: str | None, file: str) -> dict[str, Any]:
-    """The deployment of the candidate asked for."""
-    if name is not None:
-        by_name = {each.name: each for each in plan.ranked}
-        if name not in by_name:
-            raise UnknownName("candidate", name, by_name)
-        return by_name[name].deployment
-    if plan.best is None:
-        raise BadInput(
-            f"{file}: no candidate meets the SLO ({plan.binding}): --candidate names one to export nevertheless"
-        )
-    return plan.best.deployment
 
 
 def _write(folder: Path, made: Exported, terminal: Terminal) -> None:

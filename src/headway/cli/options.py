@@ -134,15 +134,28 @@ ARRIVALS = (
     _option("Workload", "--requests", callback=_COUNT, metavar="N", help="How many.  [default: the workload's]"),
 )
 OTHERWISE = (
+    _option("What if", "--rate", "rates", multiple=True, metavar="RATE|FACTOR",
+            help="2x, 0.5x or +50%: what becomes of the rate. A plain rate, 20, is that of today."),
+    _option("What if", "--replicas", "copies", multiple=True, metavar="[POOL=]N",
+            help="4, +1 or -1; of prefill, decode, mixed.1 where there are several pools. Repeatable."),
+    _option("What if", "--gpu", metavar="NAME", help="Of all replicas, from the catalogue."),
+    _option("What if", "--tp", callback=_COUNT, metavar="N", help="GPUs that share each layer, of all replicas."),
+    _option("What if", "--pp", callback=_COUNT, metavar="N", help="Stages of the layers, of all replicas."),
+    _option("What if", "--weights", metavar="DTYPE", help="Of all replicas."),
+    _option("What if", "--kv", metavar="DTYPE", help="Of the KV cache, of all replicas."),
     _option("What if", "--policy", "policies", multiple=True, metavar="KIND=NAME",
-            help="route=, order= or admit= and a name or module:Class. Repeatable."),
+            help="route=, order=, admit= or scale= and a name or module:Class. Repeatable."),
+    _option("What if", "--slo", "limits", multiple=True, metavar="LIMIT=VALUE",
+            help="ttft=, tpot=, itl= or e2e= and a time, attainment= and a share. Repeatable."),
     _option("What if", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
-            help="Any field of the deployment: policies.params.route.choices=3. Repeatable."),
+            help="Any field: pools.0.replica.engine.max_seqs=64, workload.arrival.cv=3. Repeatable."),
+)
+RUN_OF_LOG = (
     _option("Log", "--run", "run_named", metavar="NAME", help="Of a log with several.  [default: the newest]"),
 )
 RESULTS = (
     _option("Output", "--out", "out_to", metavar="DIR",
-            help="The three results with their rows, as headway compare takes them, and the traffic."),
+            help="The results with their rows, as headway compare takes them; of a log its traffic too."),
 )
 FIELDS = (
     _option("Workload", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
@@ -177,6 +190,12 @@ COMPARED = (
 TRACES = (
     _option("Workload", "--skip-bad", is_flag=True, help="Leave broken lines of a trace out, and count them."),
 )
+DAY = (
+    _option("Workload", "--curve", metavar="RATES|FILE",
+            help="Rates of a day's slots, 20,12,8,90, or a file of them: CSV with rate_req_s, or one a line."),
+    _option("Workload", "--slot", callback=_SECONDS, metavar="TIME",
+            help="Length of a slot: 30min.  [default: a 24th of the day]"),
+)
 SLO = (
     _option("SLO", "--ttft", callback=_SECONDS, metavar="TIME", help="Limit on the time to first token: 500ms."),
     _option("SLO", "--tpot", callback=_SECONDS, metavar="TIME", help="Limit on the time per token after it."),
@@ -193,6 +212,9 @@ SEARCH = (
             help="Any field: tp=[2,4], layouts=[mixed], requests=8000, workload.arrival.cv=3. Repeatable."),
     _option("Search", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),
 )
+WORKERS = (
+    _option("Run", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),
+)
 SEED = (
     _option("Run", "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
             help="Of every random stream."),
@@ -201,6 +223,9 @@ OUTPUT = (
     _option("Output", "--json", "json_to", metavar="FILE|-", help="The answer as JSON; - is stdout, alone there."),
     _option("Output", "--html", "html_to", metavar="FILE", help="A report: one page that needs no network."),
 )
+CSV = (
+    _option("Output", "--csv", "csv_to", metavar="FILE|-", help="A row per slot."),
+)
 RECORDS = (
     _option("Output", "--records", "records_to", metavar="FILE",
             help="A row per request: .parquet, .csv, .json or .jsonl."),
@@ -208,6 +233,8 @@ RECORDS = (
 )
 BEST = (
     _option("Output", "--yaml", "yaml_to", metavar="FILE|-", help="The best, as headway simulate takes it."),
+    _option("Output", "--why", is_flag=True,
+            help="How far the best holds: other rates and lengths, the cost model's error, a replica more or fewer."),
     _option("Output", "--top", callback=_COUNT, default="10", show_default=True, metavar="N", help="Rows shown."),
 )
 VALIDATION = (

@@ -50,6 +50,8 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
     with CtrlC(math.inf) as ctrl_c:
         with users_fault(question.policies), terminal.stdout_for_data(), terminal.bar("planning") as bar:
             found = run(question, made=made, workers=asked["workers"], progress=bar.tell)
+        if asked["why"] and not found.interrupted:
+            found = _explained(found, made, asked["workers"], terminal)
         _print(terminal, found, asked)
     if asked["html_to"] and (found.interrupted or ctrl_c.came):
         terminal.note(f"interrupted: {asked['html_to']} was not written, a report takes too long; --json FILE does not")
@@ -61,6 +63,18 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
         ctx.exit(INTERRUPTED)
     if not found.feasible:
         ctx.exit(NO_ANSWER)
+
+
+def _explained(found: Plan, made: Workload | None, workers: int | None, terminal: Terminal) -> Plan:
+    """The plan with what becomes of its best where something is otherwise."""
+    import msgspec
+
+    from headway.plan.sensitivity import sensitivity
+
+    faults = users_fault(found.question.policies)
+    with faults, terminal.stdout_for_data(), terminal.bar("asking how far it holds") as bar:
+        seen = sensitivity(found, made=made, workers=workers, progress=bar.tell)
+    return msgspec.structs.replace(found, sensitivity=seen)
 
 
 def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workload | None]:

@@ -1,134 +1,106 @@
-"""`headway whatif`: what would have come of the traffic in a gateway's decision log, had it been served otherwise."""
+"""`headway whatif`: the same requests on a deployment as it is and otherwise, or those of a gateway's decision log."""
 
 from __future__ import annotations
 
-import math
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from headway.cli import options as o
-from headway.cli.asked import with_policies
+from headway.cli.asked import DEFAULT_WORKLOAD, chosen, deployment_of, plan_of, slo_of, workload_of
 from headway.cli.blame import users_fault
-from headway.cli.replay import logged
+from headway.cli.calibration import with_calibration
+from headway.cli.change import changed, changes_of, rates_of
 from headway.cli.terminal import Terminal, check_files, note_interpreted
-from headway.errors import BadInput, UnknownName
+from headway.errors import BadInput
+from headway.units import format_rate
 
 if TYPE_CHECKING:
-    from headway.cli.serve import Served
-    from headway.gateway.log.reader import Run
-    from headway.gateway.log.traffic import Traffic
     from headway.metrics import Result
-    from headway.sim import Deployment
-    from headway.workload import Workload
+    from headway.metrics.comparison import Comparison
+    from headway.plan.otherwise import Case, WhatIf
 
-BLOCK_TOKENS = 64
-NOT_SIMULATED = (
-    "Not simulated: Headway's queue (requests wait at their replica, which runs as many as limits.in_flight lets "
-    "through), refusals by prediction, callers who leave, failures."
-)
+TODAY = ("workload", "input", "output", "arrival", "requests", "skip_bad", "ttft", "tpot", "e2e", "calibration_from")
 
 
-class Runs(NamedTuple):
-    """The same traffic three times."""
+@click.command(cls=o.Verb, short_help="What a change makes of a deployment, or of a gateway's logged traffic.")
+@click.argument("source", metavar="DEPLOYMENT.yaml|PLAN.json|LOG")
+@o.options(o.OTHERWISE, o.WORKLOAD[:3], o.ARRIVALS, o.TRACES, o.SLO, o.RUN_OF_LOG, o.CALIBRATION, o.SEED)
+@o.options(o.JSON, o.RESULTS, o.QUIET)
+def whatif(source: str, **asked: Any) -> None:
+    """Simulate the same requests as things are and otherwise, and print both side by side.
 
-    measured: Result
-    simulated: Result
-    changed: Result
-
-
-@click.command(cls=o.Verb, short_help="The traffic of a gateway's log under other policies.")
-@click.argument("log", metavar="LOG")
-@o.options(o.OTHERWISE, o.SEED, o.JSON, o.RESULTS, o.QUIET)
-def whatif(log: str, **asked: Any) -> None:
-    """Simulate the traffic of a decision log as it was served, and otherwise, beside what was measured.
-
-    LOG is the folder that `gateway.log.folder` names, or one file of a run. The deployment is the one that the log
-    began with; --policy and --set say what is to be different.
+    With a deployment, the workload and the SLO are named as for `headway simulate`; a plan has its own. LOG is the
+    folder that `gateway.log.folder` names, or one file of a run: then its traffic is what arrives, beside what was
+    measured. Differences have 95% intervals, and what they come to where the cost model is off.
 
     \b
-    headway whatif decisions/ --policy route=prefix-affinity
+    headway whatif best.yaml --workload chat --rate 20 --ttft 500ms --tpot 50ms --replicas -1
+    headway whatif best.yaml --workload trace.csv.gz --ttft 500ms --rate 2x --policy route=prefix-affinity
+    headway whatif plan.json --rate +50%
     headway whatif decisions/ --policy order=sjf --set pools.0.count=3 --out results/
     """
     terminal = Terminal(asked["json_to"], quiet=asked["quiet"])
     check_files(None, asked["json_to"])
-    if log.endswith((".yaml", ".yml")):
-        raise BadInput(f"{log}: expected a decision log; `headway simulate {log}` takes a deployment and a workload")
-    if not asked["policies"] and not asked["assignments"]:
-        raise BadInput(
-            "what is to be different? --policy KIND=NAME or --set PATH=VALUE, as in --policy route=round-robin"
-        )
-    run = _run(log, asked["run_named"])
-    served = logged(run, terminal)
-    was = served.deployment
-    if was is None:
-        raise BadInput(f"run {run.header.run}: its gateway described no pools, so that there is nothing to simulate")
-    if len(was.models) > 1:
-        raise BadInput(
-            f"run {run.header.run}: its gateway served {', '.join(was.models)}, and which of them a request asked for "
-            "is not carried over into a simulation yet: `headway replay` decides such a log again"
-        )
-    from headway.specs import override
+    changes = changes_of(asked)
+    if not source.endswith((".yaml", ".yml", ".json")):
+        from headway.cli.whatif_log import whatif_of_log
 
-    was = _bounded(was, served.spec.limits.in_flight)
-    changed = override(with_policies(was, asked["policies"]), asked["assignments"])
+        _refuse_today(source, asked)
+        if rates_of(asked["rates"]).today_req_s is not None:
+            raise BadInput("--rate: a log has its own rate; a factor, as in --rate 2x, changes it")
+        whatif_of_log(source, changes, asked, terminal)
+        return
+    if asked["run_named"] is not None:
+        raise BadInput(f"--run {asked['run_named']}: {source} is no log, and only a log has runs")
+    before = (_planned if source.endswith(".json") else _case)(source, asked, terminal)
+    after = changed(before, asked)
     note_interpreted(terminal)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = _folder(asked["out_to"]) or Path(scratch)
-        runs, notes = _runs(run, served._replace(deployment=was), changed, folder, asked["seed"], terminal)
-    _show(runs, notes, served, asked, terminal)
-
-
-def _show(runs: Runs, notes: list[str], served: Served, asked: o.Options, terminal: Terminal) -> None:
-    from headway.gateway.log.traffic import limits_of
-    from headway.metrics.comparison import compare
-    from headway.report import whatif_text
-    from headway.specs import json_text, to_mapping
-
-    slo = limits_of(served.spec)
-    error, change = compare(runs.measured, runs.simulated, slo), compare(runs.simulated, runs.changed, slo)
-    terminal.show(whatif_text(error, change, ", ".join([*asked["policies"], *asked["assignments"]])), *notes)
-    if asked["json_to"]:
-        found = {name: to_mapping(one, defaults=True) for name, one in (("error", error), ("change", change))}
-        terminal.write(asked["json_to"], json_text({"schema": "headway.whatif/1", **found, "notes": notes}) + "\n")
+    found = simulated(before, after, changes, asked["seed"], terminal)
+    show(terminal, found, None, [], asked)
     if asked["out_to"]:
-        for name, result in runs._asdict().items():
-            path = Path(asked["out_to"]) / f"{name}.json"
-            terminal.write(str(path), result.to_json() + "\n")
+        keep(Path(asked["out_to"]), {"simulated": found.before, "changed": found.after}, terminal)
+
+
+def simulated(before: Case, after: Case, changes: list[str], seed: int, terminal: Terminal) -> WhatIf:
+    """Both cases simulated, with a bar, and errors of the user's own policies told by their lines."""
+    from headway.plan.otherwise import whatif as run
+
+    faults = [users_fault(case.deployment.policies) for case in (before, after)]
+    with faults[0], faults[1], terminal.stdout_for_data(), terminal.bar("simulating both") as bar:
+        return run(before, after, changes, seed=seed, progress=bar.tell)
+
+
+def show(terminal: Terminal, found: WhatIf, error: Comparison | None, notes: list[str], asked: o.Options) -> None:
+    """The table and the JSON; `error` compares what was measured with its simulation."""
+    if not terminal.quiet:
+        from headway.report import whatif_text
+
+        terminal.show(whatif_text(found, error), *notes)
+    if asked["json_to"]:
+        from headway.specs import json_text, to_mapping
+
+        measured = None if error is None else to_mapping(error, defaults=True)
+        terminal.write(asked["json_to"], json_text(found.to_mapping() | {"error": measured, "notes": notes}) + "\n")
+
+
+def keep(folder: Path, results: dict[str, Result], terminal: Terminal) -> None:
+    """Results as JSON with their rows beside them."""
+    made_folder(str(folder))
+    for name, result in results.items():
+        path = folder / f"{name}.json"
+        terminal.write(str(path), result.to_json() + "\n")
+        if result.records is not None:
             result.records.write(path.with_suffix(".csv"))
 
 
-def _run(log: str, named: str | None) -> Run:
-    from headway.gateway.log.reader import runs
+def made_folder(path: str) -> Path:
+    """The folder of `--out`, made where there is none.
 
-    found = runs(log)
-    if named is None:
-        return found[-1]
-    for run in found:
-        if run.header.run == named:
-            return run
-    raise UnknownName("run of the log", named, [run.header.run for run in found])
-
-
-def _bounded(deployment: Deployment, in_flight: int | None) -> Deployment:
-    """The deployment with engines that run no more at once than the gateway sent them."""
-    import msgspec
-
-    if in_flight is None:
-        return deployment
-    replace, pools = msgspec.structs.replace, []
-    for pool in deployment.pools:
-        engine = pool.replica.engine
-        engine = replace(engine, max_seqs=max(min(engine.max_seqs, in_flight // pool.replica.dp), 1))
-        pools.append(replace(pool, replica=replace(pool.replica, engine=engine)))
-    return replace(deployment, pools=tuple(pools))
-
-
-def _folder(path: str | None) -> Path | None:
-    if path is None:
-        return None
+    Raises:
+        BadInput: it cannot be made.
+    """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -136,35 +108,37 @@ def _folder(path: str | None) -> Path | None:
     return Path(path)
 
 
-def _runs(
-    run: Run, served: Served, changed: Deployment, folder: Path, seed: int, terminal: Terminal
-) -> tuple[Runs, list[str]]:
-    """What was measured, and both simulations of the same requests."""
-    from headway.gateway.log.traffic import limits_of, measured, traffic
-    from headway.sim import simulate
-    from headway.specs import to_mapping
+def _case(file: str, asked: o.Options, terminal: Terminal) -> Case:
+    """As things are: what the file, the workload's options and the limits say."""
+    from headway.plan import Case
 
-    was = served.deployment
-    assert was is not None
-    pools = (*was.pools, *changed.pools)
-    unit = math.lcm(BLOCK_TOKENS, *(pool.replica.engine.block_tokens for pool in pools))
-    seen = traffic(run, served.spec, unit)
-    workload = _workload(seen, unit, folder / "traffic.jsonl.gz")
-    slo = limits_of(served.spec)
-    real = measured(
-        seen, slo, was.gpus, was.priced(), deployment=to_mapping(was), seed=seed, workload=to_mapping(workload.spec),
-        provenance={"measured": {"log": {"run": run.header.run, "began": run.header.started}, "notes": seen.notes}},
-    )  # fmt: skip
-    found = []
-    for deployment, doing in ((was, "as it was"), (changed, "otherwise")):
-        with users_fault(deployment.policies), terminal.bar(f"simulating {doing}") as bar:
-            found.append(simulate(deployment, workload, slo=slo, seed=seed, progress=bar.tell))
-    return Runs(real, *found), [*seen.notes, NOT_SIMULATED]
+    as_is: o.Options = dict.fromkeys(("model", "gpu", "replicas", "tp", "pp", "weights", "kv")) | {"policies": ()}
+    deployment = with_calibration(deployment_of(file, as_is, []), asked["calibration_from"], terminal)
+    rate = rates_of(asked["rates"]).today_req_s
+    source = asked["workload"] or (None if asked["input"] and asked["output"] else DEFAULT_WORKLOAD)
+    workload = workload_of(asked | {"workload": source, "rate": rate, "replicas": 1}, [], terminal)
+    return Case(deployment, workload, slo_of(asked, []))
 
 
-def _workload(seen: Traffic, unit: int, path: Path) -> Workload:
+def _planned(file: str, asked: o.Options, terminal: Terminal) -> Case:
+    """What a plan found, for what it was asked."""
+    from headway.plan import Case
+    from headway.sim import Deployment
+    from headway.specs import from_mapping
     from headway.workload import workload
-    from headway.workload.files import Header, write_batches
 
-    write_batches([seen.batch], path, Header(block_tokens=unit))
-    return workload(path)
+    _refuse_today(file, asked)
+    plan = plan_of(file)
+    deployment = from_mapping(Deployment, chosen(plan, None, file), file)
+    rate = rates_of(asked["rates"]).today_req_s or plan.rate_req_s
+    terminal.keep(f"as planned: {format_rate(rate)}, {plan.requests:,} requests, the limits of {file}")
+    return Case(deployment, workload(plan.question.workload, rate=rate, requests=plan.requests), plan.question.slo)
+
+
+def _refuse_today(source: str, asked: o.Options) -> None:
+    """A log and a plan say themselves what arrives and what is promised."""
+    for name in TODAY:
+        if asked[name]:
+            option = f"--{name.removesuffix('_from').replace('_', '-')}"
+            change = "--slo, --rate 2x and --set change them"
+            raise BadInput(f"{option}: {source} has its own workload and limits; {change}")

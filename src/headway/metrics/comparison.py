@@ -1,16 +1,16 @@
 """Two results side by side, simulated or measured, with intervals for their differences where rows are known.
 
-Same workload and seed: request i of the one is request i of the other, and what is looked at is each request's own
-difference, in which the luck of lengths and arrivals cancels. Requests that queue behind each other share their fate,
-so intervals come from batches of consecutive ones: means by batch means with Student's t (A. M. Law, *Simulation
-Modeling and Analysis*, section 9.5.3), percentiles by a bootstrap of blocks (D. N. Politis and J. P. Romano, *A
-circular block-resampling procedure for stationary data*, 1992).
+Same workload and seed, whatever the rate: request i of the one is request i of the other, and what is looked at is each
+request's own difference, in which the luck of lengths and arrivals cancels. Requests that queue behind each other share
+their fate, so intervals come from batches of consecutive ones: means by batch means with Student's t (A. M. Law,
+*Simulation Modeling and Analysis*, section 9.5.3), percentiles by a bootstrap of blocks (D. N. Politis and J. P.
+Romano, *A circular block-resampling procedure for stationary data*, 1992).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -42,7 +42,7 @@ class Difference(Spec, frozen=True, kw_only=True):
     """
 
     figure: str
-    unit: Literal["s", "1/s", "share", "J"]
+    unit: Literal["s", "1/s", "share", "J", "USD"]
     a: float | None
     b: float | None
     difference: float | None
@@ -78,11 +78,11 @@ class _Rows(NamedTuple):
     paired: bool
 
 
-def compare(a: Result, b: Result, slo: Slos | None = None) -> Comparison:
+def compare(a: Result, b: Result, slo: Slos | None = None, slo_b: Slos | None = None) -> Comparison:
     """Return the differences of two results.
 
     Attainment is judged anew under `slo`, for all or per class, by default the limits the results share; without rows
-    it is what they say.
+    it is what they say. `slo_b` are the limits of b where it is to be judged by others.
     """
     why = _unpaired(a, b)
     rows = None if a.records is None or b.records is None else _rows(a.records, b.records, not why)
@@ -95,8 +95,9 @@ def compare(a: Result, b: Result, slo: Slos | None = None) -> Comparison:
         *_with_error(_latency("ITL", a.itl_s, b.itl_s, None, ""), a, b, "itl_s"),
         *_latency("E2E", a.e2e_s, b.e2e_s, rows, "e2e_s"),
         *_throughput(a, b, rows),
-        _attainment(a, b, rows, slo),
+        _attainment(a, b, rows, slo, slo_b),
         _energy(a, b),
+        *_cost(a, b),
     ]
     if slo is None and a.slo.limits and b.slo.limits and a.slo.limits != b.slo.limits:
         notes.append("the results were judged by different limits: --ttft, --tpot and --e2e judge both by the same")
@@ -136,9 +137,21 @@ def _resampled(rng: np.random.Generator, n: int, rows: int) -> NDArray[np.int64]
 def _unpaired(a: Result, b: Result) -> str:
     if a.records is None or b.records is None:
         return "rows of both are needed: --records names their files"
-    if a.workload is None or a.workload != b.workload:
+    if a.workload is None or b.workload is None or _requests(a.workload) != _requests(b.workload):
         return "the workloads differ"
     return "" if a.seed is not None and a.seed == b.seed else "the seeds differ"
+
+
+def _requests(workload: dict[str, Any]) -> dict[str, Any]:
+    """A workload without its rate: another gives the same requests, sessions excepted, of which it shifts the calls."""
+    arrival = workload.get("arrival")
+    if workload.get("sessions") or not isinstance(arrival, dict):
+        return workload
+    steady = {name: value for name, value in arrival.items() if name != "rate_req_s"}
+    if "rate_on_req_s" in arrival:  # bursts stay as long, and keep the ratio of their rates
+        steady["rate_on_req_s"] = 1.0
+        steady["rate_off_req_s"] = round(arrival.get("rate_off_req_s", 0.0) / arrival["rate_on_req_s"], 9)
+    return workload | {"arrival": steady}
 
 
 def _measured(records: Records | None) -> int:
@@ -242,13 +255,14 @@ def _rates(result: Result, field: str) -> Floats:
     return np.asarray(counts / np.diff(edges), dtype=np.float64)
 
 
-def _attainment(a: Result, b: Result, rows: _Rows | None, slo: Slos | None) -> Difference:
+def _attainment(a: Result, b: Result, rows: _Rows | None, slo: Slos | None, slo_b: Slos | None) -> Difference:
     left_limits, right_limits = a.slo.limits or b.slo.limits, b.slo.limits or a.slo.limits
     shared = slo or (left_limits if left_limits == right_limits else None)
     low: float | None = None
     high: float | None = None
     if rows is not None and shared is not None and min(len(rows.a), len(rows.b)) >= 2:
-        good_a, good_b = (attained(one, shared).astype(np.float64) for one in (rows.a, rows.b))
+        judged = ((rows.a, shared), (rows.b, slo_b or shared))
+        good_a, good_b = (attained(one, limits).astype(np.float64) for one, limits in judged)
         between, low, high = _interval(good_a, good_b, "mean", rows.paired)
         return Difference(
             figure="attainment", unit="share", a=float(good_a.mean()), b=float(good_b.mean()), difference=between,
@@ -270,3 +284,14 @@ def _energy(a: Result, b: Result) -> Difference:
     left, right = (one.energy.joules_per_output_token if one.energy.joules else None for one in (a, b))
     between = None if left is None or right is None else right - left
     return Difference(figure="energy per output token", unit="J", a=left, b=right, difference=between)
+
+
+def _cost(a: Result, b: Result) -> list[Difference]:
+    """Of all GPUs, where they have a price."""
+    found = []
+    for figure, field in (("cost per million output tokens", "usd_per_million_output_tokens"),
+                          ("cost per hour", "usd_per_hour")):  # fmt: skip
+        left, right = getattr(a.cost, field), getattr(b.cost, field)
+        between = None if left is None or right is None else right - left
+        found.append(Difference(figure=figure, unit="USD", a=left, b=right, difference=between))
+    return found

@@ -13,10 +13,11 @@ from headway.metrics.result import EnergyKind, Uncertainty
 from headway.plan.question import Question
 from headway.specs import Spec, from_json, json_text, to_mapping
 
-__all__ = ["SCHEMA", "Binding", "Candidate", "Plan"]
+__all__ = ["SCHEMA", "Binding", "Candidate", "Kind", "Plan", "Sensitivity", "Variant"]
 
 SCHEMA = "headway.plan/1"
 Binding = Literal["memory", "ttft", "tpot", "itl", "e2e", "rate"]
+Kind = Literal["base", "rate", "lengths", "model", "replicas"]
 
 
 class Candidate(Spec, frozen=True, kw_only=True):
@@ -74,6 +75,66 @@ class Candidate(Spec, frozen=True, kw_only=True):
     embodied_g_per_million_output_tokens: float | None = None
 
 
+class Variant(Spec, frozen=True, kw_only=True):
+    """The plan's best with one thing changed, in words in `what`.
+
+    Attributes:
+        rate_req_s: asked for.
+        attainment, attainment_low, attainment_high: at that rate, with the 95 % interval by batches.
+        meets: whether the attainment reaches its target.
+        breaks: what breaks first where the rate is higher than what it serves.
+        goodput_req_s: the highest rate at which attainment reaches its target, within 3 %; 0 where none does, None
+            where the runs are too short to find one.
+        gpus: of the deployment; usd_per_hour: of these, None without a price.
+    """
+
+    kind: Kind
+    what: str
+    rate_req_s: float
+    attainment: float | None = None
+    attainment_low: float | None = None
+    attainment_high: float | None = None
+    meets: bool = False
+    breaks: Binding | None = None
+    goodput_req_s: float | None = None
+    gpus: int
+    usd_per_hour: float | None = None
+
+    @property
+    def headroom(self) -> float | None:
+        """By which share the rate could grow before the SLO is missed; negative where it is."""
+        return None if self.goodput_req_s is None else self.goodput_req_s / self.rate_req_s - 1
+
+
+class Sensitivity(Spec, frozen=True, kw_only=True):
+    """What becomes of a plan's best; the first of `variants` is the plan as it is.
+
+    `coverage`: the share of cases in which the ends of the variants "model" hold the truth between them. `requests` and
+    `seed` of each simulation. `planned_req_s`: the plan's own goodput, of all its seeds and more careful where it was
+    confirmed.
+    """
+
+    name: str
+    requests: int
+    seed: int
+    coverage: float
+    planned_req_s: float
+    variants: list[Variant]
+
+    @property
+    def base(self) -> Variant:
+        """The plan as it is."""
+        return self.variants[0]
+
+    def of(self, kind: Kind) -> list[Variant]:
+        """Return the variants that change this."""
+        return [each for each in self.variants if each.kind == kind]
+
+    def buys(self, more: Variant) -> float:
+        """Return requests per second that each GPU more (or fewer) than the base's makes, of what is served at most."""
+        return ((more.goodput_req_s or 0.0) - (self.base.goodput_req_s or 0.0)) / (more.gpus - self.base.gpus)
+
+
 class Plan(Spec, frozen=True, kw_only=True):
     """The answer to a `Question`.
 
@@ -94,6 +155,7 @@ class Plan(Spec, frozen=True, kw_only=True):
         ranked: all evaluated candidates, the best first.
         long_runs, confirmed: how many of these rest on runs of `requests`, and how many on further seeds.
         uncertainty: the cost model's own error in the figures of the first of `ranked`, as factors.
+        sensitivity: what becomes of `best` where something is otherwise; None where it was not asked for.
         ratio_error: how far the ratio of two candidates may be off, in 90 % of cases: less than each of them, as
             errors of one model and GPU are alike.
         ties: names of candidates that the cost model's error does not tell from `best`.
@@ -118,6 +180,7 @@ class Plan(Spec, frozen=True, kw_only=True):
     long_runs: int = 0
     confirmed: int = 0
     uncertainty: Uncertainty | None = None
+    sensitivity: Sensitivity | None = None
     ratio_error: float | None = None
     ties: list[str] = msgspec.field(default_factory=list)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headway.cost.stretched import stretched
 from headway.metrics import Result, Slo
 from headway.metrics.result import EnergyKind
 from headway.plan.answer import Binding
@@ -29,7 +30,7 @@ class Job(NamedTuple):
     """A deployment to evaluate by runs of `requests`, near a goodput (None: unknown) or only `alone`.
 
     `alone` asks what latencies it reaches when requests hardly meet. `seeds` are run instead of the question's, each
-    of them at every rate.
+    of them at every rate. Prompts and outputs are `longer` by these factors, and all `steps` by theirs.
     """
 
     place: int
@@ -38,6 +39,8 @@ class Job(NamedTuple):
     near_req_s: float | None = None
     alone: bool = False
     seeds: tuple[int, ...] = ()
+    longer: tuple[float, float] = (1.0, 1.0)
+    steps: float = 1.0
 
 
 class Asked(NamedTuple):
@@ -88,14 +91,14 @@ class Evaluator:
 
     def __init__(self, question: Question, workload: Workload, rate_req_s: float) -> None:
         self.question, self.workload, self.rate_req_s = question, workload, rate_req_s
-        self.loads: dict[tuple[int, int], Load] = {}
+        self.loads: dict[tuple[int, int, tuple[float, float]], Load] = {}
 
-    def load(self, requests: int, seed: int | None = None) -> Load:
+    def load(self, requests: int, seed: int | None = None, longer: tuple[float, float] = (1.0, 1.0)) -> Load:
         """The requests of runs of that length, of the question's seed or another."""
-        key = requests, self.question.seed if seed is None else seed
+        key = requests, self.question.seed if seed is None else seed, longer
         if key not in self.loads:
-            kept = () if seed is None else (_KEPT_BYTES,)
-            self.loads[key] = Load(self.workload, requests, self.rate_req_s, key[1], *kept)
+            kept = {} if seed is None else {"kept_bytes": _KEPT_BYTES}
+            self.loads[key] = Load(self.workload, requests, self.rate_req_s, key[1], longer=longer, **kept)
         return self.loads[key]
 
     def __call__(self, job: Job) -> Outcome:
@@ -105,9 +108,9 @@ class Evaluator:
             KeyboardInterrupt: while it simulated.
         """
         deployment, slo = job.deployment, self.question.aimed_slo
-        loads = [self.load(job.requests, seed) for seed in job.seeds or (None,)]
+        loads = [self.load(job.requests, seed, job.longer) for seed in job.seeds or (None,)]
         load = loads[0]
-        tables = tuple(compiled(pool.replica) for pool in deployment.pools)
+        tables = tuple(stretched(compiled(pool.replica), job.steps) for pool in deployment.pools)
         lengths = load.lengths
         hope = reach(tables, lengths, slo)
         if job.alone:
@@ -115,7 +118,7 @@ class Evaluator:
             return Outcome(Goodput(), None, *_binding(missed, slo), job.requests, 1)
         if not job.seeds and hope.attainment < slo.attainment:
             return _hopeless(hope, slo, job.requests)
-        heard = [ask(deployment, each, slo) for each in loads]
+        heard = [ask(deployment, each, slo, tables) for each in loads]
         asked = pooled([each for each, _ in heard], slo)
         trials = {0: asked}
 

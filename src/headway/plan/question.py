@@ -50,7 +50,7 @@ class Question(Spec, frozen=True, kw_only=True):
         layouts: "mixed" replicas, or prefill and decode "split" over two pools.
         engine: every other engine setting.
         margin: share by which the limits on the time per token (TPOT, ITL) are taken tighter than `slo` has them, as a
-            prediction may be off. Measured: 10 % costs least (docs/accuracy.md, "How sure").
+            prediction may be off: a larger one costs more than it saves (docs/accuracy.md, "How sure").
         calibration: what own measurements change in the step law of the GPU and the engine.
         policies, prices: given to every candidate.
 
@@ -75,7 +75,7 @@ class Question(Spec, frozen=True, kw_only=True):
     cap_watts: tuple[float, ...] | None = None
     clock_mhz: tuple[float, ...] | None = None
     layouts: tuple[Layout, ...] = ("mixed", "split")
-    margin: float = 0.05
+    margin: float = 0.01
     engine: EngineSettings = EngineSettings()
     calibration: Calibration | None = None
     policies: Policies = Policies()

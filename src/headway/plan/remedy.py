@@ -14,7 +14,7 @@ from headway.sim import Deployment
 from headway.sim.run import compiled
 from headway.workload import Workload
 
-__all__ = ["Remedy", "remedy"]
+__all__ = ["Remedy", "copied", "remedy"]
 
 _REQUESTS_MAX = 100_000  # a few seconds of simulation
 _REPLICAS_MAX = 512  # routing looks at each of them
@@ -60,13 +60,14 @@ def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | Non
     for _ in range(_TRIES):
         if copies * replicas > _REPLICAS_MAX:
             break
-        trial = try_rate(_copied(frugal.deployment, copies), tables, load, question.aimed_slo, 0)
+        trial = try_rate(copied(frugal.deployment, copies), tables, load, question.aimed_slo, 0)
         if trial.met:
             return Remedy(frugal, copies, trial.attainment, wanted)
         copies += max(1, copies // _GROWTH)
     return Remedy(frugal, first)
 
 
-def _copied(deployment: Deployment, copies: int) -> Deployment:
+def copied(deployment: Deployment, copies: int) -> Deployment:
+    """Return the deployment with so many times the replicas in every pool."""
     pools = tuple(msgspec.structs.replace(pool, count=pool.count * copies) for pool in deployment.pools)
     return msgspec.structs.replace(deployment, pools=pools)

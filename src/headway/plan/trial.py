@@ -19,7 +19,7 @@ from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build
 from headway.workload import Batch, Workload
 
-__all__ = ["STEP", "Load", "Trial", "ask", "interval", "pooled", "probit", "try_rate"]
+__all__ = ["STEP", "Load", "Trial", "ask", "interval", "judged", "pooled", "probit", "try_rate"]
 
 STEP = 1.03  # from one rate of the grid to the next: the tolerance of a goodput
 
@@ -60,13 +60,19 @@ def probit(share: float, measured: int) -> float:
 
 
 class _Kept(Workload):
-    """The first requests of a workload at one rate and seed: made once, given out again and again."""
+    """The first requests of a workload at one rate and seed: made once, given out again and again.
 
-    def __init__(self, made: Workload, requests: int, rate_req_s: float, seed: int) -> None:
+    Prompts and outputs are `longer` by these factors.
+    """
+
+    def __init__(
+        self, made: Workload, requests: int, rate_req_s: float, seed: int, longer: tuple[float, float]
+    ) -> None:
         at_rate = made.at_rate(rate_req_s)
         spec = msgspec.structs.replace(at_rate.spec, requests=requests)
         super().__init__(spec, at_rate._trace, at_rate._recorded)
-        self._made = list(super().batches(seed))
+        batches = super().batches(seed)
+        self._made = list(batches) if longer == (1.0, 1.0) else [batch.lengthened(*longer) for batch in batches]
 
     def batches(self, seed: int, rate_req_s: float | None = None, chunk: int = 0) -> Iterator[Batch]:
         """Return what was made."""
@@ -82,18 +88,27 @@ class _Kept(Workload):
 
 
 class Load:
-    """The question's requests at any rate of the grid ``asked * STEP**k``: always the same ones, their gaps scaled."""
+    """The question's requests at any rate of the grid ``asked * STEP**k``: always the same ones, their gaps scaled.
+
+    `longer` multiplies their prompts and outputs.
+    """
 
     def __init__(
-        self, workload: Workload, requests: int, rate_req_s: float, seed: int, kept_bytes: int = _KEPT_BYTES
+        self,
+        workload: Workload,
+        requests: int,
+        rate_req_s: float,
+        seed: int,
+        kept_bytes: int = _KEPT_BYTES,
+        longer: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         self.rate_req_s, self.seed, self.requests = rate_req_s, seed, requests
         self.warmup = 0.0 if workload.spec.trace is not None else _WARMUP
         self.skipped = warmup_requests(requests, self.warmup)
         blocks = workload.mean_prompt_tokens / workload.block_tokens if workload.block_tokens else 0.0
         kept = int(kept_bytes / (requests * (_REQUEST_BYTES + _BLOCK_BYTES * blocks)))
-        self._make = functools.lru_cache(max(1, kept))(lambda k: _Kept(workload, requests, self.rate(k), seed))
-        self._asked = _Kept(workload, requests, rate_req_s, seed)
+        self._make = functools.lru_cache(max(1, kept))(lambda k: _Kept(workload, requests, self.rate(k), seed, longer))
+        self._asked = _Kept(workload, requests, rate_req_s, seed, longer)
         self.lengths = self._asked.lengths(self.skipped)
 
     def rate(self, k: float) -> float:
@@ -105,14 +120,16 @@ class Load:
         return self._make(k) if k else self._asked
 
 
-def ask(deployment: Deployment, load: Load, slo: Slo) -> tuple[Trial, Result]:
-    """Simulate at the rate asked for, and return everything there is to say of it.
+def ask(
+    deployment: Deployment, load: Load, slo: Slo, tables: tuple[StepTable, ...] | None = None
+) -> tuple[Trial, Result]:
+    """Simulate at the rate asked for, and return everything there is to say of it; `tables` as for `simulate`.
 
     Raises:
         KeyboardInterrupt: meanwhile.
     """
-    result = _simulate(deployment, load, slo, 0)
-    return _of_result(result, slo), result
+    result = _simulate(deployment, load, slo, 0, tables)
+    return judged(result, slo), result
 
 
 def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, slo: Slo, k: int) -> Trial:
@@ -122,7 +139,7 @@ def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, 
     keeps up, that is, if the quantile of TTFT stays within a tenth of the time in which the requests arrive.
     """
     if slo.itl_s is not None:
-        return _of_result(_simulate(deployment, load, slo, k), slo)
+        return judged(_simulate(deployment, load, slo, k, tables), slo)
     recorder = Recorder(False, load.requests, load.skipped, [slo.limits()], BINS)
     cluster, _ = build(deployment, load.at(k), tables, recorder, load.seed)
     while cluster.advance(_EVENTS_AT_ONCE):
@@ -161,15 +178,20 @@ def interval(trials: Sequence[Trial]) -> tuple[float, float, float]:
     return float(good.sum() / measured.sum()), *group_interval(measured, good)
 
 
-def _simulate(deployment: Deployment, load: Load, slo: Slo, k: int) -> Result:
-    result = simulate(deployment, load.at(k), slo=slo, seed=load.seed, records=False, warmup=load.warmup)
+def _simulate(
+    deployment: Deployment, load: Load, slo: Slo, k: int, tables: tuple[StepTable, ...] | None = None
+) -> Result:
+    result = simulate(deployment, load.at(k), slo=slo, seed=load.seed, records=False, warmup=load.warmup, tables=tables)
     if "stopped" in result.provenance:
         raise KeyboardInterrupt
     return result
 
 
-def _of_result(result: Result, slo: Slo) -> Trial:
-    """Its latencies are 90th percentiles, whatever the target: a result has no others near it."""
+def judged(result: Result, slo: Slo) -> Trial:
+    """Return what a result says of its rate.
+
+    Its latencies are 90th percentiles, whatever the target: a result has no others near it.
+    """
     ttft_s, tpot_s, e2e_s = (getattr(result, name).p90 or 0.0 for name in ("ttft_s", "tpot_s", "e2e_s"))
     keeps_up = _keeps_up(slo, ttft_s, result.window.end_s)
     outcome = result.slo

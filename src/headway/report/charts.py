@@ -55,12 +55,12 @@ def _distribution(name: str, points: list[dict[str, Any]], limit_s: float | None
         scale=alt.Scale(domain=[0, 1]),
         axis=alt.Axis(format="%", tickCount=5),
     )
-    base = _inline(points).encode(x=x, y=y, tooltip=alt.Tooltip("label:N", title=name))
+    base = inline(points).encode(x=x, y=y, tooltip=alt.Tooltip("label:N", title=name))
     mark = base.mark_line(color=BLUE, strokeWidth=2, interpolate="step-after")
     dots = base.mark_point(color=BLUE, filled=True, size=30 if line else 80, opacity=0 if line else 1)
     layers = [mark, dots] if line else [dots]
     if limit_s is not None:
-        rule = _inline([{"seconds": limit_s, "label": f"limit {format_seconds(limit_s)}"}])
+        rule = inline([{"seconds": limit_s, "label": f"limit {format_seconds(limit_s)}"}])
         rule = rule.encode(x="seconds:Q", tooltip=alt.Tooltip("label:N", title=name))
         layers.append(rule.mark_rule(color=RED, strokeWidth=2, strokeDash=[5, 3]))
     return finished(alt.layer(*layers))
@@ -82,7 +82,7 @@ def replicas(result: Result) -> Spec:
         for what, value in zip(names, (load.utilization, load.kv_peak_utilization), strict=True)
         if value is not None
     ]
-    chart = _inline(rows).encode(
+    chart = inline(rows).encode(
         x=alt.X("replica:O", title="replica", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         y=alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
         color=alt.Color("what:N", scale=alt.Scale(domain=names, range=[BLUE, ORANGE]), legend=_top_legend()),
@@ -102,7 +102,7 @@ def energy(result: Result) -> Spec:
         "decode": result.energy.decode_joules,
     }
     rows = [{"part": part, "joules": value, "label": w.joules(value)} for part, value in parts.items()]
-    chart = _inline(rows).encode(
+    chart = inline(rows).encode(
         x=alt.X(
             "joules:Q",
             title=f"energy, {w.certainty(result.energy.kind)}",
@@ -227,12 +227,13 @@ def _points(x: Any, y: Any, legend: bool = False) -> Any:
 def _rule(axis: str, value: float, label: str) -> Any:
     import altair as alt
 
-    rule = _inline([{"value": value, "label": label}])
+    rule = inline([{"value": value, "label": label}])
     rule = rule.mark_rule(color=RED, strokeWidth=2, strokeDash=[5, 3])
     return rule.encode(**{axis: "value:Q"}, tooltip=alt.Tooltip("label:N", title=" "))
 
 
-def _inline(rows: list[dict[str, Any]]) -> Any:
+def inline(rows: list[dict[str, Any]]) -> Any:
+    """Return a chart without a mark over rows that stay in its spec."""
     import altair as alt
 
     return alt.Chart(alt.InlineData(values=rows))

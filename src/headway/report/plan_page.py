@@ -8,6 +8,7 @@ from headway.report import charts
 from headway.report import words as w
 from headway.report.page import NUMBER, Card, Cell, Column, Figure, Page, Row, Section, Table, rendered
 from headway.report.result_page import sources
+from headway.report.sensitivity_text import HEADINGS, basis_words, sensitivity_words, variant_cells
 from headway.report.text import candidate_cells, candidate_headings, energy_rows
 from headway.report.trust_words import plan_error_rows
 from headway.sim import Deployment
@@ -41,7 +42,7 @@ def plan_html(plan: Plan) -> str:
         tone="bad",
         question=[*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)],
         cards=_cards(plan.best) if plan.best else [],
-        sections=[*_tradeoffs(plan), *_candidates(plan), *_best(plan)],
+        sections=[*_tradeoffs(plan), *_candidates(plan), *_sensitivity(plan), *_best(plan)],
         datasets={charts.CANDIDATES: points},
     )
     return rendered(page)
@@ -131,6 +132,16 @@ def _row(plan: Plan, candidate: Candidate, rank: int) -> Row:
     best = plan.best is not None and candidate.name == plan.best.name
     tone = "best" if best else "" if candidate.meets else "lost"
     return Row([Cell(f"{rank}", rank), Cell(candidate.name), *cells, Cell(candidate.reason)], tone)
+
+
+def _sensitivity(plan: Plan) -> list[Section]:
+    found = plan.sensitivity
+    if found is None:
+        return []
+    columns = [Column(name, "" if name in ("otherwise", "SLO") else NUMBER) for name in HEADINGS]
+    rows = [Row([Cell(text) for text in variant_cells(each)], "" if each.meets else "lost") for each in found.variants]
+    note = " ".join([*sensitivity_words(found), basis_words(found)])
+    return [Section(key="holds", title=f"How far {found.name} holds", note=note, tables=[Table(columns, rows)])]
 
 
 def _best(plan: Plan) -> list[Section]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from headway.metrics import Latency, Result, Slo
 from headway.report import words as w
 from headway.report.measured_words import MEASURED, measured_rows
+from headway.report.sensitivity_text import sensitivity_text
 from headway.report.trust_words import INTERVAL_HEADINGS, interval_note, interval_rows, plan_error_rows
 from headway.units import format_count, format_rate, format_seconds
 
@@ -75,6 +76,8 @@ def plan_text(plan: Plan, top: int) -> RenderableType:
                 style="dim",
             )
         )
+    if plan.sensitivity is not None:
+        parts += [Text(""), sensitivity_text(plan.sensitivity)]
     return Group(*parts)
 
 

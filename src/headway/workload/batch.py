@@ -61,6 +61,17 @@ class Batch(msgspec.Struct, frozen=True, eq=False):
         first, last = int(offsets[0]), int(offsets[-1])
         return Batch(**columns, hash_offsets=offsets - first, hashes=self.hashes[first:last])
 
+    def lengthened(self, prompts: float, outputs: float) -> Batch:
+        """Return the requests with prompts and outputs so many times as long, at least a token; chains stay."""
+        prompt_tokens, output_tokens = (
+            np.maximum(1, np.rint(tokens * factor)).astype(np.int64)
+            for tokens, factor in ((self.prompt_tokens, prompts), (self.output_tokens, outputs))
+        )
+        return msgspec.structs.replace(
+            self, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
+            predicted_output_tokens=self.predicted_output_tokens * outputs,
+        )  # fmt: skip
+
 
 def make_batch(arrival_s: Floats, prompt_tokens: Ints, output_tokens: Ints, first_id: int = 0) -> Batch:
     """Return a batch of requests that belong to nobody, with perfectly known output lengths and no chains."""

@@ -1,0 +1,118 @@
+"""`headway capacity`: the replicas that each hour of a day takes, beside those of its peak all day long."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headway.cli import options as o
+from headway.cli.asked import deployment_of, slo_of, split_assignments, workload_of
+from headway.cli.blame import users_fault
+from headway.cli.calibration import with_calibration
+from headway.cli.terminal import Terminal, check_files, note_interpreted
+from headway.errors import BadInput
+from headway.units import parse_rate
+
+if TYPE_CHECKING:
+    from headway.plan.day import Capacity
+
+NO_ANSWER = 1
+COLUMN = "rate_req_s"  # of a file with a curve
+CSV_FIELDS = ("start_s", "end_s", "rate_req_s", "replicas", "gpus", "attainment", "mean_watts", "static_mean_watts")
+
+
+@click.command(cls=o.Verb, short_help="Replicas hour by hour over a day, against those of its peak.")
+@click.argument("deployment_file", required=False, metavar="[DEPLOYMENT.yaml]")
+@o.options(o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS[:1], o.DAY, o.TRACES, o.SLO, o.CALIBRATION, o.WORKERS, o.SEED)
+@o.options(o.OUTPUT, o.CSV, o.QUIET)
+@click.pass_context
+def capacity(ctx: click.Context, /, deployment_file: str | None, **asked: Any) -> None:
+    """Find the fewest replicas for each hour of a day, and what that saves against the peak's number all day.
+
+    The day is that of diurnal arrivals, of a trace with times, or of --curve. What is copied is the deployment: of
+    several pools the proportion stays.
+
+    \b
+    headway capacity best.yaml --rate 100 --arrival diurnal:peak_to_trough=5 --ttft 500ms --attainment 0.99
+    headway capacity best.yaml --workload day.csv.gz --slot 30min --ttft 500ms --tpot 50ms --csv day.csv
+    headway capacity best.yaml --curve 20,12,8,6,5,8,20,45,80,95,100,90 --ttft 500ms --html capacity.html
+    """
+    terminal = Terminal(asked["json_to"], asked["csv_to"], asked["html_to"], quiet=asked["quiet"])
+    check_files(asked["html_to"], asked["json_to"], asked["csv_to"])
+    found = _found(terminal, deployment_file, asked)
+    if not terminal.quiet:
+        from headway.report import capacity_text
+
+        terminal.show(capacity_text(found))
+    if asked["json_to"]:
+        terminal.write(asked["json_to"], found.to_json() + "\n")
+    if asked["csv_to"]:
+        terminal.write(asked["csv_to"], _rows(found))
+    if asked["html_to"]:
+        from headway.report import capacity_html
+
+        terminal.write(asked["html_to"], capacity_html(found))
+    if not found.feasible:
+        ctx.exit(NO_ANSWER)
+
+
+def _found(terminal: Terminal, file: str | None, asked: o.Options) -> Capacity:
+    from headway.metrics import Slo
+    from headway.plan.day import capacity as run
+
+    sets = split_assignments(asked["assignments"])
+    deployment = deployment_of(file, asked, sets["deployment"])
+    deployment = with_calibration(deployment, asked["calibration_from"], terminal)
+    curve = None if asked["curve"] is None else curve_of(asked["curve"])
+    rate = asked["rate"] if curve is None else asked["rate"] or sum(curve) / len(curve) or None
+    workload = workload_of(asked | {"rate": rate, "requests": None}, sets["workload"], terminal)
+    if curve is not None and asked["rate"] is not None:
+        curve = [each * asked["rate"] * len(curve) / (sum(curve) or 1.0) for each in curve]
+    note_interpreted(terminal)
+    with users_fault(deployment.policies), terminal.stdout_for_data(), terminal.bar("sizing the day") as bar:
+        return run(
+            deployment, workload, slo_of(asked, sets["slo"]) or Slo(), curve=curve, slot_s=asked["slot"],
+            seed=asked["seed"], workers=asked["workers"], progress=bar.tell,
+        )  # fmt: skip
+
+
+def curve_of(text: str) -> list[float]:
+    """Return the rates of a day: written with commas between them, or the lines or the column rate_req_s of a file.
+
+    Raises:
+        BadInput: no such file, or what is no rate.
+    """
+    if "," in text or not Path(text).exists():
+        if "," not in text:
+            raise BadInput(f"--curve {text}: no such file; or give the rates of the slots, as in 20,12,8,30,90")
+        return [parse_rate(part) for part in text.split(",")]
+    try:
+        lines = [row for row in csv.reader(Path(text).read_text(encoding="utf-8").splitlines()) if row]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--curve {text}: cannot be read as text: {error}") from None
+    at = 0
+    if lines and COLUMN in lines[0]:
+        at = lines.pop(0).index(COLUMN)
+    elif any(len(row) > 1 for row in lines):
+        raise BadInput(f"--curve {text}: expected a rate on each line, or a CSV with a column {COLUMN}")
+    rates = []
+    for number, row in enumerate(lines, start=1):
+        try:
+            rates.append(parse_rate(row[at]))
+        except (BadInput, IndexError) as error:
+            raise BadInput(f"--curve {text}, rate {number}: {error}") from None
+    if not rates:
+        raise BadInput(f"--curve {text}: holds no rates")
+    return rates
+
+
+def _rows(found: Capacity) -> str:
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(CSV_FIELDS)
+    lines.writerows([getattr(slot, field) for field in CSV_FIELDS] for slot in found.slots)
+    return text.getvalue()

@@ -1,0 +1,162 @@
+"""What is to be different: from the options of `headway whatif` to another deployment, workload and SLO."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from headway.cli.asked import split_assignments, with_policies
+from headway.cli.options import Options
+from headway.errors import BadInput, UnknownName
+from headway.units import parse_rate
+
+if TYPE_CHECKING:
+    from headway.metrics import Slo
+    from headway.plan.otherwise import Case
+    from headway.sim import Deployment
+    from headway.workload import Workload
+
+    Limits = Slo | dict[int, Slo] | None
+
+_FACTOR = re.compile(r"\s*(?:(\d+\.?\d*|\.\d+)\s*x|([+-]\d+\.?\d*)\s*%)\s*")
+_OF_REPLICAS = ("gpu", "tp", "pp", "weights", "kv")
+_LIMITS = ("ttft", "tpot", "itl", "e2e")
+_HOW = "2x, +50% or -20% say what becomes of it, a plain rate as in 20 what it is today"
+
+
+class Rates(NamedTuple):
+    """What `--rate` said: requests per second as it is, and a factor; None where it said nothing."""
+
+    today_req_s: float | None
+    factor: float | None
+
+
+def rates_of(texts: tuple[str, ...]) -> Rates:
+    """Return today's rate and what it is multiplied by.
+
+    Raises:
+        BadInput: neither of the two forms, or one of them twice.
+    """
+    today: list[float] = []
+    factors: list[float] = []
+    for text in texts:
+        match = _FACTOR.fullmatch(text)
+        if match is None:
+            try:
+                today.append(parse_rate(text))
+            except BadInput as error:
+                raise BadInput(f"--rate: {error}; {_HOW}") from None
+        else:
+            factors.append(float(match[1]) if match[1] else 1 + float(match[2]) / 100)
+        if len(today) > 1 or len(factors) > 1 or min([1.0, *today, *factors]) <= 0:
+            raise BadInput(f"--rate {text}: give one of each, above zero: {_HOW}")
+    return Rates(today[0] if today else None, factors[0] if factors else None)
+
+
+def changes_of(asked: Options) -> list[str]:
+    """Return what is to be different, as it was asked for.
+
+    Raises:
+        BadInput: nothing is, or a rate that is none.
+    """
+    rates_of(asked["rates"])
+    said = [f"rate {text}" for text in asked["rates"] if _FACTOR.fullmatch(text)]
+    said += [f"replicas {text}" for text in asked["copies"]]
+    said += [f"{name} {asked[name]}" for name in _OF_REPLICAS if asked[name] is not None]
+    said += [*asked["policies"], *(f"SLO {text}" for text in asked["limits"]), *asked["assignments"]]
+    if not said:
+        raise BadInput(
+            "what is to be different? --rate 2x, --replicas -1, --gpu NAME, --policy KIND=NAME, --slo ttft=300ms or "
+            "--set PATH=VALUE, as in --policy route=round-robin"
+        )
+    return said
+
+
+def changed(case: Case, asked: Options) -> Case:
+    """Return the case with every change made.
+
+    Raises:
+        BadInput: a change that cannot be, or that leaves everything as it is.
+    """
+    from headway.plan.otherwise import Case
+
+    sets = split_assignments(asked["assignments"])
+    after = Case(
+        changed_deployment(case.deployment, asked),
+        _workload(case.workload, rates_of(asked["rates"]).factor, sets["workload"]),
+        _slo(case.slo, asked["limits"], sets["slo"]),
+    )
+    if (after.deployment, after.workload.spec, after.slo) == (case.deployment, case.workload.spec, case.slo):
+        raise BadInput(f"{', '.join(changes_of(asked))}: that is what there is, so nothing would be different")
+    return after
+
+
+def changed_deployment(deployment: Deployment, asked: Options) -> Deployment:
+    """Return the deployment with every change that is its own.
+
+    Raises:
+        BadInput: a change that cannot be.
+    """
+    from headway.specs import override
+
+    sets = [f"pools.*.replica.{name}={asked[name]}" for name in _OF_REPLICAS if asked[name] is not None]
+    sets += [_count(deployment, text) for text in asked["copies"]]
+    sets += split_assignments(asked["assignments"])["deployment"]
+    return override(with_policies(deployment, asked["policies"]), sets)
+
+
+def _count(deployment: Deployment, text: str) -> str:
+    """The assignment that `--replicas` stands for."""
+    named, equals, number = text.rpartition("=")
+    names = deployment.pool_names()
+    if not equals and len(names) > 1:
+        raise BadInput(f"--replicas {text}: of which pool? {names[0]}={text} or one of {', '.join(names[1:])}")
+    if equals and named not in names:
+        raise UnknownName("pool of --replicas", named, names)
+    if not re.fullmatch(r"[+-]?\d+", number):
+        raise BadInput(f"--replicas {text}: give a number, as in 4, +1 or -1")
+    place = names.index(named) if equals else 0
+    had = deployment.pools[place].count
+    count = had + int(number) if number[0] in "+-" else int(number)
+    if count < 1:
+        raise BadInput(f"--replicas {text}: of {had} that leaves {count}; a pool has at least 1 replica")
+    return f"pools.{place}.count={count}"
+
+
+def _workload(made: Workload, factor: float | None, assignments: list[str]) -> Workload:
+    from headway.specs import override
+    from headway.workload import workload
+
+    if factor is not None:
+        if made.rate_req_s is None:
+            raise BadInput(f"--rate: {made.name} has no rate to multiply: give it open arrivals, as --arrival poisson")
+        made = made.at_rate(made.rate_req_s * factor)
+    return workload(override(made.spec, assignments, "--set workload")) if assignments else made
+
+
+def _slo(slo: Limits, limits: tuple[str, ...], assignments: list[str]) -> Limits:
+    """The limits with the new ones in place of theirs, in every class where there are several."""
+    from headway.metrics import Slo
+
+    if not limits and not assignments:
+        return slo
+    if slo is None or isinstance(slo, Slo):
+        return _limited(slo or Slo(), limits, assignments)
+    return {number: _limited(each, limits, assignments) for number, each in slo.items()}
+
+
+def _limited(slo: Slo, limits: tuple[str, ...], assignments: list[str]) -> Slo:
+    from headway.metrics import Slo
+    from headway.specs import override
+
+    given = {f"{name}_s": getattr(slo, f"{name}_s") for name in _LIMITS} | {"attainment": slo.attainment}
+    for text in limits:
+        name, equals, value = text.partition("=")
+        if name not in (*_LIMITS, "attainment"):
+            raise UnknownName("limit of --slo", name, [*_LIMITS, "attainment"])
+        if not equals or not value:
+            raise BadInput(f"--slo {text}: write LIMIT=VALUE, as in ttft=300ms")
+        parsed = Slo.parse(**{name: value})
+        key = name if name == "attainment" else f"{name}_s"
+        given[key] = getattr(parsed, key)
+    return override(Slo(**given), assignments, "--set slo")

@@ -1,0 +1,150 @@
+"""How far a plan holds: at other rates and lengths, where the cost model is off, with a replica more or fewer.
+
+Each variant changes one thing, sees the same requests, and is judged by the limits that the plan was judged by. What it
+serves at most is searched anew. Figures are of one seed: the base is among them, to compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from headway.errors import BadInput
+from headway.plan.answer import Kind, Plan, Sensitivity, Variant
+from headway.plan.evaluate import Evaluator, Job
+from headway.plan.question import Question
+from headway.plan.workers import Workers
+from headway.sim import CtrlC, Deployment
+from headway.sim.trust import uncertainty
+from headway.specs import from_mapping
+from headway.workload import Workload, workload
+
+__all__ = ["sensitivity"]
+
+RATE, LENGTH = 0.5, 0.25  # by which shares they are changed, up and down
+
+
+class _Ask(NamedTuple):
+    """A variant to look at: the job that does, at a factor of the rate."""
+
+    kind: Kind
+    what: str
+    job: Job
+    rate: float = 1.0
+
+
+def sensitivity(
+    plan: Plan,
+    *,
+    made: Workload | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sensitivity | None:
+    """Return what becomes of a plan's best where the question, or the cost model, is not quite right.
+
+    None where the plan has no best, and where Ctrl-C came.
+
+    Args:
+        plan: with its question.
+        made: the question's workload where the caller has it already.
+        workers: processes to use; the answer does not depend on it. Default: as many as there are cores.
+        progress: called with variants done and in all.
+    """
+    if plan.best is None:
+        return None
+    question = plan.question
+    best = from_mapping(Deployment, plan.best.deployment, plan.best.name)
+    source = made or workload(question.workload)
+    asks = _asks(best, Job(0, best, plan.requests, plan.best.goodput_req_s or None))
+    crew: Workers[_Ask, Variant] = Workers(_Looker, (question, source, plan.rate_req_s), workers)
+    found: dict[int, Variant] = {}
+    with CtrlC() as ctrl_c:
+        try:
+            for place, variant in crew.answers(asks):
+                found[place] = variant
+                if progress is not None:
+                    progress(len(found), len(asks))
+            ctrl_c.hold()
+        except KeyboardInterrupt:
+            ctrl_c.hold()
+            return None
+        finally:
+            crew.close()
+    return Sensitivity(
+        name=plan.best.name,
+        requests=plan.requests,
+        seed=question.seed,
+        coverage=uncertainty(best).coverage,
+        planned_req_s=plan.best.goodput_req_s,
+        variants=[found[place] for place in range(len(asks))],
+    )
+
+
+def _asks(best: Deployment, job: Job) -> list[_Ask]:
+    low, high = uncertainty(best).tpot
+    less, more = 1 - LENGTH, 1 + LENGTH
+    longer = {
+        f"prompts and outputs -{LENGTH:.0%}": (less, less),
+        f"prompts and outputs +{LENGTH:.0%}": (more, more),
+        f"prompts +{LENGTH:.0%}": (more, 1.0),
+        f"outputs +{LENGTH:.0%}": (1.0, more),
+    }
+    return [
+        _Ask("base", "as planned", job),
+        *(_Ask("rate", f"rate {change:+.0%}", job, rate=1 + change) for change in (-RATE, RATE)),
+        *(_Ask("lengths", what, job._replace(longer=factors)) for what, factors in longer.items()),
+        *(_Ask("model", f"steps {times:.2f} times as long", job._replace(steps=times)) for times in (low, high)),
+        *(_Ask("replicas", what, job._replace(deployment=other)) for what, other in _neighbours(best)),
+    ]
+
+
+def _neighbours(best: Deployment) -> list[tuple[str, Deployment]]:
+    """The deployment with a replica more, and one fewer where one is left, in each pool."""
+    found = []
+    for place, (pool, name) in enumerate(zip(best.pools, best.pool_names(), strict=True)):
+        for change, words in ((1, "more"), (-1, "fewer")):
+            if pool.count + change < 1:
+                continue
+            pools = list(best.pools)
+            pools[place] = msgspec.structs.replace(pool, count=pool.count + change)
+            role = f" {name}" if len(best.pools) > 1 else ""
+            found.append((f"1{role} replica {words}", msgspec.structs.replace(best, pools=tuple(pools))))
+    return found
+
+
+class _Looker:
+    """Looks at one variant after another; the same answer in whatever process and order."""
+
+    def __init__(self, question: Question, source: Workload, rate_req_s: float) -> None:
+        self.question, self.source, self.rate_req_s = question, source, rate_req_s
+        self.evaluators: dict[float, Evaluator] = {}
+
+    def __call__(self, ask: _Ask) -> Variant:
+        deployment, rate_req_s = ask.job.deployment, self.rate_req_s * ask.rate
+        usd = deployment.priced().usd_per_gpu_hour
+        same = Variant(
+            kind=ask.kind,
+            what=ask.what,
+            rate_req_s=rate_req_s,
+            meets=True,
+            gpus=deployment.gpus,
+            usd_per_hour=None if usd is None else usd * deployment.gpus,
+        )
+        if ask.rate not in self.evaluators:
+            self.evaluators[ask.rate] = Evaluator(self.question, self.source, rate_req_s)
+        try:
+            outcome = self.evaluators[ask.rate](ask.job)
+        except BadInput:  # the runs are too short to fill a queue: the SLO is met at any rate
+            return same
+        seen = outcome.asked
+        return msgspec.structs.replace(
+            same,
+            attainment=seen.attainment if seen else None,
+            attainment_low=seen.attainment_low if seen else None,
+            attainment_high=seen.attainment_high if seen else None,
+            meets=seen is not None and seen.meets,
+            breaks=outcome.binding,
+            goodput_req_s=outcome.goodput.req_s,
+        )

@@ -1,0 +1,133 @@
+"""A day cut into slots: when each is, how fast requests come in it, and which they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from headway.errors import BadInput
+from headway.metrics import Slo
+from headway.plan.question import default_requests
+from headway.workload import Batch, Workload
+from headway.workload.arrivals import Diurnal, Poisson, Replay
+from headway.workload.batch import join
+
+__all__ = ["Part", "parts_of"]
+
+DAY_S = 86400.0
+SLOTS = 24
+SLOTS_MAX = 1440
+STRETCH = 20_000  # requests of a trace's slot that are simulated, the densest there
+CRUMB = 0.02  # of a slot: so little at the end of a day belongs to the slot before
+LOOKS = 64  # at a curve within a slot, for its highest rate
+
+
+class Part(NamedTuple):
+    """A slot to be sized: when it is, its rate, and its requests."""
+
+    start_s: float
+    end_s: float
+    rate_req_s: float
+    workload: Workload
+
+
+def parts_of(made: Workload, slo: Slo, curve: Sequence[float] | None, slot_s: float | None, seed: int) -> list[Part]:
+    """Return the slots of a day, as `capacity` has them.
+
+    Raises:
+        BadInput: no day in it, or a rate, a length or a number of slots that cannot be.
+    """
+    arrival = made.spec.process
+    if slot_s is not None and not 0 < slot_s < math.inf:
+        raise BadInput(f"slot {slot_s:g} s: give a time above zero, as in 1h")
+    if curve is not None:
+        length = slot_s or DAY_S / max(len(curve), 1)
+        return [_steady(made, slo, i * length, (i + 1) * length, rate) for i, rate in enumerate(_checked(curve))]
+    if isinstance(arrival, Diurnal):
+        edges = _edges(arrival.period_s, slot_s)
+        return [_steady(made, slo, a, b, _highest(arrival, a, b)) for a, b in pairwise(edges)]
+    if isinstance(arrival, Replay):
+        return _recorded(made, slot_s, seed)
+    kind = type(arrival).__struct_config__.tag
+    raise BadInput(
+        f"workload {made.name} has {kind} arrivals, which are no day: give a trace with times, rates by the hour, or "
+        "diurnal arrivals, as in diurnal:peak_to_trough=4"
+    )
+
+
+def _checked(curve: Sequence[float]) -> list[float]:
+    if not 1 <= len(curve) <= SLOTS_MAX or not all(0 <= rate < math.inf for rate in curve) or not any(curve):
+        raise BadInput(f"a curve of {len(curve)} rates: give 1 to {SLOTS_MAX} of them, from 0 on, not all of them 0")
+    return list(curve)
+
+
+def _edges(length_s: float, slot_s: float | None) -> list[float]:
+    count = SLOTS if slot_s is None else max(1, math.ceil(length_s / slot_s - CRUMB))
+    if not 1 <= count <= SLOTS_MAX:
+        raise BadInput(f"slots of {slot_s:g} s: {count:,} of them in {length_s:g} s; give 1 to {SLOTS_MAX}, as in 1h")
+    return [*(i * (slot_s or length_s / SLOTS) for i in range(count)), length_s]
+
+
+def _highest(arrival: Diurnal, start_s: float, end_s: float) -> float:
+    """The highest rate of a sinusoid between two times, requests/s."""
+    swing = (arrival.peak_to_trough - 1) / (arrival.peak_to_trough + 1)
+    phase = np.linspace(start_s, end_s, LOOKS + 1) / arrival.period_s
+    return float(arrival.rate_req_s * (1 + swing * np.sin(2 * np.pi * phase)).max())
+
+
+def _steady(made: Workload, slo: Slo, start_s: float, end_s: float, rate_req_s: float) -> Part:
+    """A slot of a curve: requests that keep its rate, enough of them to judge it by."""
+    spec = made.spec
+    steady = Poisson() if isinstance(spec.process, (Diurnal, Replay)) else spec.process
+    requests = default_requests(slo, rate_req_s, made.mean_output_tokens)
+    if spec.trace is not None:
+        requests = min(requests, made.requests)
+    each = Workload(msgspec.structs.replace(spec, arrival=steady, requests=requests), made._trace)
+    return Part(start_s, end_s, rate_req_s, each.at_rate(rate_req_s) if rate_req_s else each)
+
+
+class _Stretch(Workload):
+    """Requests of a trace that follow each other, from time 0 on."""
+
+    def __init__(self, made: Workload, batch: Batch) -> None:
+        spec = msgspec.structs.replace(made.spec, requests=len(batch))
+        super().__init__(spec, made._trace, made._recorded)
+        first_s = batch.arrival_s[0]
+        self.batch = msgspec.structs.replace(
+            batch, arrival_s=batch.arrival_s - first_s, deadline_s=batch.deadline_s - first_s
+        )
+
+    def batches(self, seed: int, rate_req_s: float | None = None, chunk: int = 0) -> Any:
+        """Return them at once."""
+        return iter([self.batch])
+
+
+def _recorded(made: Workload, slot_s: float | None, seed: int) -> list[Part]:
+    """The slots of a trace, each with its own requests, or the densest stretch of many."""
+    whole = join(list(made.batches(seed)))
+    edges = _edges(max(float(whole.arrival_s[-1]), 1e-9), slot_s)
+    ends = np.searchsorted(whole.arrival_s, edges[1:-1]).tolist()
+    parts = []
+    for (start_s, end_s), (first, last) in zip(pairwise(edges), pairwise([0, *ends, len(whole)]), strict=True):
+        if first == last:
+            parts.append(Part(start_s, end_s, 0.0, made))
+            continue
+        begin, end, seconds = _densest(whole, first, last, end_s - start_s)
+        batch = whole.rows(begin, end)
+        parts.append(Part(start_s, end_s, len(batch) / seconds, _Stretch(made, batch)))
+    return parts
+
+
+def _densest(whole: Batch, first: int, last: int, slot_s: float) -> tuple[int, int, float]:
+    """Rows of at most `STRETCH` requests that come in the shortest time, and that time."""
+    if last - first <= STRETCH:
+        return first, last, slot_s
+    times = whole.arrival_s[first:last]
+    spans = times[STRETCH:] - times[: len(times) - STRETCH]
+    at = int(np.argmin(spans))
+    return first + at, first + at + STRETCH, max(float(spans[at]), 1e-9)

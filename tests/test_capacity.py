@@ -1,0 +1,268 @@
+"""A day's replicas: the fewest that do, by brute force; sums add up; a trace and a curve mean what they say."""
+
+import csv
+import io
+import json
+
+import msgspec
+import numpy as np
+import pytest
+
+from cli_cases import refused, run
+from headway.cost import Replica
+from headway.errors import BadInput
+from headway.metrics import Slo
+from headway.plan import capacity
+from headway.plan.day import fewest
+from headway.plan.slots import parts_of
+from headway.sim import Deployment, Policies, Pool, simulate
+from headway.workload import WorkloadSpec, parse_arrival, parse_length, workload, write
+
+SLO = Slo(ttft_s=0.5, tpot_s=0.05, attainment=0.95)
+REPLICA = Replica(model="llama-3.2-1b", gpu="l4")
+LENGTHS = {"prompt": parse_length("exp:200"), "output": parse_length("exp:20")}
+CURVE = [4, 0, 200, 90]
+ONE = Deployment(pools=(Pool(replica=REPLICA),))
+
+
+def lengths(arrival="poisson", rate=10.0, **changes):
+    return workload(WorkloadSpec(name="w", arrival=parse_arrival(arrival), **LENGTHS, **changes), rate=rate)
+
+
+# --- the search ---
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 16])
+def test_the_fewest_are_found_from_wherever_the_search_starts(most):
+    for least in range(1, most + 2):
+        for start in range(1, most + 1):
+            tried = []
+
+            def met(copies, least=least, tried=tried):
+                tried.append(copies)
+                assert 1 <= copies <= most
+                return copies >= least
+
+            assert fewest(met, start, most) == (least if least <= most else 0)
+            assert len(set(tried)) <= 2 * np.log2(most) + 3
+
+
+# --- a curve ---
+
+
+@pytest.fixture(scope="module")
+def found():
+    return capacity(ONE, lengths(), SLO, curve=CURVE, workers=1)
+
+
+def test_each_slot_takes_the_fewest_that_brute_force_finds(found):
+    for slot, part in zip(found.slots, parts_of(lengths(), SLO, CURVE, None, 0), strict=True):
+        if not slot.rate_req_s:
+            assert slot.replicas == 1 and slot.attainment is None
+            continue
+        shares = [
+            simulate(Deployment(pools=(Pool(count=n, replica=REPLICA),)), part.workload, slo=SLO, records=False).slo
+            for n in range(1, slot.replicas + 1)
+        ]
+        assert [share.met for share in shares] == [False] * (slot.replicas - 1) + [True]
+        assert shares[-1].attainment == slot.attainment
+
+
+def test_more_requests_take_no_fewer_replicas(found):
+    ordered = sorted(found.slots, key=lambda slot: slot.rate_req_s)
+    counts = [slot.replicas for slot in ordered]
+    assert counts == sorted(counts) and counts[-1] > counts[0]
+
+
+def test_sums_are_those_of_the_slots_and_the_peaks_is_never_less(found):
+    hours = [(slot.end_s - slot.start_s) / 3600 for slot in found.slots]
+    assert sum(hours) == pytest.approx(24)
+    assert found.gpu_hours == pytest.approx(sum(s.gpus * h for s, h in zip(found.slots, hours, strict=True)))
+    assert found.static_gpu_hours == pytest.approx(found.peak_replicas * 24)
+    assert found.kwh == pytest.approx(sum(s.mean_watts * h for s, h in zip(found.slots, hours, strict=True)) / 1000)
+    assert found.usd / found.gpu_hours == pytest.approx(found.static_usd / found.static_gpu_hours)
+    assert found.gpu_hours < found.static_gpu_hours and found.kwh < found.static_kwh
+    peak = max(found.slots, key=lambda slot: slot.replicas)
+    assert peak.mean_watts == peak.static_mean_watts
+
+
+def test_the_peak_takes_more_where_steps_are_longer(found):
+    fast, slow = found.peak_by_model
+    assert fast <= found.peak_replicas <= slow and fast < slow
+
+
+def test_the_answer_does_not_depend_on_the_number_of_processes(found):
+    assert capacity(ONE, lengths(), SLO, curve=CURVE, workers=2).to_json() == found.to_json()
+
+
+def test_pools_grow_together():
+    pools = (Pool(role="prefill", count=2, replica=REPLICA), Pool(role="decode", count=4, replica=REPLICA))
+    found = capacity(Deployment(pools=pools), lengths(), SLO, curve=[5, 200], workers=1)
+    for slot in found.slots:
+        first, second = slot.pools
+        assert second == 2 * first and slot.replicas == first + second
+    assert found.slots[0].pools == (1, 2)
+
+
+def test_what_no_number_serves_is_said_and_nothing_is_summed():
+    found = capacity(ONE, lengths(), Slo(ttft_s=1e-4), curve=[1, 2], workers=1)
+    assert not found.feasible and "cannot be served" in found.message
+    assert {slot.replicas for slot in found.slots} == {None}
+    assert (found.gpu_hours, found.usd, found.kwh, found.static_kwh, found.peak_replicas) == (None,) * 5
+
+
+# --- days ---
+
+
+def test_slots_of_diurnal_arrivals_hold_the_highest_rate_in_them():
+    parts = parts_of(lengths("diurnal:peak_to_trough=3,period=24h"), SLO, None, None, 0)
+    assert len(parts) == 24
+    rates = [part.rate_req_s for part in parts]
+    assert max(rates) == pytest.approx(15.0) and min(rates) == pytest.approx(5.0, rel=0.05)
+    assert np.argmax(rates) in (5, 6) and np.argmin(rates) in (17, 18)
+    assert parts[0].rate_req_s == pytest.approx(parts[11].rate_req_s)  # it rises and falls alike
+    assert all(part.workload.rate_req_s == part.rate_req_s for part in parts)
+
+
+def test_slots_of_a_trace_are_its_own_requests_each_once(tmp_path):
+    write(lengths("diurnal:peak_to_trough=4,period=100s", requests=1000), tmp_path / "t.jsonl", seed=5)
+    made = workload(tmp_path / "t.jsonl")
+    whole = next(iter(made.batches(0)))
+    parts = parts_of(made, SLO, None, 10.0, 0)
+    batches = [next(iter(part.workload.batches(0))) for part in parts]
+    assert np.concatenate([batch.id for batch in batches]).tolist() == whole.id.tolist()
+    times = np.concatenate([batch.arrival_s + float(whole.arrival_s[batch.id[0]]) for batch in batches])
+    assert times == pytest.approx(whole.arrival_s)
+    assert [part.rate_req_s for part in parts[:-1]] == pytest.approx([len(batch) / 10 for batch in batches[:-1]])
+
+
+def test_what_is_left_of_a_day_is_a_slot_unless_it_is_a_crumb(tmp_path):
+    for last_s, slots in ((100.1, 10), (104.0, 11)):
+        (tmp_path / "t.csv").write_text(f"arrival_s,input_tokens,output_tokens\n0,9,9\n50,9,9\n{last_s},9,9\n")
+        parts = parts_of(workload(tmp_path / "t.csv"), SLO, None, 10.0, 0)
+        assert len(parts) == slots and parts[-1].end_s == last_s
+        assert sum(part.workload.requests for part in parts if part.rate_req_s) == 3
+
+
+def test_of_a_crowded_slot_the_densest_stretch_is_simulated(tmp_path, monkeypatch):
+    monkeypatch.setattr("headway.plan.slots.STRETCH", 50)
+    times = np.concatenate([np.arange(100.0), 100 + np.arange(100) / 10, 110 + np.arange(100.0)])
+    lines = "".join(f"{t},100,10\n" for t in times)
+    (tmp_path / "t.csv").write_text("arrival_s,input_tokens,output_tokens\n" + lines)
+    (part,) = parts_of(workload(tmp_path / "t.csv"), SLO, None, 1000.0, 0)
+    assert part.rate_req_s == pytest.approx(10.0)
+    assert part.workload.requests == 50
+
+
+SCHEDULE = """
+from headway.policies import Policy
+from headway.state.decisions import Scale
+
+
+class Schedule(Policy):
+    reads_progress = False
+
+    def __init__(self, ends_s, counts, ahead_s):
+        self.slots, self.ahead_s = list(zip(ends_s, counts)), ahead_s
+
+    def scale(self, cluster):
+        now, soon = (self.at(cluster.now + ahead_s) for ahead_s in (0.0, self.ahead_s))
+        pool = cluster.pools[0]
+        wanted = max(now, soon)
+        return [Scale(0, wanted, "by the clock")] if wanted != len(pool.replicas) + pool.starting else []
+
+    def at(self, time_s):
+        return next((count for end_s, count in self.slots if time_s < end_s), self.slots[-1][1])
+"""
+
+
+def test_a_whole_day_served_by_the_hours_numbers_meets_the_slo_for_as_many_gpu_hours(tmp_path, monkeypatch):
+    """What sizing slot by slot leaves out, queues from one slot to the next and starting replicas, hardly counts."""
+    (tmp_path / "by_the_clock.py").write_text(SCHEDULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    day = lengths("diurnal:peak_to_trough=6,period=20min", rate=120.0)
+    found = capacity(ONE, day, SLO, workers=1)
+    counts = [slot.replicas for slot in found.slots]
+    assert max(counts) > min(counts)
+    params = {"ends_s": [slot.end_s for slot in found.slots], "counts": counts, "ahead_s": 4.0}
+    pool = Pool(count=counts[0], most=max(counts), startup_s=2.0, replica=REPLICA)
+    policies = Policies(scale="by_the_clock:Schedule", params={"scale": params})
+    whole = lengths("diurnal:peak_to_trough=6,period=20min", rate=120.0, requests=120 * 1200)
+    deployment = Deployment(pools=(pool,), policies=policies, scale_every_s=1.0)
+    result = simulate(deployment, whole, slo=SLO, seed=7, records=False)
+    assert result.slo.attainment_low >= SLO.attainment
+    assert result.scaling.gpu_hours == pytest.approx(found.gpu_hours, rel=0.05)
+    assert result.energy.joules / 3.6e6 == pytest.approx(found.kwh, rel=0.05)
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text("pools:\n  - {count: 3, replica: {model: llama-3.2-1b, gpu: l4}}\n")
+    return path
+
+
+WORK = ("--input", "exp:200", "--output", "exp:20", "--ttft", "500ms", "--workers", "1")
+
+
+def test_the_table_the_json_and_the_csv_agree(file, tmp_path):
+    (tmp_path / "curve.csv").write_text("hour,rate_req_s\n0,4\n12,40\n")
+    words = ("--curve", tmp_path / "curve.csv", "--json", tmp_path / "c.json", "--csv", tmp_path / "c.csv")
+    done = run("capacity", file, *WORK, *words)
+    assert done.exit_code == 0, done.output
+    data = json.loads((tmp_path / "c.json").read_text())
+    assert data["schema"] == "headway.capacity/1"
+    assert data["message"] in " ".join(done.stdout.split())
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "c.csv").read_text())))
+    assert [int(row["replicas"]) for row in rows] == [slot["replicas"] for slot in data["slots"]]
+    assert [float(row["rate_req_s"]) for row in rows] == [4, 40]
+    assert "00:00" in done.stdout and "12:00" in done.stdout
+
+
+def test_a_curve_is_scaled_to_the_rate_asked_for(file):
+    words = ("--curve", "1,3", "--rate", "20", "--json", "-", "-q")
+    data = json.loads(run("capacity", file, *WORK, *words).stdout)
+    assert [slot["rate_req_s"] for slot in data["slots"]] == [10, 30]
+
+
+def test_a_trace_of_one_request_is_a_day_and_an_empty_one_is_refused(file, tmp_path):
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,input_tokens,output_tokens\n0.5,100,10\n")
+    done = run("capacity", file, "--workload", trace, "--ttft", "500ms", "--workers", "1", "--json", "-", "-q")
+    assert done.exit_code == 0, done.output
+    assert {slot["replicas"] for slot in json.loads(done.stdout)["slots"]} == {1}
+    trace.write_text("arrival_s,input_tokens,output_tokens\n")
+    refused(run("capacity", file, "--workload", trace, "--ttft", "500ms"), "t.csv")
+
+
+def test_no_answer_exits_with_one(file):
+    done = run("capacity", file, *WORK[:-4], "--curve", "1,2", "--ttft", "100us", "--workers", "1")
+    assert done.exit_code == 1
+    assert "cannot be served" in done.stdout and "not served" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--rate", "5"), ("poisson arrivals", "no day", "diurnal")),
+        (("--curve", "1,x"), ("'x'",)),
+        (("--curve", "0,0"), ("not all of them 0",)),
+        (("--curve", "none.csv"), ("none.csv: no such file", "20,12")),
+        (("--curve", "1,2", "--arrival", "closed:4"), ("closed loop",)),
+        (("--arrival", "diurnal:peak_to_trough=4", "--slot", "1s"), ("86,400", "1440")),
+        (("--curve", "1,2", "--policy", "scale=target-load"), ("says itself how many",)),
+    ],
+)
+def test_what_is_no_day_is_refused(file, words, parts):
+    refused(run("capacity", file, *WORK, *words), *parts)
+
+
+def test_without_a_limit_there_is_nothing_to_find():
+    with pytest.raises(BadInput, match="limits nothing"):
+        capacity(ONE, lengths(), Slo(), curve=[1])
+    scaled = msgspec.structs.replace(ONE, policies=Policies(scale="target-load"))
+    with pytest.raises(BadInput, match="says itself"):
+        capacity(scaled, lengths(), SLO, curve=[1])

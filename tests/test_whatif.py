@@ -1,0 +1,268 @@
+"""What if: equal cases do not differ, signs turn with the sides, pairs survive a rate, the model's error is honest."""
+
+import json
+
+import msgspec
+import pytest
+
+from cli_cases import refused, run
+from headway.cost import Replica, compile_replica
+from headway.cost.stretched import stretched
+from headway.metrics import Result, Slo
+from headway.metrics.comparison import compare
+from headway.plan.otherwise import Case, whatif
+from headway.sim import Deployment, Pool, simulate
+from headway.workload import WorkloadSpec, parse_arrival, parse_length, workload
+from report_cases import plan
+
+SLO = Slo(ttft_s=0.3, tpot_s=0.03)
+REPLICA = Replica(model="llama-3.2-1b", gpu="l4")
+LENGTHS = {"prompt": parse_length("exp:200"), "output": parse_length("exp:20")}
+
+
+def deployment(count=2, replica=REPLICA, **changes):
+    return Deployment(pools=(Pool(count=count, replica=replica),), **changes)
+
+
+def requests(rate=8.0, count=400, arrival="poisson"):
+    spec = WorkloadSpec(name="w", arrival=parse_arrival(arrival), requests=count, **LENGTHS)
+    return workload(spec, rate=rate)
+
+
+def case(**changes):
+    return Case(**({"deployment": deployment(), "workload": requests(), "slo": SLO} | changes))
+
+
+def by_figure(found):
+    return {one.figure: one for one in found.change.differences}
+
+
+# --- the law of a replica, stretched ---
+
+
+def test_all_times_of_a_law_are_stretched_and_nothing_else():
+    law = compile_replica(REPLICA)
+    longer = stretched(law, 2.0)
+    chunks = [(0, 100)]
+    assert longer.step_seconds(3, 900, 900, chunks) == pytest.approx(2 * law.step_seconds(3, 900, 900, chunks))
+    assert longer.intake_s == 2 * law.intake_s
+    for name in law.__struct_fields__:
+        if not name.endswith("_s"):
+            assert getattr(longer, name) is getattr(law, name), name
+    assert not longer.linear_s.flags.writeable
+
+
+def test_an_idle_replica_takes_as_much_longer_as_its_steps():
+    alone = workload(WorkloadSpec(name="w", arrival=parse_arrival("constant"), requests=20, **LENGTHS), rate=0.01)
+    law = compile_replica(REPLICA)
+    plain, longer = (simulate(deployment(1), alone, tables=(stretched(law, f),)) for f in (1.0, 3.0))
+    assert longer.e2e_s.mean == pytest.approx(3 * plain.e2e_s.mean)
+
+
+# --- two cases ---
+
+
+def test_equal_cases_do_not_differ():
+    found = whatif(case(), case(), [])
+    assert found.change.paired
+    assert all(one.difference == 0.0 for one in found.change.differences)
+    assert {found.verdict(one) for one in found.change.differences} == {""}
+
+
+@pytest.mark.parametrize("changes", [{}, {"tp": 2}, {"gpu": "a10"}])
+def test_the_order_of_the_sides_turns_the_signs_and_nothing_else(changes):
+    other = case(deployment=deployment(1, msgspec.structs.replace(REPLICA, **changes)))
+    forth, back = whatif(case(), other, []), whatif(other, case(), [])
+    for figure, one in by_figure(forth).items():
+        turned = by_figure(back)[figure].difference
+        assert turned is one.difference is None or turned == pytest.approx(-one.difference)  # an A10 has no price
+        assert forth.verdict(one) == back.verdict(by_figure(back)[figure])
+    for one, other in zip(forth.model.figures, back.model.figures, strict=True):
+        assert one.difference == pytest.approx((-other.difference[1], -other.difference[0]))
+
+
+def test_both_sides_are_what_simulate_says_of_them():
+    after = case(deployment=deployment(1))
+    found = whatif(case(), after, [], seed=3)
+    for side, result in ((case(), found.before), (after, found.after)):
+        assert result.to_json() == simulate(side.deployment, side.workload, slo=SLO, seed=3).to_json()
+
+
+@pytest.mark.parametrize("arrival", ["poisson", "gamma:cv=2", "onoff:rate_on=9,rate_off=3,on=5s,off=5s"])
+def test_requests_stay_paired_at_another_rate(arrival):
+    made = requests(6.0, arrival=arrival)
+    found = whatif(case(workload=made), case(workload=made.at_rate(12.0)), [])
+    assert found.change.paired, found.change.unpaired_because
+    columns = [one.records.columns for one in (found.before, found.after)]
+    for name in ("id", "prompt_tokens"):
+        assert (columns[0][name] == columns[1][name]).all()
+    assert found.verdict(by_figure(found)["TTFT mean"]) == "differs"
+
+
+def test_sessions_are_not_paired_at_another_rate():
+    made = workload("agent", requests=30, rate=0.2)
+    one, other = (simulate(deployment(), each, records=True) for each in (made, made.at_rate(0.4)))
+    assert not compare(one, other).paired
+
+
+def test_each_side_is_judged_by_its_own_limits():
+    tight = Slo(ttft_s=0.06, tpot_s=0.03)
+    share = by_figure(whatif(case(), case(slo=tight), []))["attainment"]
+    alone = simulate(deployment(), requests(), slo=tight)
+    assert share.b == pytest.approx(alone.slo.attainment) and share.b < share.a
+    assert share.low < share.difference < share.high < 0
+
+
+# --- the cost model's error ---
+
+
+def test_the_models_interval_holds_the_prediction_and_its_ends_are_simulations():
+    after = case(deployment=deployment(1))
+    found = whatif(case(), after, [])
+    assert found.model.relation == "shared"
+    laws = compile_replica(REPLICA)
+    low, high = found.model.step_times[0]
+    ends = [simulate(deployment(1), requests(), slo=SLO, tables=(stretched(laws, f),)) for f in (low, high)]
+    slow = next(one for one in found.model.figures if one.figure == "TTFT mean")
+    assert slow.after == pytest.approx((ends[0].ttft_s.mean, ends[1].ttft_s.mean))
+    for one in found.model.figures:
+        named = by_figure(found)[one.figure]
+        assert one.before[0] <= named.a <= one.before[1] and one.after[0] <= named.b <= one.after[1], one.figure
+        assert one.difference[0] <= named.difference <= one.difference[1] or named.unit == "s", one.figure
+
+
+def test_what_replicas_share_narrows_the_models_interval():
+    """Other layouts and other GPUs may be off apart from each other, and then no surer than the same replicas."""
+    layout = msgspec.structs.replace(REPLICA, tp=2)
+    other = msgspec.structs.replace(REPLICA, gpu="a10")
+    relations = [whatif(case(), case(deployment=deployment(2, one)), []).model for one in (REPLICA, layout, other)]
+    assert [one.relation for one in relations] == ["shared", "related", "independent"]
+    same = next(one for one in relations[0].figures if one.figure == "TPOT mean")
+    assert same.difference == (0.0, 0.0)
+    for model in relations[1:]:
+        found = next(one for one in model.figures if one.figure == "TPOT mean")
+        assert found.difference[1] - found.difference[0] > 0
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text("pools:\n  - {count: 2, replica: {model: llama-3.2-1b, gpu: l4}}\n")
+    return path
+
+
+SMALL = ("--input", "exp:200", "--output", "exp:20", "--requests", "300", "--ttft", "300ms", "--tpot", "30ms")
+
+
+def test_one_replica_fewer_side_by_side(file, tmp_path):
+    out = tmp_path / "both"
+    result = run("whatif", file, *SMALL, "--rate", "8", "--replicas", "-1", "--json", tmp_path / "w.json", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "With replicas -1: " in result.stdout and "1 GPU in place of 2" in " ".join(result.stdout.split())
+    data = json.loads((tmp_path / "w.json").read_text())
+    assert data["schema"] == "headway.whatif/1" and data["error"] is None
+    assert (data["before"]["gpus"], data["after"]["gpus"]) == (2, 1)
+    assert set(data["verdicts"].values()) <= {"", "differs", "noise", "model"}
+    compared = run("compare", out / "simulated.json", out / "changed.json")
+    assert "paired by id" in compared.stdout
+    assert Result.from_json((out / "changed.json").read_bytes()).gpus == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        (("--rate", "2x"), "workload.arrival.rate_req_s", 16.0),
+        (("--rate", "-25%"), "workload.arrival.rate_req_s", 6.0),
+        (("--replicas", "+1"), "deployment.pools.0.count", 3),
+        (("--gpu", "a10"), "deployment.pools.0.replica.gpu", "a10"),
+        (("--tp", "2"), "deployment.pools.0.replica.tp", 2),
+        (("--policy", "route=round-robin"), "deployment.policies.route", "round-robin"),
+        (("--slo", "ttft=100ms"), "slo.limits.ttft_s", 0.1),
+        (("--slo", "attainment=99%"), "slo.limits.attainment", 0.99),
+        (("--set", "pools.0.replica.engine.max_seqs=8"), "deployment.pools.0.replica.engine.max_seqs", 8),
+        (("--set", "workload.prompt={kind: constant, tokens: 99}"), "workload.prompt.tokens", 99),
+        (("--set", "slo.e2e_s=9s"), "slo.limits.e2e_s", 9.0),
+    ],
+)
+def test_each_change_reaches_one_side_alone(file, words, field, value):
+    done = run("whatif", file, *SMALL, "--rate", "8", *words, "--json", "-", "-q")
+    assert done.exit_code == 0, done.stderr
+    data = json.loads(done.stdout)
+
+    def at(side):
+        found = data[side]
+        for step in field.split("."):
+            found = found[int(step)] if step.isdigit() else found.get(step)
+            if found is None:
+                return None
+        return found
+
+    assert at("after") == value
+    assert at("before") != value
+
+
+def test_a_change_inside_the_noise_is_said_to_be(file):
+    done = run("whatif", file, *SMALL, "--rate", "8", "--policy", "route=power-of-two")
+    assert done.exit_code == 0, done.stderr
+    assert "Inside the noise:" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ((), ("what is to be different", "--replicas -1")),
+        (("--replicas", "-2"), ("leaves 0", "at least 1")),
+        (("--replicas", "decode=1"), ("'decode'", "allowed: mixed")),
+        (("--replicas", "many"), ("4, +1 or -1",)),
+        (("--rate", "2x", "--rate", "3x"), ("one of each",)),
+        (("--rate", "-100%"), ("above zero",)),
+        (("--rate", "quick"), ("'quick'", "2x")),
+        (("--slo", "tfft=1s"), ("'tfft'", "nearest: ttft")),
+        (("--slo", "ttft"), ("LIMIT=VALUE",)),
+        (("--policy", "route=least-requests"), ("nothing would be different",)),
+        (("--tp", "2", "--run", "x"), ("is no log",)),
+        (("--rate", "2x", "--arrival", "closed:4"), ("no rate to multiply",)),
+        (("--tp", "2", "--workload", "nothing.csv"), ("nothing.csv: no such file",)),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_what_can(file, words, parts):
+    refused(run("whatif", file, *words), *parts)
+
+
+def test_replicas_of_several_pools_are_named(tmp_path):
+    replica = "replica: {model: llama-3.2-1b, gpu: l4}"
+    (tmp_path / "s.yaml").write_text(f"pools:\n  - {{role: prefill, {replica}}}\n  - {{role: decode, {replica}}}\n")
+    refused(run("whatif", tmp_path / "s.yaml", "--replicas", "+1"), "of which pool", "prefill=+1", "decode")
+    words = ("--replicas", "decode=+1", "--json", "-", "-q")
+    done = run("whatif", tmp_path / "s.yaml", *SMALL, "--rate", "4", *words)
+    assert [pool.get("count", 1) for pool in json.loads(done.stdout)["after"]["deployment"]["pools"]] == [1, 2]
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_trace_of_one_request_works_and_an_empty_one_is_refused(file, tmp_path, rows):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,input_tokens,output_tokens\n" + "0.5,100,10\n" * rows)
+    done = run("whatif", file, "--workload", trace, "--ttft", "300ms", "--tp", "2", "--json", tmp_path / "w.json")
+    if not rows:
+        refused(done, "trace.csv")
+        return
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "w.json").read_text())["after"]["e2e_s"]["mean"] > 0
+
+
+def test_a_plan_is_asked_with_its_own_workload_and_limits(tmp_path):
+    made = plan()
+    (tmp_path / "plan.json").write_text(made.to_json())
+    done = run("whatif", tmp_path / "plan.json", "--replicas", "-1", "--json", "-", "-q")
+    assert done.exit_code == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["before"]["gpus"] == made.best.gpus == data["after"]["gpus"] + 1
+    assert data["before"]["requests"]["arrived"] == made.requests
+    assert data["before"]["workload"]["arrival"]["rate_req_s"] == made.rate_req_s
+    assert data["before"]["slo"]["limits"]["ttft_s"] == made.question.slo.ttft_s
+    refused(run("whatif", tmp_path / "plan.json", "--tp", "2", "--ttft", "1s"), "--ttft", "its own workload and limits")
+    (tmp_path / "plan.json").write_text(plan(feasible=False).to_json())
+    refused(run("whatif", tmp_path / "plan.json", "--tp", "2"), "no candidate meets the SLO")
