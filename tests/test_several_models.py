@@ -70,7 +70,7 @@ def asking(*models: str, load: str = "chat", rate: float = 30.0, requests: int =
     return workload(msgspec.structs.replace(made.spec, classes=classes))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     route=st.sampled_from(ROUTES), choice=st.sampled_from(CHOICES),
     admit=st.sampled_from(["accept-all", "queue-limit"]),
