@@ -98,7 +98,7 @@ def test_no_request_is_faster_than_its_bound(tp, pp, weights, split, rate, seed)
     records = simulate(plan, made, seed=seed, warmup=0.0).records
     order = np.argsort(records["id"])
     lengths = Lengths(records["prompt_tokens"][order].astype(np.int64), records["output_tokens"][order], False)
-    hope = reach(tables(plan), lengths, SLO)
+    hope = reach(plan, tables(plan), lengths, SLO)
     assert (records.ttft_s[order] >= hope.ttft_s * (1 - 1e-9)).all()
     assert (records.e2e_s[order] >= hope.e2e_s * (1 - 1e-9)).all()
     tpot_s = records.tpot_s[~np.isnan(records.tpot_s)]

@@ -26,8 +26,11 @@ def gpu(key: str) -> Gpu:
         UnknownName: naming the nearest.
         BadInput: the file cannot be read, or describes none or several.
     """
-    if is_file(key):
-        return _described(key)
+    return _described(key) if is_file(key) else _listed(key)
+
+
+@cache
+def _listed(key: str) -> Gpu:
     # An entry begins with its name on a line of its own, so that one GPU costs the reading of one file.
     for path in _paths():
         if f"\n  {key}:\n" in _text(path) and key in _cards(path):

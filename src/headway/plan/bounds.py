@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +20,7 @@ from headway.cost import StepTable
 from headway.metrics import Slo
 from headway.sim import Deployment
 
-__all__ = ["Lengths", "Reach", "guess_rate", "reach"]
+__all__ = ["Lengths", "Reach", "guess_rate", "overloaded", "reach"]
 
 _EPSILON = 1e-9
 _TPOT_USED = 0.85  # mean TPOT over its 90th percentile, near the limit
@@ -31,11 +33,15 @@ Floats = NDArray[np.float64]
 
 
 class Lengths(NamedTuple):
-    """Tokens of the measured requests; with `cached`, prompts may be found in a prefix cache."""
+    """Tokens of the measured requests, which arrive within `span_s` at the rate asked for.
+
+    With `cached`, prompts may be found in a prefix cache.
+    """
 
     prompt: Ints
     output: Ints
     cached: bool
+    span_s: float = math.inf
 
     def sample(self) -> Lengths:
         """A few requests whose prompts are spread like those of all, each with the mean output."""
@@ -52,14 +58,82 @@ class Reach(NamedTuple):
     e2e_s: Floats
 
 
-def reach(tables: tuple[StepTable, ...], lengths: Lengths, slo: Slo) -> Reach:
-    """Return lower bounds on each request's latency in an empty system, and who may meet the SLO at best."""
-    tpot_s = _kept(tables[-1]) * _step_s(tables[-1])
-    ttft_s = _kept(tables[0]) * np.maximum(_prompt_s(tables[0], lengths), _step_s(tables[0]))
-    e2e_s = ttft_s + tpot_s * (lengths.output - 1)
+def reach(deployment: Deployment, tables: tuple[StepTable, ...], lengths: Lengths, slo: Slo) -> Reach:
+    """Return lower bounds on each request's latency in an empty system, and who may meet the SLO at best.
+
+    Where pools differ, a request may take the best of them.
+    """
     ttft_max, tpot_max, e2e_max = (limit * (1 + _EPSILON) for limit in slo.limits())
-    may = (ttft_s <= ttft_max) & ((tpot_s <= tpot_max) | (lengths.output < 2)) & (e2e_s <= e2e_max)
-    return Reach(float(may.mean()), ttft_s, tpot_s, e2e_s)
+    ttft_s = e2e_s = np.full(len(lengths.prompt), math.inf)
+    may, best_tpot_s = np.zeros(len(lengths.prompt), dtype=bool), math.inf
+    for prefill, decode in _ways(deployment, tables):
+        tpot_s = _kept(decode) * _step_s(decode)
+        first_s = _kept(prefill) * np.maximum(_prompt_s(prefill, lengths), _step_s(prefill))
+        last_s = first_s + tpot_s * (lengths.output - 1)
+        may |= (first_s <= ttft_max) & ((tpot_s <= tpot_max) | (lengths.output < 2)) & (last_s <= e2e_max)
+        ttft_s, e2e_s, best_tpot_s = np.minimum(ttft_s, first_s), np.minimum(e2e_s, last_s), min(best_tpot_s, tpot_s)
+    return Reach(float(may.mean()), ttft_s, best_tpot_s, e2e_s)
+
+
+def _ways(deployment: Deployment, tables: tuple[StepTable, ...]) -> list[tuple[StepTable, StepTable]]:
+    """Where a request may be computed: its prompt in the one, its tokens in the other."""
+    by_role: dict[str, list[StepTable]] = {}
+    for pool, table in zip(deployment.pools, tables, strict=True):
+        by_role.setdefault(pool.role, []).append(table)
+    return [(table, table) for table in by_role.get("mixed", [])] or list(
+        product(by_role["prefill"], by_role["decode"])
+    )
+
+
+def overloaded(deployment: Deployment, tables: tuple[StepTable, ...], lengths: Lengths, slo: Slo) -> bool:
+    """Return whether the asked rate is beyond the replicas for certain, whatever the policies.
+
+    Requests that meet the SLO have their prompts computed within TTFT of the last arrival, and their tokens by when
+    their limits say. If replicas have not the time for the smallest requests that the target allows for, no schedule
+    meets it.
+    """
+    ttft_max, tpot_max, e2e_max = slo.limits()
+    if lengths.cached:
+        return False
+    prompt, later = lengths.prompt.astype(np.float64), np.maximum(lengths.output - 1, 0).astype(np.float64)
+    prompts = _Work(prompt, prompt * (prompt + 1) / 2, 0 * prompt)
+    tokens = _Work(later, 0 * prompt, prompt * later)
+    whole = _Work(prompt + later, prompts.area, tokens.context)
+    first_s, last_s = min(ttft_max, e2e_max), float(np.minimum(ttft_max + tpot_max * later, e2e_max).max())
+    by_role: dict[str, list[tuple[int, StepTable]]] = {}
+    for pool, table in zip(deployment.pools, tables, strict=True):
+        by_role.setdefault(pool.role, []).append((pool.ranks, table))
+    return any(
+        role in by_role and work.beyond(by_role[role], lengths.span_s + within_s, slo.attainment, alone)
+        for role, work, within_s, alone in (
+            ("mixed", prompts, first_s, False),
+            ("mixed", whole, last_s, False),
+            ("prefill", prompts, first_s, False),
+            ("decode", tokens, last_s, True),
+        )
+    )
+
+
+class _Work(NamedTuple):
+    """Of each request: tokens in steps, pairs of tokens that its prompt attends, tokens that its decodes attend."""
+
+    tokens: Floats
+    area: Floats
+    context: Floats
+
+    def beyond(
+        self, replicas: list[tuple[int, StepTable]], within_s: float, target: float, decodes_alone: bool
+    ) -> bool:
+        """Whether so many replicas cannot do a share `target` of it in time; decodes alone come `max_seqs` at most."""
+        paces = []
+        for count, table in replicas:
+            most = table.max_seqs if decodes_alone else len(table.linear_s) - 1
+            token_s = float((table.linear_s[1 : most + 1] / np.arange(1, most + 1)).min()) * _kept(table)
+            paces.append((count, token_s, table.prefill_area_s, float(table.decode_ctx_s[1:].min())))
+        area, context = (min(pace[i] / pace[1] for pace in paces) for i in (2, 3))
+        work = np.sort(self.tokens + area * self.area + max(0.0, context) * self.context)
+        needed = work[: math.ceil(target * len(work) * (1 - _EPSILON))].sum()
+        return float(needed) > sum(count / token_s for count, token_s, *_ in paces) * within_s * (1 + _EPSILON)
 
 
 def _step_s(table: StepTable) -> float:
@@ -94,8 +168,12 @@ def guess_rate(deployment: Deployment, tables: tuple[StepTable, ...], sample: Le
     """Return about the rate at which the SLO begins to be missed, in requests/s.
 
     The lower of two rates: prompts queue until TTFT is missed; the batch grows until TPOT is missed, prompts beside it
-    prolonging its steps in a mixed pool, or until requests wait for KV pages or for a place in the batch.
+    prolonging its steps in a mixed pool, or until requests wait for KV pages or for a place in the batch. Mixed pools
+    side by side serve what each would alone.
     """
+    if len(tables) > 1 and deployment.pools[0].role == "mixed":
+        alone = [msgspec.structs.replace(deployment, pools=(pool,)) for pool in deployment.pools]
+        return sum(guess_rate(each, (table,), sample, slo) for each, table in zip(alone, tables, strict=True))
     prefill, decode = tables[0], tables[-1]
     prompt_s = np.maximum(_prompt_s(prefill, sample), _step_s(prefill) / prefill.stages)
     ttft_max, tpot_max, e2e_max = slo.limits()

@@ -112,7 +112,7 @@ class Evaluator:
         load = loads[0]
         tables = tuple(stretched(compiled(pool.replica), job.steps) for pool in deployment.pools)
         lengths = load.lengths
-        hope = reach(tables, lengths, slo)
+        hope = reach(deployment, tables, lengths, slo)
         if job.alone:
             missed = try_rate(deployment, tables, load, slo, _idle_place(hope, load))
             return Outcome(Goodput(), None, *_binding(missed, slo), job.requests, 1)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 from headway.cost import EngineSettings
 from headway.cost.calibration import Calibration
 from headway.errors import BadInput
+from headway.hardware import gpu
 from headway.metrics import Prices, Slo
 from headway.sim import Policies
 from headway.specs import Spec
 from headway.workload import WorkloadSpec
 
-__all__ = ["Layout", "Objective", "Question", "default_requests"]
+__all__ = ["OBJECTIVES", "Layout", "Objective", "Question", "default_requests"]
 
-Objective = Literal["cost", "energy", "goodput"]
+Objective = Literal["cost", "gpus", "energy", "carbon", "goodput", "rate", "ttft", "tpot"]
 Layout = Literal["mixed", "split"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 _REQUESTS = 8_000  # goodput of one seed against 64,000 requests, 70B chat on H100: -1 % and 2 to 4 % noise
 _REQUESTS_MAX = 40_000
@@ -31,12 +33,17 @@ class Question(Spec, frozen=True, kw_only=True):
 
     Attributes:
         model: catalogue key, or path to a config.json.
-        gpu: catalogue key of the only kind of GPU used.
-        gpus: how many there are; plans that use fewer are tried as well.
+        gpu: catalogue key of the only kind of GPU used, or how many there are of each kind: then plans may have one
+            kind, two kinds side by side, or prefill on one and decode on another.
+        gpus: how many there are in all; plans that use fewer are tried as well. None: as many as `gpu` says.
         workload: a preset's name, a trace file, a YAML file or the spec itself. Not a closed loop.
         rate_req_s: mean arrival rate to serve; None takes the workload's own.
-        objective: what the plans that meet the SLO are ranked by: dollars per hour, joules per output token, or
-            goodput per GPU.
+        objective: what the plans that meet the SLO are ranked by: dollars per hour (cost), GPUs, joules (energy) or
+            grams of CO2 (carbon) per output token, goodput per GPU or of all (rate), 90th percentile of TTFT or TPOT
+            at the asked rate. Where a price is missing, GPUs stand for cost.
+        front: two or three objectives that the Pareto front is made of.
+        max_usd_per_hour, max_tp: no plan costs more, no replica is cut wider.
+        spare: so many replicas of every pool may be down, and the SLO is still met.
         seed: of every random stream; all candidates and rates see the same requests.
         requests: in a simulation of those in front; None chooses it by the rate and the limits. A trace ends where it
             ends.
@@ -52,19 +59,25 @@ class Question(Spec, frozen=True, kw_only=True):
         margin: share by which the limits on the time per token (TPOT, ITL) are taken tighter than `slo` has them, as a
             prediction may be off: a larger one costs more than it saves (docs/accuracy.md, "How sure").
         calibration: what own measurements change in the step law of the GPU and the engine.
-        policies, prices: given to every candidate.
+        policies, prices: given to every candidate. Unlike replicas side by side are routed to by their weight where
+            the question leaves the router as it is.
+        usd_per_gpu_hour: prices by kind of GPU, in place of the catalogue's.
 
     Raises:
         BadInput: a number out of range, nothing to try, or an SLO that limits nothing.
     """
 
     model: str
-    gpu: str
-    gpus: int
+    gpu: str | dict[str, int]
+    gpus: int | None = None
     workload: str | WorkloadSpec = "chat"
     rate_req_s: float | None = None
     slo: Slo
     objective: Objective = "cost"
+    front: tuple[Objective, ...] = ("cost", "energy", "goodput")
+    max_usd_per_hour: float | None = None
+    max_tp: int | None = None
+    spare: int = 0
     seed: int = 0
     requests: int | None = None
     tp: tuple[int, ...] | None = None
@@ -80,11 +93,12 @@ class Question(Spec, frozen=True, kw_only=True):
     calibration: Calibration | None = None
     policies: Policies = Policies()
     prices: Prices = Prices()
+    usd_per_gpu_hour: dict[str, float] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what no search can answer."""
-        if self.gpus < 1:
-            raise BadInput(f"gpus {self.gpus}: a plan needs at least 1 GPU")
+        self._check_stock()
+        self._check_limits()
         if self.rate_req_s is not None and not 0 < self.rate_req_s < math.inf:
             raise BadInput(f"rate {self.rate_req_s:g} req/s: give a finite rate above zero, as in 20")
         if self.requests is not None and self.requests < 1:
@@ -108,6 +122,87 @@ class Question(Spec, frozen=True, kw_only=True):
                 raise BadInput(f"{name} {list(tried)}: give at least one value to try, degrees from 1")
             if len(set(tried)) < len(tried):
                 raise BadInput(f"{name} {list(tried)}: give each value to try once")
+
+    def _check_stock(self) -> None:
+        if self.gpus is not None and self.gpus < 1:
+            raise BadInput(f"gpus {self.gpus}: a plan needs at least 1 GPU")
+        if isinstance(self.gpu, str):
+            if self.gpus is None:
+                raise BadInput(f"gpus is missing: how many {self.gpu} are there?")
+            return
+        if not self.gpu or min(self.gpu.values()) < 1:
+            raise BadInput(f"gpu {self.gpu}: give at least one kind, and at least 1 GPU of each")
+        if self.gpus is not None and self.gpus > sum(self.gpu.values()):
+            each = ", ".join(f"{count} {kind}" for kind, count in self.gpu.items())
+            raise BadInput(f"gpus {self.gpus} against gpu {each}: there are only {sum(self.gpu.values())}")
+
+    def _check_limits(self) -> None:
+        if self.max_tp is not None and self.tp is not None and min(self.tp) > self.max_tp:
+            raise BadInput(f"tp {list(self.tp)} against max_tp {self.max_tp}: no degree is left to try")
+        if self.max_tp is not None and self.max_tp < 1:
+            raise BadInput(f"max_tp {self.max_tp}: give a degree from 1")
+        if not 0 <= self.spare < self.most:
+            raise BadInput(
+                f"spare {self.spare} against {self.most} GPUs: with so many replicas down none is left; give 0 or more, "
+                "below the number of GPUs"
+            )
+        if not 2 <= len(set(self.front)) == len(self.front) <= 3:
+            raise BadInput(f"front {list(self.front)}: give two or three different objectives")
+        for kind in self.usd_per_gpu_hour:
+            if kind not in self.stock:
+                raise BadInput(f"usd_per_gpu_hour of {kind} against gpu {', '.join(self.stock)}: none of it is there")
+        if self.max_usd_per_hour is not None:
+            self._check_budget(self.max_usd_per_hour)
+
+    def _check_budget(self, most_usd: float) -> None:
+        if not 0 < most_usd < math.inf:
+            raise BadInput(f"max_usd_per_hour {most_usd:g}: give dollars above 0")
+        if self.unpriced:
+            raise BadInput(
+                f"max_usd_per_hour {most_usd:g} against gpu {self.unpriced[0]}, whose price is not known: give it "
+                "(--price, usd_per_gpu_hour), or limit gpus instead"
+            )
+        cheapest = min(self.stock, key=lambda kind: self.usd_per_hour(kind) or 0.0)
+        usd = self.usd_per_hour(cheapest)
+        if usd is not None and usd > most_usd:
+            raise BadInput(
+                f"max_usd_per_hour {most_usd:g} against gpu {cheapest}: one costs ${usd:.2f} per hour; raise the one "
+                "or name a cheaper GPU"
+            )
+
+    @property
+    def stock(self) -> dict[str, int]:
+        """How many there are of each kind of GPU."""
+        if isinstance(self.gpu, str):
+            return {self.gpu: self.gpus or 0}
+        return {kind: min(count, self.gpus or count) for kind, count in self.gpu.items()}
+
+    @property
+    def most(self) -> int:
+        """GPUs of all kinds that a plan may use."""
+        return self.gpus or sum(self.stock.values())
+
+    @property
+    def gpu_words(self) -> str:
+        """The GPUs in words: ``16 h100-sxm``, ``24 of 16 h100-sxm and 16 a100-80gb-sxm``."""
+        each = " and ".join(f"{count} {kind}" for kind, count in self.stock.items())
+        return each if self.most == sum(self.stock.values()) else f"{self.most} of {each}"
+
+    def usd_per_hour(self, kind: str) -> float | None:
+        """Dollars per hour of one GPU of a kind; None where neither the question nor the catalogue knows."""
+        if kind in self.usd_per_gpu_hour:
+            return self.usd_per_gpu_hour[kind]
+        given = self.prices.usd_per_gpu_hour
+        return gpu(kind).usd_per_hour if given is None else given
+
+    @property
+    def unpriced(self) -> list[str]:
+        """Kinds of GPU without a price."""
+        return [kind for kind in self.stock if self.usd_per_hour(kind) is None]
+
+    def known(self, objective: Objective) -> Objective:
+        """The objective, or GPUs in place of a cost that is not known."""
+        return "gpus" if objective == "cost" and self.unpriced else objective
 
     @property
     def aimed_slo(self) -> Slo:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import chain, permutations, product
 from typing import NamedTuple
 
 import msgspec
@@ -15,12 +16,13 @@ from headway.errors import BadInput, DoesNotFit
 from headway.hardware import Gpu, gpu
 from headway.model import Model, model
 from headway.plan.question import Question
-from headway.sim import Deployment, Pool
+from headway.sim import Deployment, Policies, Pool
 
 __all__ = ["Option", "Space", "enumerate_space"]
 
 _STAGES = (1, 2, 4)
 _FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
+_ROUNDING = 1e-9
 _EVERY_COUNT = 16  # replicas of a pool are counted one by one up to here, then in steps of an eighth
 
 
@@ -32,7 +34,10 @@ class Option(NamedTuple):
 
 
 class Space(NamedTuple):
-    """What there is to evaluate, how many were discarded for which reason, and the refusal nearest to fitting."""
+    """What there is to evaluate, how many were discarded for which reason, and the refusal nearest to fitting.
+
+    Reasons: "memory", a replica does not fit its GPUs; "budget", it costs too much.
+    """
 
     options: list[Option]
     discarded: dict[str, int]
@@ -65,29 +70,37 @@ class Shape(NamedTuple):
         return f"tp{self.tp}" + (f"pp{self.pp}" if self.pp > 1 else "")
 
 
-def enumerate_space(question: Question) -> Space:
-    """Return every candidate: GPUs used, tp, pp, replicas, mixed or split with its ratio, budget, precisions, power.
+def enumerate_space(question: Question, weigh: Callable[[Replica], float] = lambda _: 1.0) -> Space:
+    """Return every candidate: GPUs of each kind used, tp, pp, replicas, mixed or split, budget, precisions, power.
 
-    The pools of a split may differ in TP; they are pipelines only where nothing fits otherwise. `Question.pp` tells
-    when mixed replicas are.
+    The pools of a split may differ in TP and in GPU; they are pipelines only where nothing fits otherwise.
+    `Question.pp` tells when mixed replicas are. Two kinds of GPU side by side have the same KV precision and token
+    budget; requests are routed to their replicas by the rate that `weigh` expects of one.
 
     Raises:
-        UnknownName: model or GPU. BadInput: a degree, a precision, a power limit or a clock that the model or the GPU
-            does not have.
+        UnknownName: model or GPU. BadInput: a degree, a precision, a power limit or a clock that the model or no GPU
+            has.
     """
-    spec, card = model(question.model), gpu(question.gpu)
     fits = _Fits()
     options: list[Option] = []
-    discarded = 0
-    shapes, throttles = _shapes(question, spec, card), _throttles(question, card)
-    for weights, kv, throttle in product(_weights(question, spec, card), _kv(question, card), throttles):
-        known = _Known(question, weights, kv, throttle, shapes, fits)
-        for deployment in _deployments(known):
-            if all(fits.try_(pool.replica) for pool in deployment.pools):
-                options.append(Option(deployment.name, deployment))
-            else:
-                discarded += 1
-    return Space(options, {"memory": discarded} if discarded else {}, fits.nearest)
+    discarded: Counter[str] = Counter()
+    kinds = _kinds(question, fits)
+    pairs = [(one, other) for one, other in permutations(kinds, 2) if one.goes_with(other)]
+    each = (_alone(kind) for kind in kinds)
+    both = (_together(one, other, weigh) for one, other in pairs)
+    for deployment in chain.from_iterable((*each, *both)):
+        if not all(fits.try_(pool.replica) for pool in deployment.pools):
+            discarded["memory"] += 1
+        elif _too_dear(deployment, question):
+            discarded["budget"] += 1
+        else:
+            options.append(Option(deployment.name, deployment))
+    return Space(options, dict(discarded), fits.nearest)
+
+
+def _too_dear(deployment: Deployment, question: Question) -> bool:
+    usd, most = deployment.priced().usd_per_gpu_hour, question.max_usd_per_hour
+    return most is not None and usd is not None and usd * deployment.gpus > most * (1 + _ROUNDING)
 
 
 class _Fits:
@@ -114,8 +127,12 @@ def _lack(refusal: DoesNotFit) -> float:
     return refusal.needed_bytes / refusal.available_bytes
 
 
-class _Known(NamedTuple):
+class _Kind(NamedTuple):
+    """One kind of GPU in one precision and power limit, and how its replicas may be cut."""
+
     question: Question
+    gpu: str
+    most: int
     weights: str
     kv: str
     throttle: Throttle
@@ -125,13 +142,13 @@ class _Known(NamedTuple):
     def replica(self, shape: Shape, budget_tokens: int) -> Replica:
         engine = msgspec.structs.replace(self.question.engine, max_batched_tokens=budget_tokens)
         return Replica(
-            model=self.question.model, gpu=self.question.gpu, tp=shape.tp, pp=shape.pp, weights=self.weights,
+            model=self.question.model, gpu=self.gpu, tp=shape.tp, pp=shape.pp, weights=self.weights,
             kv=self.kv, **self.throttle._asdict(), engine=engine, calibration=self.question.calibration,
         )  # fmt: skip
 
     def mixed(self) -> list[Shape]:
         """Shapes of mixed replicas: pipelines where they may be of use."""
-        card = gpu(self.question.gpu)
+        card = gpu(self.gpu)
         if self.question.pp is not None or card.link_kind not in _FAST_LINKS or self.split() == self.shapes:
             return self.shapes
         return [shape for shape in self.shapes if shape.pp == 1 or shape.gpus > card.gpus_per_node]
@@ -142,41 +159,109 @@ class _Known(NamedTuple):
         smallest = min(self.question.budget_tokens)
         return plain if any(self.fits.try_(self.replica(shape, smallest)) for shape in plain) else self.shapes
 
+    def goes_with(self, other: _Kind) -> bool:
+        """Whether plans combine the two: precisions are alike where both GPUs have them."""
+        like = self.weights == other.weights or not _has(gpu(other.gpu), self.weights)
+        like = like or not _has(gpu(self.gpu), other.weights)
+        return self.gpu != other.gpu and like and (self.kv, self.throttle) == (other.kv, other.throttle)
+
+    def fitting(self, shapes: list[Shape]) -> list[Shape]:
+        """Those of the shapes whose replicas fit: only they are combined with another kind of GPU."""
+        smallest = min(self.question.budget_tokens)
+        return [shape for shape in shapes if self.fits.try_(self.replica(shape, smallest))]
+
     def name(self, pools: str) -> str:
-        return f"{pools} {self.weights}/{self.kv}{self.throttle}"
+        named = "" if isinstance(self.question.gpu, str) else f" {self.gpu}"
+        return f"{pools}{named} {self.weights}/{self.kv}{self.throttle}"
 
 
-def _deployments(known: _Known) -> Iterator[Deployment]:
-    if "mixed" in known.question.layouts:
-        yield from _mixed(known)
-    if "split" in known.question.layouts:
-        yield from _split(known)
+def _alone(kind: _Kind) -> Iterator[Deployment]:
+    if "mixed" in kind.question.layouts:
+        yield from _mixed(kind)
+    if "split" in kind.question.layouts:
+        yield from _split(kind)
 
 
-def _mixed(known: _Known) -> Iterator[Deployment]:
-    for budget, shape in product(known.question.budget_tokens, known.mixed()):
-        replica = known.replica(shape, budget)
-        for count in _counts(known.question.gpus // shape.gpus):
-            name = f"{known.name(f'{count}x {shape}')} b{budget}"
-            yield _deployment(known, name, Pool(count=count, replica=replica))
+def _mixed(kind: _Kind) -> Iterator[Deployment]:
+    for budget, shape in product(kind.question.budget_tokens, kind.mixed()):
+        replica = kind.replica(shape, budget)
+        for count in _counts(kind.most // shape.gpus):
+            name = f"{kind.name(f'{count}x {shape}')} b{budget}"
+            yield _deployment(kind.question, name, Pool(count=count, replica=replica))
 
 
-def _split(known: _Known) -> Iterator[Deployment]:
-    large, small = max(known.question.budget_tokens), min(known.question.budget_tokens)
-    for before, after in product(known.split(), repeat=2):
-        prefill, decode = known.replica(before, large), known.replica(after, small)
-        for first in _counts((known.question.gpus - after.gpus) // before.gpus):
-            for second in _counts((known.question.gpus - first * before.gpus) // after.gpus):
-                name = known.name(f"{first}P {before} + {second}D {after}")
-                pools = (
-                    Pool(role="prefill", count=first, replica=prefill),
-                    Pool(role="decode", count=second, replica=decode),
-                )
-                yield _deployment(known, name, *pools)
+def _split(kind: _Kind) -> Iterator[Deployment]:
+    for before, after in product(kind.split(), repeat=2):
+        prefill, decode = _roles(kind, before, kind, after)
+        for first in _counts((kind.most - after.gpus) // before.gpus):
+            for second in _counts((kind.most - first * before.gpus) // after.gpus):
+                name = kind.name(f"{first}P {before} + {second}D {after}")
+                yield _deployment(kind.question, name, _of(prefill, first), _of(decode, second))
 
 
-def _deployment(known: _Known, name: str, *pools: Pool) -> Deployment:
-    return Deployment(name=name, pools=pools, policies=known.question.policies, prices=known.question.prices)
+def _together(one: _Kind, other: _Kind, weigh: Callable[[Replica], float]) -> Iterator[Deployment]:
+    """Two kinds of GPU: side by side, or prompts on the one and tokens on the other."""
+    question = one.question
+    if "split" in question.layouts:
+        for before, after in product(one.fitting(one.split()), other.fitting(other.split())):
+            prefill, decode = _roles(one, before, other, after)
+            for first, second in _both_counts(one, before, other, after):
+                name = f"{one.name(f'{first}P {before}')} + {other.name(f'{second}D {after}')}"
+                yield _deployment(question, name, _of(prefill, first), _of(decode, second))
+    kinds = list(question.stock)
+    if "mixed" not in question.layouts or kinds.index(one.gpu) > kinds.index(other.gpu):
+        return  # side by side there is no order
+    shapes = product(one.fitting(one.mixed()), other.fitting(other.mixed()), question.budget_tokens)
+    for left, right, budget in shapes:
+        pools = Pool(replica=one.replica(left, budget)), Pool(replica=other.replica(right, budget))
+        rates = [weigh(pool.replica) for pool in pools]
+        weights = [float(f"{rate / min(rates):.2g}") for rate in rates]
+        for first, second in _both_counts(one, left, other, right):
+            name = f"{one.name(f'{first}x {left}')} + {other.name(f'{second}x {right}')} b{budget}"
+            made = _deployment(question, name, _of(pools[0], first), _of(pools[1], second))
+            yield _routed(made, weights)
+
+
+def _roles(one: _Kind, before: Shape, other: _Kind, after: Shape) -> tuple[Pool, Pool]:
+    """A prefill and a decode pool of one replica: prompts take the largest budget, a decode pool needs the least."""
+    budgets = one.question.budget_tokens
+    prefill, decode = one.replica(before, max(budgets)), other.replica(after, min(budgets))
+    return Pool(role="prefill", replica=prefill), Pool(role="decode", replica=decode)
+
+
+def _of(pool: Pool, count: int) -> Pool:
+    return msgspec.structs.replace(pool, count=count)
+
+
+def _both_counts(one: _Kind, left: Shape, other: _Kind, right: Shape) -> Iterator[tuple[int, int]]:
+    """Replicas of both, within what there is of each and of all."""
+    total = one.question.most
+    for first in _counts(min(one.most, total - right.gpus) // left.gpus):
+        for second in _counts(min(other.most, total - first * left.gpus) // right.gpus):
+            yield first, second
+
+
+def _deployment(question: Question, name: str, *pools: Pool) -> Deployment:
+    made = Deployment(name=name, pools=pools, policies=question.policies, prices=question.prices)
+    if not question.usd_per_gpu_hour:
+        return made
+    usd = [question.usd_per_hour(pool.replica.gpu) for pool in pools]
+    if None in usd:
+        return made
+    cost = sum((each or 0.0) * pool.count * pool.replica.gpus for each, pool in zip(usd, pools, strict=True))
+    prices = msgspec.structs.replace(question.prices, usd_per_gpu_hour=cost / made.gpus)
+    return msgspec.structs.replace(made, prices=prices)
+
+
+def _routed(deployment: Deployment, weights: list[float]) -> Deployment:
+    """The deployment with its two pools routed to by weight, unless the question names a router."""
+    policies = deployment.policies
+    if policies.route != Policies().route:
+        return deployment
+    each = [weight for weight, pool in zip(weights, deployment.pools, strict=True) for _ in range(pool.count)]
+    params = {**policies.params, "route": {"weights": {"mixed": each}}}
+    routed = msgspec.structs.replace(policies, route="weighted-requests", params=params)
+    return msgspec.structs.replace(deployment, policies=routed)
 
 
 def _counts(most: int) -> list[int]:
@@ -187,7 +272,26 @@ def _counts(most: int) -> list[int]:
     return counts
 
 
-def _shapes(question: Question, spec: Model, card: Gpu) -> list[Shape]:
+def _kinds(question: Question, fits: _Fits) -> list[_Kind]:
+    """Every kind of GPU there is in every precision and power limit; what a GPU lacks is refused if no other has it."""
+    spec = model(question.model)
+    kinds: list[_Kind] = []
+    refused: list[BadInput] = []
+    for name, most in question.stock.items():
+        card = gpu(name)
+        try:
+            shapes, throttles = _shapes(question, most, spec, card), _throttles(question, card)
+        except BadInput as refusal:
+            refused.append(refusal)
+            continue
+        for weights, kv, throttle in product(_weights(question, spec, card), _kv(question, card), throttles):
+            kinds.append(_Kind(question, name, most, weights, kv, throttle, shapes, fits))
+    if not kinds:
+        raise refused[0]
+    return kinds
+
+
+def _shapes(question: Question, most: int, spec: Model, card: Gpu) -> list[Shape]:
     """TP: powers of two within one node, unless the question names degrees; no more stages than layers.
 
     With speculation no pipelines, and the TP degrees that cut the draft too.
@@ -197,21 +301,36 @@ def _shapes(question: Question, spec: Model, card: Gpu) -> list[Shape]:
     draft = None if speculation is None else drafting_model(speculation)
     allowed = [tp for tp in tp_degrees(spec, card) if draft is None or tp in tp_degrees(draft, card)]
     degrees = question.tp or [tp for tp in allowed if tp & (tp - 1) == 0]
+    degrees = [tp for tp in degrees if question.max_tp is None or tp <= question.max_tp]
     shapes = [Shape(tp, pp) for tp, pp in product(degrees, stages) if pp <= spec.layers]
-    fitting = [shape for shape in shapes if shape.gpus <= question.gpus]
+    fitting = [shape for shape in shapes if shape.gpus <= most]
     if not fitting:
         asked = ", ".join(map(str, shapes)) or f"pp {list(stages)} of {spec.layers} layers"
-        raise BadInput(f"{question.gpus} GPUs hold none of the replicas asked for ({asked}): raise gpus, lower tp, pp")
+        raise BadInput(f"{most} GPUs hold none of the replicas asked for ({asked}): raise gpus, lower tp, pp")
     return fitting
+
+
+def _has(card: Gpu, weights: str) -> bool:
+    return weights in card.peak_flops
 
 
 def _weights(question: Question, spec: Model, card: Gpu) -> tuple[str, ...]:
     """A model published in bf16 may be narrowed to fp8; one published narrower is served as it is."""
     if question.weights is not None:
-        return question.weights
+        return _those(question.weights, lambda each: _has(card, each) or each == spec.native_dtype, question)
     if spec.native_dtype != "bf16":
         return (spec.native_dtype,)
-    return ("bf16", "fp8") if "fp8" in card.peak_flops else ("bf16",)
+    return ("bf16", "fp8") if _has(card, "fp8") else ("bf16",)
+
+
+def _kv(question: Question, card: Gpu) -> tuple[str, ...]:
+    own = ("bf16", "fp8") if _has(card, "fp8") else ("bf16",)
+    return own if question.kv is None else _those(question.kv, own.__contains__, question)
+
+
+def _those(asked: tuple[str, ...], has: Callable[[str], bool], question: Question) -> tuple[str, ...]:
+    """The precisions that this of several kinds of GPU has; of a single kind all, so that a wrong one is refused."""
+    return asked if len(question.stock) == 1 else tuple(filter(has, asked))
 
 
 def _throttles(question: Question, card: Gpu) -> list[Throttle]:
@@ -220,9 +339,3 @@ def _throttles(question: Question, card: Gpu) -> list[Throttle]:
     for throttle in throttles:
         waiting_watts(power_law(card.key), card, *throttle)
     return throttles
-
-
-def _kv(question: Question, card: Gpu) -> tuple[str, ...]:
-    if question.kv is not None:
-        return question.kv
-    return ("bf16", "fp8") if "fp8" in card.peak_flops else ("bf16",)

@@ -84,7 +84,8 @@ class _Kept(Workload):
             np.concatenate([getattr(batch, name) for batch in self._made])[skipped:]
             for name in ("prompt_tokens", "output_tokens")
         )
-        return Lengths(prompt, output, self.block_tokens > 0)
+        arrival_s = np.concatenate([batch.arrival_s for batch in self._made])[skipped:]
+        return Lengths(prompt, output, self.block_tokens > 0, float(arrival_s[-1] - arrival_s[0]))
 
 
 class Load:

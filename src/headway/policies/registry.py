@@ -13,6 +13,7 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
     "route": {
         "round-robin": routing.RoundRobin,
         "least-requests": routing.LeastRequests,
+        "weighted-requests": routing.WeightedRequests,
         "least-tokens": routing.LeastTokens,
         "power-of-two": routing.PowerOfTwo,
         "prefix-affinity": routing.PrefixAffinity,

@@ -15,6 +15,11 @@ cdef class LeastRequests(Policy):
     cpdef object route(self, Request request, PoolState pool)
 
 
+cdef class WeightedRequests(Policy):
+    cdef readonly dict weights
+    cpdef object route(self, Request request, PoolState pool)
+
+
 cdef class LeastTokens(Policy):
     cpdef object route(self, Request request, PoolState pool)
 

@@ -55,6 +55,41 @@ class LeastRequests(Policy):
         return route_to(least_loaded(pool, False), "fewest requests")
 
 
+class WeightedRequests(Policy):
+    """The replica with the fewest requests for its weight: for pools of unlike replicas, as of two GPUs side by side.
+
+    The smallest (waiting + running + 1) / weight wins, the rule of weighted least connections that proxies have.
+    `weights` has for a role a number above 0 per replica, in the order of the pools; who has none there has 1.
+    """
+
+    reads_progress = False
+
+    def __init__(self, weights: dict[str, list[float]]) -> None:
+        for role, each in weights.items():
+            if not all(0.0 < weight < float("inf") for weight in each):
+                raise BadInput(f"weighted-requests with weights {each} of {role} replicas: give numbers above 0")
+        self.weights = {role: tuple(float(weight) for weight in each) for role, each in weights.items()}
+
+    def route(self, request: Request, pool: PoolState) -> object:
+        """Take the first of the least loaded for its weight."""
+        weights: tuple[float, ...] = self.weights.get(pool.role, ())
+        best: cython.Py_ssize_t = 0
+        i: cython.Py_ssize_t
+        share: cython.double
+        least: cython.double = -1.0
+        replica: ReplicaState
+        replicas: list[ReplicaState] = pool.replicas
+        for i in range(len(replicas)):
+            replica = cython.cast(ReplicaState, replicas[i])
+            share = replica.waiting + replica.running + 1
+            if replica.index < len(weights):
+                share /= weights[replica.index]
+            if least < 0.0 or share < least:
+                best = i
+                least = share
+        return route_to(best, "fewest requests for its weight")
+
+
 class LeastTokens(Policy):
     """The replica with the fewest tokens to hold: prompts waiting plus context running."""
 
