@@ -189,7 +189,7 @@ def test_the_front_is_what_no_other_beats():
 
 
 def test_long_runs_are_spent_on_those_that_matter(monkeypatch):
-    monkeypatch.setattr(contest, "_CONTENDERS", 2)
+    monkeypatch.setattr(contest, "_RUNGS", ((4, 0), (1, 2)))
     found = plan(msgspec.structs.replace(SMALL, requests=2000), workers=1)
     assert found.requests == 2000
     lengths = {candidate.name: candidate.requests for candidate in found.ranked}
@@ -321,7 +321,7 @@ def test_power_limits_to_try_are_part_of_the_space_and_cost_speed():
     assert set(limited) == {700.0, 300.0}
     compared = {700.0: 0, 300.0: 0}
     for cap, named in limited.items():
-        assert set(named) == set(plain)
+        assert set(named) <= set(plain)  # those far behind are not simulated
         for name, candidate in named.items():
             assert candidate.mean_watts <= cap * candidate.gpus
             if candidate.confirmed or plain[name].confirmed:

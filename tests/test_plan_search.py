@@ -16,7 +16,7 @@ from headway.errors import BadInput
 from headway.metrics import Slo
 from headway.metrics.attainment import wilson_interval
 from headway.plan import Question
-from headway.plan.bounds import Lengths, guess_rate, reach
+from headway.plan.bounds import Guess, Lengths, overloaded, reach
 from headway.plan.evaluate import Asked, Evaluator, Goodput, Job, Outcome
 from headway.plan.question import default_requests
 from headway.plan.ranking import Entry, front, rank
@@ -125,7 +125,7 @@ def test_the_guess_is_near_what_is_found():
     evaluator = Evaluator(QUESTION, workload("chat"), 10.0)
     for plan in (deployment(), deployment(tp=2, weights="fp8"), deployment(split=True), deployment(count=2)):
         found = evaluator(Job(0, plan, 1000)).goodput.req_s
-        guess = guess_rate(plan, tables(plan), evaluator.load(1000).lengths.sample(), SLO)
+        guess = Guess(evaluator.load(1000).lengths, SLO)(plan, tables(plan))
         assert 0.6 < guess / found < 1.6
 
 
@@ -243,13 +243,14 @@ def test_the_front_holds_exactly_what_nobody_beats(points):
         plan = msgspec.structs.replace(deployment(count=count), name=str(i))
         entries.append(Entry(plan, outcome, meets))
     field = [e for e in entries if e.meets] or entries
-    best = front(entries)
+    best = front(entries, ("cost", "energy", "goodput"))
+
+    def values(entry):
+        return entry.usd_per_hour, entry.joules, -entry.goodput_per_gpu
+
     for entry in field:
-        beaten = any(
-            (a.price <= entry.price and a.joules <= entry.joules and a.goodput_per_gpu >= entry.goodput_per_gpu)
-            and (a.price, a.joules, a.goodput_per_gpu) != (entry.price, entry.joules, entry.goodput_per_gpu)
-            for a in field
-        )
+        mine = values(entry)
+        beaten = any(all(a <= b for a, b in zip(values(other), mine)) and values(other) != mine for other in field)
         assert (entry in best) != beaten
     assert all(entry in field for entry in best)
 

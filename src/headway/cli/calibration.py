@@ -70,9 +70,11 @@ def ask_calibrated(question: Question, path: str | None, terminal: Terminal) -> 
     from headway.cost import Replica
     from headway.model import model
 
+    if len(question.stock) > 1:
+        raise BadInput(f"--calibration {path} against --gpu {','.join(question.stock)}: it is of one GPU, plan for that")
     native = model(question.model).native_dtype
     weights = calibration.weights[0] if calibration.weights else native
-    seen = Replica(model=question.model, gpu=question.gpu, weights=weights, engine=question.engine)
+    seen = Replica(model=question.model, gpu=next(iter(question.stock)), weights=weights, engine=question.engine)
     engine = _fitting(seen, calibration, path, terminal).engine
     return msgspec.structs.replace(question, engine=engine, calibration=calibration)
 

@@ -94,6 +94,39 @@ def _numbers(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def _kinds(text: str) -> dict[str, int | None]:
+    """GPUs by name, with how many there are of each where that is said: ``h100-sxm:8,a100-80gb-sxm:16``."""
+    kinds: dict[str, int | None] = {}
+    for part in text.split(","):
+        name, colon, count = part.strip().rpartition(":")
+        name = name if colon else count
+        if not name or name in kinds:
+            raise BadInput(f"{text!r}: name each GPU once, as in h100-sxm:8,a100-80gb-sxm:16")
+        kinds[name] = parse_count(count) if colon else None
+    return kinds
+
+
+def _prices(text: str) -> dict[str, float]:
+    """Dollars by name: ``h100-sxm=2.5,l4=0.3``."""
+    prices = {}
+    for part in text.split(","):
+        name, _, usd = part.strip().partition("=")
+        try:
+            prices[name] = float(usd)
+        except ValueError:
+            raise BadInput(f"{part!r}: write GPU=USD, as in h100-sxm=2.5") from None
+    return prices
+
+
+def _engine(text: str) -> tuple[str, str]:
+    name, _, version = text.partition(":")
+    return name, version
+
+
+def _objectives(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
 def _option(section: str, *declarations: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*declarations, cls=Section, section=section, **settings)
 
@@ -103,14 +136,27 @@ _RATE = read_with(above_zero(parse_rate))
 _SECONDS = read_with(above_zero(parse_seconds))
 _LENGTH = read_with(_length)
 _NUMBERS = read_with(_numbers)
+_KINDS = read_with(_kinds)
+_PRICES = read_with(_prices)
+_ENGINE = read_with(_engine)
+_FRONT = read_with(_objectives)
+OBJECTIVES = ["cost", "gpus", "energy", "carbon", "goodput", "rate", "ttft", "tpot"]
 
 # fmt: off
 MODEL = (
     _option("Deployment", "--model", metavar="NAME|PATH", help="From the catalogue, or the path of a config.json."),
     _option("Deployment", "--gpu", metavar="NAME", help="From the catalogue."),
 )
-GPUS = (
-    _option("Deployment", "--gpus", callback=_COUNT, metavar="N", help="How many there are; fewer are tried too."),
+KINDS = (
+    MODEL[0],
+    _option("Deployment", "--gpu", callback=_KINDS, metavar="NAME[:N][,...]",
+            help="From the catalogue; several kinds, each with how many there are: h100-sxm:8,a100-80gb-sxm:16."),
+    _option("Deployment", "--gpus", callback=_COUNT, metavar="N",
+            help="How many there are, of all kinds; fewer are tried too.  [default: the sum of those of --gpu]"),
+    _option("Deployment", "--engine", callback=_ENGINE, metavar="NAME[:VERSION]",
+            help="Whose step times and batching.  [default: vllm]"),
+    _option("Deployment", "--price", "prices", callback=_PRICES, metavar="GPU=USD[,...]",
+            help="Dollars per hour of one GPU, in place of the catalogue's."),
 )
 REPLICAS = (
     _option("Deployment", "--replicas", callback=_COUNT, metavar="N", help="Copies of the model.  [default: 1]"),
@@ -204,8 +250,14 @@ SLO = (
             help="Share of all requests that must meet every limit."),
 )
 SEARCH = (
-    _option("Search", "--objective", type=click.Choice(["cost", "energy", "goodput"]), default="cost",
-            show_default=True, help="What those that meet the SLO are ranked by."),
+    _option("Search", "--objective", type=click.Choice(OBJECTIVES), default="cost", show_default=True,
+            help="What those that meet the SLO are ranked by: goodput is per GPU, rate is goodput of all."),
+    _option("Search", "--front", callback=_FRONT, default="cost,energy,goodput", show_default=True, metavar="A,B[,C]",
+            help="Two or three objectives: what no other plan beats in all of them is the front."),
+    _option("Search", "--max-usd-per-hour", type=float, metavar="USD", help="No plan costs more."),
+    _option("Search", "--max-tp", callback=_COUNT, metavar="N", help="No replica is cut wider."),
+    _option("Search", "--spare", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+            help="So many replicas of every pool may be down, and the SLO is still met."),
     _option("Search", "--cap-watts", callback=_NUMBERS, metavar="W[,W]", help="Power limits of a GPU to try: 400,700."),
     _option("Search", "--clock-mhz", callback=_NUMBERS, metavar="MHZ[,MHZ]", help="Locked SM clocks of a GPU to try."),
     _option("Search", "--set", "assignments", multiple=True, metavar="PATH=VALUE",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -12,10 +12,11 @@ from headway.cli.asked import DEFAULT_WORKLOAD, note_idle_order, slo_of, split_a
 from headway.cli.blame import users_fault
 from headway.cli.calibration import ask_calibrated
 from headway.cli.terminal import Terminal, check_files, note_interpreted
-from headway.errors import BadInput
+from headway.errors import BadInput, UnknownName
 
 if TYPE_CHECKING:
     from headway.plan import Plan, Question
+    from headway.plan.question import Objective
     from headway.workload import Workload
 
 NO_ANSWER, INTERRUPTED = 1, 130
@@ -27,18 +28,21 @@ MISSING = {
 
 
 @click.command(cls=o.Verb, short_help="Which deployment to run, ranked, and why the others lost.")
-@o.options(o.MODEL, o.GPUS, o.WORKLOAD, o.TRACES, o.SLO, o.SEARCH, o.CALIBRATION, o.SEED, o.OUTPUT, o.BEST, o.QUIET)
+@o.options(o.KINDS, o.WORKLOAD, o.TRACES, o.SLO, o.SEARCH, o.CALIBRATION, o.SEED, o.OUTPUT, o.BEST, o.QUIET)
 @click.pass_context
 def plan(ctx: click.Context, /, **asked: Any) -> None:
     """Find the deployments that serve a workload within its SLO, the best first.
 
     Tries the ways to use up to --gpus GPUs: replicas, tensor and pipeline parallelism, prefill and decode
-    apart, token budgets, precisions. Each is simulated, and its goodput found by search on the rate.
+    apart, token budgets, precisions, several kinds of GPU. What may win is simulated, and its goodput
+    found by search on the rate.
 
     \b
     headway plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --workload chat --rate 20 \\
         --ttft 500ms --tpot 50ms --html plan.html --yaml best.yaml
+    headway plan --model llama-3.1-70b --gpu h100-sxm:8,a100-80gb-sxm:16 --rate 20 --ttft 500ms --tpot 50ms
     headway simulate best.yaml --workload chat --rate 20 --ttft 500ms --tpot 50ms
+    headway export best.yaml --to vllm --out launch
     """
     from headway.plan import plan as run
     from headway.sim import CtrlC
@@ -87,28 +91,71 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
     from headway.plan import Question
     from headway.specs import override
 
-    for name in ("model", "gpu", "gpus"):
+    for name in ("model", "gpu"):
         if asked[name] is None:
             raise BadInput(f"--{name} is missing: {MISSING[name]}")
+    gpu, gpus = _stock(asked["gpu"], asked["gpus"])
     sets = split_assignments(asked["assignments"])
     workload = workload_of(asked, sets["workload"], terminal)
     changed = sets["workload"] or asked["input"] or asked["output"]
     question = Question(
         model=asked["model"],
-        gpu=asked["gpu"],
-        gpus=asked["gpus"],
+        gpu=gpu,
+        gpus=gpus,
         workload=workload.spec if changed else asked["workload"] or DEFAULT_WORKLOAD,
         rate_req_s=asked["rate"],
         slo=slo_of(asked, sets["slo"]) or Slo(),
         objective=asked["objective"],
+        front=_front(asked["front"]),
+        max_usd_per_hour=asked["max_usd_per_hour"],
+        max_tp=asked["max_tp"],
+        spare=asked["spare"],
+        usd_per_gpu_hour=asked["prices"] or {},
         seed=asked["seed"],
         cap_watts=asked["cap_watts"],
         clock_mhz=asked["clock_mhz"],
     )
-    question = override(question, sets["deployment"])
+    question = _with_engine(override(question, sets["deployment"]), asked["engine"], sets["deployment"])
     question = ask_calibrated(question, asked["calibration_from"], terminal)
     note_idle_order(question.policies.order, workload, terminal)
     return question, workload if workload.spec.trace else None
+
+
+def _stock(kinds: dict[str, int | None], gpus: int | None) -> tuple[str | dict[str, int], int | None]:
+    """The question's `gpu` and `gpus`: counts by kind, those without one up to all there are."""
+    if list(kinds.values()) == [None]:
+        if gpus is None:
+            raise BadInput(f"--gpus is missing: {MISSING['gpus']}")
+        return next(iter(kinds)), gpus
+    stock = {}
+    for kind, count in kinds.items():
+        if count is None and gpus is None:
+            raise BadInput(f"--gpu {kind}: how many are there? Give {kind}:N, or --gpus for all kinds together")
+        stock[kind] = count or gpus or 0
+    return stock, gpus
+
+
+def _front(named: tuple[str, ...]) -> tuple[Objective, ...]:
+    unknown = next((name for name in named if name not in o.OBJECTIVES), None)
+    if unknown is not None:
+        raise UnknownName("objective of --front", unknown, o.OBJECTIVES)
+    return cast("tuple[Objective, ...]", named)
+
+
+def _with_engine(question: Question, named: tuple[str, str] | None, assignments: list[str]) -> Question:
+    import msgspec
+
+    from headway.cost.engines import engine_facts
+
+    if named is None:
+        return question
+    for each in assignments:
+        if each.startswith(("engine.name=", "engine.version=")):
+            raise BadInput(f"--engine {named[0]} against --set {each}: give one of them")
+    for kind in question.stock:
+        engine_facts(*named, kind)
+    engine = msgspec.structs.replace(question.engine, name=named[0], version=named[1])
+    return msgspec.structs.replace(question, engine=engine)
 
 
 def _print(terminal: Terminal, found: Plan, asked: o.Options) -> None:

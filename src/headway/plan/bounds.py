@@ -12,7 +12,6 @@ from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from headway.cost import StepTable
 from headway.metrics import Slo
 from headway.sim import Deployment
 
-__all__ = ["Lengths", "Reach", "guess_rate", "overloaded", "reach"]
+__all__ = ["Guess", "Lengths", "Reach", "overloaded", "reach"]
 
 _EPSILON = 1e-9
 _TPOT_USED = 0.85  # mean TPOT over its 90th percentile, near the limit
@@ -164,28 +163,49 @@ def _prompt_s(table: StepTable, lengths: Lengths) -> Floats:
 # --- the guess ----------------------------------------------------------------------------------------------
 
 
-def guess_rate(deployment: Deployment, tables: tuple[StepTable, ...], sample: Lengths, slo: Slo) -> float:
-    """Return about the rate at which the SLO begins to be missed, in requests/s.
+class Guess:
+    """About the rate at which deployments begin to miss the SLO, in requests/s.
 
     The lower of two rates: prompts queue until TTFT is missed; the batch grows until TPOT is missed, prompts beside it
     prolonging its steps in a mixed pool, or until requests wait for KV pages or for a place in the batch. Mixed pools
-    side by side serve what each would alone.
+    side by side serve what each would alone. What a pool can do is worked out once for all deployments that have it.
     """
-    if len(tables) > 1 and deployment.pools[0].role == "mixed":
-        alone = [msgspec.structs.replace(deployment, pools=(pool,)) for pool in deployment.pools]
-        return sum(guess_rate(each, (table,), sample, slo) for each, table in zip(alone, tables, strict=True))
-    prefill, decode = tables[0], tables[-1]
-    prompt_s = np.maximum(_prompt_s(prefill, sample), _step_s(prefill) / prefill.stages)
-    ttft_max, tpot_max, e2e_max = slo.limits()
-    wait_max = min(ttft_max, e2e_max)
-    spare_s = wait_max - prefill.stages * prompt_s if wait_max < math.inf else np.full(_SAMPLE, math.inf)
-    counts = [pool.count for pool in deployment.pools]
-    missing = 1 - slo.attainment
-    queued = _QUEUE_USED * _queued_rate(prompt_s, counts[0], spare_s, missing)
-    beside_s = float(prompt_s.mean()) if len(tables) == 1 else 0.0
-    places = _places(decode, sample)
-    most = places * _no_wait(places * counts[-1], missing)
-    return min(queued, counts[-1] * _decode_rate(decode, sample, _TPOT_USED * tpot_max, beside_s, most))
+
+    def __init__(self, lengths: Lengths, slo: Slo) -> None:
+        self.sample, self.slo = lengths.sample(), slo
+        self.known: dict[tuple[str, StepTable, int], float] = {}
+
+    def __call__(self, deployment: Deployment, tables: tuple[StepTable, ...]) -> float:
+        """Return the rate; above 0 in any case."""
+        pools = list(zip(deployment.pools, tables, strict=True))
+        prompts, tokens, mixed = (
+            sum(self._rate(role, table, pool.ranks) for pool, table in pools if pool.role == role)
+            for role in ("prefill", "decode", "mixed")
+        )
+        return mixed or min(prompts, tokens)
+
+    def _rate(self, role: str, table: StepTable, count: int) -> float:
+        key = role, table, count
+        if key not in self.known:
+            prompt_s = np.maximum(_prompt_s(table, self.sample), _step_s(table) / table.stages)
+            rates = []
+            if role != "decode":
+                rates.append(self._prompts(table, count, prompt_s))
+            if role != "prefill":
+                rates.append(self._tokens(table, count, float(prompt_s.mean()) if role == "mixed" else 0.0))
+            self.known[key] = min(rates)
+        return self.known[key]
+
+    def _prompts(self, table: StepTable, count: int, prompt_s: Floats) -> float:
+        ttft_max, _, e2e_max = self.slo.limits()
+        wait_max = min(ttft_max, e2e_max)
+        spare_s = wait_max - table.stages * prompt_s if wait_max < math.inf else np.full(_SAMPLE, math.inf)
+        return _QUEUE_USED * _queued_rate(prompt_s, count, spare_s, 1 - self.slo.attainment)
+
+    def _tokens(self, table: StepTable, count: int, beside_s: float) -> float:
+        places = _places(table, self.sample)
+        most = places * _no_wait(places * count, 1 - self.slo.attainment)
+        return count * _decode_rate(table, self.sample, _TPOT_USED * self.slo.limits()[1], beside_s, most)
 
 
 def _places(table: StepTable, sample: Lengths) -> float:

@@ -2,56 +2,90 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from headway.plan.evaluate import Job, Outcome
 from headway.plan.question import Question
 from headway.plan.ranking import Entry, front, rank
+from headway.plan.screen import BEHIND, Screened
 from headway.plan.space import Option
 
 __all__ = ["Contest"]
 
-_SHORT_SHARE, _SHORT_MIN = 8, 500  # short runs have an eighth of the requests, but enough to see a tenth missing
-_CONTENDERS = 32  # so many at the top of the ranking rest on long runs, and all of the front
+_RUNGS = ((16, 0), (4, 128), (1, 32))  # a share of the long run's requests, and how many at the top get such runs
+_SHORT_MIN = 500  # requests, enough to see a tenth missing
 _LEADERS = 3  # so many of those that meet the SLO rest on further seeds, and all of the front
 _DOUBT = 0.1  # nearer than this to the asked rate, short runs do not tell whether it is met
 _NEAREST = 8  # where nothing works, so many at a time are simulated to find what comes nearest
-_HOPE = 1.15  # by which factor short runs may underrate a goodput: two standard deviations of 1,000 requests
+_RECALLED = 500  # so many at a time of those screened out, where nothing else meets the SLO
+_HOPE, _HOPE_REQUESTS = 0.15, 1_000  # by which share short runs may underrate a goodput: two standard deviations
 
 
 class Contest:
     """The outcomes so far, and the jobs that follow from them: the same whoever does them in whatever order."""
 
     def __init__(
-        self, question: Question, rate_req_s: float, requests: int, options: list[Option], seeds: tuple[int, ...]
+        self,
+        question: Question,
+        rate_req_s: float,
+        requests: int,
+        options: list[Option],
+        screened: dict[int, Screened],
+        seeds: tuple[int, ...],
     ) -> None:
         self.seeds = seeds
-        self.question, self.rate_req_s, self.options = question, rate_req_s, options
+        self.question, self.rate_req_s, self.options, self.screened = question, rate_req_s, options, screened
         self.long = requests
-        self.short = min(requests, max(_SHORT_MIN, requests // _SHORT_SHARE))
+        self.rungs = [(min(requests, max(_SHORT_MIN, requests // share)), most) for share, most in _RUNGS]
+        self.objective = question.known(question.objective)
         self.outcomes: dict[int, Outcome] = {}
         self.planned = self.done = 0
+        self.recalled = False
 
     def jobs(self) -> list[Job]:
         """Return what is to be done next; nothing when those in front rest on long runs and are confirmed."""
-        if not self.planned:
-            jobs = [Job(i, option.deployment, self.short) for i, option in enumerate(self.options)]
-        else:
-            jobs = self._refined() or self._confirmed() or self._nearest()
+        jobs = self._first() or self._refined() or self._recalled() or self._confirmed() or self._nearest()
         self.planned += len(jobs)
         return jobs
 
+    def front(self, entries: list[Entry]) -> list[Entry]:
+        """Return those that no other beats in the objectives of the question's front."""
+        return front(entries, tuple(self.question.known(objective) for objective in self.question.front))
+
+    def _first(self) -> list[Job]:
+        """Short runs for all that were not screened out."""
+        new = [i for i in range(len(self.options)) if i not in self.screened and i not in self.outcomes]
+        return [Job(i, self.options[i].deployment, self.rungs[0][0]) for i in new]
+
+    def _recalled(self) -> list[Job]:
+        """Short runs for those screened out, the ablest first, while nothing meets the SLO and they may."""
+        if any(self._entry(i, hopeful=True).meets for i in self.outcomes):
+            return []
+        ablest = sorted(self.screened, key=lambda i: (-self.screened[i].guess, i))[:_RECALLED]
+        if self.recalled and ablest and self.screened[ablest[0]].guess < BEHIND * self.rate_req_s:
+            return []
+        self.recalled = True
+        for i in ablest:
+            del self.screened[i]
+        return self._first()
+
     def _refined(self) -> list[Job]:
-        """Long runs for those in front and in doubt that have none."""
-        entries = [self._entry(i, hopeful=True) for i in self.outcomes]
-        doubtful = [e for e in entries if abs(e.outcome.goodput.req_s / self.rate_req_s - 1) < _DOUBT]
-        matter = [*rank(entries, self.question.objective)[:_CONTENDERS], *front(entries), *doubtful]
-        names = {entry.deployment.name for entry in matter if not self._final(entry.outcome)}
-        return [
-            Job(i, self.options[i].deployment, self.long, self.outcomes[i].goodput.req_s)
-            for i in sorted(self.outcomes)
-            if self.options[i].name in names
-        ]
+        """Longer runs for those in front and in doubt that have none, the longest for the fewest."""
+        for requests, contenders in self.rungs[1:]:
+            entries = [self._entry(i, hopeful=True) for i in self.outcomes]
+            near = _DOUBT * (1 + (requests < self.long))
+            doubtful = [e for e in entries if abs(e.outcome.goodput.req_s / self.rate_req_s - 1) < near]
+            matter = [*rank(entries, self.objective)[:contenders], *self.front(entries), *doubtful]
+            short = [e for e in matter if not self._final(e.outcome) and e.outcome.requests < requests]
+            names = {entry.deployment.name for entry in short}
+            if names:
+                return [
+                    Job(i, self.options[i].deployment, requests, self.outcomes[i].goodput.req_s)
+                    for i in sorted(self.outcomes)
+                    if self.options[i].name in names
+                ]
+        return []
 
     def _confirmed(self) -> list[Job]:
         """Runs of seeds that had no part in the choice, for those in front that meet the SLO or may have had bad luck.
@@ -61,7 +95,7 @@ class Contest:
         if not self.seeds:
             return []
         entries = [entry for i in self.outcomes if (entry := self._entry(i, hopeful=True)).meets]
-        matter = [*rank(entries, self.question.objective)[:_LEADERS], *front(entries)]
+        matter = [*rank(entries, self.objective)[:_LEADERS], *self.front(entries)]
         names = {entry.deployment.name for entry in matter if not entry.outcome.seeds}
         return [
             Job(i, self.options[i].deployment, self.long, self.outcomes[i].goodput.req_s, seeds=self.seeds)
@@ -79,7 +113,7 @@ class Contest:
             return []
         names = [entry.deployment.name for entry in ranked if not entry.outcome.simulations][:_NEAREST]
         return [
-            Job(i, self.options[i].deployment, self.short, alone=True)
+            Job(i, self.options[i].deployment, self.rungs[0][0], alone=True)
             for i in sorted(self.outcomes)
             if self.options[i].name in names
         ]
@@ -93,13 +127,14 @@ class Contest:
 
     def ranked(self) -> list[Entry]:
         """Return what is known, the best first."""
-        return rank([self._entry(i, hopeful=False) for i in self.outcomes], self.question.objective)
+        return rank([self._entry(i, hopeful=False) for i in self.outcomes], self.objective)
 
     def _entry(self, index: int, *, hopeful: bool) -> Entry:
         outcome = self.outcomes[index]
         meets = outcome.asked is not None and outcome.asked.meets
         if hopeful and not self._final(outcome):
-            meets = meets or outcome.goodput.req_s * _HOPE >= self.rate_req_s
+            hope = 1 + _HOPE * math.sqrt(_HOPE_REQUESTS / outcome.requests)
+            meets = meets or outcome.goodput.req_s * hope >= self.rate_req_s
         elif hopeful and not outcome.seeds and self.seeds:
             meets = meets or (outcome.goodput.req_s > 0 and self._may_meet(outcome))
         return Entry(self.options[index].deployment, outcome, meets)

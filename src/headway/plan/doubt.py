@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from headway.cost.uncertainty import ranking_spread
 from headway.metrics.result import Uncertainty
-from headway.plan.question import Question
+from headway.plan.question import Objective
 from headway.plan.ranking import Entry
 from headway.sim.trust import uncertainty
 from headway.units import format_rate
@@ -15,6 +15,10 @@ from headway.units import format_rate
 __all__ = ["Doubt", "doubt"]
 
 _NAMED = 3  # in the sentence; the plan's `ties` has all
+_COMPARED = {
+    "energy": "joules per token", "carbon": "joules per token", "cost": "goodput at the same price",
+    "gpus": "goodput on as many GPUs",
+}  # fmt: skip
 _LEVELS = {
     "calibrated": "calibrated models", "seen pair": "seen pairs", "seen GPU": "unseen pairs on seen GPUs",
     "family": "unseen GPUs", "data sheet": "data sheets alone",
@@ -30,7 +34,7 @@ class Doubt(NamedTuple):
     words: str
 
 
-def doubt(ranked: list[Entry], question: Question, rate_req_s: float) -> Doubt:
+def doubt(ranked: list[Entry], objective: Objective, rate_req_s: float) -> Doubt:
     """Return how sure the first place is; `ranked` as the plan has them.
 
     Errors of candidates of one model, GPU and engine are alike, so their ratio is surer than each of them. Ties are
@@ -40,7 +44,7 @@ def doubt(ranked: list[Entry], question: Question, rate_req_s: float) -> Doubt:
         return Doubt(None, 0.0, [], "")
     best = ranked[0]
     error = uncertainty(best.deployment)
-    energy = question.objective == "energy"
+    energy = objective in ("energy", "carbon")
     metric = "energy_per_token" if energy else "output_throughput"
     level = error.levels[metric]
     spread = ranking_spread(level, metric)
@@ -51,10 +55,10 @@ def doubt(ranked: list[Entry], question: Question, rate_req_s: float) -> Doubt:
         entry.deployment.name
         for entry in ranked[1:]
         if entry.meets
-        and (question.objective != "cost" or entry.price == best.price)
+        and (objective not in ("cost", "gpus") or entry.measure(objective) == best.measure(objective))
         and _near(entry, best, spread, energy)
     ]
-    said = (_tied(ties, level, ratio, question), _tight(best, error, rate_req_s))
+    said = (_tied(ties, level, ratio, objective), _tight(best, error, rate_req_s))
     return Doubt(error, ratio, ties, " ".join(filter(None, said)))
 
 
@@ -63,12 +67,12 @@ def _near(entry: Entry, best: Entry, spread: float, energy: bool) -> bool:
     return 0.0 < one < math.inf and 0.0 < other < math.inf and abs(math.log(one / other)) <= spread
 
 
-def _tied(ties: list[str], level: str, ratio: float, question: Question) -> str:
+def _tied(ties: list[str], level: str, ratio: float, objective: Objective) -> str:
     if not ties:
         return ""
     named = ", ".join(ties[:_NAMED])
     more = f" and {len(ties) - _NAMED} more" if len(ties) > _NAMED else ""
-    what = {"energy": "joules per token", "cost": "goodput at the same price"}.get(question.objective, "goodput")
+    what = _COMPARED.get(objective, "goodput")
     return (
         f"In {what} it lies within the error of the cost model for {_LEVELS[level]} (±{ratio:.0%} between layouts) "
         f"of {named}{more}."

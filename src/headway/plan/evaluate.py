@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from headway.cost.stretched import stretched
 from headway.metrics import Result, Slo
 from headway.metrics.result import EnergyKind
 from headway.plan.answer import Binding
-from headway.plan.bounds import Floats, Reach, guess_rate, reach
+from headway.plan.bounds import Floats, Guess, Reach, reach
 from headway.plan.question import Question
 from headway.plan.search import Bracket, search
 from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled, probit, try_rate
@@ -20,7 +22,7 @@ from headway.sim import Deployment
 from headway.sim.run import compiled
 from headway.workload import Workload
 
-__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome"]
+__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome", "without"]
 
 _ALONE = 0.05  # mean requests in flight at the lowest rate tried
 _KEPT_BYTES = 16 << 20  # of the requests of each further seed
@@ -86,6 +88,22 @@ class Outcome(NamedTuple):
     seeds: tuple[int, ...] = ()
 
 
+def without(deployment: Deployment, spare: int) -> Deployment:
+    """Return what is left of a deployment when `spare` replicas of every pool are down; itself where none is."""
+    if not spare:
+        return deployment
+    pools = tuple(msgspec.structs.replace(pool, count=pool.count - spare) for pool in deployment.pools)
+    weights = deployment.policies.params.get("route", {}).get("weights", {})
+    firsts = accumulate((pool.count for pool in deployment.pools[:-1]), initial=0)
+    gone = {first + i for first in firsts for i in range(spare)}
+    kept = {role: [each for i, each in enumerate(values) if i not in gone] for role, values in weights.items()}
+    policies = deployment.policies
+    if kept:
+        route = {**policies.params["route"], "weights": kept}
+        policies = msgspec.structs.replace(policies, params={**policies.params, "route": route})
+    return msgspec.structs.replace(deployment, pools=pools, policies=policies)
+
+
 class Evaluator:
     """Answers for one deployment after another; the same answer in whatever process and order."""
 
@@ -108,26 +126,28 @@ class Evaluator:
             KeyboardInterrupt: while it simulated.
         """
         deployment, slo = job.deployment, self.question.aimed_slo
+        left = without(deployment, self.question.spare)
         loads = [self.load(job.requests, seed, job.longer) for seed in job.seeds or (None,)]
         load = loads[0]
         tables = tuple(stretched(compiled(pool.replica), job.steps) for pool in deployment.pools)
         lengths = load.lengths
-        hope = reach(deployment, tables, lengths, slo)
+        hope = reach(left, tables, lengths, slo)
         if job.alone:
-            missed = try_rate(deployment, tables, load, slo, _idle_place(hope, load))
+            missed = try_rate(left, tables, load, slo, _idle_place(hope, load))
             return Outcome(Goodput(), None, *_binding(missed, slo), job.requests, 1)
         if not job.seeds and hope.attainment < slo.attainment:
             return _hopeless(hope, slo, job.requests)
         heard = [ask(deployment, each, slo, tables) for each in loads]
-        asked = pooled([each for each, _ in heard], slo)
-        trials = {0: asked}
+        trials = {0: pooled([each for each, _ in heard], slo)} if left is deployment else {}
 
         def trial(k: int) -> Trial:
             if k not in trials:
-                trials[k] = pooled([try_rate(deployment, tables, each, slo, k) for each in loads], slo)
+                trials[k] = pooled([try_rate(left, tables, each, slo, k) for each in loads], slo)
             return trials[k]
 
-        near = job.near_req_s or guess_rate(deployment, tables, lengths.sample(), slo)
+        asked = trial(0)
+
+        near = job.near_req_s or Guess(lengths, slo)(left, tables)
         start = _place(near, load)
         found = search(trial, start, _idle_place(hope, load), probit(slo.attainment, asked.measured))
         binding, worst_s, limit_s = _binding(found.missed, slo)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
 from headway.hardware import gpu
@@ -14,7 +16,11 @@ from headway.units import format_rate, format_seconds
 
 __all__ = ["nothing_fits", "reason", "so_far", "too_much", "too_tight", "verdict"]
 
-_NAMES: dict[Binding, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+_NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+_UNITS = {
+    "energy": "J per output token", "carbon": "g CO2 per million output tokens", "goodput": "req/s per GPU",
+    "rate": "req/s of goodput",
+}  # fmt: skip
 
 
 def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> str:
@@ -48,7 +54,7 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     seeds = best.outcome.seeds
     runs = f" on {len(seeds)} seeds that had no part in the choice" if seeds else ""
     text = (
-        f"{best.deployment.name}: {best.deployment.gpus} {question.gpu}{cost}. At {format_rate(rate_req_s)} "
+        f"{best.deployment.name}: {_gpus(best)}{cost}. At {format_rate(rate_req_s)} "
         f"{asked.attainment:.1%} of requests meet the SLO{_less(question)}{runs} ({interval}; target "
         f"{question.slo.attainment:.0%}); it serves up to {format_rate(goodput)}."
     )
@@ -59,6 +65,14 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     if asked.attainment_low < question.slo.attainment:
         text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."
     return text
+
+
+def _gpus(entry: Entry) -> str:
+    """How many GPUs it has of each kind."""
+    counts: Counter[str] = Counter()
+    for pool in entry.deployment.pools:
+        counts[pool.replica.gpu] += pool.count * pool.replica.gpus
+    return " and ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
 def _less(question: Question) -> str:
@@ -87,7 +101,7 @@ def too_much(entry: Entry, question: Question, rate_req_s: float, more: Remedy) 
             "meet the SLO"
         )
     return (
-        f"No plan on {question.gpus} {question.gpu} serves {format_rate(rate_req_s)}: the nearest, "
+        f"No plan on {question.gpu_words} serves {format_rate(rate_req_s)}: the nearest, "
         f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. {would}{_larger(question)}."
     )
 
@@ -104,8 +118,11 @@ def so_far(entry: Entry, tried: int, candidates: int, rate_req_s: float) -> str:
 
 def _larger(question: Question) -> str:
     """The replicas that may do with fewer GPUs, but that the question's GPUs could not hold."""
-    degrees = question.tp or tp_degrees(model(question.model), gpu(question.gpu))
-    larger = [tp for tp in degrees if tp > question.gpus and tp & (tp - 1) == 0]
+    spec, stock = model(question.model), question.stock
+    most = max(stock.values())
+    degrees = question.tp or sorted({tp for kind in stock for tp in tp_degrees(spec, gpu(kind))})
+    degrees = [tp for tp in degrees if question.max_tp is None or tp <= question.max_tp]
+    larger = [tp for tp in degrees if tp > most and tp & (tp - 1) == 0]
     return f"; replicas of tp {' or '.join(map(str, larger))} were not tried and may need fewer" if larger else ""
 
 
@@ -125,9 +142,9 @@ def too_tight(entry: Entry, question: Question) -> str:
     outcome, target = entry.outcome, question.slo.attainment
     who = f"the nearest, {entry.deployment.name},"
     if outcome.binding not in _NAMES:
-        return f"No plan on {question.gpus} {question.gpu} works: in {who} {_breaks(entry)}."
+        return f"No plan on {question.gpu_words} works: in {who} {_breaks(entry)}."
     name, limit, takes = _NAMES[outcome.binding], format_seconds(outcome.limit_s), format_seconds(outcome.worst_s)
-    start = f"No plan on {question.gpus} {question.gpu} meets the SLO at any rate:"
+    start = f"No plan on {question.gpu_words} meets the SLO at any rate:"
     if outcome.worst_s <= outcome.limit_s:
         return f"{start} {who} keeps each limit for {target:.0%} of requests, but not all at once; {name} is tightest."
     share, less = 1.0, ""
@@ -142,7 +159,7 @@ def too_tight(entry: Entry, question: Question) -> str:
 
 def nothing_fits(refusal: DoesNotFit | None, question: Question) -> str:
     """Return the answer when no replica fits its GPUs; `refusal` lacks the least."""
-    start = f"No plan on {question.gpus} {question.gpu} fits the model"
+    start = f"No plan on {question.gpu_words} fits the model"
     return f"{start}: {refusal}." if refusal else f"{start}."
 
 
@@ -161,8 +178,12 @@ def _breaks(entry: Entry) -> str:
 
 
 def _value(entry: Entry, question: Question) -> str:
-    if question.objective == "energy":
-        return f"{entry.joules:.3g} J per output token"
-    if question.objective == "goodput":
-        return f"{entry.goodput_per_gpu:.3g} req/s per GPU"
-    return f"{entry.deployment.gpus} GPUs" if entry.usd_per_hour is None else f"${entry.usd_per_hour:.2f} per hour"
+    objective = question.known(question.objective)
+    value = entry.measure(objective)
+    if objective == "cost":
+        return f"${value:.2f} per hour"
+    if objective == "gpus":
+        return f"{entry.deployment.gpus} GPUs"
+    if objective in ("ttft", "tpot"):
+        return f"{format_seconds(value)} of {_NAMES[objective]} at the 90th percentile"
+    return f"{abs(value):.3g} {_UNITS[objective]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from headway.plan.evaluate import Outcome
@@ -31,16 +32,14 @@ class Entry(NamedTuple):
         return None if each is None else each * self.deployment.gpus
 
     @property
-    def price(self) -> float:
-        """Dollars per hour, or the number of GPUs where there is no price."""
-        usd = self.usd_per_hour
-        return self.deployment.gpus if usd is None else usd
-
-    @property
     def joules(self) -> float:
         """Joules per output token at the asked rate; infinite where unknown."""
-        joules = self.outcome.asked.joules_per_output_token if self.outcome.asked else None
-        return math.inf if joules is None else joules
+        return self._asked("joules_per_output_token")
+
+    def _asked(self, *names: str) -> float:
+        """The sum of what is known of these figures at the asked rate; infinite where the first is not."""
+        values = [getattr(self.outcome.asked, name, None) for name in names]
+        return math.inf if values[0] is None else sum(value for value in values if value is not None)
 
     @property
     def miss(self) -> float:
@@ -48,8 +47,22 @@ class Entry(NamedTuple):
         return self.outcome.worst_s / self.outcome.limit_s if self.outcome.limit_s else math.inf
 
     def measure(self, objective: Objective) -> float:
-        """What the objective wants small."""
-        return {"cost": self.price, "energy": self.joules, "goodput": -self.goodput_per_gpu}[objective]
+        """What the objective wants small: `MEASURES` has the words and units."""
+        return MEASURES[objective](self)
+
+
+MEASURES: dict[Objective, Callable[[Entry], float]] = {
+    "cost": lambda entry: math.inf if entry.usd_per_hour is None else entry.usd_per_hour,
+    "gpus": lambda entry: entry.deployment.gpus,
+    "energy": lambda entry: entry.joules,
+    "carbon": lambda entry: entry._asked(
+        "carbon_g_per_million_output_tokens", "embodied_g_per_million_output_tokens"
+    ),
+    "goodput": lambda entry: -entry.goodput_per_gpu,
+    "rate": lambda entry: -entry.outcome.goodput.req_s,
+    "ttft": lambda entry: entry._asked("ttft_p90_s"),
+    "tpot": lambda entry: entry._asked("tpot_p90_s"),
+}
 
 
 def rank(entries: list[Entry], objective: Objective) -> list[Entry]:
@@ -68,15 +81,15 @@ def rank(entries: list[Entry], objective: Objective) -> list[Entry]:
     return sorted(entries, key=key)
 
 
-def front(entries: list[Entry]) -> list[Entry]:
-    """Return the entries that no other beats: none is as good in price, joules and goodput per GPU, and better in one.
+def front(entries: list[Entry], objectives: tuple[Objective, ...]) -> list[Entry]:
+    """Return the entries that no other beats: none is as good in all objectives, and better in one.
 
     Only entries that meet the SLO are compared; if there are none, all that serve anything.
     """
     field = [entry for entry in entries if entry.meets] or [e for e in entries if e.outcome.goodput.req_s > 0]
-    points = [(entry.price, entry.joules, -entry.goodput_per_gpu) for entry in field]
-
-    def beaten(point: tuple[float, float, float]) -> bool:
-        return any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points)
-
-    return [entry for entry, point in zip(field, points, strict=True) if not beaten(point)]
+    points = [tuple(entry.measure(objective) for objective in objectives) for entry in field]
+    unbeaten: list[tuple[float, ...]] = []
+    for point in sorted(set(points)):  # who beats another comes before it
+        if not any(all(a <= b for a, b in zip(other, point, strict=True)) for other in unbeaten):
+            unbeaten.append(point)
+    return [entry for entry, point in zip(field, points, strict=True) if point in set(unbeaten)]

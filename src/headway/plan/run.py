@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from headway.cost import Replica
 from headway.errors import BadInput
 from headway.plan import explain
 from headway.plan.answer import Binding, Candidate, Plan
+from headway.plan.bounds import Guess
 from headway.plan.contest import Contest
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.question import Question, default_requests
-from headway.plan.ranking import Entry, front
+from headway.plan.ranking import Entry
 from headway.plan.remedy import Remedy, remedy
+from headway.plan.screen import screen
 from headway.plan.space import Space, enumerate_space
-from headway.plan.trial import STEP
+from headway.plan.trial import STEP, Load
 from headway.plan.workers import Workers
-from headway.sim import CtrlC
+from headway.sim import CtrlC, Deployment, Pool
+from headway.sim.run import compiled
 from headway.specs import to_mapping
 from headway.workload import Workload, workload
 from headway.workload.arrivals import Replay
@@ -58,8 +63,11 @@ def plan(
         source = made or workload(question.workload)
         rate_req_s = _rate(question, source)
         requests = _requests(question, source, rate_req_s, made is not None)
-        space = enumerate_space(question)
-        contest = Contest(question, rate_req_s, requests, space.options, _seeds(question, source))
+        lengths = Load(source, requests, rate_req_s, question.seed).lengths
+        guess = Guess(lengths, question.aimed_slo)
+        space = enumerate_space(question, lambda replica: _alone(replica, guess))
+        screened = screen(space.options, guess, lengths, question, rate_req_s)
+        contest = Contest(question, rate_req_s, requests, space.options, screened, _seeds(question, source))
         crew: Workers[Job, Outcome] = Workers(Evaluator, (question, source, rate_req_s), workers)
         finite = made is not None or source.spec.trace is not None
         more = partial(remedy, contest, source, source.requests if finite else None)
@@ -67,11 +75,17 @@ def plan(
         return _answer(contest, space, beyond, interrupted, started_s)
 
 
+def _alone(replica: Replica, guess: Guess) -> float:
+    """What one replica would serve by itself."""
+    return guess(Deployment(pools=(Pool(replica=replica),)), (compiled(replica),))
+
+
 def _answer(contest: Contest, space: Space, beyond: Remedy | None, interrupted: bool, started_s: float) -> Plan:
     ranked, question, rate_req_s, requests = contest.ranked(), contest.question, contest.rate_req_s, contest.long
     verdict = _verdict(contest, ranked, space, beyond, interrupted)
-    candidates = [_candidate(entry, ranked[0], question, rate_req_s) for entry in ranked]
-    sure = doubt(ranked, question, rate_req_s)
+    candidates = [_candidate(entry, ranked[0], contest) for entry in ranked]
+    sure = doubt(ranked, contest.objective, rate_req_s)
+    discarded = Counter(space.discarded) + Counter(each.reason for each in contest.screened.values())
     message = " ".join(filter(None, (verdict.message, sure.words)))
     return Plan(
         question=question,
@@ -83,11 +97,11 @@ def _answer(contest: Contest, space: Space, beyond: Remedy | None, interrupted: 
         interrupted=interrupted,
         enumerated=len(space.options) + sum(space.discarded.values()),
         evaluated=len(candidates),
-        discarded=space.discarded,
+        discarded=dict(discarded),
         tolerance=STEP - 1,
         seconds=time.perf_counter() - started_s,
         best=candidates[0] if verdict.feasible else None,
-        front=[entry.deployment.name for entry in front(ranked)],
+        front=[entry.deployment.name for entry in contest.front(ranked)],
         ranked=candidates,
         long_runs=sum(candidate.requests == requests for candidate in candidates),
         confirmed=sum(candidate.confirmed for candidate in candidates),
@@ -159,7 +173,7 @@ def _verdict(
     if best.meets:
         return _Verdict(True, None, explain.verdict(best, question, rate_req_s))
     if interrupted:
-        return _Verdict(False, None, explain.so_far(best, len(ranked), len(space.options), rate_req_s))
+        return _Verdict(False, None, explain.so_far(best, len(ranked), len(space.options) - len(contest.screened), rate_req_s))
     if beyond is not None:
         return _Verdict(False, "rate", explain.too_much(best, question, rate_req_s, beyond))
     return _Verdict(False, best.outcome.binding, explain.too_tight(best, question))
@@ -168,7 +182,8 @@ def _verdict(
 _UNKNOWN = Asked(None, None, None, None, None, None, None, False)
 
 
-def _candidate(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> Candidate:
+def _candidate(entry: Entry, best: Entry, contest: Contest) -> Candidate:
+    question, rate_req_s = contest.question, contest.rate_req_s
     outcome, deployment = entry.outcome, entry.deployment
     asked, goodput = outcome.asked or _UNKNOWN, outcome.goodput
     return Candidate(

@@ -165,10 +165,9 @@ class _Kind(NamedTuple):
         like = like or not _has(gpu(self.gpu), other.weights)
         return self.gpu != other.gpu and like and (self.kv, self.throttle) == (other.kv, other.throttle)
 
-    def fitting(self, shapes: list[Shape]) -> list[Shape]:
+    def fitting(self, shapes: list[Shape], budget_tokens: int) -> list[Shape]:
         """Those of the shapes whose replicas fit: only they are combined with another kind of GPU."""
-        smallest = min(self.question.budget_tokens)
-        return [shape for shape in shapes if self.fits.try_(self.replica(shape, smallest))]
+        return [shape for shape in shapes if self.fits.try_(self.replica(shape, budget_tokens))]
 
     def name(self, pools: str) -> str:
         named = "" if isinstance(self.question.gpu, str) else f" {self.gpu}"
@@ -185,7 +184,7 @@ def _alone(kind: _Kind) -> Iterator[Deployment]:
 def _mixed(kind: _Kind) -> Iterator[Deployment]:
     for budget, shape in product(kind.question.budget_tokens, kind.mixed()):
         replica = kind.replica(shape, budget)
-        for count in _counts(kind.most // shape.gpus):
+        for count in _counts(kind.question, kind.most // shape.gpus):
             name = f"{kind.name(f'{count}x {shape}')} b{budget}"
             yield _deployment(kind.question, name, Pool(count=count, replica=replica))
 
@@ -193,8 +192,8 @@ def _mixed(kind: _Kind) -> Iterator[Deployment]:
 def _split(kind: _Kind) -> Iterator[Deployment]:
     for before, after in product(kind.split(), repeat=2):
         prefill, decode = _roles(kind, before, kind, after)
-        for first in _counts((kind.most - after.gpus) // before.gpus):
-            for second in _counts((kind.most - first * before.gpus) // after.gpus):
+        for first in _counts(kind.question, (kind.most - after.gpus) // before.gpus):
+            for second in _counts(kind.question, (kind.most - first * before.gpus) // after.gpus):
                 name = kind.name(f"{first}P {before} + {second}D {after}")
                 yield _deployment(kind.question, name, _of(prefill, first), _of(decode, second))
 
@@ -203,7 +202,8 @@ def _together(one: _Kind, other: _Kind, weigh: Callable[[Replica], float]) -> It
     """Two kinds of GPU: side by side, or prompts on the one and tokens on the other."""
     question = one.question
     if "split" in question.layouts:
-        for before, after in product(one.fitting(one.split()), other.fitting(other.split())):
+        large, small = max(question.budget_tokens), min(question.budget_tokens)
+        for before, after in product(one.fitting(one.split(), large), other.fitting(other.split(), small)):
             prefill, decode = _roles(one, before, other, after)
             for first, second in _both_counts(one, before, other, after):
                 name = f"{one.name(f'{first}P {before}')} + {other.name(f'{second}D {after}')}"
@@ -211,15 +211,15 @@ def _together(one: _Kind, other: _Kind, weigh: Callable[[Replica], float]) -> It
     kinds = list(question.stock)
     if "mixed" not in question.layouts or kinds.index(one.gpu) > kinds.index(other.gpu):
         return  # side by side there is no order
-    shapes = product(one.fitting(one.mixed()), other.fitting(other.mixed()), question.budget_tokens)
-    for left, right, budget in shapes:
-        pools = Pool(replica=one.replica(left, budget)), Pool(replica=other.replica(right, budget))
-        rates = [weigh(pool.replica) for pool in pools]
-        weights = [float(f"{rate / min(rates):.2g}") for rate in rates]
-        for first, second in _both_counts(one, left, other, right):
-            name = f"{one.name(f'{first}x {left}')} + {other.name(f'{second}x {right}')} b{budget}"
-            made = _deployment(question, name, _of(pools[0], first), _of(pools[1], second))
-            yield _routed(made, weights)
+    for budget in question.budget_tokens:
+        for left, right in product(one.fitting(one.mixed(), budget), other.fitting(other.mixed(), budget)):
+            pools = Pool(replica=one.replica(left, budget)), Pool(replica=other.replica(right, budget))
+            rates = [weigh(pool.replica) for pool in pools]
+            weights = [float(f"{rate / min(rates):.2g}") for rate in rates]
+            for first, second in _both_counts(one, left, other, right):
+                name = f"{one.name(f'{first}x {left}')} + {other.name(f'{second}x {right}')} b{budget}"
+                made = _deployment(question, name, _of(pools[0], first), _of(pools[1], second))
+                yield _routed(made, weights)
 
 
 def _roles(one: _Kind, before: Shape, other: _Kind, after: Shape) -> tuple[Pool, Pool]:
@@ -236,8 +236,8 @@ def _of(pool: Pool, count: int) -> Pool:
 def _both_counts(one: _Kind, left: Shape, other: _Kind, right: Shape) -> Iterator[tuple[int, int]]:
     """Replicas of both, within what there is of each and of all."""
     total = one.question.most
-    for first in _counts(min(one.most, total - right.gpus) // left.gpus):
-        for second in _counts(min(other.most, total - first * left.gpus) // right.gpus):
+    for first in _counts(one.question, min(one.most, total - right.gpus) // left.gpus):
+        for second in _counts(one.question, min(other.most, total - first * left.gpus) // right.gpus):
             yield first, second
 
 
@@ -264,12 +264,15 @@ def _routed(deployment: Deployment, weights: list[float]) -> Deployment:
     return msgspec.structs.replace(deployment, policies=routed)
 
 
-def _counts(most: int) -> list[int]:
-    """How many replicas a pool may have: all numbers to 16, then to an eighth, and the most there can be."""
+def _counts(question: Question, most: int) -> list[int]:
+    """How many replicas a pool may have: all numbers to 16, then to an eighth, and the most there can be.
+
+    More than may be down.
+    """
     counts = list(range(1, min(most, _EVERY_COUNT) + 1))
     while counts and counts[-1] < most:
         counts.append(min(most, counts[-1] + max(1, counts[-1] // 8)))
-    return counts
+    return [count for count in counts if count > question.spare]
 
 
 def _kinds(question: Question, fits: _Fits) -> list[_Kind]:

@@ -35,7 +35,7 @@ def plan_html(plan: Plan) -> str:
         verdict = f"interrupted after {w.counted(plan.evaluated, 'deployment')}: what is known so far"
     page = Page(
         kind="plan",
-        title=f"Headway plan: {plan.question.model} on {plan.question.gpu}",
+        title=f"Headway plan: {plan.question.model} on {' and '.join(plan.question.stock)}",
         sentence=w.unbroken(w.plan_sentence(plan)),
         lead=w.unbroken(plan.message) if plan.best else "",
         verdict=verdict,

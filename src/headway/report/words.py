@@ -15,12 +15,18 @@ from headway.specs import from_mapping
 from headway.units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:
-    from headway.plan import Plan
+    from headway.plan import Plan, Question
 
 NONE = "-"
 BREAKS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "memory": "memory", "rate": "the rate"}
-OBJECTIVES = {"cost": "dollars per hour", "energy": "joules per output token", "goodput": "goodput per GPU"}
-DISCARDED = {"memory": "do not fit into memory"}
+OBJECTIVES = {
+    "cost": "dollars per hour", "gpus": "GPUs", "energy": "joules per output token", "carbon": "CO2 per output token",
+    "goodput": "goodput per GPU", "rate": "goodput", "ttft": "TTFT, p90", "tpot": "TPOT, p90",
+}  # fmt: skip
+DISCARDED = {
+    "memory": "do not fit into memory", "budget": "cost more than allowed", "rate": "proven unable to serve the rate",
+    "estimate": "estimated to be far behind",
+}  # fmt: skip
 
 
 def certainty(kind: str) -> str:
@@ -217,13 +223,23 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
         runs.append(f"{plan.confirmed:,} confirmed on further seeds")
     rows = [
         ("Model", question.model),
-        ("GPUs", f"up to {question.gpus} {question.gpu}"),
+        ("GPUs", f"up to {question.gpu_words}{_constraints(question)}"),
         ("Workload", f"{named} at {format_rate(plan.rate_req_s)}; seed {question.seed}"),
         ("SLO", slo),
-        ("Ranked by", OBJECTIVES[question.objective]),
+        ("Ranked by", OBJECTIVES[question.known(question.objective)]),
         ("Tried", "; ".join([tried, *left, *runs])),
     ]
     return [*rows, ("Outcome", outcome_words(plan))] if plan.ranked else rows
+
+
+def _constraints(question: Question) -> str:
+    """What the question allows, besides the GPUs there are."""
+    said = (
+        question.max_usd_per_hour is not None and f"{usd(question.max_usd_per_hour)} per hour at most",
+        question.max_tp is not None and f"tp {question.max_tp} at most",
+        question.spare > 0 and f"the SLO met with {counted(question.spare, 'replica')} of every pool down",
+    )
+    return "".join(f"; {each}" for each in said if each)
 
 
 def outcome_words(plan: Plan) -> str:

@@ -1,0 +1,68 @@
+"""Which candidates need no simulation: those that a bound proves unable, and those whose estimate is far behind."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from headway.plan.bounds import Guess, Lengths, overloaded
+from headway.plan.evaluate import without
+from headway.plan.question import Question
+from headway.plan.space import Option
+from headway.sim.run import compiled
+
+__all__ = ["BEHIND", "Screened", "screen"]
+
+BEHIND = 0.5  # of the rate: estimates are 0.6 to 1.6 times what simulation finds
+_MOST = 1_000  # candidates simulated of a large space, the first of each order in turn
+_WIDE = ("rate", "ttft", "tpot")  # objectives that want more GPUs than the rate needs
+
+
+class Screened(NamedTuple):
+    """Why a candidate is not simulated, and the rate that it is estimated to serve."""
+
+    reason: str
+    guess: float
+
+
+class _Estimate(NamedTuple):
+    place: int
+    gpus: int
+    price: float
+    guess: float
+
+
+def screen(
+    options: list[Option], guess: Guess, lengths: Lengths, question: Question, rate_req_s: float
+) -> dict[int, Screened]:
+    """Return the candidates not to be simulated while any other meets the SLO, by place.
+
+    "rate": proven to miss the SLO at the asked rate, so it cannot win. "estimate": estimated to serve less than half of
+    the rate, or in a large space behind the first thousand in price for what it serves, in goodput per GPU and,
+    where the objective wants more GPUs than the rate needs, in goodput.
+    """
+    out, able = {}, []
+    for place, option in enumerate(options):
+        left = without(option.deployment, question.spare)
+        tables = tuple(compiled(pool.replica) for pool in left.pools)
+        gpus, usd = option.deployment.gpus, option.deployment.priced().usd_per_gpu_hour
+        price = gpus * (usd if usd is not None and not question.unpriced else 1.0)
+        one = _Estimate(place, gpus, price, guess(left, tables))
+        if overloaded(left, tables, lengths, question.aimed_slo):
+            out[place] = Screened("rate", one.guess)
+        elif one.guess < BEHIND * rate_req_s:
+            out[place] = Screened("estimate", one.guess)
+        else:
+            able.append(one)
+    first = {each.place for each in (able if len(able) <= _MOST else _first(able, question, rate_req_s))}
+    return out | {each.place: Screened("estimate", each.guess) for each in able if each.place not in first}
+
+
+def _first(able: list[_Estimate], question: Question, rate_req_s: float) -> list[_Estimate]:
+    """The first of every order that matters, `_MOST` in all or a few less."""
+    orders = [
+        sorted(able, key=lambda each: (each.price / min(1.0, each.guess / rate_req_s), each.place)),
+        sorted(able, key=lambda each: (-each.guess / each.gpus, each.place)),
+    ]
+    if question.objective in _WIDE or not set(_WIDE).isdisjoint(question.front):
+        orders.append(sorted(able, key=lambda each: (-each.guess, each.place)))
+    return [each for order in orders for each in order[: _MOST // len(orders)]]
