@@ -150,8 +150,8 @@ class Plan(Spec, frozen=True, kw_only=True):
         discarded: candidates by the reason they were not evaluated for.
         tolerance: relative width of the bracket around each goodput.
         best: the first of `ranked` when the plan is feasible.
-        front: names of the candidates no other beats in dollars (or GPUs where there is no price), joules per token
-            and goodput per GPU at once; of those that meet the SLO if any does.
+        front: names of the candidates no other beats in all objectives of the question's `front` at once; of those
+            that meet the SLO if any does.
         ranked: all evaluated candidates, the best first.
         long_runs, confirmed: how many of these rest on runs of `requests`, and how many on further seeds.
         uncertainty: the cost model's own error in the figures of the first of `ranked`, as factors.
@@ -159,6 +159,8 @@ class Plan(Spec, frozen=True, kw_only=True):
         ratio_error: how far the ratio of two candidates may be off, in 90 % of cases: less than each of them, as
             errors of one model and GPU are alike.
         ties: names of candidates that the cost model's error does not tell from `best`.
+        undecided: names of candidates that would be before `best`, but that all seeds spent on them leave in doubt
+            whether they meet the SLO.
     """
 
     schema: str = SCHEMA
@@ -183,6 +185,7 @@ class Plan(Spec, frozen=True, kw_only=True):
     sensitivity: Sensitivity | None = None
     ratio_error: float | None = None
     ties: list[str] = msgspec.field(default_factory=list)
+    undecided: list[str] = msgspec.field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return every field as builtins in the order of the schema, nulls included."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from headway.plan.evaluate import Job, Outcome
 from headway.plan.question import Question
-from headway.plan.ranking import Entry, front, rank
+from headway.plan.ranking import Entry, front, rank, undecided
 from headway.plan.screen import BEHIND, Screened
 from headway.plan.space import Option
 
@@ -17,6 +17,7 @@ _RUNGS = ((16, 0), (4, 128), (1, 32))  # a share of the long run's requests, and
 _SHORT_MIN = 500  # requests, enough to see a tenth missing
 _LEADERS = 3  # so many of those that meet the SLO rest on further seeds, and all of the front
 _DOUBT = 0.1  # nearer than this to the asked rate, short runs do not tell whether it is met
+_SEEDS_MOST = 24  # then those whose interval holds the target are said to be undecided
 _NEAREST = 8  # where nothing works, so many at a time are simulated to find what comes nearest
 _RECALLED = 500  # so many at a time of those screened out, where nothing else meets the SLO
 _HOPE, _HOPE_REQUESTS = 0.15, 1_000  # by which share short runs may underrate a goodput: two standard deviations
@@ -37,7 +38,8 @@ class Contest:
         self.seeds = seeds
         self.question, self.rate_req_s, self.options, self.screened = question, rate_req_s, options, screened
         self.long = requests
-        self.rungs = [(min(requests, max(_SHORT_MIN, requests // share)), most) for share, most in _RUNGS]
+        rungs = ((1, len(options)),) if question.exhaustive else _RUNGS
+        self.rungs = [(min(requests, max(_SHORT_MIN, requests // share)), most) for share, most in rungs]
         self.objective = question.known(question.objective)
         self.outcomes: dict[int, Outcome] = {}
         self.planned = self.done = 0
@@ -45,7 +47,8 @@ class Contest:
 
     def jobs(self) -> list[Job]:
         """Return what is to be done next; nothing when those in front rest on long runs and are confirmed."""
-        jobs = self._first() or self._refined() or self._recalled() or self._confirmed() or self._nearest()
+        jobs = self._first() or self._refined() or self._recalled() or self._confirmed() or self._settled()
+        jobs = jobs or self._nearest()
         self.planned += len(jobs)
         return jobs
 
@@ -102,6 +105,20 @@ class Contest:
             for i in sorted(self.outcomes)
             if self.options[i].name in names
         ]
+
+    def _settled(self) -> list[Job]:
+        """Twice as many seeds for those that would win and whose interval still holds the target."""
+        entries = undecided(self.ranked(), self.objective, self.question.slo.attainment)
+        more = {e.deployment.name: 2 * len(e.outcome.seeds) for e in entries if 2 * len(e.outcome.seeds) <= _SEEDS_MOST}
+        return [
+            Job(i, option.deployment, self.long, self.outcomes[i].goodput.req_s, seeds=self._seeds(more[option.name]))
+            for i, option in enumerate(self.options)
+            if option.name in more
+        ]
+
+    def _seeds(self, count: int) -> tuple[int, ...]:
+        first = self.seeds[0]
+        return tuple(range(first, first + count))
 
     def _nearest(self) -> list[Job]:
         """Runs that tell what comes nearest where no rate meets the SLO.

@@ -14,7 +14,7 @@ from headway.plan.ranking import Entry
 from headway.plan.remedy import Remedy
 from headway.units import format_rate, format_seconds
 
-__all__ = ["nothing_fits", "reason", "so_far", "too_much", "too_tight", "verdict"]
+__all__ = ["nothing_fits", "reason", "so_far", "too_much", "too_tight", "undecided_words", "unpriced", "verdict"]
 
 _NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
 _UNITS = {
@@ -56,7 +56,7 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     text = (
         f"{best.deployment.name}: {_gpus(best)}{cost}. At {format_rate(rate_req_s)} "
         f"{asked.attainment:.1%} of requests meet the SLO{_less(question)}{runs} ({interval}; target "
-        f"{question.slo.attainment:.0%}); it serves up to {format_rate(goodput)}."
+        f"{question.slo.attainment:.0%}); {_left(question)}it serves up to {format_rate(goodput)}."
     )
     again = f"{seeds[0]} to {seeds[-1]}" if seeds else f"{question.seed}"
     those = "these runs, one each" if seeds else "this run"
@@ -65,6 +65,12 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     if asked.attainment_low < question.slo.attainment:
         text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."
     return text
+
+
+def _left(question: Question) -> str:
+    """What is down when it is asked whether the SLO is met."""
+    down = f"{question.spare} replica{'s' if question.spare > 1 else ''}"
+    return f"with {down} of every pool down " if question.spare else ""
 
 
 def _gpus(entry: Entry) -> str:
@@ -104,6 +110,31 @@ def too_much(entry: Entry, question: Question, rate_req_s: float, more: Remedy) 
         f"No plan on {question.gpu_words} serves {format_rate(rate_req_s)}: the nearest, "
         f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. {would}{_larger(question)}."
     )
+
+
+def undecided_words(entries: list[Entry]) -> str:
+    """Return who may be better yet, where simulation does not tell."""
+    if not entries:
+        return ""
+    first = entries[0]
+    asked = first.outcome.asked
+    assert asked is not None and asked.attainment_low is not None and asked.attainment_high is not None
+    more = f" and {len(entries) - 1} more" if len(entries) > 1 else ""
+    return (
+        f"Tied with it by what simulation tells: {first.deployment.name}{more}, which would be better, and meets the SLO "
+        f"for {asked.attainment_low:.1%} to {asked.attainment_high:.1%} on {len(first.outcome.seeds)} seeds."
+    )
+
+
+def unpriced(question: Question) -> str:
+    """Return that GPUs stand for a cost that is not known, and what to do about it."""
+    if question.known(question.objective) == question.objective and "cost" not in question.front:
+        return ""
+    kinds = question.unpriced
+    if not kinds:
+        return ""
+    each = ",".join(f"{kind}=USD" for kind in kinds)
+    return f"No price of {' and '.join(kinds)} is known, so GPUs stand for cost: --price {each} gives it."
 
 
 def so_far(entry: Entry, tried: int, candidates: int, rate_req_s: float) -> str:

@@ -56,6 +56,7 @@ class Question(Spec, frozen=True, kw_only=True):
             left alone. None leaves it alone.
         layouts: "mixed" replicas, or prefill and decode "split" over two pools.
         engine: every other engine setting.
+        exhaustive: simulate every candidate at length, to check the search by.
         margin: share by which the limits on the time per token (TPOT, ITL) are taken tighter than `slo` has them, as a
             prediction may be off: a larger one costs more than it saves (docs/accuracy.md, "How sure").
         calibration: what own measurements change in the step law of the GPU and the engine.
@@ -78,6 +79,7 @@ class Question(Spec, frozen=True, kw_only=True):
     max_usd_per_hour: float | None = None
     max_tp: int | None = None
     spare: int = 0
+    exhaustive: bool = False
     seed: int = 0
     requests: int | None = None
     tp: tuple[int, ...] | None = None

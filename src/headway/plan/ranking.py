@@ -10,7 +10,7 @@ from headway.plan.evaluate import Outcome
 from headway.plan.question import Objective
 from headway.sim import Deployment
 
-__all__ = ["Entry", "front", "rank"]
+__all__ = ["Entry", "front", "rank", "undecided"]
 
 
 class Entry(NamedTuple):
@@ -93,3 +93,15 @@ def front(entries: list[Entry], objectives: tuple[Objective, ...]) -> list[Entry
         if not any(all(a <= b for a, b in zip(other, point, strict=True)) for other in unbeaten):
             unbeaten.append(point)
     return [entry for entry, point in zip(field, points, strict=True) if point in set(unbeaten)]
+
+
+def undecided(ranked: list[Entry], objective: Objective, target: float) -> list[Entry]:
+    """Return those that would be first, but whose interval on several seeds does not tell whether they meet the SLO."""
+    best = ranked[0].measure(objective) if ranked and ranked[0].meets else math.inf
+
+    def open_yet(entry: Entry) -> bool:
+        high = entry.outcome.asked.attainment_high if entry.outcome.asked else None
+        in_doubt = not entry.meets and bool(entry.outcome.seeds) and high is not None and high >= target
+        return in_doubt and entry.measure(objective) < best
+
+    return [entry for entry in ranked if open_yet(entry)]

@@ -17,7 +17,7 @@ from headway.plan.contest import Contest
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.question import Question, default_requests
-from headway.plan.ranking import Entry
+from headway.plan.ranking import Entry, undecided
 from headway.plan.remedy import Remedy, remedy
 from headway.plan.screen import screen
 from headway.plan.space import Space, enumerate_space
@@ -66,7 +66,8 @@ def plan(
         lengths = Load(source, requests, rate_req_s, question.seed).lengths
         guess = Guess(lengths, question.aimed_slo)
         space = enumerate_space(question, lambda replica: _alone(replica, guess))
-        screened = screen(space.options, guess, lengths, question, rate_req_s)
+        every = question.exhaustive
+        screened = {} if every else screen(space.options, guess, lengths, question, rate_req_s)
         contest = Contest(question, rate_req_s, requests, space.options, screened, _seeds(question, source))
         crew: Workers[Job, Outcome] = Workers(Evaluator, (question, source, rate_req_s), workers)
         finite = made is not None or source.spec.trace is not None
@@ -86,7 +87,9 @@ def _answer(contest: Contest, space: Space, beyond: Remedy | None, interrupted: 
     candidates = [_candidate(entry, ranked[0], contest) for entry in ranked]
     sure = doubt(ranked, contest.objective, rate_req_s)
     discarded = Counter(space.discarded) + Counter(each.reason for each in contest.screened.values())
-    message = " ".join(filter(None, (verdict.message, sure.words)))
+    open_yet = undecided(ranked, contest.objective, question.slo.attainment)
+    told = verdict.message, explain.undecided_words(open_yet), explain.unpriced(question), sure.words
+    message = " ".join(filter(None, told))
     return Plan(
         question=question,
         rate_req_s=rate_req_s,
@@ -108,6 +111,7 @@ def _answer(contest: Contest, space: Space, beyond: Remedy | None, interrupted: 
         uncertainty=sure.error,
         ratio_error=sure.ratio if ranked else None,
         ties=sure.ties,
+        undecided=[entry.deployment.name for entry in open_yet],
     )
 
 
