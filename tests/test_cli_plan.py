@@ -131,7 +131,7 @@ def test_data_on_stdout_is_alone_there(asked):
 
 
 def test_top_chooses_the_rows_and_quiet_none(asked):
-    rows = [len(re.findall(r"x tp1 bf16/bf16", run(*ASK, "--top", top).stdout)) for top in ("1", "3")]
+    rows = [len(re.findall(r"^ \d+  \d+x tp1 bf16/bf16", run(*ASK, "--top", top).stdout, re.M)) for top in ("1", "3")]
     assert rows == [1, 3]
     quiet = run(*ASK, "--quiet")
     assert (quiet.stdout, quiet.stderr) == ("", "")

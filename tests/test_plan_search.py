@@ -16,7 +16,7 @@ from headway.errors import BadInput
 from headway.metrics import Slo
 from headway.metrics.attainment import wilson_interval
 from headway.plan import Question
-from headway.plan.bounds import Guess, Lengths, overloaded, reach
+from headway.plan.bounds import Guess, Lengths, reach
 from headway.plan.evaluate import Asked, Evaluator, Goodput, Job, Outcome
 from headway.plan.question import default_requests
 from headway.plan.ranking import Entry, front, rank
@@ -250,7 +250,7 @@ def test_the_front_holds_exactly_what_nobody_beats(points):
 
     for entry in field:
         mine = values(entry)
-        beaten = any(all(a <= b for a, b in zip(values(other), mine)) and values(other) != mine for other in field)
+        beaten = any(all(a <= b for a, b in zip(values(other), mine, strict=True)) and values(other) != mine for other in field)
         assert (entry in best) != beaten
     assert all(entry in field for entry in best)
 

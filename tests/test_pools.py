@@ -71,6 +71,30 @@ def test_a_fleet_of_unlike_gpus_counts_each_by_its_own_law():
     assert fast < slow / 2
 
 
+def test_unlike_replicas_get_requests_by_their_weight():
+    mixed = (Pool(count=2, replica=L4), Pool(count=1, replica=H100))
+    params = {"route": {"weights": {"mixed": [1.0, 1.0, 6.0]}}}
+    weighted = Policies(route="weighted-requests", params=params)
+    results = [
+        simulate(Deployment(pools=mixed, policies=policies), workload("chat", rate=40.0, requests=2000)).records[
+            "replica"
+        ]
+        for policies in (weighted, Policies(route="weighted-requests"), Policies())
+    ]
+    shares = [np.bincount(replica, minlength=3) / len(replica) for replica in results]
+    assert shares[0][2] > 0.7 > shares[1][2]
+    assert shares[0][0] == pytest.approx(shares[0][1], abs=0.05)
+    assert (results[1] == results[2]).all()  # without weights it is least-requests
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_weight_that_is_none_is_refused(weight):
+    params = {"route": {"weights": {"mixed": [1.0, weight]}}}
+    fleet = Deployment(pools=pools(("mixed", 2)), policies=Policies(route="weighted-requests", params=params))
+    with pytest.raises(BadInput, match=r"weights .* of mixed replicas: give numbers above 0"):
+        simulate(fleet, workload("chat", rate=1.0, requests=5))
+
+
 def test_a_fleet_reads_back_from_its_yaml(tmp_path):
     fleet = Deployment(pools=(Pool(count=2, replica=L4), Pool(count=1, replica=H100)))
     write_yaml(fleet, tmp_path / "fleet.yaml")

@@ -71,7 +71,9 @@ def ask_calibrated(question: Question, path: str | None, terminal: Terminal) -> 
     from headway.model import model
 
     if len(question.stock) > 1:
-        raise BadInput(f"--calibration {path} against --gpu {','.join(question.stock)}: it is of one GPU, plan for that")
+        raise BadInput(
+            f"--calibration {path} against --gpu {','.join(question.stock)}: it is of one GPU, plan for that"
+        )
     native = model(question.model).native_dtype
     weights = calibration.weights[0] if calibration.weights else native
     seen = Replica(model=question.model, gpu=next(iter(question.stock)), weights=weights, engine=question.engine)

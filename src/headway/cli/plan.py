@@ -170,3 +170,8 @@ def _print(terminal: Terminal, found: Plan, asked: o.Options) -> None:
         from headway.specs import write_yaml
 
         terminal.write(asked["yaml_to"], write_yaml(found.best.deployment))
+    if found.best is not None:
+        kept = asked["yaml_to"] or asked["json_to"]
+        file = kept if kept and kept != "-" else "plan.json"
+        first = "" if file == kept else f"--json {file} keeps the plan; "
+        terminal.note(f"{first}`headway export {file} --to vllm --out launch` writes the commands that start it")

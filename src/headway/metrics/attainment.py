@@ -32,7 +32,10 @@ BATCHES = 10  # of M/M/1 at load 0.9, 32,000 requests: 90 % of intervals cover t
 _BATCHED_FROM = 200  # requests; with fewer, batches of under ten say little of their spread
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 # The same of Student's t with 1 to 9 degrees of freedom (R. A. Fisher and F. Yates, *Statistical Tables*, table III).
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069,
+)  # fmt: skip
 
 Ints = NDArray[np.int64]
 
@@ -176,7 +179,7 @@ def group_interval(measured: Ints, good: Ints) -> tuple[float, float]:
     seeds, hardly do. Never narrower than the score interval, which is returned where there is but one group.
 
     Args:
-        measured: requests in each of up to 10 groups; empty groups are left out.
+        measured: requests in each of up to 24 groups; empty groups are left out.
         good: of these; both int64[groups], `measured` with at least one request.
 
     Source: batch means with Student's t (A. M. Law, *Simulation Modeling and Analysis*, section 9.5.3), groups of

@@ -8,7 +8,6 @@ from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
 from headway.hardware import gpu
 from headway.model import model
-from headway.plan.answer import Binding
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
 from headway.plan.remedy import Remedy
@@ -40,7 +39,8 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
         return f"best of those that meet the SLO: {mine}; {serves}"
     if mine == its:
         return f"meets the SLO at {mine} too, but {serves}"
-    return f"meets the SLO, but takes {mine} against {its}; {serves}"
+    verb = "gives" if question.objective in ("goodput", "rate") else "takes"
+    return f"meets the SLO, but {verb} {mine} against {its}; {serves}"
 
 
 def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
@@ -121,8 +121,8 @@ def undecided_words(entries: list[Entry]) -> str:
     assert asked is not None and asked.attainment_low is not None and asked.attainment_high is not None
     more = f" and {len(entries) - 1} more" if len(entries) > 1 else ""
     return (
-        f"Tied with it by what simulation tells: {first.deployment.name}{more}, which would be better, and meets the SLO "
-        f"for {asked.attainment_low:.1%} to {asked.attainment_high:.1%} on {len(first.outcome.seeds)} seeds."
+        f"Tied with it by what simulation tells: {first.deployment.name}{more}, which would be better, and meets the "
+        f"SLO for {asked.attainment_low:.1%} to {asked.attainment_high:.1%} on {len(first.outcome.seeds)} seeds."
     )
 
 

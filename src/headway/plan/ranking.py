@@ -55,9 +55,7 @@ MEASURES: dict[Objective, Callable[[Entry], float]] = {
     "cost": lambda entry: math.inf if entry.usd_per_hour is None else entry.usd_per_hour,
     "gpus": lambda entry: entry.deployment.gpus,
     "energy": lambda entry: entry.joules,
-    "carbon": lambda entry: entry._asked(
-        "carbon_g_per_million_output_tokens", "embodied_g_per_million_output_tokens"
-    ),
+    "carbon": lambda entry: entry._asked("carbon_g_per_million_output_tokens", "embodied_g_per_million_output_tokens"),
     "goodput": lambda entry: -entry.goodput_per_gpu,
     "rate": lambda entry: -entry.outcome.goodput.req_s,
     "ttft": lambda entry: entry._asked("ttft_p90_s"),

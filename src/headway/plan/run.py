@@ -165,9 +165,7 @@ class _Verdict(NamedTuple):
     message: str
 
 
-def _verdict(
-    contest: Contest, ranked: list[Entry], space: Space, beyond: Remedy | None, interrupted: bool
-) -> _Verdict:
+def _verdict(contest: Contest, ranked: list[Entry], space: Space, beyond: Remedy | None, interrupted: bool) -> _Verdict:
     question, rate_req_s = contest.question, contest.rate_req_s
     if not space.options:
         return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question))
@@ -177,7 +175,9 @@ def _verdict(
     if best.meets:
         return _Verdict(True, None, explain.verdict(best, question, rate_req_s))
     if interrupted:
-        return _Verdict(False, None, explain.so_far(best, len(ranked), len(space.options) - len(contest.screened), rate_req_s))
+        return _Verdict(
+            False, None, explain.so_far(best, len(ranked), len(space.options) - len(contest.screened), rate_req_s)
+        )
     if beyond is not None:
         return _Verdict(False, "rate", explain.too_much(best, question, rate_req_s, beyond))
     return _Verdict(False, best.outcome.binding, explain.too_tight(best, question))

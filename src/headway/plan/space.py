@@ -290,7 +290,8 @@ def _kinds(question: Question, fits: _Fits) -> list[_Kind]:
         for weights, kv, throttle in product(_weights(question, spec, card), _kv(question, card), throttles):
             kinds.append(_Kind(question, name, most, weights, kv, throttle, shapes, fits))
     if not kinds:
-        raise refused[0]
+        wanted = f"weights {list(question.weights or ())}, kv {list(question.kv or ())}"
+        raise (refused or [BadInput(f"{wanted}: none of {', '.join(question.stock)} takes these precisions")])[0]
     return kinds
 
 

@@ -59,12 +59,14 @@ class WeightedRequests(Policy):
     """The replica with the fewest requests for its weight: for pools of unlike replicas, as of two GPUs side by side.
 
     The smallest (waiting + running + 1) / weight wins, the rule of weighted least connections that proxies have.
-    `weights` has for a role a number above 0 per replica, in the order of the pools; who has none there has 1.
+    `weights` has for a role a number above 0 per replica, in the order of the pools; who has none there has 1,
+    and with equal weights it is `LeastRequests`.
     """
 
     reads_progress = False
 
-    def __init__(self, weights: dict[str, list[float]]) -> None:
+    def __init__(self, weights: dict[str, list[float]] | None = None) -> None:
+        weights = weights or {}
         for role, each in weights.items():
             if not all(0.0 < weight < float("inf") for weight in each):
                 raise BadInput(f"weighted-requests with weights {each} of {role} replicas: give numbers above 0")

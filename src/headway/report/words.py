@@ -23,6 +23,7 @@ OBJECTIVES = {
     "cost": "dollars per hour", "gpus": "GPUs", "energy": "joules per output token", "carbon": "CO2 per output token",
     "goodput": "goodput per GPU", "rate": "goodput", "ttft": "TTFT, p90", "tpot": "TPOT, p90",
 }  # fmt: skip
+FRONT_NAMED = 6
 DISCARDED = {
     "memory": "do not fit into memory", "budget": "cost more than allowed", "rate": "proven unable to serve the rate",
     "estimate": "estimated to be far behind",
@@ -229,7 +230,17 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
         ("Ranked by", OBJECTIVES[question.known(question.objective)]),
         ("Tried", "; ".join([tried, *left, *runs])),
     ]
-    return [*rows, ("Outcome", outcome_words(plan))] if plan.ranked else rows
+    if plan.ranked:
+        rows += [("Outcome", outcome_words(plan)), ("Front", front_words(plan))]
+    return rows
+
+
+def front_words(plan: Plan) -> str:
+    """Return who no other beats, in which objectives, and where there are many the first of them."""
+    named = plan.front[:FRONT_NAMED]
+    more = f" and {len(plan.front) - len(named)} more" if len(plan.front) > len(named) else ""
+    against = ", ".join(OBJECTIVES[plan.question.known(each)] for each in plan.question.front)
+    return f"{'; '.join(named)}{more}: none is better in {against} at once" if named else NONE
 
 
 def _constraints(question: Question) -> str:
