@@ -14,11 +14,11 @@ from headway.errors import BadInput
 from headway.metrics import Prices, Slo
 from headway.plan import Question, plan
 from headway.plan.bounds import Guess, overloaded
-from headway.plan.evaluate import Asked, Evaluator, Goodput, Outcome, without
+from headway.plan.evaluate import Asked, Evaluator, Goodput, Outcome
 from headway.plan.question import OBJECTIVES
 from headway.plan.ranking import Entry, undecided
 from headway.plan.screen import screen
-from headway.plan.space import enumerate_space
+from headway.plan.space import enumerate_space, resized, without
 from headway.plan.trial import Load, try_rate
 from headway.sim import Deployment, Policies, simulate
 from headway.sim.run import compiled
@@ -294,6 +294,7 @@ def test_without_takes_the_weights_of_what_is_down_with_it():
     assert [pool.count for pool in left.pools] == [1, 2]
     assert left.policies.params["route"]["weights"]["mixed"] == [2.0, 1.0, 1.0]
     assert without(fleet, 0) is fleet
+    assert resized(fleet, [1, 4]).policies.params["route"]["weights"]["mixed"] == [2.0, 1.0, 1.0, 1.0, 1.0]
 
 
 def test_where_a_price_is_missing_gpus_stand_for_cost_and_the_answer_asks_for_it():

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
 from headway.cost.stretched import stretched
@@ -17,12 +15,13 @@ from headway.plan.answer import Binding
 from headway.plan.bounds import Floats, Guess, Reach, reach
 from headway.plan.question import Question
 from headway.plan.search import Bracket, search
+from headway.plan.space import without
 from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled, probit, try_rate
 from headway.sim import Deployment
 from headway.sim.run import compiled
 from headway.workload import Workload
 
-__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome", "without"]
+__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome"]
 
 _ALONE = 0.05  # mean requests in flight at the lowest rate tried
 _KEPT_BYTES = 16 << 20  # of the requests of each further seed
@@ -86,22 +85,6 @@ class Outcome(NamedTuple):
     requests: int
     simulations: int
     seeds: tuple[int, ...] = ()
-
-
-def without(deployment: Deployment, spare: int) -> Deployment:
-    """Return what is left of a deployment when `spare` replicas of every pool are down; itself where none is."""
-    if not spare:
-        return deployment
-    pools = tuple(msgspec.structs.replace(pool, count=pool.count - spare) for pool in deployment.pools)
-    weights = deployment.policies.params.get("route", {}).get("weights", {})
-    firsts = accumulate((pool.count for pool in deployment.pools[:-1]), initial=0)
-    gone = {first + i for first in firsts for i in range(spare)}
-    kept = {role: [each for i, each in enumerate(values) if i not in gone] for role, values in weights.items()}
-    policies = deployment.policies
-    if kept:
-        route = {**policies.params["route"], "weights": kept}
-        policies = msgspec.structs.replace(policies, params={**policies.params, "route": route})
-    return msgspec.structs.replace(deployment, pools=pools, policies=policies)
 
 
 class Evaluator:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import msgspec
-
 from headway.plan.contest import Contest
 from headway.plan.ranking import Entry
+from headway.plan.space import resized, without
 from headway.plan.trial import Load, try_rate
 from headway.sim import Deployment
 from headway.sim.run import compiled
@@ -60,7 +59,8 @@ def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | Non
     for _ in range(_TRIES):
         if copies * replicas > _REPLICAS_MAX:
             break
-        trial = try_rate(copied(frugal.deployment, copies), tables, load, question.aimed_slo, 0)
+        left = without(copied(frugal.deployment, copies), question.spare)
+        trial = try_rate(left, tables, load, question.aimed_slo, 0)
         if trial.met:
             return Remedy(frugal, copies, trial.attainment, wanted)
         copies += max(1, copies // _GROWTH)
@@ -69,5 +69,4 @@ def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | Non
 
 def copied(deployment: Deployment, copies: int) -> Deployment:
     """Return the deployment with so many times the replicas in every pool."""
-    pools = tuple(msgspec.structs.replace(pool, count=pool.count * copies) for pool in deployment.pools)
-    return msgspec.structs.replace(deployment, pools=pools)
+    return resized(deployment, [pool.count * copies for pool in deployment.pools])

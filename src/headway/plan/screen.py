@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from headway.plan.bounds import Guess, Lengths, overloaded
-from headway.plan.evaluate import without
 from headway.plan.question import Question
-from headway.plan.space import Option
+from headway.plan.space import Option, without
 from headway.sim.run import compiled
 
 __all__ = ["BEHIND", "Screened", "screen"]
 
 BEHIND = 0.5  # of the rate: estimates are 0.6 to 1.6 times what simulation finds
-_MOST = 1_000  # candidates simulated of a large space, the first of each order in turn
+_MOST = 600  # candidates simulated of a large space, the first of each order
 _WIDE = ("rate", "ttft", "tpot")  # objectives that want more GPUs than the rate needs
 
 
@@ -37,7 +36,7 @@ def screen(
     """Return the candidates not to be simulated while any other meets the SLO, by place.
 
     "rate": proven to miss the SLO at the asked rate, so it cannot win. "estimate": estimated to serve less than half of
-    the rate, or in a large space behind the first thousand in price for what it serves, in goodput per GPU and,
+    the rate, or in a large space behind the first 600 in price for what it serves, in goodput per GPU and,
     where the objective wants more GPUs than the rate needs, in goodput.
     """
     out, able = {}, []

@@ -18,7 +18,7 @@ from headway.model import Model, model
 from headway.plan.question import Question
 from headway.sim import Deployment, Policies, Pool
 
-__all__ = ["Option", "Space", "enumerate_space"]
+__all__ = ["Option", "Space", "enumerate_space", "resized", "without"]
 
 _STAGES = (1, 2, 4)
 _FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
@@ -262,6 +262,28 @@ def _routed(deployment: Deployment, weights: list[float]) -> Deployment:
     params = {**policies.params, "route": {"weights": {"mixed": each}}}
     routed = msgspec.structs.replace(policies, route="weighted-requests", params=params)
     return msgspec.structs.replace(deployment, policies=routed)
+
+
+def resized(deployment: Deployment, counts: list[int]) -> Deployment:
+    """Return the deployment with so many replicas in its pools, each routed to by the weight that its pool has."""
+    pools = tuple(_of(pool, count) for pool, count in zip(deployment.pools, counts, strict=True))
+    policies = deployment.policies
+    route = policies.params.get("route", {})
+    if "weights" in route:
+        weights: dict[str, list[float]] = {}
+        firsts: Counter[str] = Counter()
+        for pool, count in zip(deployment.pools, counts, strict=True):
+            given = route["weights"].get(pool.role, [])[firsts[pool.role] :]
+            weights.setdefault(pool.role, []).extend((given or [1.0])[:1] * count)
+            firsts[pool.role] += pool.count
+        params = {**policies.params, "route": {**route, "weights": weights}}
+        policies = msgspec.structs.replace(policies, params=params)
+    return msgspec.structs.replace(deployment, pools=pools, policies=policies)
+
+
+def without(deployment: Deployment, spare: int) -> Deployment:
+    """Return what is left when `spare` replicas of every pool are down; the deployment itself where none is."""
+    return resized(deployment, [pool.count - spare for pool in deployment.pools]) if spare else deployment
 
 
 def _counts(question: Question, most: int) -> list[int]:
