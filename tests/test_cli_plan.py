@@ -85,6 +85,50 @@ def test_options_become_the_question(asked):
     assert (asked["question"].cap_watts, asked["question"].clock_mhz) == ((60.0, 72.0), (1200.0,))
 
 
+KIND = ("plan", "--model", "llama-3.2-1b", "--ttft", "200ms", "--gpu")
+
+
+def test_several_kinds_of_gpu_and_constraints_become_the_question(asked):
+    run(*KIND, "l4:2,h100-sxm:1", "--max-usd-per-hour", "5", "--max-tp", "2", "--spare", "1", "--engine", "sglang:0.5",
+        "--price", "l4=0.4,h100-sxm=2", "--objective", "rate", "--front", "rate,ttft")  # fmt: skip
+    question = asked["question"]
+    assert (question.gpu, question.gpus, question.most) == ({"l4": 2, "h100-sxm": 1}, None, 3)
+    assert (question.max_usd_per_hour, question.max_tp, question.spare) == (5.0, 2, 1)
+    assert (question.engine.name, question.engine.version) == ("sglang", "0.5")
+    assert question.usd_per_gpu_hour == {"l4": 0.4, "h100-sxm": 2.0}
+    assert (question.objective, question.front) == ("rate", ("rate", "ttft"))
+    run(*KIND, "l4,h100-sxm:1", "--gpus", "3")
+    assert (asked["question"].stock, asked["question"].most) == ({"l4": 3, "h100-sxm": 1}, 3)
+    run(*KIND, "l4:4")
+    assert (asked["question"].stock, asked["question"].most) == ({"l4": 4}, 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("l4,h100-sxm:1",), "--gpu l4: how many are there? Give l4:N, or --gpus"),
+        (("l4:2,l4:1",), "name each GPU once"),
+        (("l4:x",), "count 'x' is not understood"),
+        (("l4:2", "--gpus", "3"), "gpus 3 against gpu 2 l4: there are only 2"),
+        (("l4:2", "--engine", "vlm"), "unknown engine 'vlm': nearest: vllm"),
+        (("l4:2", "--engine", "vllm", "--set", "engine.name=sglang"), "--engine vllm against --set engine.name=sglang"),
+        (("l4:2", "--front", "cost,speed"), "unknown objective of --front 'speed'"),
+        (("l4:2", "--price", "l4"), "write GPU=USD, as in h100-sxm=2.5"),
+        (("l4:2", "--max-tp", "1", "--set", "tp=[2]"), "tp [2] against max_tp 1"),
+    ],
+)
+def test_wishes_that_cannot_be_are_refused(words, message):
+    refused(run(*KIND, *words), message)
+
+
+def test_the_answer_says_how_to_go_on(asked, tmp_path):
+    assert "--json plan.json keeps the plan; `headway export plan.json --to vllm" in run(*ASK).stderr
+    kept = tmp_path / "best.yaml"
+    assert f"`headway export {kept} --to vllm --out launch`" in run(*ASK, "--yaml", kept).stderr
+    asked["answer"] = made_plan(feasible=False, best=None)
+    assert "headway export" not in run(*ASK).stderr
+
+
 def test_power_and_carbon_are_printed_with_what_they_rest_on(answered):
     result, files = answered
     best = json.loads(files["json"].read_text())["best"]
