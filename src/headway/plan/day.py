@@ -18,6 +18,7 @@ from headway.errors import BadInput
 from headway.metrics import Result, Slo
 from headway.plan.remedy import copied
 from headway.plan.slots import Part, parts_of
+from headway.plan.space import resized
 from headway.plan.trial import judged
 from headway.plan.workers import Workers
 from headway.sim import Deployment, simulate
@@ -265,8 +266,7 @@ def fewest(met: Callable[[int], bool], start: int, most: int) -> int:
 def _unit(deployment: Deployment) -> Deployment:
     """The smallest deployment whose pools have these proportions."""
     divisor = reduce(math.gcd, (pool.count for pool in deployment.pools))
-    pools = tuple(msgspec.structs.replace(pool, count=pool.count // divisor) for pool in deployment.pools)
-    return msgspec.structs.replace(deployment, pools=pools)
+    return resized(deployment, [pool.count // divisor for pool in deployment.pools])
 
 
 def _replicas(unit: Deployment, found: _Found) -> int | None:

@@ -15,6 +15,7 @@ from headway.errors import BadInput
 from headway.plan.answer import Kind, Plan, Sensitivity, Variant
 from headway.plan.evaluate import Evaluator, Job
 from headway.plan.question import Question
+from headway.plan.space import priced, resized
 from headway.plan.workers import Workers
 from headway.sim import CtrlC, Deployment
 from headway.sim.trust import uncertainty
@@ -57,7 +58,7 @@ def sensitivity(
     question = plan.question
     best = from_mapping(Deployment, plan.best.deployment, plan.best.name)
     source = made or workload(question.workload)
-    asks = _asks(best, Job(0, best, plan.requests, plan.best.goodput_req_s or None))
+    asks = _asks(question, best, Job(0, best, plan.requests, plan.best.goodput_req_s or None))
     crew: Workers[_Ask, Variant] = Workers(_Looker, (question, source, plan.rate_req_s), workers)
     found: dict[int, Variant] = {}
     with CtrlC() as ctrl_c:
@@ -82,7 +83,7 @@ def sensitivity(
     )
 
 
-def _asks(best: Deployment, job: Job) -> list[_Ask]:
+def _asks(question: Question, best: Deployment, job: Job) -> list[_Ask]:
     low, high = uncertainty(best).tpot
     less, more = 1 - LENGTH, 1 + LENGTH
     longer = {
@@ -96,21 +97,21 @@ def _asks(best: Deployment, job: Job) -> list[_Ask]:
         *(_Ask("rate", f"rate {change:+.0%}", job, rate=1 + change) for change in (-RATE, RATE)),
         *(_Ask("lengths", what, job._replace(longer=factors)) for what, factors in longer.items()),
         *(_Ask("model", f"steps {times:.2f} times as long", job._replace(steps=times)) for times in (low, high)),
-        *(_Ask("replicas", what, job._replace(deployment=other)) for what, other in _neighbours(best)),
+        *(_Ask("replicas", what, job._replace(deployment=other)) for what, other in _neighbours(question, best)),
     ]
 
 
-def _neighbours(best: Deployment) -> list[tuple[str, Deployment]]:
-    """The deployment with a replica more, and one fewer where one is left, in each pool."""
+def _neighbours(question: Question, best: Deployment) -> list[tuple[str, Deployment]]:
+    """The deployment with a replica more, and one fewer where more are left than may be down, in each pool."""
     found = []
     for place, (pool, name) in enumerate(zip(best.pools, best.pool_names(), strict=True)):
         for change, words in ((1, "more"), (-1, "fewer")):
-            if pool.count + change < 1:
+            if pool.count + change <= question.spare:
                 continue
-            pools = list(best.pools)
-            pools[place] = msgspec.structs.replace(pool, count=pool.count + change)
+            counts = [each.count for each in best.pools]
+            counts[place] += change
             role = f" {name}" if len(best.pools) > 1 else ""
-            found.append((f"1{role} replica {words}", msgspec.structs.replace(best, pools=tuple(pools))))
+            found.append((f"1{role} replica {words}", priced(question, resized(best, counts))))
     return found
 
 

@@ -18,7 +18,7 @@ from headway.model import Model, model
 from headway.plan.question import Question
 from headway.sim import Deployment, Policies, Pool
 
-__all__ = ["Option", "Space", "enumerate_space", "resized", "without"]
+__all__ = ["Option", "Space", "enumerate_space", "priced", "resized", "without"]
 
 _STAGES = (1, 2, 4)
 _FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
@@ -243,14 +243,17 @@ def _both_counts(one: _Kind, left: Shape, other: _Kind, right: Shape) -> Iterato
 
 def _deployment(question: Question, name: str, *pools: Pool) -> Deployment:
     made = Deployment(name=name, pools=pools, policies=question.policies, prices=question.prices)
-    if not question.usd_per_gpu_hour:
-        return made
-    usd = [question.usd_per_hour(pool.replica.gpu) for pool in pools]
-    if None in usd:
-        return made
-    cost = sum((each or 0.0) * pool.count * pool.replica.gpus for each, pool in zip(usd, pools, strict=True))
-    prices = msgspec.structs.replace(question.prices, usd_per_gpu_hour=cost / made.gpus)
-    return msgspec.structs.replace(made, prices=prices)
+    return priced(question, made)
+
+
+def priced(question: Question, deployment: Deployment) -> Deployment:
+    """Return the deployment with the mean price of its GPUs, where the question names prices by kind."""
+    usd = [question.usd_per_hour(pool.replica.gpu) for pool in deployment.pools]
+    if not question.usd_per_gpu_hour or None in usd:
+        return deployment
+    cost = sum((each or 0.0) * pool.count * pool.replica.gpus for each, pool in zip(usd, deployment.pools, strict=True))
+    prices = msgspec.structs.replace(question.prices, usd_per_gpu_hour=cost / deployment.gpus)
+    return msgspec.structs.replace(deployment, prices=prices)
 
 
 def _routed(deployment: Deployment, weights: list[float]) -> Deployment:
