@@ -6,7 +6,9 @@ import re
 import pytest
 
 from cli_cases import refused, run
+from headway.cli import options
 from headway.metrics import Slo
+from headway.plan import question
 from headway.specs import read_yaml
 from report_cases import plan as made_plan
 
@@ -101,6 +103,10 @@ def test_several_kinds_of_gpu_and_constraints_become_the_question(asked):
     assert (asked["question"].stock, asked["question"].most) == ({"l4": 3, "h100-sxm": 1}, 3)
     run(*KIND, "l4:4")
     assert (asked["question"].stock, asked["question"].most) == ({"l4": 4}, 4)
+
+
+def test_the_objectives_of_the_command_are_those_of_the_question():
+    assert tuple(options.OBJECTIVES) == question.OBJECTIVES
 
 
 @pytest.mark.parametrize(

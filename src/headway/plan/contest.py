@@ -77,7 +77,7 @@ class Contest:
         """Longer runs for those in front and in doubt that have none, the longest for the fewest."""
         for requests, contenders in self.rungs[1:]:
             entries = [self._entry(i, hopeful=True) for i in self.outcomes]
-            near = _DOUBT * (1 + (requests < self.long))
+            near = _DOUBT if requests == self.long else 2 * _DOUBT
             doubtful = [e for e in entries if abs(e.outcome.goodput.req_s / self.rate_req_s - 1) < near]
             matter = [*rank(entries, self.objective)[:contenders], *self.front(entries), *doubtful]
             short = [e for e in matter if not self._final(e.outcome) and e.outcome.requests < requests]
