@@ -181,6 +181,16 @@ def test_what_is_proven_overloaded_misses_the_slo_when_simulated(rate, ttft, tpo
             assert not try_rate(option.deployment, tables(option.deployment), requests, slo, 0).met
 
 
+@pytest.mark.parametrize("rate", [4.0, 6.0, 9.0, 13.0, 20.0, 30.0, 45.0])
+def test_the_proof_holds_where_prompts_fill_every_step(rate):
+    """All requests must be in time and prompts are all there is to do: the bound is then nearly tight."""
+    slo = Slo(ttft_s=8.0, attainment=1.0)
+    requests = Load(workload("summarize"), 300, rate, 1)
+    for option in options(gpu={"h100-sxm": 1, "l40s": 2}, budget_tokens=(8192,), layouts=("mixed",)):
+        if overloaded(option.deployment, tables(option.deployment), requests.lengths, slo):
+            assert not try_rate(option.deployment, tables(option.deployment), requests, slo, 0).met
+
+
 def test_the_proof_is_of_use():
     lengths = Load(workload("chat"), 2000, 150.0, 0).lengths
     gone = [overloaded(o.deployment, tables(o.deployment), lengths, SLO) for o in options()]
