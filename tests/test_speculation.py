@@ -272,11 +272,12 @@ def test_nothing_was_measured_under_a_declaration():
 
 def test_bounds_of_a_plan_stay_below_what_is_simulated():
     law, lengths = table("llama", 3, 0.9), Lengths(np.array([64] * 4), np.array([400] * 4), False)
-    least = reach((law,), lengths, Slo(ttft_s=1.0))
+    one = Deployment(pools=(Pool(replica=TARGETS["llama"][0]),))
+    least = reach(one, (law,), lengths, Slo(ttft_s=1.0))
     result = served(declared("llama", 3, 0.9), 2)
     assert least.tpot_s <= result.tpot_s.mean
     assert least.ttft_s.max() <= result.ttft_s.mean
-    plain = reach((PLAIN["llama"],), lengths, Slo(ttft_s=1.0))
+    plain = reach(one, (PLAIN["llama"],), lengths, Slo(ttft_s=1.0))
     assert least.tpot_s < plain.tpot_s
 
 

@@ -287,33 +287,29 @@ def entry(name, count, goodput, meets=True):
     return Entry(deployment, Found(Goodput(goodput, goodput, goodput * 1.03), asked, "ttft", 0.6, 0.5, 4000, 9), meets)
 
 
-def question(**changes):
-    return Question(model="llama-3.1-8b", gpu="h100-sxm", gpus=8, slo=Slo(ttft_s=0.5), **changes)
-
-
 def test_what_the_error_does_not_tell_apart_is_tied_and_said_so():
-    spread = doubt([entry("a", 2, 100.0)], question(), 10.0).ratio
+    spread = doubt([entry("a", 2, 100.0)], "cost", 10.0).ratio
     near, far = 100.0 / (1.0 + 0.5 * spread), 100.0 / (1.0 + 3.0 * spread)
     ranked = [entry("a", 2, 100.0), entry("b", 2, near), entry("c", 2, far), entry("d", 3, 1.5 * near)]
-    found = doubt(ranked, question(), 10.0)
+    found = doubt(ranked, "cost", 10.0)
     assert found.ties == ["b"]
     assert "of b." in found.words and f"±{found.ratio:.0%}" in found.words
-    assert doubt(ranked, question(objective="goodput"), 10.0).ties == ["b", "d"]
-    alone = doubt([ranked[0], ranked[2]], question(), 10.0)
+    assert doubt(ranked, "goodput", 10.0).ties == ["b", "d"]
+    alone = doubt([ranked[0], ranked[2]], "cost", 10.0)
     assert alone.ties == [] and alone.words == ""
 
 
 def test_headroom_below_the_error_is_said():
-    found = doubt([entry("a", 2, 100.0)], question(), 99.0)
+    found = doubt([entry("a", 2, 100.0)], "cost", 99.0)
     low, _ = found.error.around("output_throughput", 100.0)
     assert low < 99.0 and "headroom" in found.words
-    assert doubt([entry("a", 2, 100.0)], question(), 0.99 * low).words == ""
+    assert doubt([entry("a", 2, 100.0)], "cost", 0.99 * low).words == ""
 
 
 def test_a_plan_that_meets_nothing_has_no_ties():
-    found = doubt([entry("a", 2, 100.0, meets=False), entry("b", 2, 99.0, meets=False)], question(), 200.0)
+    found = doubt([entry("a", 2, 100.0, meets=False), entry("b", 2, 99.0, meets=False)], "cost", 200.0)
     assert found.ties == [] and found.words == ""
-    assert doubt([], question(), 1.0).error is None
+    assert doubt([], "cost", 1.0).error is None
 
 
 # --- the planner's margin -------------------------------------------------------------------------------------
