@@ -93,7 +93,7 @@ def test_the_scaling_rule_advises_every_so_often():
     assert gateway.advisor.status()["at_s"] == 15.0
     gateway.health(30.0, 1, False)
     gateway.tick(30.1)
-    assert gateway.advisor.status() == {"at_s": 30.1, "replicas": 1, "reason": "no change"}
+    assert gateway.advisor.status() == {"at_s": 30.1, "replicas": 2, "reason": "no change"}
 
 
 def test_target_load_advises_live():
@@ -102,4 +102,16 @@ def test_target_load_advises_live():
         gateway.arrive(0.0, ask(f"r{i}"))
     gateway.tick(15.0)
     assert gateway.advisor.status()["replicas"] == 5
+    assert not gateway.fence.errors
+
+
+def test_target_load_advises_no_fewer_because_replicas_are_away():
+    gateway = brain(3, policies={"scale": policy("scale", "target-load", {"target": 2.0})})
+    for i in range(6):
+        gateway.arrive(0.0, ask(f"r{i}"))
+    gateway.tick(15.0)
+    for index in range(3):
+        gateway.health(20.0, index, False)
+        gateway.tick(30.0 + 15.0 * index)
+        assert gateway.advisor.status()["replicas"] == 3
     assert not gateway.fence.errors

@@ -45,7 +45,7 @@ def test_certificates_that_cannot_be_used_are_refused_before_envoy_sees_them(tmp
         Tls(certificate=str(file), key=str(file)).read()
 
 
-def test_an_address_is_kept_while_the_name_still_leads_there(monkeypatch):
+def test_an_address_is_kept_while_the_name_still_leads_there_or_nowhere(monkeypatch):
     answers = [["203.0.113.2", "203.0.113.1"], ["203.0.113.1", "203.0.113.3"], ["203.0.113.3"], []]
 
     async def lookup(self, host, port, **_):
@@ -59,8 +59,10 @@ def test_an_address_is_kept_while_the_name_still_leads_there(monkeypatch):
         known = asyncio.run(resolved(("https://engine.example:8443",), known))
         found.append(known[0].at)
         answers.pop(0)
-    assert found == ["203.0.113.1:8443", "203.0.113.1:8443", "203.0.113.3:8443", ""]
-    assert known == [Host("", "engine.example", True)]
+    assert found == ["203.0.113.1:8443", "203.0.113.1:8443", "203.0.113.3:8443", "203.0.113.3:8443"]
+    answers = [[]]
+    assert asyncio.run(resolved(("https://engine.example:8443",))) == [Host("", "engine.example", True)]
+    assert asyncio.run(resolved(("https://engine.example:8444",), known)) == [Host("", "engine.example", True)]
 
 
 def test_what_is_watched_and_what_envoy_begins_with_are_the_whole(tmp_path):

@@ -33,6 +33,7 @@ def test_engines_on_unix_sockets_are_served_probed_and_told_apart(tmp_path):
         upstreams.release()
         assert all(caller.getresponse().read().endswith(b"[DONE]\n\n") for caller in callers)
         served.until(lambda: served.metric("headway_ended_total") == 6, "the records are in")
+        served.until(lambda: served.said().count('"ttft_s"') == 6, "and written down")
         lines = [json.loads(line) for line in served.said().splitlines() if '"ttft_s"' in line]
         assert {line["replica"] for line in lines} == set(addresses)
         upstreams.do(one.stop())

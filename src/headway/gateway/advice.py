@@ -27,10 +27,10 @@ class Advisor:
         return self.next_s if "scale" in self.fence.policies else float("inf")
 
     def ask(self, now: float, cluster: LiveCluster) -> None:
-        """Ask about the replicas that the view shows: those that answer."""
+        """Ask about the replicas that the view shows: those that answer, the others as starting."""
         self.next_s = now + self.every_s
         self.asked_s = now
-        self.said = {pool.model: (len(pool.replicas), "no change") for pool in cluster.pools}
+        self.said = {pool.model: (len(pool.replicas) + pool.starting, "no change") for pool in cluster.pools}
         for asked in self.fence.scale(cluster):
             self.said[cluster.pools[asked.pool].model] = asked.replicas, asked.reason
 

@@ -234,7 +234,7 @@ class Brain:
             self._over(entry, 0)
         if now >= self.advisor.due_s:
             for line in self.lines:
-                line.show(now, [book for book in line.books if book.healthy])
+                line.show_all(now)
             self.cluster.show(now)
             self.advisor.ask(now, self.cluster)
         return answers + self._pump(now)

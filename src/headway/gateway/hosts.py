@@ -18,24 +18,29 @@ LOOKUP_S = 3.0
 async def resolved(upstreams: tuple[str, ...], known: list[Host] | None = None) -> list[Host]:
     """Return the replicas with their addresses; `at` is "" where a name does not resolve, and the path of a socket.
 
-    A name may lead to several addresses, in changing order: one of `known` is kept while it is among them.
+    A name may lead to several addresses, in changing order: one of `known` is kept while it is among them, and while
+    the name cannot be looked up.
     """
-    before = {host.at for host in known or ()}
-    return list(await asyncio.gather(*(_host(upstream(text, "gateway.upstreams"), before) for text in upstreams)))
+    return list(await asyncio.gather(*(_host(upstream(text, "gateway.upstreams"), known or []) for text in upstreams)))
 
 
-async def _host(where: Upstream, before: set[str]) -> Host:
+async def _host(where: Upstream, known: list[Host]) -> Host:
     if not where.port:
         return Host(where.host)
+    name = "" if _is_address(where.host) and not where.tls else where.host
     try:
         async with asyncio.timeout(LOOKUP_S):
             infos = await asyncio.get_running_loop().getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
     except (OSError, TimeoutError):
         infos = []
+        kept = next((host for host in known if name == host.name and host.at.endswith(f":{where.port}")), None)
+        if kept is not None:
+            return kept._replace(tls=where.tls)
     found = sorted({(info[0] != socket.AF_INET, str(info[4][0])) for info in infos})
     texts = [f"[{ip}]:{where.port}" if ":" in ip else f"{ip}:{where.port}" for _, ip in found]
+    before = {host.at for host in known}
     at = next((text for text in texts if text in before), texts[0] if texts else "")
-    return Host(at, "" if _is_address(where.host) and not where.tls else where.host, where.tls)
+    return Host(at, name, where.tls)
 
 
 def _is_address(host: str) -> bool:

@@ -33,12 +33,17 @@ class Line:
         """Replicas that this request may go to, whether they answer or not."""
         return [book for book in self.books if facts.only is None or book.index in facts.only]
 
-    def show(self, now: float, books: list[ReplicaBook], held: int = 0) -> None:
+    def show(self, now: float, books: list[ReplicaBook], held: int = 0, starting: int = 0) -> None:
         """Show a policy these replicas, numbered as they stand; each with `held` more waiting, from Headway's queue."""
         for place, book in enumerate(books):
             book.advance(now, held)
             book.view.renumber(place)
-        self.pool.show(now, [book.view for book in books], len(self.held))
+        self.pool.show(now, [book.view for book in books], len(self.held), starting)
+
+    def show_all(self, now: float) -> None:
+        """Show a scaling policy who answers; the others, which will be back or be replaced, are starting."""
+        answering = [book for book in self.books if book.healthy]
+        self.show(now, answering, starting=len(self.books) - len(answering))
 
     def queue_s(self, now: float, entry: Entry) -> float:
         """Predicted wait in the queue, behind those who are as urgent or more."""

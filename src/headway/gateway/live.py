@@ -87,11 +87,14 @@ class LiveReplica(ReplicaState):
 class LivePool(PoolState):
     """The replicas that may be chosen now."""
 
-    def show(self, now: cython.double, replicas: list[Any], held: cython.longlong) -> None:
-        """Set the time, who may be chosen, and how many wait in Headway's queue."""
+    def show(
+        self, now: cython.double, replicas: list[Any], held: cython.longlong, starting: cython.longlong = 0
+    ) -> None:
+        """Set the time, who may be chosen, how many wait in Headway's queue, and how many replicas will come."""
         self.now = now
         self.replicas = replicas
         self.held = held
+        self.starting = starting
 
 
 class LiveCluster(ClusterState):

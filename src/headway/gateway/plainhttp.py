@@ -100,7 +100,8 @@ class AdminPages:
         """Answer one connection with one page."""
         self.open += 1
         try:
-            if self.open > CONNECTIONS_MAX:
+            if self.open > CONNECTIONS_MAX:  # said at once: silence would be taken for a process that hangs
+                writer.write(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
                 return
             async with asyncio.timeout(READ_S):
                 head = await reader.readuntil(b"\r\n\r\n")

@@ -26,6 +26,7 @@ from headway.state import Accept, Defer, Hold, PoolState, Reject, Route
 SLOW_S = 0.005  # of one answer: the live decision takes a tenth of it
 STRIKES = 3  # slow answers in a row after which it is asked no more
 RECENT = 20
+SAID_MAX = 100  # no log takes it, where there is none
 
 
 class TooSlow(BaseException):
@@ -63,7 +64,7 @@ class Shadow:
         self.strikes: Counter[str] = Counter()
         self.off: dict[str, str] = {}
         self.last_error = ""
-        self.said: list[ShadowSaid] = []
+        self.said: deque[ShadowSaid] = deque(maxlen=SAID_MAX)  # for the log, which takes it after every event
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
 
     def route(self, now: float, entry: Entry, books: list[ReplicaBook], held: int, chosen: ReplicaBook) -> None:
@@ -103,7 +104,8 @@ class Shadow:
 
     def take(self) -> list[ShadowSaid]:
         """Return what was said since the last time."""
-        said, self.said = self.said, []
+        said = list(self.said)
+        self.said.clear()
         return said
 
     def gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:

@@ -47,7 +47,8 @@ class TargetLoad(Policy):
             count = len(pool.replicas) + pool.starting
             requests = pool.held + sum(replica.running + replica.waiting for replica in pool.replicas)
             load = requests / self.target
-            wanted = count if abs(load / count - 1.0) <= self.tolerance else max(1, math.ceil(load))
+            near = count > 0 and abs(load / count - 1.0) <= self.tolerance
+            wanted = count if near else max(1, math.ceil(load))
             since_s = cluster.now - self.down_after_s
             recent = [(at_s, n) for at_s, n in self.wanted.get(index, []) if at_s > since_s]
             self.wanted[index] = [*recent, (cluster.now, wanted)]
