@@ -13,6 +13,7 @@ from msgspec import structs
 
 from headway.cost import Replica, StepTable, compile_replica
 from headway.gateway import Backing, Brain, GatewaySpec, SloClass, Tenant
+from headway.gateway.admission import unattainable
 from headway.gateway.events import Arrival, EndRecord, EngineSample, Held, Left, Refused, Routed
 from headway.gateway.ledger import Tally
 from headway.gateway.menu import Menu, menu_of
@@ -362,6 +363,14 @@ class Life:
             worst = max(((each.offline, each.priority) for each in held), default=(False, -99))
             assert (own.offline, own.priority) >= worst, "shed before what is less urgent"
 
+    def serves_again(self) -> None:
+        """An idle, healthy replica turns nobody away for what was learned of it, but for its law alone."""
+        for book in self.brain.books:
+            for number, klass in enumerate(self.spec.classes):
+                entry = self.brain._entry(self.now, ask("again", slo_class=number, ttft_s=0.3, max_tokens=1))
+                refused = unattainable(entry, klass, [book], self.now, 0.0, 1.0)
+                assert refused is None or book.others or refused.code == "unmeetable", refused
+
     def finish(self) -> None:
         """Everything ends, and nothing is left."""
         while self.brain.live:
@@ -375,6 +384,7 @@ class Life:
             book.advance(self.now + 100.0)
             view = book.view
             assert [view.running - book.others, view.waiting, view.waiting_tokens, view.context_tokens] == [0] * 4
+        self.serves_again()
         assert all(account.live == 0 for account in self.brain.accounts)
         figures = self.brain.figures
         arrived, refused = figures.total("headway_arrived_total"), figures.total("headway_refused_total")

@@ -124,7 +124,8 @@ def test_nothing_is_predicted_of_an_unknown_engine_until_it_was_seen():
         record = EndRecord(id=f"r{i}", status=200, replica=0, attempts=1, sent_s=0.0, first_s=0.5, duration_s=0.6)
         b.record(i + 0.6, record)
         b.end(i + 0.6, f"r{i}")
-    (answer,) = b.arrive(30.0, ask("now"))
+    assert isinstance(b.arrive(20.7, ask("alone"))[0], Routed), "what was learned alone does not close an idle engine"
+    (answer,) = b.arrive(20.8, ask("now"))
     assert isinstance(answer, Refused) and answer.code == "slo_unattainable"
 
 

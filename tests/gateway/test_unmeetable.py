@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from headway.gateway import SloClass, admission
+from headway.gateway import Brain, SloClass, admission
 from headway.gateway.events import EndRecord, Refused, Routed
 from headway.metrics import Slo
 
@@ -61,6 +61,50 @@ def test_a_slowness_that_was_learned_may_pass_and_is_no_floor():
         assert isinstance(b.arrive(float(i), ask(f"r{i}", slo_class=0))[0], Routed | Refused)
         b.record(i + 0.6, EndRecord(id=f"r{i}", status=200, replica=0, attempts=1, sent_s=0.0, first_s=0.5))
         b.end(i + 0.6, f"r{i}")
-    b.books[0].pace.ratio = 10.0
-    (refused,) = b.arrive(30.0, ask("now"))
+    assert isinstance(b.arrive(21.0, ask("beside"))[0], Routed)
+    b.books[0].pace.first.ratio = 10.0
+    (refused,) = b.arrive(22.0, ask("now"))
     assert isinstance(refused, Refused) and (refused.status, refused.code) == (429, "slo_unattainable")
+
+
+def slowed(count: int = 14) -> Brain:
+    """A gateway whose one engine has been ten times too slow for so many requests, and is idle at 14 s."""
+    b = brain(1, classes=(SloClass(slo=Slo(ttft_s=0.2)),))
+    for i in range(count):
+        b.arrive(float(i), ask(f"slow{i}"))
+        b.record(i + 0.9, EndRecord(id=f"slow{i}", status=200, replica=0, attempts=1, sent_s=0.0, first_s=4.0))
+        b.end(i + 0.9, f"slow{i}")
+    return b
+
+
+@given(st.integers(1, 60), st.floats(0.0, 1e5))
+def test_an_idle_healthy_gateway_serves_again_however_slow_it_was(count, later_s):
+    b = slowed(count)
+    assert isinstance(b.arrive(count + later_s, ask("back"))[0], Routed)
+
+
+def test_slowness_is_forgotten_with_time_also_where_a_replica_is_never_idle():
+    b = slowed()
+    assert isinstance(b.arrive(14.0, ask("long"))[0], Routed)
+    assert isinstance(b.arrive(14.1, ask("at once"))[0], Refused)
+    assert isinstance(b.arrive(20.0, ask("soon"))[0], Refused)
+    assert isinstance(b.arrive(300.0, ask("later"))[0], Routed)
+
+
+@given(st.lists(st.floats(14.0, 200.0), max_size=8), st.floats(200.0, 400.0))
+def test_what_is_forgotten_does_not_depend_on_who_looks(looks, now):
+    one, other = slowed(), slowed()
+    for look in sorted(looks):
+        one.books[0].advance(look)
+    for each in (one, other):
+        each.books[0].advance(now)
+    assert one.books[0].pace.first.ratio == other.books[0].pace.first.ratio
+
+
+def test_a_replica_that_comes_back_is_taken_at_its_law():
+    b = slowed()
+    assert b.books[0].pace.first.ratio > 1
+    b.health(14.0, 0, False)
+    b.health(14.1, 0, True)
+    assert b.books[0].pace.first.ratio == 1.0
+    assert [isinstance(b.arrive(14.2, ask(id))[0], Routed) for id in ("a", "b")] == [True, True]

@@ -43,7 +43,8 @@ def unattainable(
 ) -> Refused | None:
     """Why no promise can be made to this request by the replica that serves it best; None when one can.
 
-    What an idle replica could not keep either is refused for good (422), the rest until later (429).
+    What an idle replica could not keep either is refused for good (422), the rest until later (429). While one is idle
+    nothing is refused for what was learned alone: who is let in shows whether it still holds.
 
     Args:
         entry: the request.
@@ -59,23 +60,27 @@ def unattainable(
     if not known or (not judged and deadline_s == math.inf):
         return None
     best = min((forecast(book, entry, now, queue_s) for book in known), key=_merit)
+    if not (best.end_s > deadline_s or (judged and min(best.chances) < klass.refuse_below)):
+        return None
+    idle = [book for book in known if not book.in_flight + book.others]
+    limits = *entry.limits[:2], min(entry.limits[2], deadline_s)
+    if idle and all(least_s <= limit_s for least_s, limit_s in zip(idle_s(idle, entry), limits, strict=True)):
+        return None
     if best.end_s > deadline_s:
         who = f"the deadline is in {deadline_s:.3g} s"
         if (least_s := idle_s(books, entry)[2]) > deadline_s:
             return _never(entry, LIMITS[2], least_s, who)
         words = f"predicted end in {best.end_s:.3g} s, {who}"
         return Refused(entry.facts.id, 429, "deadline_unattainable", words, max(best.end_s - deadline_s, 1.0))
-    if judged and min(best.chances) < klass.refuse_below:
-        worst = best.chances.index(min(best.chances))
-        predicted_s, limit_s = (best.first_s, best.token_s, best.end_s)[worst], entry.limits[worst]
-        promised = klass.slo.limits()[worst] <= limit_s
-        who = f"class {klass.name!r} promises" if promised else "the request asks for"
-        if (least_s := idle_s(books, entry)[worst]) > limit_s:
-            return _never(entry, LIMITS[worst], least_s, f"{who} {limit_s:g} s")
-        words = f"predicted {LIMITS[worst]} {predicted_s:.3g} s, {who} {limit_s:g} s"
-        retry_s = duration_s if worst == 1 else predicted_s - limit_s
-        return Refused(entry.facts.id, 429, "slo_unattainable", words, max(retry_s, 1.0))
-    return None
+    worst = best.chances.index(min(best.chances))
+    predicted_s, limit_s = (best.first_s, best.token_s, best.end_s)[worst], entry.limits[worst]
+    promised = klass.slo.limits()[worst] <= limit_s
+    who = f"class {klass.name!r} promises" if promised else "the request asks for"
+    if (least_s := idle_s(books, entry)[worst]) > limit_s:
+        return _never(entry, LIMITS[worst], least_s, f"{who} {limit_s:g} s")
+    words = f"predicted {LIMITS[worst]} {predicted_s:.3g} s, {who} {limit_s:g} s"
+    retry_s = duration_s if worst == 1 else predicted_s - limit_s
+    return Refused(entry.facts.id, 429, "slo_unattainable", words, max(retry_s, 1.0))
 
 
 def idle_s(books: list[ReplicaBook], entry: Entry) -> tuple[float, float, float]:
@@ -91,8 +96,8 @@ def idle_s(books: list[ReplicaBook], entry: Entry) -> tuple[float, float, float]
         if pace.table is None:
             return 0.0, 0.0, 0.0
         cached = int(book.view.cached_tokens(request))
-        first_s = sum(pace.first_s(request.prompt_tokens - cached, cached, 0, 0, 0)) / max(pace.ratio, 1.0)
-        token_s, output = pace.token_s(1, request.prompt_tokens) / max(pace.token_ratio, 1.0), 0.0
+        first_s = sum(pace.first_s(request.prompt_tokens - cached, cached, 0, 0, 0)) / max(pace.first.ratio, 1.0)
+        token_s, output = pace.token_s(1, request.prompt_tokens) / max(pace.token.ratio, 1.0), 0.0
         if entry.facts.generates and request.predicted_output_tokens > 1:
             output = request.predicted_output_tokens
         least = list(map(min, least, (first_s, token_s, first_s + output * token_s)))

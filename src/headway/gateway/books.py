@@ -102,8 +102,15 @@ class ReplicaBook:
         """Tokens held in KV by the running requests, as predicted."""
         return max(round(self.running_tokens + self.running * self.paced), 0)
 
+    def come_back(self) -> None:
+        """The replica answers again, maybe as another engine: nothing is known to be cached, nor how slow it is."""
+        self.healthy = True
+        self.prefixes.clear()
+        self.pace.reset()
+
     def advance(self, now: float, held: int = 0) -> None:
         """Bring the books to the present, and the view with them; `held` requests more are shown as waiting."""
+        self.pace.relax(now)
         while self.computing and (self.computing[0].stage == "ended" or self.computing[0].due_s <= now):
             entry = self.computing.popleft()
             if entry.stage == "ended":
@@ -128,6 +135,7 @@ class ReplicaBook:
 
     def first_token_s(self, request: LiveRequest, now: float) -> float:
         """Predict the seconds from now to the first token, if the request were passed on now."""
+        self.pace.relax(now)
         cached = int(self.view.cached_tokens(request))
         new = request.prompt_tokens - cached
         work_s, beside_s = self.pace.first_s(new, cached, self.waiting_tokens, self.running, self.context)

@@ -177,8 +177,7 @@ class Brain:
         if ok:
             book.failures = 0
             if probe and not book.healthy:
-                book.healthy = True
-                book.prefixes.clear()
+                book.come_back()
             return self._pump(now)
         book.failures += 1
         if book.healthy and (probe or book.failures >= self.spec.health.failures):
@@ -414,7 +413,7 @@ class Brain:
         if served and record.first_s is not None and tokens > 1:
             tpot_s = max(record.duration_s - record.first_s, 0.0) / (tokens - 1)
         if served:
-            self._learn(entry, record, tpot_s)
+            self._learn(now, entry, record, tpot_s)
         if entry.hosts:
             failed = record.upstream_failed and not tokens
             prompt = record.prompt_tokens or (0 if failed else entry.view.prompt_tokens)
@@ -438,7 +437,7 @@ class Brain:
             output_tokens=record.output_tokens,
         )
 
-    def _learn(self, entry: Entry, record: EndRecord, tpot_s: float | None) -> None:
+    def _learn(self, now: float, entry: Entry, record: EndRecord, tpot_s: float | None) -> None:
         tenant, line = entry.facts.tenant, self.lines[entry.line]
         if record.output_tokens and entry.facts.generates:
             line.lengths.learn(tenant, record.output_tokens)
@@ -447,10 +446,11 @@ class Brain:
         if record.first_s is None or record.sent_s is None or record.replica not in entry.hosts[:1]:
             return
         pace = self.books[record.replica].pace
-        pace.learn_first(entry.due_s - entry.sent_s, record.first_s - record.sent_s)
+        pace.relax(now)
+        pace.learn_first(now, entry.due_s - entry.sent_s, record.first_s - record.sent_s)
         if tpot_s is not None:
             book = self.books[record.replica]
-            pace.learn_token(pace.token_s(book.running + 1, book.context), tpot_s)
+            pace.learn_token(now, pace.token_s(book.running + 1, book.context), tpot_s)
 
     # --- what is seen ----------------------------------------------------------------------------------------
 

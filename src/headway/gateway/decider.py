@@ -424,7 +424,7 @@ class Decider:
                     "in_flight": book.in_flight,
                     "others": book.others,
                     "window": book.window,
-                    "ttft_ratio": round(book.pace.ratio, 3),
+                    "ttft_ratio": round(book.pace.first.ratio, 3),
                 }
                 for text, book in zip(self.addresses, brain.books, strict=True)
             ],

@@ -153,7 +153,7 @@ class Overview:
             "drift": None if drift is None else drift - book.in_flight,
             "kv_share": self._kv_share(book),
             "kv_said": sample is not None and sample.kv_share is not None,
-            "ttft_ratio": book.pace.ratio if book.pace.known else None,
+            "ttft_ratio": book.pace.first.ratio if book.pace.known else None,
             "watts": meter.watts,
         }
 

@@ -10,6 +10,9 @@ LEARNING = 0.05  # weight of the newest observation: about the last forty count
 KNOWN_AFTER = 20  # observations, where no cost model says what to expect
 SIGMA_LEAST = 0.15  # of ln(actual / predicted): nothing is predicted better than by about 15 %
 RATIO_RANGE = (0.05, 20.0)
+PRIOR_VARIANCE = 0.25
+FRESH_S = 10.0  # so long after an observation nothing is forgotten
+HALF_LIFE_S = 20.0  # of slowness and doubt that nothing confirms any more
 NOMINAL_FIRST_S, NOMINAL_TOKEN_S, NOMINAL_PACE_S = 0.02, 50e-6, 0.02
 
 
@@ -60,6 +63,46 @@ class TokenSizes:
             self.known[tenant] = was + LEARNING * (min(max(size_bytes / tokens, 0.5), 64.0) - was)
 
 
+class Learned:
+    """A ratio of actual to predicted time, and the variance of its logarithm, learned from observations.
+
+    Slowness and doubt, which turn requests away and with them the observations that would correct it, are forgotten
+    while nothing is observed: a ratio above 1 and a variance above its prior return to them by half each
+    `HALF_LIFE_S`. What is better than its prior lets requests in, and is corrected by them. What is shown at a time
+    depends on the observations alone, not on who looked in between.
+    """
+
+    def __init__(self) -> None:
+        self.ratio = 1.0
+        self.variance = PRIOR_VARIANCE
+        self.observed = 0
+        self.seen = (math.inf, 1.0, PRIOR_VARIANCE)  # when the last observation came, and what was known after it
+
+    def relax(self, now: float) -> None:
+        """Forget what is old."""
+        seen_s, ratio, variance = self.seen
+        idle_s = now - seen_s - FRESH_S
+        if idle_s > 0:
+            kept = 0.5 ** (idle_s / HALF_LIFE_S)
+            self.ratio = min(ratio, math.exp(math.log(ratio) * kept))
+            self.variance = min(variance, PRIOR_VARIANCE + (variance - PRIOR_VARIANCE) * kept)
+
+    def learn(self, now: float, error: float) -> None:
+        """Take in ln(actual / predicted)."""
+        self.relax(now)
+        self.observed += 1
+        self.variance += LEARNING * (min(error * error, 9.0) - self.variance)
+        self.ratio = min(max(self.ratio * math.exp(LEARNING * error), RATIO_RANGE[0]), RATIO_RANGE[1])
+        self.seen = (now, self.ratio, self.variance)
+
+    def chance(self, predicted_s: float, limit_s: float) -> float:
+        """Return the probability that what is predicted to take so long stays within the limit; lognormal errors."""
+        if predicted_s <= 0 or limit_s == math.inf:
+            return 1.0
+        sigma = max(math.sqrt(self.variance), SIGMA_LEAST)
+        return 0.5 * math.erfc(-(math.log(limit_s) - math.log(predicted_s)) / (sigma * math.sqrt(2)))
+
+
 class Pace:
     """How fast one replica is: the cost model's step table, or a nominal law, times a ratio learned from what is seen.
 
@@ -69,17 +112,22 @@ class Pace:
 
     def __init__(self, table: StepTable | None) -> None:
         self.table = table
-        self.ratio = 1.0
-        self.token_ratio = 1.0
-        self.variance = 0.25
-        self.token_variance = 0.25
-        self.observed = 0
-        self.tokens_observed = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Know nothing but the law: what comes back from a failure may be another engine."""
+        self.first = Learned()
+        self.token = Learned()
+
+    def relax(self, now: float) -> None:
+        """Forget slowness that nothing confirms any more."""
+        self.first.relax(now)
+        self.token.relax(now)
 
     @property
     def known(self) -> bool:
         """Whether predictions may be acted on."""
-        return self.table is not None or self.observed >= KNOWN_AFTER
+        return self.table is not None or self.first.observed >= KNOWN_AFTER
 
     def first_s(self, new: int, cached: int, ahead: int, running: int, context: int) -> tuple[float, float]:
         """Predict what a prompt adds: seconds of the engine's work, and seconds that pass beside it.
@@ -89,13 +137,13 @@ class Pace:
         the difference to the steps that are needed without it.
         """
         if self.table is None:
-            return self.ratio * NOMINAL_TOKEN_S * new, self.ratio * NOMINAL_FIRST_S
+            return self.first.ratio * NOMINAL_TOKEN_S * new, self.first.ratio * NOMINAL_FIRST_S
         running = min(running, self.table.max_seqs - 1)
         room = max(self.table.max_batched_tokens - running, 1)
         begun = ahead % room
         with_it = self._prompts_s(self.table, begun + new, cached, room, running, context)
         without = self._prompts_s(self.table, begun, 0, room, running, context)
-        return self.ratio * max(with_it - without, 0.0), self.ratio * self.table.intake_s
+        return self.first.ratio * max(with_it - without, 0.0), self.first.ratio * self.table.intake_s
 
     def _prompts_s(self, table: StepTable, left: int, prefix: int, room: int, running: int, context: int) -> float:
         seconds = 0.0
@@ -108,9 +156,9 @@ class Pace:
     def token_s(self, running: int, context: int) -> float:
         """Predict the seconds from one output token to the next with so many running."""
         if self.table is None:
-            return self.token_ratio * NOMINAL_PACE_S
+            return self.token.ratio * NOMINAL_PACE_S
         running = min(max(running, 1), self.table.max_seqs)
-        return self.token_ratio * max(self._step_s(self.table, running, context, []), 1e-6)
+        return self.token.ratio * max(self._step_s(self.table, running, context, []), 1e-6)
 
     @staticmethod
     def _step_s(table: StepTable, running: int, context: int, chunks: list[tuple[int, int]]) -> float:
@@ -121,33 +169,19 @@ class Pace:
             seconds = table.stages * seconds + (table.stages - 1) * float(table.p2p_s[tokens])
         return seconds
 
-    def learn_first(self, predicted_s: float, actual_s: float) -> None:
+    def learn_first(self, now: float, predicted_s: float, actual_s: float) -> None:
         """Take in how long a first token did take."""
-        error = math.log(max(actual_s, 1e-4) / max(predicted_s, 1e-4))
-        self.observed += 1
-        self.variance += LEARNING * (min(error * error, 9.0) - self.variance)
-        self.ratio = min(max(self.ratio * math.exp(LEARNING * error), RATIO_RANGE[0]), RATIO_RANGE[1])
+        self.first.learn(now, math.log(max(actual_s, 1e-4) / max(predicted_s, 1e-4)))
 
-    def learn_token(self, predicted_s: float, actual_s: float) -> None:
+    def learn_token(self, now: float, predicted_s: float, actual_s: float) -> None:
         """Take in how far apart tokens did come."""
-        error = math.log(max(actual_s, 1e-6) / max(predicted_s, 1e-6))
-        self.tokens_observed += 1
-        self.token_variance += LEARNING * (min(error * error, 9.0) - self.token_variance)
-        self.token_ratio = min(max(self.token_ratio * math.exp(LEARNING * error), RATIO_RANGE[0]), RATIO_RANGE[1])
+        self.token.learn(now, math.log(max(actual_s, 1e-6) / max(predicted_s, 1e-6)))
 
     def chance_first(self, predicted_s: float, limit_s: float) -> float:
         """Return the probability that a first token predicted after so long comes within the limit."""
-        return _chance(predicted_s, limit_s, self.variance) if self.known else 1.0
+        return self.first.chance(predicted_s, limit_s) if self.known else 1.0
 
     def chance_token(self, predicted_s: float, limit_s: float) -> float:
         """Return the probability that the time per token stays within the limit; 1 while too few were seen to say."""
-        known = self.table is not None or self.tokens_observed >= KNOWN_AFTER
-        return _chance(predicted_s, limit_s, self.token_variance) if known else 1.0
-
-
-def _chance(predicted_s: float, limit_s: float, variance: float) -> float:
-    """Errors are taken as lognormal."""
-    if predicted_s <= 0 or limit_s == math.inf:
-        return 1.0
-    sigma = max(math.sqrt(variance), SIGMA_LEAST)
-    return 0.5 * math.erfc(-(math.log(limit_s) - math.log(predicted_s)) / (sigma * math.sqrt(2)))
+        known = self.table is not None or self.token.observed >= KNOWN_AFTER
+        return self.token.chance(predicted_s, limit_s) if known else 1.0
