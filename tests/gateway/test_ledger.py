@@ -71,6 +71,7 @@ def test_text_is_set_aside_as_a_token_a_byte_and_an_output_without_a_limit_as_th
     [
         ({"status": 200, "prompt_tokens": 90, "output_tokens": 5}, 95),
         ({"status": 503, "upstream_failed": True}, 0),
+        ({"status": 500}, 0),
         ({"status": 0, "caller_left": True}, 100 + 200),  # nobody has said what it was: as was expected
         ({"status": 200, "caller_left": True, "output_tokens": 7}, 107),
         (None, 300),  # no record at all: it may have been everything

@@ -253,6 +253,19 @@ def test_a_replica_that_dies_before_the_first_byte_is_covered_by_the_other(gatew
     assert gateway.metric("headway_misrouted_total") == 0
 
 
+def test_requests_that_are_answered_500_take_no_replica_from_the_others(gateway):
+    ejected, ended = gateway.metric("headway_ejected_total"), gateway.metric("headway_ended_total")
+    for engine in gateway.upstreams.engines:
+        engine.fail = "error"
+    assert [gateway.ask(chat(), OURS)[0].status for _ in range(20)] == [500] * 20
+    gateway.until(lambda: gateway.metric("headway_ended_total") == ended + 20, "all figures have come")
+    assert all(replica["healthy"] for replica in gateway.status()["replicas"])
+    assert gateway.metric("headway_ejected_total") == ejected
+    for engine in gateway.upstreams.engines:
+        engine.fail = ""
+    assert gateway.ask(chat(), OURS)[0].status == 200
+
+
 def test_a_replica_that_dies_in_the_midst_cuts_its_streams_and_no_other(gateway):
     one, other = gateway.upstreams.engines
     gateway.upstreams.endless()

@@ -11,7 +11,8 @@ import threading
 
 
 class Upstream:
-    """`tokens` tokens, `pace_s` apart, after `first_s`; `fail`: "reset" closes before the first byte, "hang" waits.
+    """`tokens` tokens, `pace_s` apart, after `first_s`; `fail`: "reset" closes before the first byte, "hang" waits,
+    "error" answers requests (and no probe) with 500.
 
     A stream begun while `endless` is set goes on until `release`, however slow the machine is.
     """
@@ -82,6 +83,10 @@ class Upstream:
         if self.fail == "reset":
             writer.transport.abort()
             return False
+        if self.fail == "error":
+            writer.write(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 4\r\n\r\noops")
+            await writer.drain()
+            return True
         self.active += 1
         try:
             await asyncio.sleep(self.first_s)

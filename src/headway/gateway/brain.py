@@ -392,7 +392,7 @@ class Brain:
             self.tombstones.popitem(last=False)
 
     def _judge_health(self, record: EndRecord, entry: Entry | None) -> None:
-        """A replica that failed a request counts a failure, and so does one whose request another had to take."""
+        """A replica that cut a request off, or left it to another, counts a failure; 5xx is the request's, maybe."""
         assert record.replica is not None
         if record.attempts > 1 and entry is not None and entry.hosts and record.replica != entry.hosts[0]:
             self.health(0.0, entry.hosts[0], False, probe=False)
@@ -415,7 +415,7 @@ class Brain:
         if served:
             self._learn(now, entry, record, tpot_s)
         if entry.hosts:
-            failed = record.upstream_failed and not tokens
+            failed = (record.upstream_failed or record.status >= 500) and not tokens
             prompt = record.prompt_tokens or (0 if failed else entry.view.prompt_tokens)
             output = entry.output if record.caller_left and not tokens else tokens  # who leaves early is not told
             self.accounts.settle(now, facts.tenant, entry.reserved, (prompt + output, prompt + output))

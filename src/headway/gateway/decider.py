@@ -261,13 +261,11 @@ class Decider:
         noted = common.metadata.filter_metadata["headway"].fields  # by the filter on the answer
         seen = {name: value.string_value or value.number_value for name, value in noted.items()}
         place = place_of(common.upstream_remote_address)
-        from_upstream = response.response_code_details == "via_upstream"
         failed = (
             flags.upstream_remote_reset
             or flags.upstream_connection_failure
             or flags.upstream_connection_termination
             or flags.upstream_protocol_error
-            or (from_upstream and response.response_code.value >= 500)
         )
         first_s = int(seen["first_us"]) * 1e-6 - seconds_of(common.start_time) if seen.get("first_us") else None
         output = seen.get("completion_tokens") or seen.get("tokens") or (seen.get("events") or 0) - 1

@@ -34,7 +34,7 @@ class EndRecord(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     replica: int | None = None  # who answered
     attempts: int = 0
-    upstream_failed: bool = False  # reset, refused or cut by the upstream, or 5xx from it
+    upstream_failed: bool = False  # reset, refused or cut by the upstream; an answer of 5xx is none of these
     caller_left: bool = False
     sent_s: float | None = None  # from the request's start to when it was passed on
     first_s: float | None = None  # from its start to the first event of its stream

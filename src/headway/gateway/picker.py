@@ -295,7 +295,6 @@ class Picker(Decider):
             status=passing.status,
             replica=served,
             attempts=1 if passing.hosts else 0,
-            upstream_failed=passing.status >= 500,
             caller_left=not passing.over,
             sent_s=passing.sent_s,
             first_s=passing.first_s,

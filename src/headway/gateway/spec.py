@@ -136,7 +136,10 @@ class Limits(Spec, frozen=True, kw_only=True):
 
 
 class Health(Spec, frozen=True, kw_only=True):
-    """`failures` in a row eject a replica; a GET of `path` every `probe_s` that answers below 500 brings it back."""
+    """`failures` to connect or answer in a row, or a failed probe, eject a replica; requests answered 5xx do not.
+
+    A probe is a GET of `path` every `probe_s`; one that is answered below 500 brings the replica back.
+    """
 
     failures: int = 3
     probe_s: float = 1.0
