@@ -43,7 +43,7 @@ def unattainable(
 ) -> Refused | None:
     """Why no promise can be made to this request by the replica that serves it best; None when one can.
 
-    What an idle replica could not keep either is refused for good (422), the rest until later (429).
+    What an idle replica could for certain not keep either is refused for good (422), the rest until later (429).
 
     Args:
         entry: the request.
@@ -82,17 +82,18 @@ def idle_s(books: list[ReplicaBook], entry: Entry) -> tuple[float, float, float]
     """Predict what a request takes at least, alone at the best of these replicas: as `Forecast`, without chances.
 
     It is zero, which promises nothing, unless the cost model knows all of them: a ratio learned under load is not that
-    of an idle engine, so one above 1 is left out.
+    of an idle engine, so one above 1 is left out. How many tokens a text is only the engine knows: it counts as one.
     """
     least = [math.inf] * 3
     request = entry.view
+    prompt = entry.facts.prompt_tokens or 1
     for book in books:
         pace = book.pace
         if pace.table is None:
             return 0.0, 0.0, 0.0
-        cached = int(book.view.cached_tokens(request))
-        first_s = sum(pace.first_s(request.prompt_tokens - cached, cached, 0, 0, 0)) / max(pace.ratio, 1.0)
-        token_s, output = pace.token_s(1, request.prompt_tokens) / max(pace.token_ratio, 1.0), 0.0
+        cached = min(int(book.view.cached_tokens(request)), prompt - 1)
+        first_s = sum(pace.first_s(prompt - cached, cached, 0, 0, 0)) / max(pace.ratio, 1.0)
+        token_s, output = pace.token_s(1, prompt) / max(pace.token_ratio, 1.0), 0.0
         if entry.facts.generates and request.predicted_output_tokens > 1:
             output = request.predicted_output_tokens
         least = list(map(min, least, (first_s, token_s, first_s + output * token_s)))
@@ -100,7 +101,7 @@ def idle_s(books: list[ReplicaBook], entry: Entry) -> tuple[float, float, float]
 
 
 def _never(entry: Entry, limit: str, least_s: float, who: str) -> Refused:
-    prompt = f"a prompt of {'' if entry.facts.prompt_tokens else 'about '}{entry.view.prompt_tokens} tokens"
+    prompt = f"a prompt of {tokens} tokens" if (tokens := entry.facts.prompt_tokens) else "the shortest prompt"
     words = f"predicted {limit} {least_s:.3g} s for {prompt} even at an idle replica, {who}"
     advice = "to send it again later does not help: ask for less, or for a class or limit that allows it"
     return Refused(entry.facts.id, 422, "unmeetable", f"{words}: {advice}")
