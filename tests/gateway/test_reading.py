@@ -318,6 +318,8 @@ def test_figures_are_written_as_prometheus_reads_them():
 
 def test_admin_pages_are_for_the_holder_of_the_key():
     pages = AdminPages({"/status": lambda: ("text/plain", b"yes")}, sha256(b"k").hexdigest())
+    for given in ("Basic \xe9", "Bearer \xe9", "Basic e", "\xe9"):
+        assert pages.answer(f"GET /status HTTP/1.1\r\nAuthorization: {given}")[0] == 401, given
     assert pages.answer("GET /status HTTP/1.1\r\nAuthorization: Bearer k\r\n\r\n")[0] == 200
     assert pages.answer("GET /status HTTP/1.1\r\nAuthorization: Bearer no\r\n\r\n")[0] == 401
     assert pages.answer("GET /status HTTP/1.1\r\n\r\n")[0] == 401
