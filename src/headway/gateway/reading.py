@@ -293,8 +293,9 @@ def _said(content: str | list[dict[str, Any]] | None) -> Iterator[str]:
 
 def _without_media(message: dict[str, Any]) -> int:
     """Put digests in the place of a message's images and other media, which may be large; return how many they are."""
-    parts, media = message.get("content"), 0
-    for i, part in enumerate(parts if isinstance(parts, list) else ()):
+    content, media = message.get("content"), 0
+    parts: list[Any] = content if isinstance(content, list) else []
+    for i, part in enumerate(parts):
         if part.get("type") not in TEXT_PARTS or not any(isinstance(part.get(each), str) for each in TEXT_PARTS[1:]):
             parts[i], media = sha256(msgspec.json.encode(part)).hexdigest(), media + 1
     return media
