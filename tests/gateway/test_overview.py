@@ -6,14 +6,15 @@ from random import Random
 
 import numpy as np
 import pytest
-from brain_cases import table
+from brain_cases import brain, table
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.gateway.books import ReplicaBook
 from headway.gateway.estimates import Meter, watts
-from headway.gateway.events import Outcome
+from headway.gateway.events import EngineSample, Outcome
 from headway.gateway.history import DURATIONS_MAX, POINTS, RECENT_S, REFUSALS_MAX, STEP_S, History, quantile
+from headway.gateway.overview import Overview
 from headway.hardware import gpu
 
 
@@ -100,3 +101,11 @@ def test_an_idle_replica_draws_idle_power_and_costs_its_price():
     unknown = Meter(ReplicaBook(0, None, 8), usd_per_hour=None)
     unknown.look(0.0), unknown.look(9.0)
     assert (unknown.watts, unknown.joules, unknown.usd) == (None, 0.0, 0.0)
+
+
+def test_what_peers_told_of_is_no_drift_on_the_page():
+    b = brain(1)
+    b.beside(0.0, 0, 5)
+    b.sample(0.0, 0, EngineSample(running=7, waiting=1))
+    (replica,) = Overview(b, lambda: 0.0).present()["replicas"]
+    assert replica["drift"] == 3

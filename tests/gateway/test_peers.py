@@ -55,6 +55,14 @@ def test_nobody_else_is_believed():
     assert here.in_flight(0.1) == {"a:1": 2}
 
 
+def test_an_elder_of_the_same_gateway_is_not_heard_and_both_are_by_others():
+    elder, heir, peer = Roll(KEY, "here"), Roll(KEY, "here"), Roll(KEY, "there")
+    first, second = elder.tell(1000.0, {"a:1": 3}), heir.tell(1000.0, {"a:1": 2})
+    assert not heir.hear(0.0, 1000.0, first) and heir.in_flight(0.0) == {}
+    assert peer.hear(0.0, 1000.0, first) and peer.hear(0.0, 1000.0, second)
+    assert peer.in_flight(0.0) == {"a:1": 5}
+
+
 def test_who_is_kept_is_bounded():
     here = Roll(KEY)
     heard = [here.hear(0.0, 1000.0, Roll(KEY).tell(1000.0, {"a:1": 1})) for _ in range(PEERS_MAX + 5)]
@@ -168,7 +176,8 @@ def test_two_gateways_share_the_places_of_a_replica(tmp_path):
     try:
         for i in range(2):
             (tmp_path / str(i)).mkdir()
-            peers = {"listen": ports[i], "others": [ports[1 - i]], "key_file": str(tmp_path / "key")}
+            # each names itself too, as a name that leads to all of them does
+            peers = {"listen": ports[i], "others": ports, "key_file": str(tmp_path / "key")}
             limits = {"in_flight": 4, "hold_s": 60, "idle_s": 90}
             section = {"peers": peers, "limits": limits, "scrape_s": 60}
             gateways.append(Served(tmp_path / str(i), upstreams, section))

@@ -19,7 +19,7 @@ from headway.gateway.figures import HELP, Figures
 from headway.gateway.menu import menu_of
 from headway.gateway.plainhttp import AdminPages
 from headway.gateway.prefix import chain_of
-from headway.gateway.reading import Reply
+from headway.gateway.reading import MEDIA_BYTES, Reply
 from headway.gateway.scrape import engine_sample
 from headway.gateway.tenants import Keys
 from headway.specs import from_mapping, read_yaml, to_mapping
@@ -42,6 +42,12 @@ def read(body: object, headers: dict[str, str] = KEY, path: str = "/v1/chat/comp
 
 def chat(*contents: str, **more: object) -> dict[str, object]:
     return {"model": "tiny", "messages": [{"role": "user", "content": text} for text in contents], **more}
+
+
+def seeing(*images: str, **more: object) -> dict[str, object]:
+    parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{each}"}} for each in images]
+    said = {"type": "text", "text": "What is that?"}
+    return {"model": "tiny", "messages": [{"role": "user", "content": [said, *parts]}], **more}
 
 
 # --- the file ---------------------------------------------------------------------------------------------------
@@ -167,6 +173,19 @@ def test_a_request_becomes_an_arrival():
     assert isinstance(ids, Arrival) and (ids.prompt_tokens, ids.max_tokens) == (3, 32)
     embedding = read({"model": "tiny-2", "input": "text"}, path="/v1/embeddings?x=1")
     assert isinstance(embedding, Arrival) and not embedding.generates
+
+
+def test_a_prompt_is_its_texts_and_an_image_is_as_much_whatever_its_bytes():
+    small, large, other = read(seeing("A" * 40)), read(seeing("A" * 900_000)), read(seeing("B" * 900_000))
+    none, two = read(seeing()), read(seeing("A", "B"))
+    assert all(isinstance(each, Arrival) for each in (small, large, other, none, two))
+    assert MEDIA_BYTES <= small.prompt_bytes - none.prompt_bytes < MEDIA_BYTES + 100
+    assert small.prompt_bytes == large.prompt_bytes == other.prompt_bytes
+    assert two.prompt_bytes - small.prompt_bytes == small.prompt_bytes - none.prompt_bytes
+    words = " Say more." * 100
+    tails = [read(seeing(each) | {"user": "u", "messages": seeing(each)["messages"] * 4}) for each in "AAB"]
+    assert tails[0].chain == tails[1].chain != tails[2].chain, "prefixes with other images are other prefixes"
+    assert read(chat("é" * 300 + words)).prompt_bytes < 2 * 300 + len(words) + 60, "an escape is a character"
 
 
 @pytest.mark.parametrize(
@@ -299,6 +318,8 @@ def test_figures_are_written_as_prometheus_reads_them():
 
 def test_admin_pages_are_for_the_holder_of_the_key():
     pages = AdminPages({"/status": lambda: ("text/plain", b"yes")}, sha256(b"k").hexdigest())
+    for given in ("Basic \xe9", "Bearer \xe9", "Basic e", "\xe9"):
+        assert pages.answer(f"GET /status HTTP/1.1\r\nAuthorization: {given}")[0] == 401, given
     assert pages.answer("GET /status HTTP/1.1\r\nAuthorization: Bearer k\r\n\r\n")[0] == 200
     assert pages.answer("GET /status HTTP/1.1\r\nAuthorization: Bearer no\r\n\r\n")[0] == 401
     assert pages.answer("GET /status HTTP/1.1\r\n\r\n")[0] == 401

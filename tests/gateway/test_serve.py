@@ -82,6 +82,15 @@ def test_a_stream_is_passed_through_whole_and_counted(gateway):
     assert gateway.metric("headway_ttft_seconds_count") >= 1
 
 
+def test_where_each_event_has_the_tokens_so_far_the_last_count_is_taken(gateway):
+    for engine in gateway.upstreams.engines:
+        engine.counting, engine.tokens = True, 20
+    before = gateway.metric("headway_tokens_total")
+    assert gateway.ask(chat(stream_options={"include_usage": True, "continuous_usage_stats": True}), OURS)[1]
+    gateway.at_rest()
+    gateway.until(lambda: gateway.metric("headway_tokens_total") == before + 20, "the twenty tokens are counted")
+
+
 def test_an_answer_in_one_piece_is_counted_by_its_usage(gateway):
     before = gateway.metric("headway_tokens_total")
     response, text = gateway.ask(chat(stream=False), OURS)

@@ -16,7 +16,7 @@ limits = st.sampled_from(["ttft_s", "tpot_s", "deadline_s"])
 
 @given(limits, st.floats(1e-4, 10.0), st.integers(1, 400_000), st.integers(1, 2000), st.integers(0, 30))
 def test_unmeetable_is_what_an_idle_gateway_refuses_and_nothing_else(limit, limit_s, size, output, busy):
-    facts = {"prompt_bytes": size, "max_tokens": output, limit: limit_s}
+    facts = {"prompt_tokens": size // 4 + 1, "max_tokens": output, limit: limit_s}
     idle, loaded = brain(), brain()
     for each in (idle, loaded):
         each.lines[0].lengths.learn(0, 300)
@@ -36,9 +36,16 @@ def test_the_floor_and_what_was_promised_are_told():
     (refused,) = b.arrive(0.0, ask("a", prompt_tokens=100_000))
     assert isinstance(refused, Refused) and refused.code == "unmeetable"
     entry = b._entry(0.0, ask("b", prompt_tokens=100_000))
-    floor_s = admission.idle_s(b.books, entry)[0]
+    floor_s = admission.idle_s(b.books, entry, entry.view.prompt_tokens)[0]
     for said in (f"{floor_s:.3g} s", "a prompt of 100000 tokens", "class 'chat' promises 0.05 s"):
         assert said in refused.message
+
+
+def test_no_text_is_refused_for_good_for_the_length_that_is_guessed():
+    b = brain(1, classes=(SloClass(slo=Slo(ttft_s=0.05)),))
+    (refused,) = b.arrive(0.0, ask("a", prompt_bytes=4_000_000))
+    assert isinstance(refused, Refused) and (refused.status, refused.code) == (429, "slo_unattainable")
+    assert refused.retry_after_s >= 1.0
 
 
 def test_a_replica_that_is_away_may_come_back_and_keep_what_the_others_cannot():

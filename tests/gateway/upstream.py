@@ -24,6 +24,7 @@ class Upstream:
         self.path = ""  # of a socket to listen on
         self.tokens, self.pace_s, self.first_s = tokens, pace_s, first_s
         self.fail = ""
+        self.counting = False  # each event of a stream has the tokens so far
         self.word = ""  # what each token says beside its number
         self.endless, self.released = False, threading.Event()
         self.sent = 0  # bytes of streams
@@ -113,7 +114,8 @@ class Upstream:
         i, tokens, pace_s, released = 0, self.tokens, self.pace_s, self.released if self.endless else None
         while i <= tokens or (released and not released.is_set()):  # the first names the role only
             delta = {"role": "assistant", "content": ""} if not i else {"content": f'"{i}{self.word}'}
-            await self.event(writer, json.dumps({"choices": [{"delta": delta}], "port": self.port}).encode())
+            usage = {"usage": {"completion_tokens": i}} if self.counting else {}
+            await self.event(writer, json.dumps({"choices": [{"delta": delta}], "port": self.port, **usage}).encode())
             i += 1
             if pace_s:
                 await asyncio.sleep(pace_s)

@@ -268,7 +268,7 @@ def _decide(
 ) -> None:
     """Be the decision process until SIGTERM; `places`: the folder of the sockets, and the ledger's file."""
     from headway.gateway import Decider, addresses_in, decide
-    from headway.gateway.peers import peering
+    from headway.gateway.peers import gateway_in, peering
 
     folder, ledger = places
     if not folder.is_dir():
@@ -279,7 +279,7 @@ def _decide(
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        async with decider.remembering(ledger), peering(decider, stop):
+        async with decider.remembering(ledger), peering(decider, stop, gateway_in(folder)):
             await decide(decider, folder, stop)
 
     with followed(decider, served, seed, terminal):

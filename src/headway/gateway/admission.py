@@ -43,8 +43,8 @@ def unattainable(
 ) -> Refused | None:
     """Why no promise can be made to this request by the replica that serves it best; None when one can.
 
-    What an idle replica could not keep either is refused for good (422), the rest until later (429). While one is idle
-    nothing is refused for what was learned alone: who is let in shows whether it still holds.
+    What an idle replica could for certain not keep either is refused for good (422), the rest until later (429). While
+    one is idle nothing is refused for what was learned alone: who is let in shows whether it still holds.
 
     Args:
         entry: the request.
@@ -64,11 +64,13 @@ def unattainable(
         return None
     idle = [book for book in known if not book.in_flight + book.others]
     limits = *entry.limits[:2], min(entry.limits[2], deadline_s)
-    if idle and all(least_s <= limit_s for least_s, limit_s in zip(idle_s(idle, entry), limits, strict=True)):
+    guessed = entry.view.prompt_tokens
+    if idle and all(least_s <= limit_s for least_s, limit_s in zip(idle_s(idle, entry, guessed), limits, strict=True)):
         return None
+    certain = entry.facts.prompt_tokens or 1  # how many tokens a text is only the engine knows
     if best.end_s > deadline_s:
         who = f"the deadline is in {deadline_s:.3g} s"
-        if (least_s := idle_s(books, entry)[2]) > deadline_s:
+        if (least_s := idle_s(books, entry, certain)[2]) > deadline_s:
             return _never(entry, LIMITS[2], least_s, who)
         words = f"predicted end in {best.end_s:.3g} s, {who}"
         return Refused(entry.facts.id, 429, "deadline_unattainable", words, max(best.end_s - deadline_s, 1.0))
@@ -76,15 +78,15 @@ def unattainable(
     predicted_s, limit_s = (best.first_s, best.token_s, best.end_s)[worst], entry.limits[worst]
     promised = klass.slo.limits()[worst] <= limit_s
     who = f"class {klass.name!r} promises" if promised else "the request asks for"
-    if (least_s := idle_s(books, entry)[worst]) > limit_s:
+    if (least_s := idle_s(books, entry, certain)[worst]) > limit_s:
         return _never(entry, LIMITS[worst], least_s, f"{who} {limit_s:g} s")
     words = f"predicted {LIMITS[worst]} {predicted_s:.3g} s, {who} {limit_s:g} s"
     retry_s = duration_s if worst == 1 else predicted_s - limit_s
     return Refused(entry.facts.id, 429, "slo_unattainable", words, max(retry_s, 1.0))
 
 
-def idle_s(books: list[ReplicaBook], entry: Entry) -> tuple[float, float, float]:
-    """Predict what a request takes at least, alone at the best of these replicas: as `Forecast`, without chances.
+def idle_s(books: list[ReplicaBook], entry: Entry, prompt: int) -> tuple[float, float, float]:
+    """Predict what a request with so many tokens takes at least, alone at the best of these replicas: as `Forecast`.
 
     It is zero, which promises nothing, unless the cost model knows all of them: a ratio learned under load is not that
     of an idle engine, so one above 1 is left out.
@@ -95,9 +97,9 @@ def idle_s(books: list[ReplicaBook], entry: Entry) -> tuple[float, float, float]
         pace = book.pace
         if pace.table is None:
             return 0.0, 0.0, 0.0
-        cached = int(book.view.cached_tokens(request))
-        first_s = sum(pace.first_s(request.prompt_tokens - cached, cached, 0, 0, 0)) / max(pace.first.ratio, 1.0)
-        token_s, output = pace.token_s(1, request.prompt_tokens) / max(pace.token.ratio, 1.0), 0.0
+        cached = min(int(book.view.cached_tokens(request)), prompt - 1)
+        first_s = sum(pace.first_s(prompt - cached, cached, 0, 0, 0)) / max(pace.first.ratio, 1.0)
+        token_s, output = pace.token_s(1, prompt) / max(pace.token.ratio, 1.0), 0.0
         if entry.facts.generates and request.predicted_output_tokens > 1:
             output = request.predicted_output_tokens
         least = list(map(min, least, (first_s, token_s, first_s + output * token_s)))
@@ -105,7 +107,7 @@ def idle_s(books: list[ReplicaBook], entry: Entry) -> tuple[float, float, float]
 
 
 def _never(entry: Entry, limit: str, least_s: float, who: str) -> Refused:
-    prompt = f"a prompt of {'' if entry.facts.prompt_tokens else 'about '}{entry.view.prompt_tokens} tokens"
+    prompt = f"a prompt of {tokens} tokens" if (tokens := entry.facts.prompt_tokens) else "the shortest prompt"
     words = f"predicted {limit} {least_s:.3g} s for {prompt} even at an idle replica, {who}"
     advice = "to send it again later does not help: ask for less, or for a class or limit that allows it"
     return Refused(entry.facts.id, 422, "unmeetable", f"{words}: {advice}")

@@ -150,7 +150,7 @@ class Overview:
             "window": book.window,
             "engine_running": sample.running if sample else None,
             "engine_waiting": sample.waiting if sample else None,
-            "drift": None if drift is None else drift - book.in_flight,
+            "drift": None if drift is None else drift - book.in_flight - book.beside,
             "kv_share": self._kv_share(book),
             "kv_said": sample is not None and sample.kv_share is not None,
             "ttft_ratio": book.pace.first.ratio if book.pace.known else None,

@@ -15,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -28,25 +29,32 @@ RESOLVE_S = 5.0
 APART_S = 30.0  # that clocks may differ, and a datagram may be heard again
 PEERS_MAX = 256
 SIGNATURE_BYTES = 32
+GATEWAY = "gateway.id"  # in the folder of a decision process: what its supervisor calls the gateway
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 Name = Annotated[str, msgspec.Meta(max_length=128)]
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What a gateway says: who it is, the how manieth time, when, and its requests by the replica's address."""
+    """What a process says: who it is, the how manieth time, when, requests by the replica's address; its gateway."""
 
     who: Name
     serial: int
     unix_s: float
     in_flight: dict[Name, Count]
+    gateway: Name = ""
 
 
 class Roll:
-    """What has been told and heard; no I/O. `key`: the secret of all peers."""
+    """What has been told and heard; no I/O.
 
-    def __init__(self, key: bytes) -> None:
+    `key`: the secret of all peers. `gateway`: what the processes of one gateway share, "" for one by itself: what an
+    elder still has under way its heir has counted already, and need not hear where `others` names itself.
+    """
+
+    def __init__(self, key: bytes, gateway: str = "") -> None:
         self.key = key
+        self.gateway = gateway or uuid.uuid4().hex
         self.who = uuid.uuid4().hex
         self.serial = 0
         self.heard: dict[str, tuple[float, Told]] = {}
@@ -54,7 +62,7 @@ class Roll:
     def tell(self, unix_s: float, in_flight: dict[str, int]) -> bytes:
         """Return the next datagram."""
         self.serial += 1
-        text = msgspec.json.encode(Told(self.who, self.serial, unix_s, in_flight))
+        text = msgspec.json.encode(Told(self.who, self.serial, unix_s, in_flight, self.gateway))
         return self._signature(text) + text
 
     def hear(self, now: float, unix_s: float, datagram: bytes) -> bool:
@@ -68,7 +76,7 @@ class Roll:
             return False
         before = self.heard.get(told.who)
         stale = before is not None and told.serial <= before[1].serial
-        if told.who == self.who or stale or abs(told.unix_s - unix_s) > APART_S:
+        if told.gateway == self.gateway or stale or abs(told.unix_s - unix_s) > APART_S:
             return False
         if before is None and len(self.heard) >= PEERS_MAX:
             return False
@@ -109,9 +117,15 @@ class Ear(asyncio.DatagramProtocol):
                 self.decider.deliver(self.decider.brain.beside(now, book.index, total[where]))
 
 
+def gateway_in(folder: Path) -> str:
+    """Return the gateway's id from the folder of a decision process; "" where no supervisor gave one."""
+    file = folder / GATEWAY
+    return file.read_text(encoding="ascii") if file.exists() else ""
+
+
 @asynccontextmanager
-async def peering(decider: Decider, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Inside, this gateway and its peers tell each other, if the file names some.
+async def peering(decider: Decider, stop: asyncio.Event, gateway: str = "") -> AsyncIterator[None]:
+    """Inside, this gateway and its peers tell each other, if the file names some; `gateway` as in `Roll`.
 
     When `stop` is set a successor hears instead; what is still under way here is told to the end.
 
@@ -122,7 +136,7 @@ async def peering(decider: Decider, stop: asyncio.Event) -> AsyncIterator[None]:
     if spec is None:
         yield
         return
-    roll = Roll(spec.key())
+    roll = Roll(spec.key(), gateway)
     ear = Ear(decider, roll)
     loop = asyncio.get_running_loop()
     hearing, _ = await loop.create_datagram_endpoint(

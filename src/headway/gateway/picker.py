@@ -202,17 +202,10 @@ class Picker(Decider):
         return tuple(self.index[each] for each in passing.subset if each in self.index)
 
     def _bodiless(self, passing: Passing) -> Any:
-        """A GET, by whom a key says, goes to whichever endpoint has least to do; it is in no books."""
-        headers = passing.headers
-        if self.reader.keys.tenant(headers.get("authorization", "")) is None:
-            return self._refused(self.reader.plain("GET", "/v1/models", headers))
-        if headers.get(":method") not in ("GET", "HEAD"):
+        """What has no body is answered here: an engine has more pages than are a caller's business."""
+        if passing.headers.get(":method") not in ("GET", "HEAD"):
             return self._refused(refusal(400, "invalid_request", "the request has no body", None))
-        only = self._only(passing)
-        books = [book for book in self.brain.books if book.healthy and (only is None or book.index in only)]
-        if not books:
-            return self._refused(refusal(503, "no_replica", "no endpoint answers at the moment", 1.0))
-        return self._named((min(books, key=lambda book: book.in_flight).index,))
+        return self._refused(self.reader.plain("GET", passing.headers.get(":path", ""), passing.ours))
 
     def _named(self, hosts: tuple[int, ...], size: int | None = None, traceparent: str | None = None) -> Any:
         """The answer to the headers: where the request goes, without what is no engine's business."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import binascii
 import ssl
 from base64 import b64decode
 from collections.abc import Callable
@@ -144,5 +143,5 @@ def _key_of(authorization: str) -> bytes:
         return given.strip().encode()
     try:
         return b64decode(given.strip(), validate=True).partition(b":")[2]
-    except binascii.Error:
+    except ValueError:  # binascii's, and that of what is not ASCII
         return b""

@@ -26,6 +26,8 @@ from headway.gateway.tenants import Keys
 Body = bytes | None | Callable[[str], bytes | None]  # None: as it came; or what makes it of the chosen model's name
 Tokens = Annotated[int, msgspec.Meta(ge=1)]
 BYTES_PER_TOKEN_ID = 4
+MEDIA_BYTES = 4096  # that an image or other media counts as, about 1000 tokens: its own bytes say nothing of them
+TEXT_PARTS = (None, "text", "input_text", "output_text", "refusal", "thinking")  # types of a message's parts
 OUTPUT_LIMITS, NULL = ("max_tokens", "max_completion_tokens"), msgspec.Raw(b"null")
 SALT, PRIORITY = "cache_salt", "priority"
 BYTES_PER_TOKEN_MOST = 256  # the longest entries of large vocabularies, runs of blanks, have 128
@@ -49,13 +51,15 @@ class Reply(msgspec.Struct, frozen=True):
 class Prompt(NamedTuple):
     """What is to be computed: text or token ids as bytes, of one or more prompts.
 
-    `tokens` of all together, where the caller gives them; `longest`: the longest has as many, or more.
+    `tokens` of all together, where the caller gives them; `longest`: the longest has as many, or more; `media`: images
+    and the like, of which the text has digests.
     """
 
     text: bytes
     tokens: int | None = None
     longest: int = 1
     prompts: int = 1
+    media: int = 0
 
 
 class Head(NamedTuple):
@@ -82,7 +86,7 @@ class _Chat(msgspec.Struct):
 
 
 class _ChatText(msgspec.Struct):
-    messages: msgspec.Raw
+    messages: list[dict[str, Any]]
     tools: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -163,7 +167,7 @@ class Reader:
             id=id,
             tenant=tenant,
             slo_class=head.slo_class,
-            prompt_bytes=len(prompt.text),
+            prompt_bytes=len(prompt.text) + MEDIA_BYTES * prompt.media,
             prompt_tokens=prompt.tokens,
             prompt_most=None if (most := self.menu.context(asked.model)) is None else most * prompt.prompts,
             chain=chain_of(prompt.text, self.keys.tenants[tenant].name),
@@ -262,7 +266,9 @@ def _prompt(asked: Any, body: bytes) -> Prompt:
     if isinstance(asked, _Chat):
         raw = msgspec.json.decode(body, type=_ChatText)
         said = [part for message in asked.messages for part in _said(message.content)]
-        return Prompt(bytes(raw.tools) + bytes(raw.messages), longest=_least_tokens(sum(map(len, said))))
+        media = sum(_without_media(message) for message in raw.messages)
+        text = bytes(raw.tools) + msgspec.json.encode(raw.messages)
+        return Prompt(text, longest=_least_tokens(sum(map(len, said))), media=media)
     generates = isinstance(asked, _Completion)
     given = asked.prompt if generates else asked.given
     several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
@@ -283,6 +289,16 @@ def _said(content: str | list[dict[str, Any]] | None) -> Iterator[str]:
     """The texts of a message; images and other media count as nothing."""
     parts = [{"text": content}] if isinstance(content, str) else content or []
     return (part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def _without_media(message: dict[str, Any]) -> int:
+    """Put digests in the place of a message's images and other media, which may be large; return how many they are."""
+    content, media = message.get("content"), 0
+    parts: list[Any] = content if isinstance(content, list) else []
+    for i, part in enumerate(parts):
+        if part.get("type") not in TEXT_PARTS or not any(isinstance(part.get(each), str) for each in TEXT_PARTS[1:]):
+            parts[i], media = sha256(msgspec.json.encode(part)).hexdigest(), media + 1
+    return media
 
 
 def _least_tokens(characters: int) -> int:

@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import uuid
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from headway.errors import BadInput, HeadwayError, MissingExtra
 from headway.gateway.envoy_config import Host, bootstrap, discovered_hosts, envoy_config
 from headway.gateway.hosts import ADDRESSES, resolved
+from headway.gateway.peers import GATEWAY
 from headway.gateway.plainhttp import ask_socket
 from headway.gateway.spec import GatewaySpec, address
 
@@ -88,6 +90,7 @@ class Supervisor:
         self.say = say
         self.log_format = log_format
         self.binary = envoy_binary(self.spec)
+        self.id = uuid.uuid4().hex  # that its decision processes share
         self.folder = Path(tempfile.mkdtemp(prefix="headway-"))
         self.serial = 0  # of the decision process that answers
         self.hosts: dict[int, list[Host]] = {}  # by serial: what decisions that may still be taken can name
@@ -188,6 +191,7 @@ class Supervisor:
         """Make the folder of a decision process: its replicas' addresses, Envoy's socket, its elder's."""
         place = self._place(serial)
         place.mkdir(mode=0o700)
+        (place / GATEWAY).write_text(self.id)
         (place / ADDRESSES).write_text(json.dumps([host.at for host in hosts]))
         (place / "envoy.sock").symlink_to(self.folder / "envoy.sock")
         if serial != self.serial:
