@@ -15,12 +15,13 @@ from headway.cost import Replica
 from headway.errors import BadInput
 from headway.metrics import Slo
 from headway.metrics.attainment import wilson_interval
-from headway.plan import Question
+from headway.plan import Question, plan
 from headway.plan.bounds import Guess, Lengths, reach
 from headway.plan.evaluate import Asked, Evaluator, Goodput, Job, Outcome
 from headway.plan.question import default_requests
 from headway.plan.ranking import Entry, front, rank
 from headway.plan.search import search
+from headway.plan.sensitivity import sensitivity
 from headway.plan.space import enumerate_space
 from headway.plan.trial import Load, Trial, ask, pooled, probit, try_rate
 from headway.plan.workers import Workers
@@ -172,6 +173,27 @@ def test_noise_may_move_the_crossing_but_not_break_the_bracket(met, start):
 def test_a_limit_missed_at_every_rate_is_told_from_the_lowest(start):
     found = search(lambda k: trial(TARGET - 1.0), start, -300, TARGET)
     assert (found.low, found.high, found.at) == (None, -300, None)
+
+
+@given(st.floats(0, 900))
+def test_a_limit_met_at_every_rate_gives_a_lower_bound(start):
+    found = search(lambda k: trial(TARGET + 1.0), start, -300, TARGET)
+    assert (found.low, found.high, found.at) == (400, None, 400.0)
+    assert found.last.met
+
+
+def test_a_candidate_that_a_short_trace_cannot_fill_does_not_end_the_plan(tmp_path):
+    file = tmp_path / "trace.csv"
+    rows = [f"{i / 2},{100 + i},{20}" for i in range(60)]
+    file.write_text("\n".join(["arrival_s,input_tokens,output_tokens", *rows]))
+    fixed = {"weights": ("bf16",), "kv": ("bf16",), "budget_tokens": (2048,), "layouts": ("mixed",)}
+    question = msgspec.structs.replace(QUESTION, workload=str(file), rate_req_s=None, slo=Slo(ttft_s=20.0), **fixed)
+    found = plan(question, workers=1)
+    assert found.feasible
+    assert found.best.goodput_high_req_s is None
+    assert found.best.goodput_req_s == found.best.goodput_low_req_s > found.rate_req_s
+    assert "too few to tell" in found.message
+    assert sensitivity(found, workers=1).base.goodput_req_s is None
 
 
 # --- trials -------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     serves = f"serves up to {format_rate(outcome.goodput.req_s)}, then {_breaks(entry)}"
     if not entry.meets:
         return f"{_unlucky(entry, question)}{serves}: {share:.0%} of the rate asked for"
-    serves = f"{serves}: {share - 1:+.0%} headroom"
+    serves = _unbounded(entry) if outcome.goodput.open_ended else f"{serves}: {share - 1:+.0%} headroom"
     mine, its = _value(entry, question), _value(best, question)
     if entry is best:
         return f"best of those that meet the SLO: {mine}; {serves}"
@@ -45,7 +45,7 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
 
 def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     """Return the answer of a feasible plan."""
-    asked, goodput = best.outcome.asked, best.outcome.goodput.req_s
+    asked, goodput = best.outcome.asked, best.outcome.goodput
     assert asked is not None
     assert asked.attainment is not None and asked.attainment_low is not None and asked.attainment_high is not None
     cost = "" if best.usd_per_hour is None else f", ${best.usd_per_hour:.2f} per hour"
@@ -56,7 +56,8 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     text = (
         f"{best.deployment.name}: {_gpus(best)}{cost}. At {format_rate(rate_req_s)} "
         f"{asked.attainment:.1%} of requests meet the SLO{_less(question)}{runs} ({interval}; target "
-        f"{question.slo.attainment:.0%}); {_left(question)}it serves up to {format_rate(goodput)}."
+        f"{question.slo.attainment:.0%}); {_left(question)}"
+        + (f"{_unbounded(best)}." if goodput.open_ended else f"it serves up to {format_rate(goodput.req_s)}.")
     )
     again = f"{seeds[0]} to {seeds[-1]}" if seeds else f"{question.seed}"
     those = "these runs, one each" if seeds else "this run"
@@ -65,6 +66,15 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     if asked.attainment_low < question.slo.attainment:
         text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."
     return text
+
+
+def _unbounded(entry: Entry) -> str:
+    """That no rate was missed, and why."""
+    return (
+        f"it met the SLO at every rate tried, up to {format_rate(entry.outcome.goodput.req_s)}, as all "
+        f"{entry.outcome.requests:,} requests together are served within the limits: too few to tell what it serves "
+        "at most"
+    )
 
 
 def _left(question: Question) -> str:
