@@ -15,7 +15,8 @@ from headway.cost import Replica
 from headway.errors import BadInput
 from headway.metrics import Slo
 from headway.metrics.attainment import wilson_interval
-from headway.plan import Question, plan
+from headway.plan import Question
+from headway.plan import plan as plan_for
 from headway.plan.bounds import Guess, Lengths, reach
 from headway.plan.evaluate import Asked, Evaluator, Goodput, Job, Outcome
 from headway.plan.question import default_requests
@@ -188,7 +189,7 @@ def test_a_candidate_that_a_short_trace_cannot_fill_does_not_end_the_plan(tmp_pa
     file.write_text("\n".join(["arrival_s,input_tokens,output_tokens", *rows]))
     fixed = {"weights": ("bf16",), "kv": ("bf16",), "budget_tokens": (2048,), "layouts": ("mixed",)}
     question = msgspec.structs.replace(QUESTION, workload=str(file), rate_req_s=None, slo=Slo(ttft_s=20.0), **fixed)
-    found = plan(question, workers=1)
+    found = plan_for(question, workers=1)
     assert found.feasible
     assert found.best.goodput_high_req_s is None
     assert found.best.goodput_req_s == found.best.goodput_low_req_s > found.rate_req_s

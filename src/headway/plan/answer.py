@@ -29,8 +29,8 @@ class Candidate(Spec, frozen=True, kw_only=True):
         goodput_req_s: highest rate at which attainment reaches its target, interpolated between
             `goodput_low_req_s`, the highest rate simulated that met the SLO, and `goodput_high_req_s`, 3 % above
             it, which did not; 0 when the SLO is missed at any rate. A confirmed one meets it where the lower end of the
-            interval does. Where even the highest rate tried met the SLO, both are that rate, a lower bound, and the upper
-            end is None.
+            interval does. Where even the highest rate tried met the SLO, both are that rate, a lower bound, and the
+            upper end is None.
         attainment, ...: at the asked rate; None where a bound proves that no rate meets the SLO. Confirmed: over all
             requests of all `seeds`, the other figures the mean of the seeds'.
         attainment_low, attainment_high: 95 % interval: by batches of one run, by the seeds where several were run.
