@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from headway.plan import Question
 from headway.plan import plan as plan_for
 from headway.plan.bounds import Guess, Lengths, reach
 from headway.plan.evaluate import Asked, Evaluator, Goodput, Job, Outcome
+from headway.plan.extent import extent
 from headway.plan.question import default_requests
 from headway.plan.ranking import Entry, front, rank
 from headway.plan.search import search
@@ -181,6 +183,22 @@ def test_a_limit_met_at_every_rate_gives_a_lower_bound(start):
     found = search(lambda k: trial(TARGET + 1.0), start, -300, TARGET)
     assert (found.low, found.high, found.at) == (400, None, 400.0)
     assert found.last.met
+
+
+def test_what_a_plan_leaves_out_of_its_workload_is_said(tmp_path):
+    file = tmp_path / "trace.csv"
+    rows = [*(f"{i},100,20" for i in range(100)), *(f"{100 + i / 4},100,20" for i in range(100))]
+    file.write_text("\n".join(["arrival_s,input_tokens,output_tokens", *rows]))
+    made = workload(str(file))
+    said = extent(QUESTION, made, 50, made.rate_req_s)
+    assert "first 50 of 200 requests of the trace: --set requests=200" in said
+    rate = float(re.search(r"--rate ([0-9.]+)", said)[1])
+    assert rate == pytest.approx(4 * made.rate_req_s, rel=0.01)
+    assert extent(QUESTION, made, 200, made.rate_req_s) == extent(QUESTION, workload("chat"), 50, 3.0) == ""
+    assert "--rate" not in extent(QUESTION, made.at_rate(3.0), 199, 3.0)
+    day = workload("chat", arrival="diurnal:peak_to_trough=3", rate=10.0)
+    assert "first 1% of it" in (said := extent(QUESTION, day, 8640, 10.0))
+    assert "--rate 15 plans for that" in said
 
 
 def test_a_candidate_that_a_short_trace_cannot_fill_does_not_end_the_plan(tmp_path):
