@@ -185,6 +185,21 @@ def test_a_limit_met_at_every_rate_gives_a_lower_bound(start):
     assert found.last.met
 
 
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"gpus": 4, "spare": 3, "max_usd_per_hour": 10.0}, ("$10.00 per hour", "spare 3", "raise max_usd_per_hour")),
+        ({"model": "llama-3.1-70b", "gpus": 4, "weights": ("bf16",), "spare": 3}, ("spare 3", "4 h100-sxm")),
+    ],
+)
+def test_constraints_that_leave_nothing_are_named(changes, parts):
+    found = plan_for(msgspec.structs.replace(QUESTION, **changes), workers=1)
+    assert not found.feasible and found.binding is None
+    for part in parts:
+        assert part in found.message
+    assert "fits the model" not in found.message
+
+
 def test_what_a_plan_leaves_out_of_its_workload_is_said(tmp_path):
     file = tmp_path / "trace.csv"
     rows = [*(f"{i},100,20" for i in range(100)), *(f"{100 + i / 4},100,20" for i in range(100))]
@@ -197,7 +212,8 @@ def test_what_a_plan_leaves_out_of_its_workload_is_said(tmp_path):
     assert extent(QUESTION, made, 200, made.rate_req_s) == extent(QUESTION, workload("chat"), 50, 3.0) == ""
     assert "--rate" not in extent(QUESTION, made.at_rate(3.0), 199, 3.0)
     day = workload("chat", arrival="diurnal:peak_to_trough=3", rate=10.0)
-    assert "first 1% of it" in (said := extent(QUESTION, day, 8640, 10.0))
+    said = extent(QUESTION, day, 8640, 10.0)
+    assert "first 1% of it" in said
     assert "--rate 15 plans for that" in said
 
 

@@ -144,7 +144,7 @@ class Plan(Spec, frozen=True, kw_only=True):
             open.
         feasible: whether any candidate meets the SLO at the asked rate.
         binding: what stands in the way when none does: "memory" (the model fits no GPUs), a latency limit (missed
-            at any rate), or "rate" (too high for these GPUs).
+            at any rate), "rate" (too high for these GPUs), or None: constraints of the question leave nothing to try.
         message: the answer in a sentence or two.
         interrupted: whether the search was cut short; the plan then holds the candidates known by then.
         enumerated: candidates in the space: `evaluated` + all `discarded` (+ those an interruption left).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
@@ -13,7 +14,10 @@ from headway.plan.ranking import Entry
 from headway.plan.remedy import Remedy
 from headway.units import format_rate, format_seconds
 
-__all__ = ["nothing_fits", "reason", "so_far", "too_much", "too_tight", "undecided_words", "unpriced", "verdict"]
+__all__ = [
+    "nothing_allowed", "nothing_fits", "reason", "so_far", "too_much", "too_tight", "undecided_words", "unpriced",
+    "verdict",
+]  # fmt: skip
 
 _NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
 _UNITS = {
@@ -202,6 +206,28 @@ def nothing_fits(refusal: DoesNotFit | None, question: Question) -> str:
     """Return the answer when no replica fits its GPUs; `refusal` lacks the least."""
     start = f"No plan on {question.gpu_words} fits the model"
     return f"{start}: {refusal}." if refusal else f"{start}."
+
+
+def nothing_allowed(discarded: Mapping[str, int], question: Question, *, without_spare: bool) -> str:
+    """Return the answer when it is constraints of the question that leave no candidate; "" where it is the memory.
+
+    `without_spare` says whether some are left where no replica may be down.
+    """
+    spare = f"spare {question.spare}" if question.spare else ""
+    if discarded.get("budget"):
+        most = f"${question.max_usd_per_hour:.2f} per hour"
+        against = f"{most} against {spare}" if spare else most
+        lower = ", or lower spare" if spare else ", or try a cheaper GPU or a narrower precision"
+        return (
+            f"No plan on {question.gpu_words} is allowed: {against} leaves none, as all {discarded['budget']:,} whose "
+            f"replicas fit cost more; raise max_usd_per_hour{lower}."
+        )
+    if without_spare:
+        return (
+            f"No plan on {question.gpu_words} is allowed: {spare} needs {question.spare + 1} replicas in every pool, "
+            "and so many that hold the model take more GPUs than there are; lower spare, or name more GPUs."
+        )
+    return ""
 
 
 def _limit(entry: Entry) -> str:

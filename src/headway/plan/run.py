@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
+
 from headway.cost import Replica
 from headway.errors import BadInput
 from headway.plan import explain
@@ -172,6 +174,9 @@ class _Verdict(NamedTuple):
 def _verdict(contest: Contest, ranked: list[Entry], space: Space, beyond: Remedy | None, interrupted: bool) -> _Verdict:
     question, rate_req_s = contest.question, contest.rate_req_s
     if not space.options:
+        freer = enumerate_space(msgspec.structs.replace(question, spare=0)) if question.spare else space
+        if words := explain.nothing_allowed(space.discarded, question, without_spare=bool(freer.options)):
+            return _Verdict(False, None, words)
         return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question))
     if not ranked:
         return _Verdict(False, None, "nothing is known yet.")
