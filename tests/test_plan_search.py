@@ -366,6 +366,18 @@ def test_a_worker_that_dies_is_reported():
         list(workers.answers([-1, -1, -1]))
 
 
+def test_a_worker_that_is_killed_is_replaced_and_its_job_done():
+    workers = Workers(halver, (100,), 2)
+    jobs = list(range(20))
+    for killed in (0, 1, 2):
+        for process in workers.started[:killed]:
+            process.kill()
+        assert dict(workers.answers(jobs)) == {i: job / 2 for i, job in enumerate(jobs)}
+        assert [process.poll() for process in workers.started] == [None, None]
+    workers.close()
+    assert workers.started == []
+
+
 def test_a_script_without_a_guard_may_plan(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
