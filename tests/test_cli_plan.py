@@ -3,6 +3,7 @@
 import json
 import re
 
+import msgspec
 import pytest
 
 from cli_cases import refused, run
@@ -118,6 +119,7 @@ def test_the_objectives_of_the_command_are_those_of_the_question():
         (("l4:2", "--gpus", "3"), "gpus 3 against gpu 2 l4: there are only 2"),
         (("l4:2", "--engine", "vlm"), "unknown engine 'vlm': nearest: vllm"),
         (("l4:2", "--engine", "vllm", "--set", "engine.name=sglang"), "--engine vllm against --set engine.name=sglang"),
+        (("l4:0,a10g:2",), "'l4:0': none of it is there"),
         (("l4:2", "--front", "cost,speed"), "unknown objective of --front 'speed'"),
         (("l4:2", "--price", "l4"), "write GPU=USD, as in h100-sxm=2.5"),
         (("l4:2", "--max-tp", "1", "--set", "tp=[2]"), "tp [2] against max_tp 1"),
@@ -131,6 +133,10 @@ def test_the_answer_says_how_to_go_on(asked, tmp_path):
     assert "--json plan.json keeps the plan; `headway export plan.json --to vllm" in run(*ASK).stderr
     kept = tmp_path / "best.yaml"
     assert f"`headway export {kept} --to vllm --out launch`" in run(*ASK, "--yaml", kept).stderr
+    question = made_plan().question
+    other = msgspec.structs.replace(question, engine=msgspec.structs.replace(question.engine, name="sglang"))
+    asked["answer"] = made_plan(question=other)
+    assert "--to sglang --out launch`" in run(*ASK).stderr
     asked["answer"] = made_plan(feasible=False, best=None)
     assert "headway export" not in run(*ASK).stderr
 

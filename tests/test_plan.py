@@ -392,6 +392,7 @@ def test_progress_counts_every_evaluation():
         ({"model": "llama-3.1-9b"}, "unknown model"),
         ({"gpu": "h100"}, "unknown GPU 'h100'"),
         ({"cap_watts": (60.0,)}, "draws .* W before it does anything"),
+        ({"cap_watts": (300.0, 9000.0)}, r"cap_watts=9000: a h100-sxm draws 700 W at most; give more than \d+ W"),
         ({"cap_watts": ()}, "cap_watts .*: give at least one value"),
         ({"cap_watts": (300.0, 300.0)}, "give each value to try once"),
         ({"clock_mhz": (2500.0,)}, "can be locked up to its boost clock"),

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -16,11 +17,14 @@ from headway.errors import BadInput
 from headway.metrics import Slo
 from headway.metrics.attainment import wilson_interval
 from headway.plan import Question
+from headway.plan import plan as plan_for
 from headway.plan.bounds import Guess, Lengths, reach
 from headway.plan.evaluate import Asked, Evaluator, Goodput, Job, Outcome
+from headway.plan.extent import extent
 from headway.plan.question import default_requests
 from headway.plan.ranking import Entry, front, rank
 from headway.plan.search import search
+from headway.plan.sensitivity import sensitivity
 from headway.plan.space import enumerate_space
 from headway.plan.trial import Load, Trial, ask, pooled, probit, try_rate
 from headway.plan.workers import Workers
@@ -174,6 +178,59 @@ def test_a_limit_missed_at_every_rate_is_told_from_the_lowest(start):
     assert (found.low, found.high, found.at) == (None, -300, None)
 
 
+@given(st.floats(0, 900))
+def test_a_limit_met_at_every_rate_gives_a_lower_bound(start):
+    found = search(lambda k: trial(TARGET + 1.0), start, -300, TARGET)
+    assert (found.low, found.high, found.at) == (400, None, 400.0)
+    assert found.last.met
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"gpus": 4, "spare": 3, "max_usd_per_hour": 10.0}, ("$10.00 per hour", "spare 3", "raise max_usd_per_hour")),
+        ({"model": "llama-3.1-70b", "gpus": 4, "weights": ("bf16",), "spare": 3}, ("spare 3", "4 h100-sxm")),
+    ],
+)
+def test_constraints_that_leave_nothing_are_named(changes, parts):
+    found = plan_for(msgspec.structs.replace(QUESTION, **changes), workers=1)
+    assert not found.feasible and found.binding is None
+    for part in parts:
+        assert part in found.message
+    assert "fits the model" not in found.message
+
+
+def test_what_a_plan_leaves_out_of_its_workload_is_said(tmp_path):
+    file = tmp_path / "trace.csv"
+    rows = [*(f"{i},100,20" for i in range(100)), *(f"{100 + i / 4},100,20" for i in range(100))]
+    file.write_text("\n".join(["arrival_s,input_tokens,output_tokens", *rows]))
+    made = workload(str(file))
+    said = extent(QUESTION, made, 50, made.rate_req_s)
+    assert "first 50 of 200 requests of the trace: --set requests=200" in said
+    rate = float(re.search(r"--rate ([0-9.]+)", said)[1])
+    assert rate == pytest.approx(4 * made.rate_req_s, rel=0.01)
+    assert extent(QUESTION, made, 200, made.rate_req_s) == extent(QUESTION, workload("chat"), 50, 3.0) == ""
+    assert "--rate" not in extent(QUESTION, made.at_rate(3.0), 199, 3.0)
+    day = workload("chat", arrival="diurnal:peak_to_trough=3", rate=10.0)
+    said = extent(QUESTION, day, 8640, 10.0)
+    assert "first 1% of it" in said
+    assert "--rate 15 plans for that" in said
+
+
+def test_a_candidate_that_a_short_trace_cannot_fill_does_not_end_the_plan(tmp_path):
+    file = tmp_path / "trace.csv"
+    rows = [f"{i / 2},{100 + i},{20}" for i in range(60)]
+    file.write_text("\n".join(["arrival_s,input_tokens,output_tokens", *rows]))
+    fixed = {"weights": ("bf16",), "kv": ("bf16",), "budget_tokens": (2048,), "layouts": ("mixed",)}
+    question = msgspec.structs.replace(QUESTION, workload=str(file), rate_req_s=None, slo=Slo(ttft_s=20.0), **fixed)
+    found = plan_for(question, workers=1)
+    assert found.feasible
+    assert found.best.goodput_high_req_s is None
+    assert found.best.goodput_req_s == found.best.goodput_low_req_s > found.rate_req_s
+    assert "too few to tell" in found.message
+    assert sensitivity(found, workers=1).base.goodput_req_s is None
+
+
 # --- trials -------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +364,18 @@ def test_a_worker_that_dies_is_reported():
     workers = Workers(halver, (100,), 2)
     with pytest.raises(RuntimeError, match="ended early"):
         list(workers.answers([-1, -1, -1]))
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_job_done():
+    workers = Workers(halver, (100,), 2)
+    jobs = list(range(20))
+    for killed in (0, 1, 2):
+        for process in workers.started[:killed]:
+            process.kill()
+        assert dict(workers.answers(jobs)) == {i: job / 2 for i, job in enumerate(jobs)}
+        assert [process.poll() for process in workers.started] == [None, None]
+    workers.close()
+    assert workers.started == []
 
 
 def test_a_script_without_a_guard_may_plan(tmp_path):

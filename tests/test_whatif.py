@@ -8,10 +8,11 @@ import pytest
 from cli_cases import refused, run
 from headway.cost import Replica, compile_replica
 from headway.cost.stretched import stretched
-from headway.metrics import Result, Slo
+from headway.metrics import Prices, Result, Slo
 from headway.metrics.comparison import compare
 from headway.plan.otherwise import Case, whatif
-from headway.sim import Deployment, Pool, simulate
+from headway.sim import Deployment, Policies, Pool, simulate
+from headway.specs import to_mapping
 from headway.workload import WorkloadSpec, parse_arrival, parse_length, workload
 from report_cases import plan
 
@@ -266,3 +267,30 @@ def test_a_plan_is_asked_with_its_own_workload_and_limits(tmp_path):
     refused(run("whatif", tmp_path / "plan.json", "--tp", "2", "--ttft", "1s"), "--ttft", "its own workload and limits")
     (tmp_path / "plan.json").write_text(plan(feasible=False).to_json())
     refused(run("whatif", tmp_path / "plan.json", "--tp", "2"), "no candidate meets the SLO")
+
+
+def test_unlike_pools_keep_their_weights_and_their_prices(tmp_path):
+    pools = tuple(Pool(count=2, replica=msgspec.structs.replace(REPLICA, gpu=gpu)) for gpu in ("l4", "l40s"))
+    policies = Policies(route="weighted-requests", params={"route": {"weights": {"mixed": [1.0, 1.0, 4.0, 4.0]}}})
+    best = Deployment(pools=pools, policies=policies, prices=Prices(usd_per_gpu_hour=2.0))
+    made = plan()
+    question = msgspec.structs.replace(
+        made.question, gpu={"l4": 2, "l40s": 3}, gpus=None, usd_per_gpu_hour={"l4": 1.0, "l40s": 3.0}
+    )
+    chosen = msgspec.structs.replace(made.best, deployment=to_mapping(best))
+    (tmp_path / "plan.json").write_text(msgspec.structs.replace(made, question=question, best=chosen).to_json())
+    words = ("--json", "-", "-q")
+    done = run("whatif", tmp_path / "plan.json", "--replicas", "mixed.1=3", *words)
+    assert done.exit_code == 0, done.stderr
+    after = json.loads(done.stdout)["after"]
+    assert after["deployment"]["policies"]["params"]["route"]["weights"]["mixed"] == [1.0, 1.0, 4.0, 4.0, 4.0]
+    assert after["cost"]["usd_per_hour"] == pytest.approx(2 * 1.0 + 3 * 3.0)
+    one = run("whatif", tmp_path / "plan.json", "--gpu", "l4", *words)
+    assert json.loads(one.stdout)["after"]["cost"]["usd_per_hour"] == pytest.approx(4 * 1.0)
+
+
+def test_a_price_does_not_follow_to_another_gpu(file):
+    file.write_text(file.read_text() + "prices: {usd_per_gpu_hour: 99.0}\n")
+    done = run("whatif", file, *SMALL, "--rate", "4", "--gpu", "l40s", "--json", "-")
+    assert json.loads(done.stdout)["after"]["cost"]["usd_per_hour"] < 99.0
+    assert "$99.00 per GPU hour was the price of l4" in done.stderr

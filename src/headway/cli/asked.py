@@ -92,9 +92,8 @@ def chosen(plan: Plan, name: str | None, file: str) -> dict[str, Any]:
             raise UnknownName("candidate", name, by_name)
         return by_name[name].deployment
     if plan.best is None:
-        raise BadInput(
-            f"{file}: no candidate meets the SLO ({plan.binding}); `headway export` takes one with --candidate NAME"
-        )
+        why = plan.binding or "none is left to try"
+        raise BadInput(f"{file}: no candidate meets the SLO ({why}); `headway export` takes one with --candidate NAME")
     return plan.best.deployment
 
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headway.cli.asked import split_assignments, with_policies
 from headway.cli.options import Options
+from headway.cli.terminal import Terminal
 from headway.errors import BadInput, UnknownName
 from headway.units import parse_rate
 
 if TYPE_CHECKING:
     from headway.metrics import Slo
+    from headway.plan import Question
     from headway.plan.otherwise import Case
     from headway.sim import Deployment
     from headway.workload import Workload
@@ -72,8 +74,8 @@ def changes_of(asked: Options) -> list[str]:
     return said
 
 
-def changed(case: Case, asked: Options) -> Case:
-    """Return the case with every change made.
+def changed(case: Case, asked: Options, terminal: Terminal, question: Question | None = None) -> Case:
+    """Return the case with every change made; a plan's `question` may know what each kind of GPU costs.
 
     Raises:
         BadInput: a change that cannot be, or that leaves everything as it is.
@@ -82,7 +84,7 @@ def changed(case: Case, asked: Options) -> Case:
 
     sets = split_assignments(asked["assignments"])
     after = Case(
-        changed_deployment(case.deployment, asked),
+        _repriced(case.deployment, changed_deployment(case.deployment, asked), question, terminal),
         _workload(case.workload, rates_of(asked["rates"]).factor, sets["workload"]),
         _slo(case.slo, asked["limits"], sets["slo"]),
     )
@@ -102,7 +104,50 @@ def changed_deployment(deployment: Deployment, asked: Options) -> Deployment:
     sets = [f"pools.*.replica.{name}={asked[name]}" for name in _OF_REPLICAS if asked[name] is not None]
     sets += [_count(deployment, text) for text in asked["copies"]]
     sets += split_assignments(asked["assignments"])["deployment"]
-    return override(with_policies(deployment, asked["policies"]), sets)
+    return _weighted(deployment, override(with_policies(deployment, asked["policies"]), sets))
+
+
+def _weighted(was: Deployment, now: Deployment) -> Deployment:
+    """The deployment as it is now, its router's weights those of as many replicas as there are now."""
+    import msgspec
+
+    from headway.plan.space import resized
+
+    counts = [pool.count for pool in now.pools]
+    if now.policies.params != was.policies.params or counts == [pool.count for pool in was.pools]:
+        return now  # new weights are as they were given
+    policies = msgspec.structs.replace(now.policies, params=resized(was, counts).policies.params)
+    return msgspec.structs.replace(now, policies=policies)
+
+
+def _repriced(was: Deployment, now: Deployment, question: Question | None, terminal: Terminal) -> Deployment:
+    """The deployment as it is now; a price that was of another mixture of GPUs is the new one's, or the catalogue's."""
+    import msgspec
+
+    from headway.plan.space import priced
+
+    usd, mixtures = now.prices.usd_per_gpu_hour, [_mixture(each) for each in (was, now)]
+    if usd is None or usd != was.prices.usd_per_gpu_hour or mixtures[0] == mixtures[1]:
+        return now
+    if question is not None and set(mixtures[0]) == set(mixtures[1]):
+        return priced(question, now)  # one price for all kinds stays
+    now = msgspec.structs.replace(now, prices=msgspec.structs.replace(now.prices, usd_per_gpu_hour=None))
+    if question is not None and set(mixtures[1]) <= set(question.usd_per_gpu_hour):
+        return priced(question, now)
+    terminal.keep(
+        f"${usd:.2f} per GPU hour was the price of {' and '.join(mixtures[0])} as they were; the changed side has the "
+        "catalogue's: --set prices.usd_per_gpu_hour=USD gives another"
+    )
+    return now
+
+
+def _mixture(deployment: Deployment) -> dict[str, float]:
+    """The share of each kind of GPU among all."""
+    shares: dict[str, float] = {}
+    for pool in deployment.pools:
+        gpus = pool.count * pool.replica.gpus
+        shares[pool.replica.gpu] = shares.get(pool.replica.gpu, 0.0) + gpus / deployment.gpus
+    return shares
 
 
 def _count(deployment: Deployment, text: str) -> str:

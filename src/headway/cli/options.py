@@ -103,6 +103,8 @@ def _kinds(text: str) -> dict[str, int | None]:
         if not name or name in kinds:
             raise BadInput(f"{text!r}: name each GPU once, as in h100-sxm:8,a100-80gb-sxm:16")
         kinds[name] = parse_count(count) if colon else None
+        if kinds[name] == 0:
+            raise BadInput(f"{part.strip()!r}: none of it is there; leave it out, or give a number from 1")
     return kinds
 
 

@@ -173,5 +173,6 @@ def _print(terminal: Terminal, found: Plan, asked: o.Options) -> None:
     if found.best is not None:
         kept = asked["yaml_to"] or asked["json_to"]
         file = kept if kept and kept != "-" else "plan.json"
+        engine = found.question.engine.name
         first = "" if file == kept else f"--json {file} keeps the plan; "
-        terminal.note(f"{first}`headway export {file} --to vllm --out launch` writes the commands that start it")
+        terminal.note(f"{first}`headway export {file} --to {engine} --out launch` writes the commands that start it")

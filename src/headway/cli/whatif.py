@@ -19,6 +19,7 @@ from headway.units import format_rate
 if TYPE_CHECKING:
     from headway.metrics import Result
     from headway.metrics.comparison import Comparison
+    from headway.plan import Question
     from headway.plan.otherwise import Case, WhatIf
 
 TODAY = ("workload", "input", "output", "arrival", "requests", "skip_bad", "ttft", "tpot", "e2e", "calibration_from")
@@ -54,8 +55,8 @@ def whatif(source: str, **asked: Any) -> None:
         return
     if asked["run_named"] is not None:
         raise BadInput(f"--run {asked['run_named']}: {source} is no log, and only a log has runs")
-    before = (_planned if source.endswith(".json") else _case)(source, asked, terminal)
-    after = changed(before, asked)
+    before, question = (_planned if source.endswith(".json") else _case)(source, asked, terminal)
+    after = changed(before, asked, terminal, question)
     note_interpreted(terminal)
     found = simulated(before, after, changes, asked["seed"], terminal)
     show(terminal, found, None, [], asked)
@@ -108,7 +109,7 @@ def made_folder(path: str) -> Path:
     return Path(path)
 
 
-def _case(file: str, asked: o.Options, terminal: Terminal) -> Case:
+def _case(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, None]:
     """As things are: what the file, the workload's options and the limits say."""
     from headway.plan import Case
 
@@ -117,10 +118,10 @@ def _case(file: str, asked: o.Options, terminal: Terminal) -> Case:
     rate = rates_of(asked["rates"]).today_req_s
     source = asked["workload"] or (None if asked["input"] and asked["output"] else DEFAULT_WORKLOAD)
     workload = workload_of(asked | {"workload": source, "rate": rate, "replicas": 1}, [], terminal)
-    return Case(deployment, workload, slo_of(asked, []))
+    return Case(deployment, workload, slo_of(asked, [])), None
 
 
-def _planned(file: str, asked: o.Options, terminal: Terminal) -> Case:
+def _planned(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, Question]:
     """What a plan found, for what it was asked."""
     from headway.plan import Case
     from headway.sim import Deployment
@@ -132,7 +133,8 @@ def _planned(file: str, asked: o.Options, terminal: Terminal) -> Case:
     deployment = from_mapping(Deployment, chosen(plan, None, file), file)
     rate = rates_of(asked["rates"]).today_req_s or plan.rate_req_s
     terminal.keep(f"as planned: {format_rate(rate)}, {plan.requests:,} requests, the limits of {file}")
-    return Case(deployment, workload(plan.question.workload, rate=rate, requests=plan.requests), plan.question.slo)
+    made = workload(plan.question.workload, rate=rate, requests=plan.requests)
+    return Case(deployment, made, plan.question.slo), plan.question
 
 
 def _refuse_today(source: str, asked: o.Options) -> None:

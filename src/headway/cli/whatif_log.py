@@ -54,7 +54,7 @@ def whatif_of_log(log: str, changes: list[str], asked: o.Options, terminal: Term
     with tempfile.TemporaryDirectory() as scratch:
         folder = made_folder(asked["out_to"]) if asked["out_to"] else Path(scratch)
         case, measured, notes = _measured(run, served, was, folder, asked)
-        found = simulated(case, changed(case, asked), changes, asked["seed"], terminal)
+        found = simulated(case, changed(case, asked, terminal), changes, asked["seed"], terminal)
     show(terminal, found, compare(measured, found.before, case.slo), notes, asked)
     if asked["out_to"]:
         keep(folder, {"measured": measured, "simulated": found.before, "changed": found.after}, terminal)

@@ -29,7 +29,8 @@ class Candidate(Spec, frozen=True, kw_only=True):
         goodput_req_s: highest rate at which attainment reaches its target, interpolated between
             `goodput_low_req_s`, the highest rate simulated that met the SLO, and `goodput_high_req_s`, 3 % above
             it, which did not; 0 when the SLO is missed at any rate. A confirmed one meets it where the lower end of the
-            interval does.
+            interval does. Where even the highest rate tried met the SLO, both are that rate, a lower bound, and the
+            upper end is None.
         attainment, ...: at the asked rate; None where a bound proves that no rate meets the SLO. Confirmed: over all
             requests of all `seeds`, the other figures the mean of the seeds'.
         attainment_low, attainment_high: 95 % interval: by batches of one run, by the seeds where several were run.
@@ -143,7 +144,7 @@ class Plan(Spec, frozen=True, kw_only=True):
             open.
         feasible: whether any candidate meets the SLO at the asked rate.
         binding: what stands in the way when none does: "memory" (the model fits no GPUs), a latency limit (missed
-            at any rate), or "rate" (too high for these GPUs).
+            at any rate), "rate" (too high for these GPUs), or None: constraints of the question leave nothing to try.
         message: the answer in a sentence or two.
         interrupted: whether the search was cut short; the plan then holds the candidates known by then.
         enumerated: candidates in the space: `evaluated` + all `discarded` (+ those an interruption left).

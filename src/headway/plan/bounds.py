@@ -98,7 +98,8 @@ def overloaded(deployment: Deployment, tables: tuple[StepTable, ...], lengths: L
     prompts = _Work(prompt, prompt * (prompt + 1) / 2, 0 * prompt)
     tokens = _Work(later, 0 * prompt, prompt * later)
     whole = _Work(prompt + later, prompts.area, tokens.context)
-    first_s, last_s = min(ttft_max, e2e_max), float(np.minimum(ttft_max + tpot_max * later, e2e_max).max())
+    longest = float(later.max())
+    first_s, last_s = min(ttft_max, e2e_max), min(ttft_max + (tpot_max * longest if longest else 0.0), e2e_max)
     by_role: dict[str, list[tuple[int, StepTable]]] = {}
     for pool, table in zip(deployment.pools, tables, strict=True):
         by_role.setdefault(pool.role, []).append((pool.ranks, table))

@@ -62,11 +62,19 @@ class Asked(NamedTuple):
 
 
 class Goodput(NamedTuple):
-    """In requests per second: interpolated, highest met and lowest missed; 0, 0 and None when no rate is met."""
+    """In requests per second: interpolated, highest met and lowest missed; 0, 0 and None when no rate is met.
+
+    The last is None too where the highest rate tried is met: the others are that rate then, and goodput may be more.
+    """
 
     req_s: float = 0.0
     low_req_s: float = 0.0
     high_req_s: float | None = None
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether no rate was missed: the runs are too short to tell what is served at most."""
+        return self.req_s > 0 and self.high_req_s is None
 
 
 class Outcome(NamedTuple):
@@ -133,7 +141,7 @@ class Evaluator:
         near = job.near_req_s or Guess(lengths, slo)(left, tables)
         start = _place(near, load)
         found = search(trial, start, _idle_place(hope, load), probit(slo.attainment, asked.measured))
-        binding, worst_s, limit_s = _binding(found.missed, slo)
+        binding, worst_s, limit_s = _binding(found.last, slo)
         goodput, fields, runs = _goodput(found, load), _fields(heard, asked.met), len(trials) * len(loads)
         return Outcome(goodput, fields, binding, worst_s, limit_s, job.requests, runs, job.seeds)
 
@@ -150,7 +158,7 @@ def _idle_place(hope: Reach, load: Load) -> int:
 def _goodput(found: Bracket, load: Load) -> Goodput:
     if found.low is None or found.at is None:
         return Goodput()
-    return Goodput(load.rate(found.at), load.rate(found.low), load.rate(found.high))
+    return Goodput(load.rate(found.at), load.rate(found.low), None if found.high is None else load.rate(found.high))
 
 
 def _fields(heard: Sequence[tuple[Trial, Result]], meets: bool) -> Asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
@@ -13,7 +14,10 @@ from headway.plan.ranking import Entry
 from headway.plan.remedy import Remedy
 from headway.units import format_rate, format_seconds
 
-__all__ = ["nothing_fits", "reason", "so_far", "too_much", "too_tight", "undecided_words", "unpriced", "verdict"]
+__all__ = [
+    "nothing_allowed", "nothing_fits", "reason", "so_far", "too_much", "too_tight", "undecided_words", "unpriced",
+    "verdict",
+]  # fmt: skip
 
 _NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
 _UNITS = {
@@ -33,7 +37,7 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     serves = f"serves up to {format_rate(outcome.goodput.req_s)}, then {_breaks(entry)}"
     if not entry.meets:
         return f"{_unlucky(entry, question)}{serves}: {share:.0%} of the rate asked for"
-    serves = f"{serves}: {share - 1:+.0%} headroom"
+    serves = _unbounded(entry) if outcome.goodput.open_ended else f"{serves}: {share - 1:+.0%} headroom"
     mine, its = _value(entry, question), _value(best, question)
     if entry is best:
         return f"best of those that meet the SLO: {mine}; {serves}"
@@ -45,7 +49,7 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
 
 def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     """Return the answer of a feasible plan."""
-    asked, goodput = best.outcome.asked, best.outcome.goodput.req_s
+    asked, goodput = best.outcome.asked, best.outcome.goodput
     assert asked is not None
     assert asked.attainment is not None and asked.attainment_low is not None and asked.attainment_high is not None
     cost = "" if best.usd_per_hour is None else f", ${best.usd_per_hour:.2f} per hour"
@@ -56,7 +60,8 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     text = (
         f"{best.deployment.name}: {_gpus(best)}{cost}. At {format_rate(rate_req_s)} "
         f"{asked.attainment:.1%} of requests meet the SLO{_less(question)}{runs} ({interval}; target "
-        f"{question.slo.attainment:.0%}); {_left(question)}it serves up to {format_rate(goodput)}."
+        f"{question.slo.attainment:.0%}); {_left(question)}"
+        + (f"{_unbounded(best)}." if goodput.open_ended else f"it serves up to {format_rate(goodput.req_s)}.")
     )
     again = f"{seeds[0]} to {seeds[-1]}" if seeds else f"{question.seed}"
     those = "these runs, one each" if seeds else "this run"
@@ -65,6 +70,15 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     if asked.attainment_low < question.slo.attainment:
         text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."
     return text
+
+
+def _unbounded(entry: Entry) -> str:
+    """That no rate was missed, and why."""
+    return (
+        f"it met the SLO at every rate tried, up to {format_rate(entry.outcome.goodput.req_s)}, as all "
+        f"{entry.outcome.requests:,} requests together are served within the limits: too few to tell what it serves "
+        "at most"
+    )
 
 
 def _left(question: Question) -> str:
@@ -192,6 +206,28 @@ def nothing_fits(refusal: DoesNotFit | None, question: Question) -> str:
     """Return the answer when no replica fits its GPUs; `refusal` lacks the least."""
     start = f"No plan on {question.gpu_words} fits the model"
     return f"{start}: {refusal}." if refusal else f"{start}."
+
+
+def nothing_allowed(discarded: Mapping[str, int], question: Question, *, without_spare: bool) -> str:
+    """Return the answer when it is constraints of the question that leave no candidate; "" where it is the memory.
+
+    `without_spare` says whether some are left where no replica may be down.
+    """
+    spare = f"spare {question.spare}" if question.spare else ""
+    if discarded.get("budget"):
+        most = f"${question.max_usd_per_hour:.2f} per hour"
+        against = f"{most} against {spare}" if spare else most
+        lower = ", or lower spare" if spare else ", or try a cheaper GPU or a narrower precision"
+        return (
+            f"No plan on {question.gpu_words} is allowed: {against} leaves none, as all {discarded['budget']:,} whose "
+            f"replicas fit cost more; raise max_usd_per_hour{lower}."
+        )
+    if without_spare:
+        return (
+            f"No plan on {question.gpu_words} is allowed: {spare} needs {question.spare + 1} replicas in every pool, "
+            "and so many that hold the model take more GPUs than there are; lower spare, or name more GPUs."
+        )
+    return ""
 
 
 def _limit(entry: Entry) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
+
 from headway.cost import Replica
 from headway.errors import BadInput
 from headway.plan import explain
@@ -16,6 +18,7 @@ from headway.plan.bounds import Guess
 from headway.plan.contest import Contest
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
+from headway.plan.extent import extent
 from headway.plan.question import Question, default_requests
 from headway.plan.ranking import Entry, undecided
 from headway.plan.remedy import Remedy, remedy
@@ -73,7 +76,8 @@ def plan(
         finite = made is not None or source.spec.trace is not None
         more = partial(remedy, contest, source, source.requests if finite else None)
         interrupted, beyond = _evaluate(contest, crew, progress, ctrl_c, more)
-        return _answer(contest, space, beyond, interrupted, started_s)
+        part = extent(question, source, requests, rate_req_s)
+        return _answer(contest, space, beyond, part, interrupted, started_s)
 
 
 def _alone(replica: Replica, guess: Guess) -> float:
@@ -81,14 +85,16 @@ def _alone(replica: Replica, guess: Guess) -> float:
     return guess(Deployment(pools=(Pool(replica=replica),)), (compiled(replica),))
 
 
-def _answer(contest: Contest, space: Space, beyond: Remedy | None, interrupted: bool, started_s: float) -> Plan:
+def _answer(
+    contest: Contest, space: Space, beyond: Remedy | None, part: str, interrupted: bool, started_s: float
+) -> Plan:
     ranked, question, rate_req_s, requests = contest.ranked(), contest.question, contest.rate_req_s, contest.long
     verdict = _verdict(contest, ranked, space, beyond, interrupted)
     candidates = [_candidate(entry, ranked[0], contest) for entry in ranked]
     sure = doubt(ranked, contest.objective, rate_req_s)
     discarded = Counter(space.discarded) + Counter(each.reason for each in contest.screened.values())
     open_yet = undecided(ranked, contest.objective, question.slo.attainment)
-    told = verdict.message, explain.undecided_words(open_yet), explain.unpriced(question), sure.words
+    told = verdict.message, explain.undecided_words(open_yet), explain.unpriced(question), sure.words, part
     message = " ".join(filter(None, told))
     return Plan(
         question=question,
@@ -168,6 +174,9 @@ class _Verdict(NamedTuple):
 def _verdict(contest: Contest, ranked: list[Entry], space: Space, beyond: Remedy | None, interrupted: bool) -> _Verdict:
     question, rate_req_s = contest.question, contest.rate_req_s
     if not space.options:
+        freer = enumerate_space(msgspec.structs.replace(question, spare=0)) if question.spare else space
+        if words := explain.nothing_allowed(space.discarded, question, without_spare=bool(freer.options)):
+            return _Verdict(False, None, words)
         return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question))
     if not ranked:
         return _Verdict(False, None, "nothing is known yet.")

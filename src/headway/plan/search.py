@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from headway.errors import BadInput
 from headway.plan.trial import Trial
 
 __all__ = ["Bracket", "search"]
@@ -20,13 +19,14 @@ _CLOSE = 8  # places between met and missed that a line through both bridges wel
 class Bracket(NamedTuple):
     """Where goodput lies on the grid: place `low` was met, `high` was not, `at` is interpolated between them.
 
-    `low` and `at` are None where the SLO is missed even at the lowest rate. `missed` is the trial at `high`.
+    `low` and `at` are None where the SLO is missed even at the lowest rate; `high` where it is met even at the highest,
+    as all requests of a short run together are: then `at` is `low`. `last` is the trial at `high`, or else at `low`.
     """
 
     low: int | None
-    high: int
+    high: int | None
     at: float | None
-    missed: Trial
+    last: Trial
 
 
 def search(trial: Callable[[int], Trial], start: float, floor: int, target: float) -> Bracket:
@@ -40,9 +40,6 @@ def search(trial: Callable[[int], Trial], start: float, floor: int, target: floa
         start: a guess of the place, the better the fewer trials.
         floor: place below 0 of a rate so low that requests do not meet; what misses the SLO there always does.
         target: score of a trial that just reaches its attainment.
-
-    Raises:
-        BadInput: the SLO is met however high the rate: the runs are too short to fill a queue.
     """
     known = {0: trial(0)}
     low, high = (0, None) if known[0].met else (None, 0)
@@ -53,10 +50,7 @@ def search(trial: Callable[[int], Trial], start: float, floor: int, target: floa
         if high is not None and high <= floor:
             return Bracket(None, high, None, known[high])
         if low is not None and low >= _CEILING:
-            raise BadInput(
-                "the SLO is met at any rate, because all requests of a run together are served within its limits: "
-                "the run is too short to tell; ask for more requests, or for tighter limits"
-            )
+            return Bracket(low, None, float(low), known[low])
         k = min(_next(low, high, at, floor), _CEILING)
         known[k] = trial(k)
         low, high = (k, high) if known[k].met else (low, k)

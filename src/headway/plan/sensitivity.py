@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from headway.errors import BadInput
 from headway.plan.answer import Kind, Plan, Sensitivity, Variant
 from headway.plan.evaluate import Evaluator, Job
 from headway.plan.question import Question
@@ -135,10 +134,7 @@ class _Looker:
         )
         if ask.rate not in self.evaluators:
             self.evaluators[ask.rate] = Evaluator(self.question, self.source, rate_req_s)
-        try:
-            outcome = self.evaluators[ask.rate](ask.job)
-        except BadInput:  # the runs are too short to fill a queue: the SLO is met at any rate
-            return same
+        outcome = self.evaluators[ask.rate](ask.job)
         seen = outcome.asked
         return msgspec.structs.replace(
             same,
@@ -147,5 +143,5 @@ class _Looker:
             attainment_high=seen.attainment_high if seen else None,
             meets=seen is not None and seen.meets,
             breaks=outcome.binding,
-            goodput_req_s=outcome.goodput.req_s,
+            goodput_req_s=None if outcome.goodput.open_ended else outcome.goodput.req_s,
         )

@@ -363,8 +363,19 @@ def _those(asked: tuple[str, ...], has: Callable[[str], bool], question: Questio
 
 
 def _throttles(question: Question, card: Gpu) -> list[Throttle]:
-    """Power limits times clocks; each asked of the GPU once, before anything is simulated."""
-    throttles = [Throttle(*each) for each in product(question.cap_watts or (None,), question.clock_mhz or (None,))]
+    """Power limits times clocks; each asked of the GPU once, before anything is simulated.
+
+    Of several kinds of GPU, each takes the power limits up to its own TDP.
+    """
+    law, caps = power_law(card.key), question.cap_watts or (None,)
+    allowed = [cap for cap in caps if cap is None or cap <= card.tdp_watts]
+    if not allowed or (len(question.stock) == 1 and len(allowed) < len(caps)):
+        least = waiting_watts(law, card)
+        raise BadInput(
+            f"cap_watts={max(cap or 0.0 for cap in caps):g}: a {card.key} draws {card.tdp_watts:.0f} W at most; give "
+            f"more than {least:.0f} W, which it draws with an engine loaded, up to {card.tdp_watts:.0f} W"
+        )
+    throttles = [Throttle(*each) for each in product(allowed, question.clock_mhz or (None,))]
     for throttle in throttles:
-        waiting_watts(power_law(card.key), card, *throttle)
+        waiting_watts(law, card, *throttle)
     return throttles

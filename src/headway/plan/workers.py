@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -24,6 +25,7 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 _JOBS_PER_WORKER = 4  # fewer, and starting a process (0.3 s) takes longer than it saves
+_LOST = EOFError, OSError, pickle.UnpicklingError  # the last: it ended in the middle of an answer
 _PROGRAM = (
     "import os, sys, pickle; jobs = sys.stdin.buffer; answers = os.fdopen(os.dup(1), 'wb'); os.dup2(2, 1); "
     "sys.path[:] = pickle.load(jobs); from headway.plan.workers import serve; serve(jobs, answers)"
@@ -69,6 +71,8 @@ class Workers(Generic[J, R]):
         self.here: Callable[[J], R] | None = None
         self.idle: list[subprocess.Popen[bytes]] = []
         self.started: list[subprocess.Popen[bytes]] = []
+        self.ending = False
+        self.lock = threading.Lock()  # none is started anew while all are ended
 
     def answers(self, jobs: Sequence[J]) -> Iterator[tuple[int, R]]:
         """Yield (position, answer) in order of completion."""
@@ -77,6 +81,7 @@ class Workers(Generic[J, R]):
             self.here = self.here or self.make(*self.context)
             yield from ((i, self.here(job)) for i, job in enumerate(jobs))
             return
+        self.ending = False
         threads = ThreadPoolExecutor(count)
         try:
             while len(self.started) < count:
@@ -92,10 +97,12 @@ class Workers(Generic[J, R]):
 
     def close(self) -> None:
         """End all processes; what they were computing is lost."""
-        for process in self.started:
-            process.kill()
-            process.communicate()
-        self.started, self.idle = [], []
+        with self.lock:
+            self.ending = True
+            for process in self.started:
+                process.kill()
+                process.communicate()
+            self.started, self.idle = [], []
 
     def _start(self) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C at the terminal is for the caller, who then ends its workers.
@@ -111,15 +118,39 @@ class Workers(Generic[J, R]):
 
     def _ask(self, job: J) -> R:
         process = self.idle.pop()  # as many threads as processes: there is always one
-        assert process.stdin is not None and process.stdout is not None
         try:
-            pickle.dump(job, process.stdin, pickle.HIGHEST_PROTOCOL)
-            process.stdin.flush()
-            fine, said = pickle.load(process.stdout)
-        except (EOFError, OSError):
-            raise RuntimeError(f"a worker process of the planner ended early (exit code {process.poll()})") from None
+            fine, said = _told(process, job)
+        except _LOST:  # killed, as for its memory: another one is asked once
+            process = self._anew(process)
+            try:
+                fine, said = _told(process, job)
+            except _LOST:
+                raise RuntimeError(_ended(process)) from None
         self.idle.append(process)
         if not fine:
             raise said
         answer: R = said
         return answer
+
+    def _anew(self, ended: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+        """A process in place of one that ended."""
+        with self.lock:
+            if self.ending:
+                raise RuntimeError(_ended(ended))
+            self.started.remove(ended)
+            ended.kill()
+            ended.communicate()
+            return self._start()
+
+
+def _told(process: subprocess.Popen[bytes], job: object) -> tuple[bool, Any]:
+    """What a process answers to a job: whether it went well, and the answer or the error."""
+    assert process.stdin is not None and process.stdout is not None
+    pickle.dump(job, process.stdin, pickle.HIGHEST_PROTOCOL)
+    process.stdin.flush()
+    fine, said = pickle.load(process.stdout)
+    return fine, said
+
+
+def _ended(process: subprocess.Popen[bytes]) -> str:
+    return f"a worker process of the planner ended early (exit code {process.poll()}), and so did one in its place"
