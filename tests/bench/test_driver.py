@@ -58,7 +58,9 @@ def test_requests_arrive_when_the_workload_says_and_are_sent_in_that_order(monke
 
 
 def test_a_server_that_stalls_shows_in_all_that_was_due_meanwhile():
-    """Ten requests due 5 ms apart, served one after the other in 20 ms each: the k-th waits for all before it."""
+    """Ten requests due 5 ms apart, served one after the other in 20 ms each: the k-th answered waits for all before it.
+
+    Which request that is, is the server's affair: those sent on several connections in one turn of its loop may change places."""
     turn = asyncio.Lock()
 
     async def script(server, number, body, writer):
@@ -67,9 +69,11 @@ def test_a_server_that_stalls_shows_in_all_that_was_due_meanwhile():
             await plain(server, number, body, writer)
 
     log, server = drive(requests_of(n=10, rate=200.0), script)
-    ttft_s = log.times["first_token_s"] - log.times["arrival_s"]
+    first_s, due_s = np.sort(log.times["first_token_s"]), log.times["arrival_s"]
     k = np.arange(10)
-    assert (ttft_s >= 0.02 * (k + 1) - 0.005 * k - 0.002).all()
+    assert (first_s - due_s[0] >= 0.02 * (k + 1) - 0.002).all()
+    ttft_s = log.times["first_token_s"] - due_s
+    assert ttft_s.sum() >= (0.02 * (k + 1) - 0.005 * k - 0.002).sum(), "counted from when each was due"
     assert server.most > 5, "it went on sending while nothing was answered"
 
 
