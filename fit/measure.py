@@ -155,7 +155,7 @@ def _sheet(gpu_key: str, engine: str) -> Efficiency:
         collective=dict.fromkeys(known.collective, collective),
         gathers=dict.fromkeys(known.gathers, collective),
         dispatch={},
-        power=PowerLaw(waiting=0.0, resident=1.0, memory=0.0, compute=0.0, error=0.3),
+        power=PowerLaw(waiting=0.0, resident=1.0, memory=0.0, compute=0.0, experts=0.0, error=0.3),
     )
 
 

@@ -31,6 +31,7 @@ from headway.cost import Replica, StepTable, chunk_area, compile_replica
 from headway.cost.efficiency import efficiency
 from headway.cost.power import PowerLaw
 from headway.hardware import gpu
+from headway.model import model
 from headway.workload import workload
 
 Floats = npt.NDArray[np.float64]
@@ -39,11 +40,12 @@ Texts = npt.NDArray[np.str_]
 DATA = Path(__file__).resolve().parents[1] / "src" / "headway" / "cost" / "data" / "power.yaml"
 SERVED = {"h100": "h100-sxm", "b200": "b200"}  # families whose watts while serving are known
 KERNELS = {"h100": "h200", "b200": "b200"}  # the card of their architecture whose kernels' watts are known
-PICTURES = ("image-chat", "video-chat")
-FEATURES = ("resident", "memory", "compute")
+MEDIA = ("image", "video")  # what prompts hold beside text
+FEATURES = ("resident", "memory", "compute", "experts")
 SOFT = 0.05  # residual in log watts beyond which a row counts less
 KERNEL_WEIGHT = 0.03  # of all kernel cells together against all rows of a family: chosen of 0, 0.03, 0.1, 0.3
-SHRINKAGE = 0.10  # of a family's law toward the pooled one: chosen of 0, 0.05, 0.1, 0.2, 0.4
+SHRINKAGE = 0.05  # of a family's law toward the pooled one: chosen of 0.02, 0.05, 0.1, 0.2, 0.4
+PAIR_SHARE = 0.5  # a pair counts by its rows to this power, for a third are of one model: of 0, 0.3, 0.5, 1
 STEADY_S = 1e-4  # kernels shorter than this were over before the meter saw them
 MEAN_AGE = 0.55  # a running sequence has this share of the mean output behind it: lengths vary
 # With an engine loaded and no step: H100 and H200 draw 120 and 118 W (nvidia-smi in public logs), 0.08 and 0.07 of TDP
@@ -56,9 +58,9 @@ TIMED = {
 }
 LIKE = {"h200": "h100", "h800": "h100", "gh200": "h100", "b300": "b200", "gb200": "b200", "gb300": "b200"}
 _HEADER = """# Power of one GPU in shares of TDP less the idle card's: an engine loaded and waiting, a step in flight,
-# memory at full bandwidth, tensor cores at full FLOP/s (by the root of the share in use). `error`: median relative
-# error of watts on models, and for `default` on GPUs, that took no part in the fit. Written by fit/power.py; see
-# docs/cost-model.md.
+# memory at full bandwidth, tensor cores at full FLOP/s (by the root of the share in use), a step of a model of
+# experts. `media`: what is not drawn of that while the host prepares pictures. `error`: median relative error of watts
+# on models, and for `default` on GPUs, that took no part in the fit. Written by fit/power.py; see docs/cost-model.md.
 """
 
 
@@ -66,33 +68,37 @@ Fit = Callable[["Points", "Points", str], Floats]
 
 
 class Points(NamedTuple):
-    """Operating points of one GPU each: watts, and the law's terms as shares of the time, float64[points, 3]."""
+    """Operating points of one GPU each: watts, and the law's terms as shares of the time, float64[points, 4].
+
+    `media`, float64[points, 2], is 1 in the column of what prompts hold beside text.
+    """
 
     watts: Floats
     terms: Floats
+    media: Floats
     span: Floats  # TDP less idle
     idle: Floats
     weight: Floats
     family: Texts
     model: Texts
-    pictures: npt.NDArray[np.bool_]
 
     def of(self, rows: npt.NDArray[np.bool_]) -> Points:
         """Return some of the points."""
         return Points(*(column[rows] for column in self))
 
     def predicted(self, law: Floats) -> Floats:
-        """Return watts by the law's three shares."""
-        return self.idle + self.span * np.minimum(self.terms @ law, 1.0)
+        """Return watts by the law's shares: four of what is done, then what each of the media takes of them."""
+        done, taken = law[: len(FEATURES)], law[len(FEATURES) :]
+        return self.idle + self.span * np.minimum(self.terms @ done * (1.0 - self.media @ taken), 1.0)
 
 
 # --- serving ------------------------------------------------------------------------------------------------
 
 
 def unit_table(replica: Replica, **term: float) -> StepTable:
-    """Return the step table of a replica with one term of the power law alone, of share 1."""
-    laws = efficiency(gpu(replica.gpu), replica.engine.name)
-    power = PowerLaw(**{"waiting": 0.0, "resident": 0.0, "memory": 0.0, "compute": 0.0, "error": 0.0, **term})
+    """Return the step table of a replica of text with one term of the power law alone, of share 1."""
+    laws, replica = efficiency(gpu(replica.gpu), replica.engine.name), msgspec.structs.replace(replica, media="text")
+    power = PowerLaw(**{**dict.fromkeys(("waiting", *FEATURES, "error"), 0.0), **term})
     return compile_replica(replica, laws=msgspec.structs.replace(laws, power=power))
 
 
@@ -124,25 +130,27 @@ def serving_point(row: Row) -> list[float]:
     lengths = (running, load.mean_prompt_tokens, load.mean_output_tokens)
     step_s = running / tokens_s
     whole = (card.tdp_watts - card.idle_watts) * replica.rank_gpus
-    of_law = {name: mean_step(unit_table(replica, **{name: 1.0}), *lengths) / whole for name in FEATURES}
+    of_law = {name: mean_step(unit_table(replica, **{name: 1.0}), *lengths) / whole for name in FEATURES[:3]}
     stretch = step_s / of_law["resident"]  # to the measured step
-    return [1.0, of_law["memory"] / step_s, of_law["compute"] * stretch**0.5 / step_s]
+    experts = float(model(replica.model).experts > 0)
+    return [1.0, of_law["memory"] / step_s, of_law["compute"] * stretch**0.5 / step_s, experts]
 
 
 def serving(folder: Path) -> Points:
     """Return every trusted row with watts of a steady state under vLLM."""
     rows = [row for row in read_rows(folder / "serving.csv.gz") if row.source == "ml.energy-v3"]
     rows = [row for row in rows if "power" in row.measured and not suspicion(row)]
+    replicas = [express(row).deployment.pools[0].replica for row in rows]
     cards = [gpu(SERVED[row.gpu_key.lower()]) for row in rows]
     return Points(
         watts=np.array([row.measured["power"] / (row.gpu_count or 1) for row in rows]),
         terms=np.array([serving_point(row) for row in rows]),
+        media=np.array([[float(case.media == kind) for kind in MEDIA] for case in replicas]),
         span=np.array([card.tdp_watts - card.idle_watts for card in cards]),
         idle=np.array([card.idle_watts for card in cards]),
         weight=np.ones(len(rows)),
         family=np.array([row.gpu_key.lower() for row in rows]),
         model=np.array([row.model_key for row in rows]),
-        pictures=np.array([row.workload in PICTURES for row in rows]),
     )
 
 
@@ -176,18 +184,18 @@ def _cells(family: str, key: str, read: dict[str, npt.NDArray]) -> Points:
     for cell in np.unique(cells[real], axis=0):
         here = real & np.all(cells == cell, axis=1)
         if here.sum() >= 20:
-            terms.append([1.0, float(np.median(used[here])), float(np.sqrt(np.median(flops[here])))])
+            terms.append([1.0, float(np.median(used[here])), float(np.sqrt(np.median(flops[here]))), 0.0])
             middle.append(float(np.median(watts[here])))
     count = len(middle)
     return Points(
         watts=np.array(middle),
         terms=np.array(terms),
+        media=np.zeros((count, len(MEDIA))),
         span=np.full(count, card.tdp_watts - card.idle_watts),
         idle=np.full(count, card.idle_watts),
         weight=np.ones(count),
         family=np.full(count, family),
         model=np.full(count, "kernels"),
-        pictures=np.zeros(count, dtype=bool),
     )
 
 
@@ -200,17 +208,32 @@ def joined(parts: Sequence[Points]) -> Points:
 
 
 def shares(points: Points, cells: Points, toward: Floats | None = None) -> Floats:
-    """Return the three shares closest to the watts, by soft-L1 of log residuals, drawn toward a law."""
+    """Return the law closest to the watts, by soft-L1 of log residuals; given one, drawn toward it, its media kept."""
+    rows = points._replace(weight=_pair_weights(points))
     share = KERNEL_WEIGHT * len(points.watts) / len(cells.watts)
-    every = joined([points, cells._replace(weight=np.full(len(cells.watts), share))])
+    every = joined([rows, cells._replace(weight=np.full(len(cells.watts), share))])
     root, logs, pull = np.sqrt(every.weight), np.log(every.watts), SHRINKAGE * len(points.watts) ** 0.5
+    done, start = len(FEATURES), [0.4, 0.3, 0.5, 0.1, 0.1, 0.1]
 
-    def residual(law: Floats) -> Floats:
-        off = root * (np.log(every.predicted(law)) - logs)
-        return off if toward is None else np.append(off, pull * (law - toward))
+    def whole(free: Floats) -> Floats:
+        return free if toward is None else np.append(free, toward[done:])
 
-    found = least_squares(residual, [0.4, 0.3, 0.5], bounds=(0.0, 3.0), loss="soft_l1", f_scale=SOFT)
-    return np.array([float(f"{value:.3f}") for value in found.x])
+    def residual(free: Floats) -> Floats:
+        off = root * (np.log(every.predicted(whole(free))) - logs)
+        return off if toward is None else np.append(off, pull * (free - toward[:done]))
+
+    most = [3.0] * done + [0.8] * len(MEDIA)
+    free = slice(None if toward is None else done)
+    found = least_squares(residual, start[free], bounds=(0.0, most[free]), loss="soft_l1", f_scale=SOFT)
+    return np.array([float(f"{value:.3f}") for value in whole(found.x)])
+
+
+def _pair_weights(points: Points) -> Floats:
+    """The rows' weights, one on average, such that a pair of model and GPU counts by a power of its rows."""
+    pairs = np.char.add(np.char.add(points.family, " "), points.model)
+    _, which, rows = np.unique(pairs, return_inverse=True, return_counts=True)
+    weights = rows[which] ** (PAIR_SHARE - 1.0)
+    return np.asarray(weights / weights.mean())
 
 
 def fitted(points: Points, cells: Points, family: str) -> Floats:
@@ -224,7 +247,8 @@ def constant(points: Points, cells: Points, family: str) -> Floats:
     """Return the baseline: one share of TDP less idle for a family."""
     mine = points.family == family
     points = points.of(mine) if mine.any() else points
-    return np.array([float(np.median((points.watts - points.idle) / points.span)), 0.0, 0.0])
+    share = float(np.median((points.watts - points.idle) / points.span))
+    return np.array([share] + [0.0] * (len(FEATURES) - 1 + len(MEDIA)))
 
 
 def predictions(points: Points, cells: Points, fit: Fit, split: str) -> Floats:
@@ -232,9 +256,9 @@ def predictions(points: Points, cells: Points, fit: Fit, split: str) -> Floats:
     watts = np.zeros(len(points.watts))
     for family in sorted(set(points.family)):
         mine = points.family == family
-        for model in sorted(set(points.model[mine])) if split in ("pair", "model") else [""]:
-            test = mine & (points.model == model) if model else mine
-            out = {"seen": points.model == "", "model": points.model == model}.get(split, test)
+        for key in sorted(set(points.model[mine])) if split in ("pair", "model") else [""]:
+            test = mine & (points.model == key) if key else mine
+            out = {"seen": points.model == "", "model": points.model == key}.get(split, test)
             seen_cells = cells.of(cells.family != family) if split == "gpu" else cells
             watts[test] = points.of(test).predicted(fit(points.of(~out), seen_cells, family))
     return watts
@@ -242,7 +266,7 @@ def predictions(points: Points, cells: Points, fit: Fit, split: str) -> Floats:
 
 def table(points: Points, cells: Points) -> dict[tuple[str, str], float]:
     """Print errors by form and by what was left out; return the law's medians by split and family."""
-    text, found = ~points.pictures, {}
+    text, found = ~points.media.any(axis=1), {}
     print(f"{'form':10}{'left out':10}{'GPU':6}{'all: median  mean   p90':>26}{'text only':>26}{'n':>6}")
     for form, fit in (("constant", constant), ("law", fitted)):
         for split in ("seen", "pair", "model", "gpu"):
@@ -284,7 +308,7 @@ def _other(row: Row, law: Floats) -> tuple[float, float]:
     output = row.measured["total_throughput"] / 2.0  # prompts and outputs of one length
     timed = msgspec.structs.replace(row, measured={**row.measured, "output_throughput": output})
     card = gpu(express(row).deployment.pools[0].replica.gpu)
-    share = min(1.0, float(np.array(serving_point(timed)) @ law))
+    share = min(1.0, float(np.array(serving_point(timed)) @ law[: len(FEATURES)]))
     return card.idle_watts + share * (card.tdp_watts - card.idle_watts), row.measured["power"]
 
 
@@ -292,7 +316,7 @@ def write(points: Points, laws: dict[str, Floats], medians: dict[tuple[str, str]
     """Write the data file."""
 
     def line(family: str) -> str:
-        numbers = dict(zip(("resident", "memory", "compute"), laws[family].tolist(), strict=True))
+        numbers = dict(zip(FEATURES, laws[family].tolist(), strict=False))
         error = medians[("gpu", "both") if family == "default" else ("model", family)]
         said = {"waiting": WAITING[family], **numbers, "error": round(error, 2)}
         said |= {"kind": "modelled", "evidence": "pooled"} if family == "default" else {}
@@ -300,9 +324,12 @@ def write(points: Points, laws: dict[str, Floats], medians: dict[tuple[str, str]
         said["timed"] = f'"{TIMED[family].format(rows=rows)}"'
         return f"{family}: {{{', '.join(f'{name}: {value}' for name, value in said.items())}}}\n"
 
+    media = dict(zip(MEDIA, laws["default"][len(FEATURES) :].tolist(), strict=True))
+    taken = ", ".join(f"{kind}: {share}" for kind, share in media.items())
     like = ", ".join(f"{start}: {family}" for start, family in LIKE.items())
     families = "".join(f"  {line(family)}" for family in SERVED)
-    DATA.write_text(f"{_HEADER}{line('default')}families:\n{families}like: {{{like}}}\n", encoding="utf-8")
+    text = f"{_HEADER}{line('default')}families:\n{families}media: {{{taken}}}\nlike: {{{like}}}\n"
+    DATA.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from headway.cost import EngineSettings, Replica, compile_replica
 from headway.cost.physics import Cost
-from headway.cost.power import power_law, resident_watts, spend, waiting_watts
-from headway.errors import BadInput
+from headway.cost.power import power_law, resident_watts, serving, spend, waiting_watts
+from headway.errors import BadInput, UnknownName
 from headway.hardware import gpu, gpu_keys
 from headway.metrics import Prices
 from headway.sim import Deployment, Pool, simulate
@@ -163,6 +163,24 @@ def run(arrival, cap_watts=None, prices=None, count=1, model="llama-3.1-8b"):
     prompt, output = Constant(tokens=700), Constant(tokens=40)
     spec = WorkloadSpec(arrival=arrival, prompt=prompt, output=output, requests=60)
     return simulate(deployment, workload(spec), seed=5)
+
+
+def test_pictures_take_watts_and_no_time_and_experts_give_some():
+    free = compile_replica(Replica(model="llama-3.1-8b", gpu="h100-sxm"))
+    drawn = [free]
+    for media in ("image", "video"):
+        drawn.append(compile_replica(Replica(model="llama-3.1-8b", gpu="h100-sxm", media=media)))
+        assert np.array_equal(drawn[-1].linear_s, free.linear_s)
+        assert drawn[-1].idle_watts == free.idle_watts
+    joules = [table.linear_j[256] for table in drawn]
+    assert joules == sorted(joules, reverse=True) and joules[-1] < 0.9 * joules[0]
+    law = power_law("b200")
+    assert serving(law, True, "text").resident == law.resident + law.experts > serving(law, False, "text").resident
+
+
+def test_an_unknown_kind_of_media_suggests_the_nearest():
+    with pytest.raises(UnknownName, match=r"unknown media 'images': nearest: image"):
+        Replica(model="llama-3.1-8b", gpu="h100-sxm", media="images")
 
 
 def test_joules_add_up_and_a_gpu_that_does_nothing_counts():

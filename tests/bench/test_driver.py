@@ -60,7 +60,8 @@ def test_requests_arrive_when_the_workload_says_and_are_sent_in_that_order(monke
 def test_a_server_that_stalls_shows_in_all_that_was_due_meanwhile():
     """Ten requests due 5 ms apart, served one after the other in 20 ms each: the k-th answered waits for all before it.
 
-    Which request that is, is the server's affair: those sent on several connections in one turn of its loop may change places."""
+    Which one that is, is the server's affair: those sent in one turn of the loop may change places.
+    """
     turn = asyncio.Lock()
 
     async def script(server, number, body, writer):

@@ -174,6 +174,7 @@ def base_replica(row: Row) -> Replica:
         weights=weights,
         kv=kv,
         cap_watts=cap_watts(row),
+        media=reading().media.get(row.workload, "text"),
         engine=engine_settings(row, card, 1),
     )
 

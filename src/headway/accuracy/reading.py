@@ -187,6 +187,7 @@ class Reading(Spec):
     polls: tuple[Poll, ...]
     alignments: tuple[Alignment, ...]
     acceptances: dict[str, float]
+    media: dict[str, str]
     prompts: dict[str, int]
     mlperf: dict[str, Mlperf]
     excluded: tuple[Suspect, ...]

@@ -24,7 +24,7 @@ from headway.cost.physics import (
     prefill_attention,
     stream,
 )
-from headway.cost.power import resident_watts, spend, waiting_watts
+from headway.cost.power import resident_watts, serving, spend, waiting_watts
 from headway.cost.provenance import provenance
 from headway.cost.replica import Replica, resolve
 from headway.cost.shard import Precision, Shard, precision, shard
@@ -111,16 +111,16 @@ def _table(
     site = _Site(replica, spec, card, part, laws, facts, low, expert, plain, queries)
 
     curves = _curves(site)
-    limits = (replica.cap_watts, replica.clock_mhz)
-    idle_watts = waiting_watts(laws.power, card, *limits)
-    spent = [spend(laws.power, card, curve.cost, curve.gpus, *limits) for curve in curves]
+    limits, power = (replica.cap_watts, replica.clock_mhz), serving(laws.power, spec.experts > 0, replica.media)
+    idle_watts = waiting_watts(power, card, *limits)
+    spent = [spend(power, card, curve.cost, curve.gpus, *limits) for curve in curves]
     budget, seqs = replica.engine.max_batched_tokens, replica.engine.max_seqs
     return StepTable(
         **{f"{curve.name}_s": curve.filled(each.seconds) for curve, each in zip(curves, spent, strict=True)},
         **{f"{curve.name}_j": curve.filled(each.joules) for curve, each in zip(curves, spent, strict=True)},
         p2p_s=_frozen(_between_stages(site, np.arange(budget + 1.0))),
         idle_watts=idle_watts * replica.rank_gpus,
-        resident_watts=resident_watts(laws.power, card, *limits) * replica.rank_gpus,
+        resident_watts=resident_watts(power, card, *limits) * replica.rank_gpus,
         gpus=replica.rank_gpus,
         stages=replica.pp,
         max_batched_tokens=budget,

@@ -15,7 +15,9 @@ from headway.errors import BadInput
 from headway.hardware import Gpu
 from headway.specs import Spec
 
-__all__ = ["PowerLaw", "Spent", "power_law", "resident_watts", "spend", "waiting_watts"]
+__all__ = [
+    "PowerLaw", "Spent", "media_kinds", "power_law", "resident_watts", "serving", "spend", "waiting_watts",
+]
 
 _EXPONENT: Final = 3.0  # of the clock, for power above idle: see `spend`
 _CLOCK_LEAST: Final = 0.1  # of the boost clock: no GPU can be locked lower, gigahertz given as megahertz are
@@ -25,14 +27,16 @@ class PowerLaw(Law, kw_only=True):
     """Power of one GPU in shares of TDP less the idle card's: of what `spend` adds up.
 
     `waiting`: an engine loaded and no step in flight. `resident`: a step in flight, whatever it does. `memory`: at the
-    data sheet's bandwidth. `compute`: at the data sheet's peak, by the root of the share of it. `error` is the median
-    relative error of watts on models that took no part in the fit.
+    data sheet's bandwidth. `compute`: at the data sheet's peak, by the root of the share of it. `experts`: a step in
+    flight of a model of experts, whose kernels compute more than is counted: tiles are filled up for every expert.
+    `error` is the median relative error of watts on models that took no part in the fit.
     """
 
     waiting: float
     resident: float
     memory: float
     compute: float
+    experts: float
 
 
 class Spent(NamedTuple):
@@ -45,6 +49,7 @@ class Spent(NamedTuple):
 class _File(Spec):
     default: PowerLaw
     families: dict[str, PowerLaw]
+    media: dict[str, float]  # what the GPU does not draw while the host prepares what prompts hold beside text
     like: dict[str, str]  # beginnings of GPU keys: the measured family of the same architecture
 
 
@@ -67,6 +72,27 @@ def power_law(key: str) -> PowerLaw:
     if like is None:
         return file.default
     return msgspec.structs.replace(file.families[like], evidence="sibling", kind="modelled")
+
+
+def media_kinds() -> list[str]:
+    """Return what prompts can hold, "text" first."""
+    return ["text", *_file().media]
+
+
+def serving(law: PowerLaw, experts: bool, media: str) -> PowerLaw:
+    """Return the law of a GPU that serves a model, of experts or not, to prompts of a kind (`media_kinds`).
+
+    With pictures its GPUs wait for the host in every step, to an extent that no time here tells: the same share of what
+    they would draw above idle is missing in all rows of ML.ENERGY with images, and twice that with videos.
+    """
+    drawn = 1.0 - _file().media.get(media, 0.0)
+    return msgspec.structs.replace(
+        law,
+        resident=drawn * (law.resident + (law.experts if experts else 0.0)),
+        memory=drawn * law.memory,
+        compute=drawn * law.compute,
+        experts=0.0,
+    )
 
 
 def waiting_watts(
@@ -122,13 +148,13 @@ def spend(
 ) -> Spent:
     """Return the time and energy of an operator on `gpus` GPUs, each as busy as `cost` says.
 
-    Watts are ``idle + (TDP - idle) (resident + memory B + compute sqrt(F))``, at most TDP; B and F are the shares of
-    the data sheet's bandwidth and FLOP/s in use. A limit lowers the clock until watts keep it. Power above idle goes
-    with the cube of the clock (frequency times voltage squared, and voltage follows frequency: T. Mudge, "Power: a
-    first-class architectural design constraint", IEEE Computer 34(4), 2001); time goes with its inverse as far as
-    FLOPs set it, the elasticity ``F^2 / (F^2 + B^2)`` of a roofline with a round corner. Splitwise (P. Patel et al.,
-    ISCA 2024) takes 1.30 times for prompts and 1.00 for decoding on H100 at half of TDP; this gives 1.27 for 4,096
-    tokens and 1.00. A locked clock does the same to every operator; of both the lower clock holds.
+    `law` is one of `serving`. Watts are ``idle + (TDP - idle) (resident + memory B + compute sqrt(F))``, at most TDP; B
+    and F are the shares of the data sheet's bandwidth and FLOP/s in use. A limit lowers the clock until watts keep it.
+    Power above idle goes with the cube of the clock (frequency times voltage squared, and voltage follows frequency: T.
+    Mudge, "Power: a first-class architectural design constraint", IEEE Computer 34(4), 2001); time goes with its
+    inverse as far as FLOPs set it, the elasticity ``F^2 / (F^2 + B^2)`` of a roofline with a round corner. Splitwise
+    (P. Patel et al., ISCA 2024) takes 1.30 times for prompts and 1.00 for decoding on H100 at half of TDP; this gives
+    1.27 for 4,096 tokens and 1.00. A locked clock does the same to every operator; of both the lower clock holds.
 
     Raises:
         BadInput: a clock above the GPU's boost clock, or of a GPU whose boost clock is not known.

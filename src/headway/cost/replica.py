@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from headway.cost.calibration import Calibration
+from headway.cost.power import media_kinds
 from headway.cost.speculation import MTP, NGRAM, Speculation
 from headway.errors import BadInput, UnknownName, nearest
 from headway.hardware import Gpu, gpu
@@ -84,13 +85,16 @@ class Replica(Spec):
     """One engine instance: `model` (catalogue key or path to a config.json) on `tp * dp * pp` GPUs of one kind.
 
     `dp` ranks of `tp` GPUs each attend their own sequences and share the experts, which `ep` groups divide among
-    themselves, each expert cut over the `tp * dp / ep` GPUs of its group. `weights` is the precision of the weights
-    and of the matrix products, `kv` that of the KV cache (bf16 or fp8). `cap_watts` limits the power of each GPU,
-    `clock_mhz` is what its SM clock is locked to. `calibration` is what the user's own measurements change in the step
-    law. Names are checked against the catalogues when the replica is used, not here.
+    themselves, each expert cut over the `tp * dp / ep` GPUs of its group. `weights` is the precision of the weights and
+    of the matrix products, `kv` that of the KV cache (bf16 or fp8). `cap_watts` limits the power of each GPU,
+    `clock_mhz` is what its SM clock is locked to. `media` is what prompts hold ("text", and beside it "image" or
+    "video"): while the host prepares pictures GPUs draw less; no time is added for that. `calibration` is what the
+    user's own measurements change in the step law. Names are checked against the catalogues when the replica is used,
+    not here.
 
     Raises:
         BadInput: a degree below 1, an ep that does not divide tp * dp, no power or no clock at all.
+        UnknownName: a kind of media that is not known.
     """
 
     model: str
@@ -103,6 +107,7 @@ class Replica(Spec):
     kv: str = "bf16"
     cap_watts: float | None = None
     clock_mhz: float | None = None
+    media: str = "text"
     engine: EngineSettings = EngineSettings()
     calibration: Calibration | None = None
 
@@ -116,6 +121,8 @@ class Replica(Spec):
             raise BadInput(f"cap_watts={self.cap_watts}: expected watts above 0")
         if self.clock_mhz is not None and not 0.0 < self.clock_mhz < math.inf:
             raise BadInput(f"clock_mhz={self.clock_mhz}: expected MHz above 0")
+        if self.media not in media_kinds():
+            raise UnknownName("media", self.media, media_kinds())
 
     @property
     def gpus(self) -> int:
