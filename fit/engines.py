@@ -57,9 +57,12 @@ TERMS = (
     ("prompt_moe_layer_s", 500e-6, 0.0),
     ("prompt_mla_layer_s", 500e-6, 0.0),
     ("prompt_state_layer_s", 500e-6, 0.0),
+    ("image_s", 20e-3, 0.0),
+    ("video_s", 20e-3, 0.0),
     ("rank_step_s", 2e-3, 0.0),
     ("intake_s", 20e-3, 0.0),
 )
+MEDIA = ("image", "video")  # in the order of their terms
 NAMES = tuple(name for name, _, _ in TERMS)
 SHARED = tuple(name for name in NAMES if name not in OWN)
 OF_FAMILIES = tuple((name, family) for family in FAMILIES for name in OWN)
@@ -153,8 +156,8 @@ def figures_of(row: Row, case: Case, made: Schedule) -> list[Figure]:
     if "e2e_mean" in said and case.kind == "static":
         whole = figure_of("e2e", last, decode, last.times, 1.0, said["e2e_mean"])
         found.append(whole._replace(counts=(*whole.counts[:-1], 1.0)))
-    elif case.kind == "steady" and "tpot" not in {figure.kind for figure in found}:
-        rate = said.get("output_throughput")
+    elif case.kind == "steady" and ("tpot" not in {figure.kind for figure in found} or decode.media in MEDIA):
+        rate = said.get("output_throughput")  # beside gaps, which are of steps without prompts, only for pictures
         if rate and len(made.pools) == 1:
             produced = tokens * case.deployment.pools[0].ranks
             found.append(figure_of("rate", last, decode, last.times, produced, case.scale / rate))
@@ -182,7 +185,8 @@ def figure_of(kind: str, steps: Steps, replica: Replica, weights: Any, total: fl
     prompt_moe = prompts * moe_layers / replica.pp * (replica.engine.name in EAGER)
     fp8, latent = moe_layer * (replica.weights == "fp8"), prompt * (spec.attention == "mla")
     prompt_states = prompts * spec.state_layers / replica.pp
-    counts = (layer, moe_layer, fp8, states, once, sequences, prompt, prompt_moe, latent, prompt_states, ranked, 0.0)
+    counts = (layer, moe_layer, fp8, states, once, sequences, prompt, prompt_moe, latent, prompt_states,
+              *(prompts * (replica.media == media) for media in MEDIA), ranked, 0.0)  # fmt: skip
     return Figure(kind, float((share * steps.seconds(table)).sum()), counts, measured_s)
 
 

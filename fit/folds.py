@@ -111,9 +111,10 @@ def fit_all(points: Sequence[Point], keys: Sequence[tuple[str, str]]) -> dict[tu
 
 
 def _fitted_on(point: Point) -> Point:
-    """Without the throughput that stands beside the time between tokens."""
+    """Without the throughput that stands beside the time between tokens, unless it alone tells of pictures."""
     kinds = {figure.kind for figure in point.figures}
-    if kinds != {"tpot", "rate"}:
+    media = [engines.NAMES.index(f"{kind}_s") for kind in engines.MEDIA]
+    if kinds != {"tpot", "rate"} or any(figure.counts[i] for figure in point.figures for i in media):
         return point
     return point._replace(figures=tuple(figure for figure in point.figures if figure.kind == "tpot"))
 

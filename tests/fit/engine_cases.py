@@ -8,7 +8,7 @@ import numpy as np
 
 from fit.engines import FAMILIES, NAMES, OF_FAMILIES, SHARED, SIZED, Figure, Point, family_of
 
-_SECONDS = (20e-6, 15e-6, 30e-6, 25e-6, 200e-6, 12e-6, 150e-6, 400e-6, 300e-6, 350e-6, 2e-3, 15e-3)
+_SECONDS = (20e-6, 15e-6, 30e-6, 25e-6, 200e-6, 12e-6, 150e-6, 400e-6, 300e-6, 350e-6, 30e-3, 10e-3, 2e-3, 15e-3)
 TRUE_S = dict(zip(NAMES, _SECONDS, strict=True))
 BLACKWELL_S = -5e-6
 _OWN_S = [BLACKWELL_S if own == ("layer_s", "blackwell") else TRUE_S[own[0]] for own in OF_FAMILIES]
@@ -28,7 +28,8 @@ def synthetic(
 ):
     """Points of a pair whose time per token and time to first token follow the terms; what its name says, it has."""
     rng = np.random.default_rng([seed, sum(map(ord, model + gpu))])
-    moe, fp8, state, mla, ranked = (word in model for word in ("moe", "fp8", "state", "mla", "ranks"))
+    words = ("moe", "fp8", "state", "mla", "ranks", "image", "video")
+    moe, fp8, state, mla, ranked, image, video = (word in model for word in words)
     made = []
     for i in range(count):
         layers = float(rng.choice([8, 32, 128]))
@@ -41,7 +42,7 @@ def synthetic(
             states = 0.75 * every * state  # three such layers to one of attention
             counts = [every, every * moe, every * moe * fp8, states, waits, waits * users,
                       prompt_layers, prompt_layers * moe, prompt_layers * mla,
-                      0.75 * prompt_layers * state, waits * ranked, float(kind == "ttft")]  # fmt: skip
+                      0.75 * prompt_layers * state, prompts * image, prompts * video, waits * ranked, float(kind == "ttft")]  # fmt: skip
             kernels = waits * float(rng.uniform(5e-4, 5e-3))
             host = sum(c * t for c, t in zip(counts, host_s(terms, gpu), strict=True))
             seconds = (kernels * factor + host) * np.exp(spread * rng.standard_normal())
@@ -52,7 +53,8 @@ def synthetic(
     return made
 
 
-MODELS = ("dense", "dense2", "moe", "moe fp8", "moe2 fp8", "moe state", "dense state", "moe mla", "moe ranks")
+MODELS = ("dense", "dense2", "moe", "moe fp8", "moe2 fp8", "moe state", "dense state", "moe mla", "moe ranks",
+          "dense image", "dense video")  # fmt: skip
 
 
 def every(gpus=("h100-sxm", "b200"), **how):

@@ -88,9 +88,8 @@ class Replica(Spec):
     themselves, each expert cut over the `tp * dp / ep` GPUs of its group. `weights` is the precision of the weights and
     of the matrix products, `kv` that of the KV cache (bf16 or fp8). `cap_watts` limits the power of each GPU,
     `clock_mhz` is what its SM clock is locked to. `media` is what prompts hold ("text", and beside it "image" or
-    "video"): while the host prepares pictures GPUs draw less; no time is added for that. `calibration` is what the
-    user's own measurements change in the step law. Names are checked against the catalogues when the replica is used,
-    not here.
+    "video"): the host prepares pictures while GPUs wait. `calibration` is what the user's own measurements change in
+    the step law. Names are checked against the catalogues when the replica is used, not here.
 
     Raises:
         BadInput: a degree below 1, an ep that does not divide tp * dp, no power or no clock at all.
