@@ -377,7 +377,7 @@ def decide_by_library(file: str, folder: Path) -> None:
     from headway.cli.serve import served_of
     from headway.cli.terminal import Terminal
     from headway.gateway import Brain, Decider, Reader, addresses_in
-    from headway.gateway.decider import Records
+    from headway.gateway.deciding import Records
 
     served = served_of(file, None, Terminal(quiet=True))
     brain = Brain(served.spec, served.backings, served.policies())

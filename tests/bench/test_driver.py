@@ -197,6 +197,17 @@ def test_refusals_and_failures_are_counted_by_reason_with_an_example():
     assert all(b"Authorization: Bearer sk-12345\r\n" in head for head in server.heads)
 
 
+def test_what_no_replica_could_keep_is_refused_and_what_a_server_cannot_read_has_failed():
+    said = [b'{"error": {"message": "no", "code": "unmeetable"}}', b'{"detail": "ensure this value is right"}']
+
+    async def script(server, number, body, writer):
+        writer.write(failing(422, said[number % 2]))
+
+    log, _ = drive(requests_of(n=8, arrival="closed:1"), script)
+    assert ends(log) == [REJECTED, FAILED] * 4
+    assert {why: lost.requests for why, lost in log.lost.items()} == {"HTTP 422, unmeetable": 4, "HTTP 422": 4}
+
+
 def test_a_cut_stream_is_a_failure_with_the_tokens_that_came():
     async def script(server, number, body, writer):
         writer.write(HEAD + chunk(event(" a")) + chunk(event(" b")))

@@ -75,16 +75,21 @@ def test_text_is_set_aside_as_a_token_a_byte_and_an_output_without_a_limit_as_th
         ({"status": 0, "caller_left": True}, 100 + 200),  # nobody has said what it was: as was expected
         ({"status": 200, "caller_left": True, "output_tokens": 7}, 107),
         (None, 300),  # no record at all: it may have been everything
+        # of several answers that were cut short an engine may have told the tokens of one alone
+        ({"status": 200, "caller_left": True, "output_tokens": 7, "counted_tokens": 15, "samples": 2}, 115),
+        ({"status": 200, "prompt_tokens": 90, "output_tokens": 40, "counted_tokens": 15, "samples": 2}, 130),
+        ({"status": 200, "prompt_tokens": 90, "output_tokens": 5, "counted_tokens": 15}, 95),
     ],
 )
 def test_what_a_request_costs(record, spent):
     b = at(NOON)
-    b.arrive(0.0, ask("a", prompt_tokens=100, max_tokens=200))
+    known = dict(record or {})
+    b.arrive(0.0, ask("a", prompt_tokens=100, max_tokens=200, samples=known.pop("samples", 1)))
     b.end(1.0, "a")
     if record is None:
         b.tick(100.0)
     else:
-        b.record(1.0, EndRecord(id="a", attempts=1, **record))
+        b.record(1.0, EndRecord(id="a", attempts=1, **known))
     (budget,) = b.accounts[0].budgets.values()
     assert (budget.spent, budget.reserved) == (spent, 0)
 

@@ -40,6 +40,7 @@ def gateway(tmp_path_factory):
     upstreams = Upstreams(Upstream(), Upstream())
     section = {
         "tenants": TENANTS,
+        "salt_prefixes": False,
         "limits": {"in_flight": 40, "hold_s": 1.5, "idle_s": LATE_S},
         "health": {"probe_s": 0.2, "timeout_s": 1.0},
     }
@@ -280,7 +281,7 @@ def test_the_prompt_cache_is_shared_within_a_tenant_and_not_across(tmp_path):
             assert line, "the emulator did not start"
         port = int(said[1])
         section = {"upstreams": [f"127.0.0.1:{port}"], "models": ["llama-3.1-8b"], "tenants": TENANTS}
-        served = Served(tmp_path, upstreams, {**section, "salt_prefixes": True})
+        served = Served(tmp_path, upstreams, section)
         bobs = {"Authorization": "Bearer bobs"}
         shared, ratio = audit(port, {}, {}, 1000)
         assert shared < 1e-3 and ratio < 0.7, "without a gateway the audit finds what all callers share"

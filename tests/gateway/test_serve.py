@@ -26,6 +26,7 @@ SECTION = {
         {"name": "alice", "keys_sha256": [sha256(KEY.encode()).hexdigest()]},
         {"name": "bob", "keys_sha256": [sha256(b"bobs").hexdigest()], "requests_per_min": 1},
     ],
+    "salt_prefixes": False,
     "classes": [{"name": "chat", "slo": {"ttft_s": "2s"}}, {"name": "batch", "priority": 3}],
     "limits": {"in_flight": 40, "hold_s": 60, "body_bytes": 1 << 20, "idle_s": 90},
 }

@@ -26,7 +26,7 @@ from headway.gateway.menu import Menu, menu_of
 from headway.gateway.reading import Reply
 from headway.gateway.spec import Limits, LogSpec
 from headway.policies import Policy, policy
-from headway.state import Reject, Scale
+from headway.state import Choose, Reject, Scale
 
 SMALL, LARGE = "small-1b", "large-8b"
 MODELS = [SMALL, SMALL, LARGE]
@@ -171,6 +171,34 @@ def test_a_log_says_which_model_was_asked_for_and_replays_the_choice(tmp_path):
     assert {answer.model for answer in answers if isinstance(answer, Routed)} == {"", SMALL, LARGE}
     other = replay(run, brain("first", room=99), states=False)
     assert other.equal < other.decisions
+
+
+def test_a_request_is_given_no_model_whose_context_is_too_short_for_it():
+    seen = []
+
+    class First(Policy):
+        def choose_model(self, request: Any, cluster: Any) -> Any:
+            seen.append(request.models)
+            return Choose(request.models[0], "the first")
+
+    b = brain(First(), room=99)
+    for i, (facts, model) in enumerate(
+        [
+            ({"prompt_tokens": 900, "longest": 900}, SMALL),
+            ({"prompt_tokens": 900, "longest": 900, "max_tokens": 200}, LARGE),
+            ({"prompt_tokens": 900, "longest": 900, "max_tokens": 200, "samples": 2}, SMALL),
+            ({"prompt_tokens": 1800, "longest": 900, "prompts": 2}, SMALL),
+            ({"prompt_tokens": 5000}, SMALL),  # is cut to what there is room for
+            ({"prompt_bytes": 20_000, "longest": 80}, LARGE),  # as far as is expected
+            ({"prompt_bytes": 400_000, "longest": 900}, LARGE),  # nobody, as is expected: the longest context
+        ]
+    ):
+        (answer,) = b.arrive(0.0, ask(f"r{i}", model="auto", **facts))
+        assert answer.model == model, facts
+    assert seen == [(SMALL, LARGE)] * 4, "asked only where there is a choice"
+    b.health(1.0, 2, False)
+    (no,) = b.arrive(1.0, ask("long", model="auto", prompt_tokens=900, longest=900, max_tokens=200))
+    assert isinstance(no, Refused) and (no.status, no.code) == (503, "no_replica")
 
 
 # --- names --------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class Entry:
     """One accepted request, from its arrival to its end."""
 
     __slots__ = (
-        "bound", "cached", "charged", "due_s", "facts", "hosts", "level", "limits", "line", "output", "paced_at",
+        "at", "bound", "cached", "charged", "due_s", "facts", "hosts", "level", "limits", "line", "output", "paced_at",
         "prefill_s", "reason", "record", "sent_s", "stage", "view", "waiting",
     )  # fmt: skip
 
@@ -40,6 +40,7 @@ class Entry:
         self.charged = 0.0  # to its tenant's counter, when it was sent
         self.stage = "held"  # then "sent", then "ended"
         self.hosts: tuple[int, ...] = ()
+        self.at = 0  # the one of them that has it
         self.reason = ""  # of the choice of hosts
         self.record: EndRecord | None = None
         self.sent_s = math.nan
@@ -79,13 +80,23 @@ class ReplicaBook:
         self.orphans = 0  # requests that an earlier decision process sent, as Envoy counts them
         self.beside = 0  # requests that other gateways have sent, as they say
         self.excess: deque[int] = deque(maxlen=DRIFT_SAMPLES)
-        self.failures = 0
-        self.healthy = True
+        self.failures = 0  # to answer at all, in a row
+        self.answers = True  # probes
+        self.errors = 0  # answers of 5xx without a good one between, and since when
+        self.errors_since_s = 0.0
+        self.served_s = -math.inf  # when a good one came last
+        self.out_until_s: float | None = None  # left out for errors
+        self.relapses = 0
 
     @property
     def in_flight(self) -> int:
         """Requests at this replica by these books."""
         return len(self.entries)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it may be asked."""
+        return self.answers and self.out_until_s is None
 
     @property
     def room(self) -> bool:
@@ -104,7 +115,7 @@ class ReplicaBook:
 
     def come_back(self) -> None:
         """The replica answers again, maybe as another engine: nothing is known to be cached, nor how slow it is."""
-        self.healthy = True
+        self.answers, self.errors, self.relapses, self.out_until_s = True, 0, 0, None
         self.prefixes.clear()
         self.pace.reset()
 
@@ -154,6 +165,7 @@ class ReplicaBook:
         new = request.prompt_tokens - entry.cached
         work_s, beside_s = self.pace.first_s(new, entry.cached, self.waiting_tokens, self.running, self.context)
         entry.stage, entry.sent_s, entry.waiting, entry.prefill_s = "sent", now, True, work_s
+        entry.at = self.index
         self.free_s = max(self.free_s, now) + work_s
         entry.due_s = self.free_s + beside_s
         self.waiting_tokens += new
@@ -176,6 +188,13 @@ class ReplicaBook:
         if not self.entries:
             self.running_tokens, self.paced = 0.0, 0.0  # no rounding is left over
         self.advance(now)
+
+    def hand_over(self, entry: Entry, other: ReplicaBook, now: float) -> None:
+        """This replica has failed a request that another one is sent now."""
+        self.remove(entry, now)
+        if entry in self.computing:
+            self.computing.remove(entry)
+        other.add(entry, now)
 
     def compare(self, sample: EngineSample) -> int | None:
         """Compare with what the engine says: requests it has that no gateway told of (negative: fewer); None if unsaid.

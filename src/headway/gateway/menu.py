@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from headway.errors import UnknownName
+from headway.gateway.events import Arrival
 
 ANY = "auto"  # any model, where there are several and the file gives the name no other meaning
 
@@ -27,6 +28,23 @@ class Menu(msgspec.Struct, frozen=True, kw_only=True):
         """Return the most tokens that a model which may serve this name takes; None where one's is not known."""
         limits = [self.contexts.get(model) for model in self.names[asked]]
         return None if None in limits else max(limit for limit in limits if limit is not None)
+
+
+    def roomy(self, facts: Arrival, models: list[str], tokens: Mapping[str, int]) -> tuple[str, ...]:
+        """Return those of the models whose contexts have room for a request; none where it fits no one's.
+
+        `tokens` are what its prompts are expected to have together, by model, where it does not say so itself. Where
+        none is expected to have room the longest context is left: the text may be shorter than expected.
+        """
+        limits = self.contexts
+        if len(self.models) == 1 or facts.longest is None or not all(model in limits for model in models):
+            return tuple(models)
+        output = (facts.max_tokens or 0) // facts.samples
+        models = [model for model in models if facts.longest + output <= limits[model]]
+        most = max((limits[model] for model in models), default=0)
+        expected = {model: (facts.prompt_tokens or tokens[model]) // facts.prompts + output for model in models}
+        fitting = [model for model in models if expected[model] <= limits[model]]
+        return tuple(fitting or [model for model in models if limits[model] == most])
 
 
 def menu_of(
