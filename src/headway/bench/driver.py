@@ -106,7 +106,7 @@ class Driver:
         self.loop = asyncio.get_running_loop()
         self.prompts = Prompts(job.target, job.salt)
         self.parts = request_parts(job.target, job.key)
-        named = [each.model or job.target.model for each in job.workload.spec.classes] or [job.target.model]
+        named = [name or job.target.model for name in job.workload.models] or [job.target.model]
         own = [msgspec.structs.replace(job.target, model=name) for name in named]
         self.fields = [request_parts(target, job.key)[1] for target in own]  # of bodies, by SLO class
         self.block_tokens = job.workload.block_tokens
