@@ -25,6 +25,7 @@ from headway.gateway.log.reader import runs
 from headway.gateway.log.replay import replay
 from headway.gateway.log.writer import LogWriter
 from headway.gateway.menu import Menu, menu_of
+from headway.gateway.overview import Overview
 from headway.gateway.reading import Reply
 from headway.gateway.spec import Limits, LogSpec
 from headway.metrics import Records
@@ -151,6 +152,10 @@ def test_advice_on_replicas_is_by_model():
         "at_s": 15.0,
         "models": {SMALL: {"replicas": 2, "reason": "no change"}, LARGE: {"replicas": 5, "reason": "many ask"}},
     }
+    shown = Overview(b, lambda: 15.0).present()
+    said = [(each["model"], each["there"], each["replicas"]) for each in shown["advice"]]
+    assert said == [(SMALL, 2, 2), (LARGE, 1, 5)]
+    assert [each["model"] for each in shown["replicas"]] == MODELS
     advised = {labels["model"]: value for name, labels, value in gauges_of(b) if name == "headway_advised_replicas"}
     assert advised == {SMALL: 2, LARGE: 5}
 
