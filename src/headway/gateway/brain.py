@@ -279,8 +279,8 @@ class Brain:
             return Refused(facts.id, 429, *over)
         allowed = {line.model: line.allowed(facts) for line in self.lines}
         healthy = {model: [book for book in books if book.healthy] for model, books in allowed.items()}
-        tokens = {line.model: line.sizes.tokens(facts.tenant, facts.prompt_bytes) for line in self.lines}
-        entry.view.allow(self.menu.roomy(facts, [model for model in entry.view.models if healthy[model]], tokens))
+        models = tuple(model for model in entry.view.models if healthy[model])
+        entry.view.allow(self.menu.roomy(facts, models, [line.sizes for line in self.lines]))
         if not entry.view.models:
             words = "no replica that has room for it answers at the moment"
             return Refused(facts.id, 503, "no_replica", words, self.spec.health.probe_s)
@@ -351,7 +351,7 @@ class Brain:
     def _pump_line(self, now: float, line: Line) -> list[Answer]:
         """Those of one model, until the router holds one: an event costs one answer in vain."""
         answers: list[Answer] = []
-        while line.room and (entry := line.held.first(now)) is not None:
+        while len(line.held) and line.room and (entry := line.held.first(now)) is not None:
             if now >= entry.view.deadline_s:
                 self._drop(now, entry)
                 words = "the request waited in the queue until its deadline passed"
