@@ -301,6 +301,7 @@ def test_views_show_prompts_as_waiting_until_they_are_predicted_to_be_computed()
     b = brain(1)
     b.arrive(0.0, ask("a", prompt_bytes=8000))
     book = b.books[0]
+    book.advance(0.0)
     assert (book.view.running, book.view.waiting, book.view.waiting_tokens) == (0, 1, 2000)
     book.advance(5.0)
     assert (book.view.running, book.view.waiting, book.view.waiting_tokens) == (1, 0, 0)

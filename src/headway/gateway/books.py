@@ -72,6 +72,7 @@ class ReplicaBook:
         self.computing: deque[Entry] = deque()
         self.free_s = 0.0  # when the prompts sent so far are computed
         self.at_s = 0.0
+        self.shown: tuple[float, int, int] | None = None  # what the view shows; None once requests have come or gone
         self.paced = 0.0  # tokens that a request would have been given, had it run from the start
         self.running = 0
         self.running_tokens = 0.0  # prompts of the running less `paced` at their start: plus running * paced is context
@@ -81,6 +82,7 @@ class ReplicaBook:
         self.beside = 0  # requests that other gateways have sent, as they say
         self.excess: deque[int] = deque(maxlen=DRIFT_SAMPLES)
         self.failures = 0  # to answer at all, in a row
+        self.healthy = True  # may be asked: it answers, and is not left out
         self.answers = True  # probes
         self.errors = 0  # answers of 5xx without a good one between, and since when
         self.errors_since_s = 0.0
@@ -92,11 +94,6 @@ class ReplicaBook:
     def in_flight(self) -> int:
         """Requests at this replica by these books."""
         return len(self.entries)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether it may be asked."""
-        return self.answers and self.out_until_s is None
 
     @property
     def room(self) -> bool:
@@ -113,14 +110,25 @@ class ReplicaBook:
         """Tokens held in KV by the running requests, as predicted."""
         return max(round(self.running_tokens + self.running * self.paced), 0)
 
+    def turn(self, answers: bool, out_until_s: float | None) -> None:
+        """Note whether it answers probes, and until when it is left out for errors."""
+        self.answers, self.out_until_s = answers, out_until_s
+        self.healthy = answers and out_until_s is None
+
     def come_back(self) -> None:
         """The replica answers again, maybe as another engine: nothing is known to be cached, nor how slow it is."""
-        self.answers, self.errors, self.relapses, self.out_until_s = True, 0, 0, None
+        self.turn(True, None)
+        self.errors = self.relapses = 0
         self.prefixes.clear()
         self.pace.reset()
+        self.shown = None
 
     def advance(self, now: float, held: int = 0) -> None:
         """Bring the books to the present, and the view with them; `held` requests more are shown as waiting."""
+        asked = now, held, self.others
+        if asked == self.shown:
+            return  # a decision asks several times
+        self.shown = asked
         self.pace.relax(now)
         while self.computing and (self.computing[0].stage == "ended" or self.computing[0].due_s <= now):
             entry = self.computing.popleft()
@@ -172,7 +180,7 @@ class ReplicaBook:
         self.entries[entry.facts.id] = entry
         self.computing.append(entry)
         self.prefixes.add(request.chain)
-        self.advance(now)
+        self.shown = None
 
     def remove(self, entry: Entry, now: float) -> None:
         """A request has gone, whatever became of it."""
@@ -187,7 +195,7 @@ class ReplicaBook:
             self.running_tokens -= entry.view.prompt_tokens - entry.paced_at
         if not self.entries:
             self.running_tokens, self.paced = 0.0, 0.0  # no rounding is left over
-        self.advance(now)
+        self.shown = None
 
     def hand_over(self, entry: Entry, other: ReplicaBook, now: float) -> None:
         """This replica has failed a request that another one is sent now."""

@@ -35,7 +35,7 @@ class Judge:
             return
         book.failures += 1
         if book.answers and (probe or book.failures >= self.spec.health.failures):
-            book.answers = False
+            book.turn(False, book.out_until_s)
             self._count(book)
 
     def learn(self, now: float, book: ReplicaBook, record: EndRecord) -> None:
@@ -56,7 +56,7 @@ class Judge:
         for line in self.lines:
             for book in line.books:
                 if book.out_until_s is not None and now >= book.out_until_s:
-                    book.out_until_s = None
+                    book.turn(book.answers, None)
                     book.errors = self.spec.health.errors - 1
 
     def _error(self, now: float, book: ReplicaBook) -> None:
@@ -74,7 +74,8 @@ class Judge:
         ):
             return
         out_s = PROBATION_S * 2**book.relapses
-        book.out_until_s, book.relapses = now + out_s, min(book.relapses + 1, RELAPSES_MOST)
+        book.turn(book.answers, now + out_s)
+        book.relapses = min(book.relapses + 1, RELAPSES_MOST)
         self.ejected += 1
         self.last = (
             f"replica {self.spec.upstreams[book.index]} answered nothing but 5xx, {book.errors} in a row, while "

@@ -30,7 +30,6 @@ class Menu(msgspec.Struct, frozen=True, kw_only=True):
         limits = [self.contexts.get(model) for model in self.names[asked]]
         return None if None in limits else max(limit for limit in limits if limit is not None)
 
-
     def roomy(self, facts: Arrival, models: tuple[str, ...], sizes: Sequence[TokenSizes]) -> tuple[str, ...]:
         """Return those of the models whose contexts have room for a request; none where it fits no one's.
 
@@ -45,7 +44,7 @@ class Menu(msgspec.Struct, frozen=True, kw_only=True):
         most = max((limits[model] for model in models), default=0)
         known = [sizes[self.models.index(model)].tokens(facts.tenant, facts.prompt_bytes) for model in models]
         expected = [(facts.prompt_tokens or tokens) // facts.prompts + output for tokens in known]
-        fitting = [model for model, most in zip(models, expected, strict=True) if most <= limits[model]]
+        fitting = [model for model, size in zip(models, expected, strict=True) if size <= limits[model]]
         return tuple(fitting or [model for model in models if limits[model] == most])
 
 
