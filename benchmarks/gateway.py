@@ -6,7 +6,8 @@ The gateway (all its processes) on the first core, sources and load on the last 
 and an answer of 260, by wrk in a closed loop. "paced": a first token after 50 ms and 64 of them 10 ms apart; "burst":
 the same at once; read by the load generator of `headway bench`. CPU is what the kernel counts for the processes of the
 gateway, memory what is theirs alone and their share of the rest (PSS) after the load. "headway, gRPC library" is the
-same decision process behind grpc.aio. Peers are taken from the environment in FOLDER where it has them: `vllm-router`,
+same decision process behind grpc.aio, "in threads" behind the library's other server, with a thread for each request.
+Peers are taken from the environment in FOLDER where it has them: `vllm-router`,
 `litellm`. `--realtime` gives all processes precedence over whatever else runs on the machine (root only).
 """
 
@@ -63,7 +64,8 @@ done = function(summary, latency)
     latency:percentile(50) / 1000, latency:percentile(99) / 1000))
 end
 """
-SETUPS = ("direct", "envoy alone", "headway", "headway, gRPC library", "vllm-router", "litellm")
+LIBRARY, THREADS = "headway, gRPC library", "headway, gRPC library, in threads"
+SETUPS = ("direct", "envoy alone", "headway", LIBRARY, THREADS, "vllm-router", "litellm")
 
 
 # --- sources: processes on the last core ---------------------------------------------------------------------------
@@ -141,7 +143,8 @@ def command_of(setup: str, upstreams: list[str], port: int, folder: Path, peers:
         file = folder / "gateway.json"  # which is YAML, too
         file.write_text(json.dumps({"gateway": {**addresses, "models": ["paced"], "limits": limits}}))
         serve = [sys.executable, "-m", "headway", "serve", str(file)]
-        return serve if setup == "headway" else [sys.executable, __file__, "--serve-by-library", str(file)]
+        how = "threads" if setup == THREADS else "aio"
+        return serve if setup == "headway" else [sys.executable, __file__, "--serve-by-library", str(file), how]
     tool = peers / "bin" / setup if peers else None
     if tool is None or not tool.exists():
         return None
@@ -359,25 +362,28 @@ def cells(setup: str, kind: str, served: Running, seconds: float) -> list[dict[s
 # --- the decision process behind gRPC's own library ----------------------------------------------------------------
 
 
-def serve_by_library(file: str) -> None:
-    """`headway serve FILE` with a decision process that grpc.aio carries."""
+def serve_by_library(file: str, how: str) -> None:
+    """`headway serve FILE` with a decision process that the library carries, by "aio" or in "threads"."""
     from headway.cli.serve import _supervise, served_of
     from headway.cli.terminal import Terminal
     from headway.gateway import Supervisor
 
     spec = served_of(file, None, Terminal(quiet=True)).spec
-    supervisor = Supervisor(spec, lambda: spec, [sys.executable, __file__, "--decide-by-library", file], print)
+    supervisor = Supervisor(spec, lambda: spec, [sys.executable, __file__, "--decide-by-library", file, how], print)
     asyncio.run(_supervise(supervisor))
 
 
-def decide_by_library(file: str, folder: Path) -> None:
+def decide_by_library(file: str, how: str, folder: Path) -> None:
     """Be that decision process. Each question is answered at once: the benchmark's limits hold no request."""
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
     import grpc
 
     from headway.cli.serve import served_of
     from headway.cli.terminal import Terminal
     from headway.gateway import Brain, Decider, Reader, addresses_in
-    from headway.gateway.decider import Records
+    from headway.gateway.deciding import Records
 
     served = served_of(file, None, Terminal(quiet=True))
     brain = Brain(served.spec, served.backings, served.policies())
@@ -407,22 +413,41 @@ def decide_by_library(file: str, folder: Path) -> None:
 
         return process
 
+    deciding = threading.Lock()
+
+    def handler_in_thread(service: Any) -> Any:
+        def process(messages: Any, _: Any) -> Iterator[bytes]:
+            call: Any = Call()
+            with contextlib.suppress(grpc.RpcError):
+                for raw in messages:
+                    with deciding:
+                        service.message(call, raw)
+                    yield from call.unsent
+                    call.unsent.clear()
+            with deciding:
+                service.ended(call)
+
+        return process
+
     async def run() -> None:
-        server = grpc.aio.server()
+        in_threads = how == "threads"
+        server = grpc.server(ThreadPoolExecutor(2 * max(STREAMS))) if in_threads else grpc.aio.server()
+        handled = handler_in_thread if in_threads else handler
         services = {
-            "envoy.service.ext_proc.v3.ExternalProcessor": {"Process": handler(decider)},
-            "envoy.service.accesslog.v3.AccessLogService": {"StreamAccessLogs": handler(Records(decider))},
+            "envoy.service.ext_proc.v3.ExternalProcessor": {"Process": handled(decider)},
+            "envoy.service.accesslog.v3.AccessLogService": {"StreamAccessLogs": handled(Records(decider))},
         }
         for name, methods in services.items():
             table = {method: grpc.stream_stream_rpc_method_handler(each) for method, each in methods.items()}
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, table),))
         for name in ("decisions", "records"):
             server.add_insecure_port(f"unix:{folder / name}.sock")
-        await server.start()
+        started = server.start()
+        if not in_threads:
+            await started
         (folder / "decisions.ready").touch()
         ticking = asyncio.create_task(decider.tick())
-        await server.wait_for_termination()
-        ticking.cancel()
+        await ticking  # without end
 
     asyncio.run(run())
 
@@ -444,7 +469,7 @@ def main() -> None:
     elif asked.serve_by_library:
         serve_by_library(*asked.serve_by_library)
     elif asked.decide_by_library:
-        decide_by_library(asked.decide_by_library[0], Path(asked.decide_by_library[1]))
+        decide_by_library(*asked.decide_by_library[:2], Path(asked.decide_by_library[2]))
     else:
         measure(asked)
 

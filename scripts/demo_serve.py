@@ -29,13 +29,13 @@ def main(headway: str) -> int:
     os.environ["HEADWAY_API_KEY"] = KEY
     started: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory() as folder:
-        measured, simulated = (str(Path(folder) / f"{name}.json") for name in ("measured", "simulated"))
+        measured, simulated = (str(Path(folder) / name) for name in ("measured", "simulated"))
         steps = (
             ("driven by `headway bench`, through the gateway",
-             ["bench", GATEWAY, *LOAD, "--json", measured]),
+             ["bench", GATEWAY, *LOAD, *kept(measured)]),
             ("the same requests in the simulator",
-             ["simulate", str(DEPLOYMENT), *LOAD, "--json", simulated, "--quiet"]),
-            ("simulated beside measured", ["compare", simulated, measured]),
+             ["simulate", str(DEPLOYMENT), *LOAD, *kept(simulated), "--quiet"]),
+            ("simulated beside measured", ["compare", f"{simulated}.json", f"{measured}.json"]),
         )  # fmt: skip
         try:
             for verb in (["emulate", str(DEPLOYMENT), "--port", "18100", "--for", LONGEST], ["serve", str(DEPLOYMENT)]):
@@ -53,6 +53,11 @@ def main(headway: str) -> int:
             for process in reversed(started):
                 stop(process)
     return 0
+
+
+def kept(name: str) -> list[str]:
+    """Options by which a result is kept with its rows, so that requests can be paired."""
+    return ["--json", f"{name}.json", "--records", f"{name}.csv"]
 
 
 def wait_for(url: str, processes: list[subprocess.Popen[bytes]]) -> None:

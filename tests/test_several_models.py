@@ -109,6 +109,7 @@ class Part:
         self.whole, self.slo_class = whole, slo_class
         self.block_tokens, self.concurrency, self.think_s = whole.block_tokens, None, 0.0
         self.spec = msgspec.structs.replace(whole.spec, classes=())
+        self.models = ()
 
     def batches(self, seed: int):
         for batch in self.whole.batches(seed):

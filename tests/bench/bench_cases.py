@@ -49,6 +49,7 @@ class Server:
         self.bodies, self.heads = [], []
         self.writers, self.tasks = [], []
         self.active = self.most = self.connections = 0
+        self.start_s = 0.0  # the zero of the log's times, on the loop's clock
 
     async def serve(self, reader, writer):
         self.connections += 1
@@ -90,6 +91,7 @@ def drive(what, script=plain, *, stop_after_s=None, key=None, place=0, places=1,
         driver = Driver(Job(there, key, what, 0, 1, place, places), log, 0.0)
         await driver.connections.open_ahead()
         driver.start_s = loop.time() + 0.02
+        server.start_s = driver.start_s
         driver.go()
         if stop_after_s is not None:
             loop.call_later(stop_after_s, driver.stop)

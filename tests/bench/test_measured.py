@@ -85,7 +85,7 @@ def test_it_reads_back_as_any_other_result_and_reports_take_it():
     console.print(result_text(again))
     said = console.export_text()
     console.file.close()
-    for words in ("http://x.org (chat), model m", "2 processes, up to 3 in flight", "1 with HTTP 429", "late", "25%"):
+    for words in ("http://x.org (chat), model m", "2 processes, up to 3 in flight", "1 by the service", "late", "25%"):
         assert words in said
     assert "J per output token" not in said, "a client reads no meter"
 

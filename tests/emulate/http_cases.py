@@ -116,10 +116,15 @@ def serve(
     return asyncio.run(whole())
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for it; `serve` is patient for half a minute."""
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
 async def settled(port: Port) -> None:
     """Wait until the engine has nothing to do; then its books must be zero."""
-    while port.paced.next_s != float("inf"):
-        await asyncio.sleep(0.002)
+    await until(lambda: port.paced.next_s == float("inf"))
     books = port.paced.books(1e9)
     assert (books["running"], books["waiting"], books["kv_used"]) == (0, 0, 0)
     assert not port.under_way

@@ -194,6 +194,8 @@ class Life:
         if what < 0.9:
             sample = EngineSample(running=self.rng.choice([None, 0, 3]), waiting=self.rng.choice([None, 1]))
             return self.brain.sample(self.now, replica, sample)
+        if what < 0.91:
+            return self.brain.failed(self.now, self.rng.choice([*live, "unknown"]), replica)
         if what < 0.93:
             return self.flush()
         if what < 0.94:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import signal
 from random import Random
 
 import pytest
@@ -11,6 +13,7 @@ from brain_cases import Faulty, Life, ask, brain
 from headway.gateway import SloClass, Tenant
 from headway.gateway.events import EndRecord, EngineSample, Held, Left, Refused, Routed
 from headway.gateway.live import LivePool, LiveReplica, LiveRequest
+from headway.gateway.shadow import Shadow
 from headway.gateway.spec import Health, Limits
 from headway.metrics import Slo
 from headway.policies import Policy, check_policy, policy, policy_names
@@ -209,6 +212,39 @@ def test_a_policy_that_fails_is_answered_for():
     assert abs(b.books[0].in_flight - b.books[1].in_flight) <= 3, "the fallback spreads the load"
 
 
+class Quits(Policy):
+    """Raises what ends a process elsewhere."""
+
+    def __init__(self, *kinds):
+        self.kinds = [*kinds]
+
+    def quit(self, *_):
+        self.kinds.append(self.kinds.pop(0))
+        raise self.kinds[-1]("over")
+
+    route = admit = order = scale = choose_model = quit
+
+
+def test_a_policy_that_would_end_the_process_is_answered_for(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)  # as where the loop takes Ctrl-C
+    quits = Quits(SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit)
+    b = brain(2, policies={kind: quits for kind in ("route", "order", "admit", "scale")}, limits=Limits(in_flight=2))
+    b.shadow = Shadow({"route": quits, "admit": quits})
+    for i in range(9):
+        b.arrive(20.0, ask(f"r{i}"))
+    b.tick(20.0)
+    b.end(21.0, "r0")
+    assert [book.in_flight for book in b.books] == [2, 2] and len(b.held) == 4 and not b.check()
+    assert all(b.fence.errors[kind] for kind in ("route", "admit", "order", "scale"))
+    assert b.shadow.counts["route"]["error"] and b.shadow.counts["admit"]["error"] == 9
+
+
+def test_ctrl_c_goes_through_a_policy_where_it_is_a_persons(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        brain(1, policies={"route": Quits(KeyboardInterrupt)}).arrive(0.0, ask("a"))
+
+
 class Talkative(Policy):
     def route(self, request, pool):
         return Route(0, f"request {request.id}")
@@ -265,6 +301,7 @@ def test_views_show_prompts_as_waiting_until_they_are_predicted_to_be_computed()
     b = brain(1)
     b.arrive(0.0, ask("a", prompt_bytes=8000))
     book = b.books[0]
+    book.advance(0.0)
     assert (book.view.running, book.view.waiting, book.view.waiting_tokens) == (0, 1, 2000)
     book.advance(5.0)
     assert (book.view.running, book.view.waiting, book.view.waiting_tokens) == (1, 0, 0)

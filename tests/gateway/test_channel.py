@@ -265,7 +265,9 @@ def test_the_librarys_own_client_is_served(tmp_path):
                 assert await failing.read() is grpc.aio.EOF
                 assert await failing.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
                 raise RuntimeError("RESOURCE")
-            await asyncio.sleep(0.05)
+            async with asyncio.timeout(30):
+                while len(echo.over) < 4 * len(sizes) + 1:  # the one that left among them
+                    await asyncio.sleep(0.01)
         server.close()
         return echo
 

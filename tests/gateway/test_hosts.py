@@ -75,6 +75,7 @@ def test_what_is_watched_and_what_envoy_begins_with_are_the_whole(tmp_path):
     assert {name: value for name, value in listener.items() if name != "@type"} == whole["static_resources"][
         "listeners"
     ][0]
+    assert '"request_headers_timeout": "10s"' in files["listener.json"], "half a header is not waited for longer"
     watched = [cluster["eds_cluster_config"]["eds_config"] for cluster in begin["static_resources"]["clusters"]]
     paths = {each["path_config_source"]["path"] for each in (*watched, begin["dynamic_resources"]["lds_config"])}
     assert {Path(path).name for path in paths} == set(files)

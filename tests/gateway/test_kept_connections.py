@@ -77,3 +77,21 @@ def test_a_connection_that_nobody_uses_is_closed_before_an_engine_does_so(tmp_pa
     finally:
         assert served.stop() == 0
         upstreams.close()
+
+
+def test_the_books_go_with_a_request_that_another_replica_takes_over(tmp_path):
+    upstreams = Upstreams(Upstream(), Upstream())
+    served = Served(tmp_path, upstreams, {"health": {"failures": 100, "probe_s": 0.2}})
+    try:
+        failing, other = upstreams.engines
+        failing.fail = "reset"
+        upstreams.endless()
+        callers = [served.send(CHATTING) for _ in range(6)]
+        served.until(lambda: len(other.seen) == 6, "the other has them all")
+        served.until(lambda: [r["in_flight"] for r in served.status()["replicas"]] == [0, 6], "and so have its books")
+        upstreams.release()
+        assert all(caller.getresponse().read().endswith(b"[DONE]\n\n") for caller in callers)
+        served.at_rest()
+    finally:
+        assert served.stop() == 0
+        upstreams.close()

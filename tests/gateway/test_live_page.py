@@ -28,7 +28,9 @@ ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "s
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
     upstreams = Upstreams(Upstream(), Upstream())
-    served = Served(tmp_path_factory.mktemp("gateway"), upstreams, SECTION)
+    pools = [{"count": 2, "replica": {"model": "llama-3.2-1b", "gpu": "h100-sxm"}}]
+    deployment = {"pools": pools, "policies": {"scale": "target-load"}, "scale_every_s": 0.5}
+    served = Served(tmp_path_factory.mktemp("gateway"), upstreams, SECTION, **deployment)
     yield served
     assert served.stop() == 0
     upstreams.close()
@@ -81,6 +83,10 @@ def test_the_page_lives(gateway, tmp_path):
         assert "<b>alice" in browser.value("document.getElementById('refusals').innerText"), (
             "a name is text, not markup"
         )
+        assert browser.value("document.getElementById('replicas').innerText").count("llama-3.2-1b") == 2
+        advice = "document.getElementById('advice').innerText"
+        browser.until(advice, lambda text: "Scale advice: 1 replica, 1 fewer" in text)
+        browser.picture(tmp_path / "page.png")
         gateway.upstreams.release()
         for connection in running:
             assert connection.getresponse().read()

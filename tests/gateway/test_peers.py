@@ -10,11 +10,12 @@ from random import Random
 import pytest
 from brain_cases import ADDRESSES, ask, brain
 from served import Served, Upstreams, free_ports
+from test_succession import decider
 from upstream import Upstream
 
 from headway.errors import BadInput
 from headway.gateway.events import EngineSample, Held, Routed
-from headway.gateway.peers import PEERS_MAX, SILENT_S, Roll
+from headway.gateway.peers import PEERS_MAX, SILENT_S, Ear, Roll
 from headway.gateway.spec import Limits, Peers
 
 KEY = b"a secret of sixteen and more"
@@ -63,6 +64,37 @@ def test_an_elder_of_the_same_gateway_is_not_heard_and_both_are_by_others():
     assert peer.in_flight(0.0) == {"a:1": 5}
 
 
+def test_what_a_killed_process_left_running_is_told_by_its_heir_and_counted_once():
+    killed, heir, peer = Roll(KEY, "here"), Roll(KEY, "here"), Roll(KEY)
+    peer.hear(0.0, 1000.0, killed.tell(1000.0, {"a:1": 3}))
+    peer.hear(0.1, 1000.0, heir.tell(1000.0, {"a:1": 1, "b:1": 1}, {"a:1": 3}))
+    assert peer.in_flight(0.2) == {"a:1": 4, "b:1": 1}
+    peer.hear(SILENT_S, 1000.0, heir.tell(1000.0, {"a:1": 2}, {"a:1": 3}))
+    assert peer.in_flight(SILENT_S + 0.1) == {"a:1": 5}, "the killed one is silent"
+    peer.hear(SILENT_S, 1000.0, heir.tell(1000.0, {"a:1": 2}, {}))
+    assert peer.in_flight(SILENT_S + 0.1) == {"a:1": 2}
+    peer.hear(SILENT_S, 1000.0, killed.tell(1000.0, {"a:1": 5}))
+    peer.hear(SILENT_S, 1000.0, heir.tell(1000.0, {"a:1": 2}, {"a:1": 5}))
+    assert peer.in_flight(SILENT_S + 0.1) == {"a:1": 7}, "one that lives on tells of its own itself"
+
+
+def test_who_is_heard_and_what_is_not_believed_is_seen_and_said():
+    said: list[str] = []
+    ear = Ear(decider(said.append), Roll(KEY))
+    for _ in range(3):
+        ear.hear(Roll(b"x" * 20).tell(1000.0, {}), 1000.0)
+        ear.hear(Roll(KEY).tell(1099.0, {}), 1000.0)
+        ear.hear(Roll(KEY).tell(1002.0, {"a:1": 1}), 1000.0)
+    assert ear.status() == {"heard": 3, "clock_s": 2.0, "refused": {"key": 3, "clock": 3}}
+    gauges = {(name, *labels.values()): value for name, labels, value in ear.gauges()}
+    assert gauges["headway_peers",] == 3 and gauges["headway_peer_refused_total", "key"] == 3
+    assert sum("another key" in line for line in said) == 1, "once, and not for every datagram"
+    assert any("+99 s" in line for line in said) and said[-1].endswith("3 beside this one")
+    ear.decider.started_s -= 2 * SILENT_S
+    ear.pass_on()
+    assert said[-1] == "peers: a gateway is silent; 0 beside this one"
+
+
 def test_who_is_kept_is_bounded():
     here = Roll(KEY)
     heard = [here.hear(0.0, 1000.0, Roll(KEY).tell(1000.0, {"a:1": 1})) for _ in range(PEERS_MAX + 5)]
@@ -74,6 +106,7 @@ def test_who_is_kept_is_bounded():
     [
         ({"listen": "0.0.0.0:9003", "others": ("gateway-2:9003",)}, "key_file is missing"),
         ({"listen": "127.0.0.1:9003", "others": ("peers",)}, "host:port"),
+        ({"listen": "127.0.0.1:9003", "others": ()}, "others is empty"),
         ({"listen": "127.0.0.1:9003", "others": ("h:1",), "key_file": "/nowhere"}, "cannot be read"),
     ],
 )
@@ -85,7 +118,7 @@ def test_what_is_wrong_with_the_section_is_said(fields, says):
 def test_a_short_key_is_refused(tmp_path):
     (tmp_path / "key").write_text("short\n")
     with pytest.raises(BadInput, match="5 bytes"):
-        Peers(listen="127.0.0.1:1", others=(), key_file=str(tmp_path / "key")).key()
+        Peers(listen="127.0.0.1:1", others=("127.0.0.1:2",), key_file=str(tmp_path / "key")).key()
 
 
 # --- what is decided by it --------------------------------------------------------------------------------------
@@ -188,10 +221,12 @@ def test_two_gateways_share_the_places_of_a_replica(tmp_path):
         other.until(lambda: other.status()["held"] == 2, "one goes, two wait")
         one.until(lambda: one.status()["replicas"][0]["others"] == 1, "and the first knows of it")
         assert engine.active == 4
+        assert other.metric("headway_peers") == 1 and "peers: another gateway is heard" in other.said()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
             host, _, port = ports[1].partition(":")
             stranger.sendto(Roll(b"not the key of theirs").tell(0.0, {}), (host, int(port)))
             stranger.sendto(b"\xff" * 2000, (host, int(port)))
+        other.until(lambda: "signed with another key" in other.said(), "the stranger is told of")
         upstreams.release()
         assert all(caller.getresponse().read().endswith(b"[DONE]\n\n") for caller in callers)
         for gateway in gateways:

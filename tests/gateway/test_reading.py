@@ -106,6 +106,13 @@ def run(tmp_path: Path, text: str, *options: str) -> tuple[int, str]:
         ),
         ("gateway: {upstreams: ['h:1'], models: [m]}\npolicies: {route: rund-robin}\n", "round-robin"),
         ("gateway: {upstreams: ['h:1'], models: [m], admin: '0.0.0.0:1'}\n", "open to other machines"),
+        ("gateway: {upstreams: ['h.org:1', 'http://H.org:1'], models: [m]}\n", "come twice: h.org:1"),
+        ("gateway: {upstreams: ['127.0.0.1:1', 'localhost:1'], models: [m]}\n", "come twice: 127.0.0.1:1"),
+        ("gateway: {upstreams: ['127.0.0.1:1', '127.1:1'], models: [m]}\n", "are one replica, 127.0.0.1:1"),
+        (
+            "gateway: {upstreams: ['h:1'], models: [m], ledger: none/l, tenants: [{name: a, tokens_per_day: 9}]}\n",
+            "there is no folder",
+        ),
         (
             "gateway: {upstreams: ['h:1', 'h:2']}\npools: [{role: prefill, replica: {model: qwen3-8b, gpu: h100-sxm}}, "
             "{role: decode, replica: {model: qwen3-8b, gpu: h100-sxm}}]\n",

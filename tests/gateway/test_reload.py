@@ -192,7 +192,7 @@ def test_tls_to_callers_and_to_replicas_by_name(tmp_path, certificates):
                 continue
             url = f"https://localhost:{served.port}{CHAT}"
             command = ["curl", "-sS", version, "--cacert", cert, "--resolve", f"localhost:{served.port}:127.0.0.1"]
-            done = subprocess.run([*command, url, "-d", text], capture_output=True, timeout=10, check=False)
+            done = subprocess.run([*command, url, "-d", text], capture_output=True, timeout=PATIENCE_S, check=False)
             assert done.stdout.endswith(b"[DONE]\n\n"), (done, served.said())
         assert "host: localhost\r\n" in secure.seen[-1][0]
         with pytest.raises(OSError):

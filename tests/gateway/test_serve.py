@@ -26,8 +26,9 @@ SECTION = {
         {"name": "alice", "keys_sha256": [sha256(KEY.encode()).hexdigest()]},
         {"name": "bob", "keys_sha256": [sha256(b"bobs").hexdigest()], "requests_per_min": 1},
     ],
+    "salt_prefixes": False,
     "classes": [{"name": "chat", "slo": {"ttft_s": "2s"}}, {"name": "batch", "priority": 3}],
-    "limits": {"in_flight": 40, "hold_s": 10, "body_bytes": 1 << 20, "idle_s": 20},
+    "limits": {"in_flight": 40, "hold_s": 60, "body_bytes": 1 << 20, "idle_s": 90},
 }
 
 
@@ -116,12 +117,12 @@ def test_a_salt_of_the_caller_is_removed(gateway):
 
 
 def test_load_is_spread(gateway):
-    for engine in gateway.upstreams.engines:
-        engine.first_s = 0.2
+    gateway.upstreams.endless()
     connections = [gateway.send(chat(), OURS) for _ in range(10)]
+    gateway.until(lambda: [len(engine.seen) for engine in gateway.upstreams.engines] == [5, 5], "each has half")
+    gateway.upstreams.release()
     for connection in connections:
         assert connection.getresponse().read()
-    assert [len(engine.seen) for engine in gateway.upstreams.engines] == [5, 5]
 
 
 @pytest.mark.parametrize(
@@ -315,7 +316,7 @@ def test_with_all_replicas_down_the_answer_is_503_and_they_come_back(gateway):
 def test_requests_that_are_two_at_once_are_refused(gateway):
     for lines in ("content-length: 5\r\ntransfer-encoding: chunked", "content-length: 5\r\ncontent-length: 6"):
         with socket.create_connection(("127.0.0.1", gateway.port)) as caller:
-            caller.settimeout(5)
+            caller.settimeout(PATIENCE_S)
             caller.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: h\r\n{lines}\r\n\r\n0\r\n\r\n".encode())
             assert caller.recv(100).startswith(b"HTTP/1.1 400")
 
@@ -336,10 +337,13 @@ def test_without_the_decision_process_the_answer_is_503_until_it_is_back(tmp_pat
     try:
         streaming = served.send(chat())
         response = streaming.getresponse()
-        os.kill(served.children()["decisions"], signal.SIGKILL)
+        decisions = served.children()["decisions"]
+        os.kill(served.process.pid, signal.SIGSTOP)  # whoever would start it again
+        os.kill(decisions, signal.SIGKILL)
         refused, text = served.ask(chat())
         assert served.get("/v1/models")[0] == 503
         assert (refused.status, error(text)["code"]) == (503, "unavailable")
+        os.kill(served.process.pid, signal.SIGCONT)
         served.until(lambda: "decisions serves again" in served.said(), "it is started again")
         served.until(lambda: served.status()["replicas"][0]["others"] == 1, "it knows of the stream it did not start")
         served.until(lambda: served.ask(chat(stream=False))[0].status == 200, "it decides again")

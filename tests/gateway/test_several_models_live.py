@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -15,6 +16,7 @@ from test_picker import Exchange, Picking
 from test_serve import SECTION, error
 from upstream import Upstream
 
+from cli_cases import run
 from headway.errors import UnknownName
 from headway.gateway import Backing, Brain, GatewaySpec, Reader, Tenant
 from headway.gateway.events import EndRecord, Held, Refused, Routed
@@ -23,10 +25,13 @@ from headway.gateway.log.reader import runs
 from headway.gateway.log.replay import replay
 from headway.gateway.log.writer import LogWriter
 from headway.gateway.menu import Menu, menu_of
+from headway.gateway.overview import Overview
 from headway.gateway.reading import Reply
 from headway.gateway.spec import Limits, LogSpec
+from headway.metrics import Records
 from headway.policies import Policy, policy
-from headway.state import Reject, Scale
+from headway.state import Choose, Reject, Scale
+from headway.workload import workload
 
 SMALL, LARGE = "small-1b", "large-8b"
 MODELS = [SMALL, SMALL, LARGE]
@@ -147,6 +152,10 @@ def test_advice_on_replicas_is_by_model():
         "at_s": 15.0,
         "models": {SMALL: {"replicas": 2, "reason": "no change"}, LARGE: {"replicas": 5, "reason": "many ask"}},
     }
+    shown = Overview(b, lambda: 15.0).present()
+    said = [(each["model"], each["there"], each["replicas"]) for each in shown["advice"]]
+    assert said == [(SMALL, 2, 2), (LARGE, 1, 5)]
+    assert [each["model"] for each in shown["replicas"]] == MODELS
     advised = {labels["model"]: value for name, labels, value in gauges_of(b) if name == "headway_advised_replicas"}
     assert advised == {SMALL: 2, LARGE: 5}
 
@@ -162,15 +171,43 @@ def test_a_log_says_which_model_was_asked_for_and_replays_the_choice(tmp_path):
         if i % 2:
             b.end(i + 0.5, f"r{i - 1}")
     log.close(100.0)
-    (run,) = runs(tmp_path)
+    (found_run,) = runs(tmp_path)
     again = brain("threshold", room=99)
     again.fence.policies["choose_model"] = policy("choose_model", "threshold", {"at": 50})
-    found = replay(run, again)
+    found = replay(found_run, again)
     assert found.decisions == found.equal >= 60
-    answers = [answer for event in run.events() for answer in event.answers]
+    answers = [answer for event in found_run.events() for answer in event.answers]
     assert {answer.model for answer in answers if isinstance(answer, Routed)} == {"", SMALL, LARGE}
-    other = replay(run, brain("first", room=99), states=False)
+    other = replay(found_run, brain("first", room=99), states=False)
     assert other.equal < other.decisions
+
+
+def test_a_request_is_given_no_model_whose_context_is_too_short_for_it():
+    seen = []
+
+    class First(Policy):
+        def choose_model(self, request: Any, cluster: Any) -> Any:
+            seen.append(request.models)
+            return Choose(request.models[0], "the first")
+
+    b = brain(First(), room=99)
+    for i, (facts, model) in enumerate(
+        [
+            ({"prompt_tokens": 900, "longest": 900}, SMALL),
+            ({"prompt_tokens": 900, "longest": 900, "max_tokens": 200}, LARGE),
+            ({"prompt_tokens": 900, "longest": 900, "max_tokens": 200, "samples": 2}, SMALL),
+            ({"prompt_tokens": 1800, "longest": 900, "prompts": 2}, SMALL),
+            ({"prompt_tokens": 5000}, SMALL),  # is cut to what there is room for
+            ({"prompt_bytes": 20_000, "longest": 80}, LARGE),  # as far as is expected
+            ({"prompt_bytes": 400_000, "longest": 900}, LARGE),  # nobody, as is expected: the longest context
+        ]
+    ):
+        (answer,) = b.arrive(0.0, ask(f"r{i}", model="auto", **facts))
+        assert answer.model == model, facts
+    assert seen == [(SMALL, LARGE)] * 4, "asked only where there is a choice"
+    b.health(1.0, 2, False)
+    (no,) = b.arrive(1.0, ask("long", model="auto", prompt_tokens=900, longest=900, max_tokens=200))
+    assert isinstance(no, Refused) and (no.status, no.code) == (503, "no_replica")
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -252,7 +289,8 @@ def test_each_model_s_requests_reach_its_engine_by_its_name(tmp_path):
     upstreams = Upstreams(Upstream(), Upstream())
     pools = [{"replica": {"model": name, "gpu": "h100-sxm"}} for name in ("llama-3.2-1b", "llama-3.1-8b")]
     policies = {"choose_model": "threshold", "params": {"choose_model": {"at": 100}}}
-    section = {"models": [], "admin_key_sha256": SECTION["admin_key_sha256"]}
+    pytest.importorskip("pyarrow")
+    section = {"models": [], "admin_key_sha256": SECTION["admin_key_sha256"], "log": {"folder": str(tmp_path / "log")}}
     served = Served(tmp_path, upstreams, section, pools=pools, policies=policies, aliases={"gpt-4": ["llama-3.1-8b"]})
     try:
         small, large = upstreams.engines
@@ -276,6 +314,23 @@ def test_each_model_s_requests_reach_its_engine_by_its_name(tmp_path):
         upstreams.close()
     assert code == 0, served.said()
     assert ADMIN_KEY not in served.said()
+    simulated_otherwise(tmp_path / "log", tmp_path / "out")
+
+
+def simulated_otherwise(log: Path, out: Path) -> None:
+    """Of the log of those requests: each asks for what it asked for, and what may be chosen is chosen anew."""
+    done = run("whatif", log, "--policy", "choose_model=first", "--out", out)
+    assert done.exit_code == 0, done.output
+    pools = {}
+    for name in ("simulated", "changed"):
+        rows = Records.read(out / f"{name}.csv")
+        pools[name] = rows["pool"].tolist()
+        assert rows["status"].tolist() == [0] * 8
+    assert [pools["simulated"][i] for i in (0, 1, 4, 5)] == [0, 1, 0, 1], "whoever names a model gets it"
+    assert pools["changed"] == [0, 1, 0, 0] * 2, "auto is the first"
+    traffic = workload(str(out / "traffic.jsonl.gz"))
+    assert traffic.models == ("llama-3.2-1b", "gpt-4", "auto")
+    assert next(traffic.batches(0)).slo_class.tolist() == [0, 1, 2, 2] * 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("grpc") is None, reason="no gRPC: pip install 'headway[serve]'")

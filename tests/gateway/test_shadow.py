@@ -16,7 +16,7 @@ from headway.gateway import Backing, Brain, GatewaySpec
 from headway.gateway.events import Arrival, Refused, Routed
 from headway.gateway.gauges import gauges_of
 from headway.gateway.log.reader import runs
-from headway.gateway.shadow import STRIKES, Alarm, Shadow
+from headway.gateway.shadow import RECENT, SAID_MAX, STRIKES, Alarm, Shadow
 from headway.gateway.spec import ShadowSpec
 from headway.policies import Policy, policy
 from headway.state import Reject, Route
@@ -179,6 +179,7 @@ def test_slowness_that_no_alarm_can_stop_is_found_afterwards(alarm):
 
 
 def test_a_slow_answer_now_and_then_is_forgiven(alarm):
+    alarm.limit_s = 0.3  # what a busy machine takes for a quick one is less
     class Moody(Policy):
         turn = 0
 
@@ -191,6 +192,14 @@ def test_a_slow_answer_now_and_then_is_forgiven(alarm):
     shadow = Shadow({"route": Moody()}, guard=alarm)
     ask(made(shadow), 9)
     assert shadow.counts["route"]["error"] == 6 and not shadow.off
+
+
+def test_what_it_keeps_is_bounded_where_nobody_takes_it():
+    shadow = Shadow({"route": First(), "admit": First()})
+    ask(made(shadow), SAID_MAX + 50)
+    assert sum(shadow.counts["route"].values()) == SAID_MAX + 50
+    assert len(shadow.said) == SAID_MAX and len(shadow.recent) == RECENT
+    assert shadow.said[-1].id == f"r{SAID_MAX + 49}", "the latest are kept"
 
 
 def test_what_it_said_is_in_the_log_beside_the_decision(tmp_path):

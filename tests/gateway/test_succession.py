@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+from collections.abc import Callable
 
 import pytest
 
@@ -31,10 +32,10 @@ class Elder:
         pass
 
 
-def decider() -> Decider:
+def decider(say: Callable[[str], None] = lambda text: None) -> Decider:
     kinds = {"route": "least-requests", "order": "fcfs", "admit": "accept-all"}
     brain = Brain(SPEC, [Backing()], {kind: policy(kind, name) for kind, name in kinds.items()})
-    made = Decider(brain, Reader(SPEC), ["127.0.0.1:1"])
+    made = Decider(brain, Reader(SPEC), ["127.0.0.1:1"], say)
     brain.arrive(0.0, Arrival(id="ours", tenant=0, slo_class=0, prompt_bytes=4))
     return made
 

@@ -19,6 +19,8 @@ from headway.gateway.log.reader import Run, runs
 from headway.gateway.log.traffic import Traffic, _chain, _Request, _Sizes, limits_of, measured, traffic
 from headway.gateway.prefix import chain_of
 from headway.metrics import Prices, Slo, Status
+from headway.workload import workload, write
+from headway.workload.files import Header, write_batches
 
 SPEC = GatewaySpec(
     upstreams=("127.0.0.1:1",),
@@ -142,6 +144,24 @@ def test_blocks_are_shared_where_the_bytes_are_and_not_beyond(common, one, other
     if one and other:
         assert shared * size_bytes <= common + 1
     assert shared >= min(common // 256 * 256 / size_bytes - 1, len(a), len(b)) - 1
+
+
+def test_of_several_models_a_class_says_what_was_asked_for_too(tmp_path):
+    asked = [(0, "small"), (1, "auto"), (1, "small"), (0, "small")]
+    events = [lived(i, float(i), facts={"slo_class": c, "model": name}) for i, (c, name) in enumerate(asked)]
+    run = logged(tmp_path, *[each for one in events for each in one])
+    seen = traffic(run, SPEC, 64, several=True)
+    assert seen.models == ("small", "small", "auto", "auto")
+    assert [seen.models[c] for c in seen.batch.slo_class] == [name for _, name in asked]
+    limits = limits_of(SPEC, seen.models)
+    assert [limits[c] for c in seen.batch.slo_class] == [SPEC.classes[c].slo for c, _ in asked]
+    path = tmp_path / "traffic.jsonl.gz"
+    write_batches([seen.batch], path, Header(block_tokens=64, models=seen.models))
+    read = workload(path)
+    assert read.models == seen.models and read.at_rate(3.0).models == seen.models
+    write(read, tmp_path / "again.parquet")
+    assert workload(tmp_path / "again.parquet").models == seen.models
+    assert traffic(run, SPEC, 64).batch.slo_class.tolist() == [0, 1, 1, 0]
 
 
 def test_ids_are_those_of_a_batch(tmp_path):

@@ -13,10 +13,12 @@ import msgspec
 
 from headway.errors import MissingExtra
 
-__all__ = ["Answer", "Events"]
+__all__ = ["REFUSALS", "Answer", "Events"]
 
 KEPT_BYTES = 4096  # of a body that is no stream: an example of what a server said
-OK = 200
+OK, UNMEETABLE = 200, 422
+# Too many; and a gateway's word for what no replica could keep. Any other 422 is a bad request, and so a failure.
+REFUSALS = ("HTTP 429", "HTTP 422, unmeetable")
 
 
 class _Delta(msgspec.Struct):
@@ -164,7 +166,8 @@ class Answer:
     def _judge(self, otherwise: str) -> None:
         """Say what was wrong of a complete answer; `otherwise` where its stream had not ended."""
         if self.got_bytes and self.status != OK:
-            self.fail(f"HTTP {self.status}")
+            unmeetable = self.status == UNMEETABLE and b'"unmeetable"' in self.raw
+            self.fail(REFUSALS[1] if unmeetable else f"HTTP {self.status}")
         elif not self.stream_ended:
             self.fail(otherwise)
         elif not self.times_s:

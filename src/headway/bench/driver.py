@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from headway.bench.answer import Answer
+from headway.bench.answer import REFUSALS, Answer
 from headway.bench.connection import CONNECT_S, SPARE, Connection, Connections
 from headway.bench.measured import Log
 from headway.bench.prompts import Prompts
@@ -31,7 +31,6 @@ OPEN_AHEAD_MAX = 2048  # connections
 AHEAD, AHEAD_BYTES = 256, 1 << 25  # requests whose bytes are made before they are due
 LOOK_S = 0.1  # between two looks at timeouts
 EXAMPLE_CHARS = 300
-TOO_MANY = 429
 
 
 class Job(NamedTuple):
@@ -107,7 +106,7 @@ class Driver:
         self.loop = asyncio.get_running_loop()
         self.prompts = Prompts(job.target, job.salt)
         self.parts = request_parts(job.target, job.key)
-        named = [each.model or job.target.model for each in job.workload.spec.classes] or [job.target.model]
+        named = [name or job.target.model for name in job.workload.models] or [job.target.model]
         own = [msgspec.structs.replace(job.target, model=name) for name in named]
         self.fields = [request_parts(target, job.key)[1] for target in own]  # of bodies, by SLO class
         self.block_tokens = job.workload.block_tokens
@@ -284,8 +283,7 @@ class Driver:
 
     def _completed(self, call: Call) -> None:
         answer = call.answer
-        refused = answer.status == TOO_MANY
-        problem = answer.problem
+        refused, problem = answer.problem in REFUSALS, answer.problem
         self._end(call, problem, Status.REJECTED if refused else Status.FAILED if problem else Status.FINISHED)
 
     def _end(self, call: Call, problem: str, status: Status) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from headway.bench.answer import REFUSALS
 from headway.metrics import Counters, Histogram, Prices, Records, Result, Slo, Status, summarize, warmup_requests
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def measured_result(log: Log, run: Run) -> Result:
         prefix_queried_tokens=int(prompt[told_cached].sum()), prefix_hit_tokens=int(columns["cached_tokens"].sum()),
         gpus=run.gpus, duration_s=last, itl=_gaps(log, warmup),
     )  # fmt: skip
-    failed = {reason: lost.requests for reason, lost in sorted(log.lost.items()) if reason != "HTTP 429"}
+    failed = {reason: lost.requests for reason, lost in sorted(log.lost.items()) if reason not in REFUSALS}
     told = {**run.told, **({"failed": failed} if failed else {})}
     return summarize(
         Records(columns), counters, run.slo, run.prices, warmup_fraction=warmup, seed=run.seed,

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from headway.bench.answer import REFUSALS
 from headway.bench.crew import Crew, Seen
 from headway.bench.driver import Job, share_count
 from headway.bench.measured import Log, Run, measured_result, quantiles
@@ -124,7 +125,7 @@ def _told(target: Target, how: str, log: Log, salt: int) -> dict[str, Any]:
         "prompt_length_error": float(off.mean()) if len(off) else None,
         "answers_of_other_length": other,
         "tokens_per_event": tokens / events if events else None,
-        "refused": log.lost["HTTP 429"].requests if "HTTP 429" in log.lost else 0,
+        "refused": sum(log.lost[why].requests for why in REFUSALS if why in log.lost),
         "examples": {reason: lost.example for reason, lost in log.lost.items() if lost.example},
         "cores": os.cpu_count(),
     }

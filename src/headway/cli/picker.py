@@ -11,7 +11,7 @@ import click
 
 from headway.cli import options as o
 from headway.cli.journal import followed
-from headway.cli.serve import host_of, served_of
+from headway.cli.serve import host_of, refuse_places, served_of
 from headway.cli.terminal import Terminal, note_interpreted
 from headway.errors import BadInput
 
@@ -49,6 +49,7 @@ def picker(deployment_file: str, **asked: Any) -> None:
     from headway.gateway.spec import address
 
     address(asked["listen"], "--listen")
+    refuse_places(served.spec, deployment_file)
     if any(text.startswith("unix:") for text in served.spec.upstreams):
         raise BadInput("gateway.upstreams: a gateway cannot go to sockets of this machine; give host:port for each")
     addresses = [each.at for each in asyncio.run(resolved(served.spec.upstreams))]

@@ -99,6 +99,7 @@ def serve(deployment_file: str, **asked: Any) -> None:
         return
     note_interpreted(terminal)
     _warn(served.spec, terminal)
+    refuse_places(served.spec, deployment_file)
     from headway.gateway import Supervisor
     from headway.gateway.loglines import ENVOY_FORMAT
 
@@ -201,6 +202,8 @@ def summary(served: Served) -> RenderableType:
         said = [f"{value:,.10g} {name}" for name, value in rates if value is not None]
         said += [f"weight {tenant.weight:g}"] if tenant.weight != 1 else []
         table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
+    if len(spec.tenants) > 1:
+        table.add_row("", "no prefix shared between tenants" if spec.salts else "prefixes shared between tenants")
     if spec.peers is not None:
         signed = "" if spec.peers.key() else ", without a key"
         table.add_row("peers", f"{', '.join(spec.peers.others)}, heard on {spec.peers.listen}{signed}")
@@ -234,6 +237,27 @@ def _warn(spec: GatewaySpec, terminal: Terminal) -> None:
     for tenant in spec.tenants:
         if not tenant.keys_sha256:
             terminal.note(f"tenant {tenant.name} has no key: nobody can ask as it")
+
+
+def refuse_places(spec: GatewaySpec, file: str) -> None:
+    """Refuse what a file says that only the machine can tell to be wrong.
+
+    Raises:
+        BadInput: two names lead to one replica, or there is no folder for the ledger.
+    """
+    from headway.gateway.hosts import resolved
+
+    found: dict[str, str] = {}
+    for text, host in zip(spec.upstreams, asyncio.run(resolved(spec.upstreams)), strict=True):
+        if host.at and host.at in found:
+            raise BadInput(
+                f"gateway.upstreams: {found[host.at]} and {text} are one replica, {host.at}: its requests would be "
+                "counted twice; name it once"
+            )
+        found[host.at] = text
+    folder = (Path(file).parent / spec.ledger).parent
+    if spec.ledger and any(tenant.remembered for tenant in spec.tenants) and not folder.is_dir():
+        raise BadInput(f"gateway.ledger {spec.ledger}: there is no folder {folder}; make it, or name another file")
 
 
 async def _supervise(supervisor: Any) -> None:

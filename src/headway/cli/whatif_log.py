@@ -44,11 +44,6 @@ def whatif_of_log(log: str, changes: list[str], asked: o.Options, terminal: Term
     was = served.deployment
     if was is None:
         raise BadInput(f"run {run.header.run}: its gateway described no pools, so that there is nothing to simulate")
-    if len(was.models) > 1:
-        raise BadInput(
-            f"run {run.header.run}: its gateway served {', '.join(was.models)}, and which of them a request asked for "
-            "is not carried over into a simulation yet: `headway replay` decides such a log again"
-        )
     was = _bounded(was, served.spec.limits.in_flight)
     note_interpreted(terminal)
     with tempfile.TemporaryDirectory() as scratch:
@@ -104,9 +99,9 @@ def _measured(
 
     pools = (*was.pools, *changed_deployment(was, asked).pools)
     unit = math.lcm(BLOCK_TOKENS, *(pool.replica.engine.block_tokens for pool in pools))
-    seen = traffic(run, served.spec, unit)
+    seen = traffic(run, served.spec, unit, several=len(was.models) > 1)
     workload = _workload(seen, unit, folder / "traffic.jsonl.gz")
-    slo = limits_of(served.spec)
+    slo = limits_of(served.spec, seen.models)
     real = measured(
         seen, slo, was.gpus, was.priced(), deployment=to_mapping(was), seed=asked["seed"],
         workload=to_mapping(workload.spec),
@@ -119,5 +114,5 @@ def _workload(seen: Traffic, unit: int, path: Path) -> Workload:
     from headway.workload import workload
     from headway.workload.files import Header, write_batches
 
-    write_batches([seen.batch], path, Header(block_tokens=unit))
+    write_batches([seen.batch], path, Header(block_tokens=unit, models=seen.models))
     return workload(path)

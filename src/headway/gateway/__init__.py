@@ -6,7 +6,8 @@ Start reading in `brain.py`, then `decider.py`; `envoy_config.py` is what Envoy 
 """
 
 from headway.gateway.brain import Backing, Brain
-from headway.gateway.decider import Decider, decide
+from headway.gateway.decider import Decider
+from headway.gateway.deciding import decide
 from headway.gateway.hosts import addresses_in
 from headway.gateway.reading import Reader
 from headway.gateway.spec import GatewaySpec, SloClass, Tenant, is_loopback, with_models

@@ -25,7 +25,7 @@ class Entry:
     """One accepted request, from its arrival to its end."""
 
     __slots__ = (
-        "bound", "cached", "charged", "due_s", "facts", "hosts", "level", "limits", "line", "output", "paced_at",
+        "at", "bound", "cached", "charged", "due_s", "facts", "hosts", "level", "limits", "line", "output", "paced_at",
         "prefill_s", "reason", "record", "sent_s", "stage", "view", "waiting",
     )  # fmt: skip
 
@@ -40,6 +40,7 @@ class Entry:
         self.charged = 0.0  # to its tenant's counter, when it was sent
         self.stage = "held"  # then "sent", then "ended"
         self.hosts: tuple[int, ...] = ()
+        self.at = 0  # the one of them that has it
         self.reason = ""  # of the choice of hosts
         self.record: EndRecord | None = None
         self.sent_s = math.nan
@@ -71,6 +72,7 @@ class ReplicaBook:
         self.computing: deque[Entry] = deque()
         self.free_s = 0.0  # when the prompts sent so far are computed
         self.at_s = 0.0
+        self.shown: tuple[float, int, int] | None = None  # what the view shows; None once requests have come or gone
         self.paced = 0.0  # tokens that a request would have been given, had it run from the start
         self.running = 0
         self.running_tokens = 0.0  # prompts of the running less `paced` at their start: plus running * paced is context
@@ -79,8 +81,14 @@ class ReplicaBook:
         self.orphans = 0  # requests that an earlier decision process sent, as Envoy counts them
         self.beside = 0  # requests that other gateways have sent, as they say
         self.excess: deque[int] = deque(maxlen=DRIFT_SAMPLES)
-        self.failures = 0
-        self.healthy = True
+        self.failures = 0  # to answer at all, in a row
+        self.healthy = True  # may be asked: it answers, and is not left out
+        self.answers = True  # probes
+        self.errors = 0  # answers of 5xx without a good one between, and since when
+        self.errors_since_s = 0.0
+        self.served_s = -math.inf  # when a good one came last
+        self.out_until_s: float | None = None  # left out for errors
+        self.relapses = 0
 
     @property
     def in_flight(self) -> int:
@@ -102,14 +110,25 @@ class ReplicaBook:
         """Tokens held in KV by the running requests, as predicted."""
         return max(round(self.running_tokens + self.running * self.paced), 0)
 
+    def turn(self, answers: bool, out_until_s: float | None) -> None:
+        """Note whether it answers probes, and until when it is left out for errors."""
+        self.answers, self.out_until_s = answers, out_until_s
+        self.healthy = answers and out_until_s is None
+
     def come_back(self) -> None:
         """The replica answers again, maybe as another engine: nothing is known to be cached, nor how slow it is."""
-        self.healthy = True
+        self.turn(True, None)
+        self.errors = self.relapses = 0
         self.prefixes.clear()
         self.pace.reset()
+        self.shown = None
 
     def advance(self, now: float, held: int = 0) -> None:
         """Bring the books to the present, and the view with them; `held` requests more are shown as waiting."""
+        asked = now, held, self.others
+        if asked == self.shown:
+            return  # a decision asks several times
+        self.shown = asked
         self.pace.relax(now)
         while self.computing and (self.computing[0].stage == "ended" or self.computing[0].due_s <= now):
             entry = self.computing.popleft()
@@ -154,13 +173,14 @@ class ReplicaBook:
         new = request.prompt_tokens - entry.cached
         work_s, beside_s = self.pace.first_s(new, entry.cached, self.waiting_tokens, self.running, self.context)
         entry.stage, entry.sent_s, entry.waiting, entry.prefill_s = "sent", now, True, work_s
+        entry.at = self.index
         self.free_s = max(self.free_s, now) + work_s
         entry.due_s = self.free_s + beside_s
         self.waiting_tokens += new
         self.entries[entry.facts.id] = entry
         self.computing.append(entry)
         self.prefixes.add(request.chain)
-        self.advance(now)
+        self.shown = None
 
     def remove(self, entry: Entry, now: float) -> None:
         """A request has gone, whatever became of it."""
@@ -175,7 +195,14 @@ class ReplicaBook:
             self.running_tokens -= entry.view.prompt_tokens - entry.paced_at
         if not self.entries:
             self.running_tokens, self.paced = 0.0, 0.0  # no rounding is left over
-        self.advance(now)
+        self.shown = None
+
+    def hand_over(self, entry: Entry, other: ReplicaBook, now: float) -> None:
+        """This replica has failed a request that another one is sent now."""
+        self.remove(entry, now)
+        if entry in self.computing:
+            self.computing.remove(entry)
+        other.add(entry, now)
 
     def compare(self, sample: EngineSample) -> int | None:
         """Compare with what the engine says: requests it has that no gateway told of (negative: fewer); None if unsaid.

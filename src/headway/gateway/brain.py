@@ -22,6 +22,7 @@ from headway.gateway.books import Entry, ReplicaBook
 from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Held, Left, Outcome, Refused, Routed
 from headway.gateway.fence import Fence
 from headway.gateway.figures import Figures
+from headway.gateway.health import Judge
 from headway.gateway.held import HeldQueue
 from headway.gateway.lines import Line
 from headway.gateway.live import LiveCluster, LiveRequest
@@ -87,6 +88,7 @@ class Brain:
         for i, model in enumerate(self.menu.models):
             own = [book for book, backing in zip(self.books, backings, strict=True) if backing.model == model]
             self.lines.append(Line(model, own, HeldQueue(self.fence, spec, weights), Random(f"{seed}/route/{i}")))
+        self.judge = Judge(spec, self.lines, self.figures)
         self.cluster = LiveCluster(tuple(line.pool for line in self.lines), Random(f"{seed}/admit"))
         self.live: dict[str, Entry] = {}
         self.tombstones: OrderedDict[str, float] = OrderedDict()
@@ -147,10 +149,22 @@ class Brain:
             self.unread[id] = (now, entry)
         return self._pump(now)
 
+    def failed(self, now: float, id: str, replica: int) -> list[Answer]:
+        """A replica failed a request before its first byte: the proxy asks the other host, if there is one."""
+        entry = self.live.get(id)
+        if entry is None or entry.stage != "sent" or entry.at != replica or len(entry.hosts) == 1:
+            return []
+        (other,) = set(entry.hosts) - {replica}
+        self.books[replica].hand_over(entry, self.books[other], now)
+        return self._pump(now)
+
     def record(self, now: float, record: EndRecord) -> list[Answer]:
         """The figures of a request, which may come before or after its end."""
         if record.replica is not None:
-            self._judge_health(record, self.live.get(record.id) or self.unread.get(record.id, (0.0, None))[1])
+            entry = self.live.get(record.id) or self.unread.get(record.id, (0.0, None))[1]
+            if record.attempts > 1 and entry is not None and entry.hosts and record.replica != entry.hosts[0]:
+                self.judge.hear(self.books[entry.hosts[0]], False, probe=False)
+            self.judge.learn(now, self.books[record.replica], record)
         if record.id in self.live:
             self.live[record.id].record = record
         elif record.id in self.unread:
@@ -173,17 +187,8 @@ class Brain:
 
     def health(self, now: float, replica: int, ok: bool, *, probe: bool = True) -> list[Answer]:
         """A probe, or a request's outcome, says whether a replica answers; a failed probe ejects at once."""
-        book = self.books[replica]
-        if ok:
-            book.failures = 0
-            if probe and not book.healthy:
-                book.come_back()
-            return self._pump(now)
-        book.failures += 1
-        if book.healthy and (probe or book.failures >= self.spec.health.failures):
-            book.healthy = False
-            self.figures.count("headway_ejected_total", replica=self.spec.upstreams[replica])
-        return []
+        self.judge.hear(self.books[replica], ok, probe)
+        return self._pump(now)
 
     def sample(self, now: float, replica: int, sample: EngineSample) -> list[Answer]:
         """An engine's own metrics, read now."""
@@ -231,6 +236,7 @@ class Brain:
             if entry.hosts:
                 self.accounts.settle(now, entry.facts.tenant, entry.reserved, entry.reserved)  # unknown: maybe all
             self._over(entry, 0)
+        self.judge.tick(now)
         if now >= self.advisor.due_s:
             for line in self.lines:
                 line.show_all(now)
@@ -273,9 +279,11 @@ class Brain:
             return Refused(facts.id, 429, *over)
         allowed = {line.model: line.allowed(facts) for line in self.lines}
         healthy = {model: [book for book in books if book.healthy] for model, books in allowed.items()}
-        entry.view.allow(tuple(model for model in entry.view.models if healthy[model]))
+        models = tuple(model for model in entry.view.models if healthy[model])
+        entry.view.allow(self.menu.roomy(facts, models, [line.sizes for line in self.lines]))
         if not entry.view.models:
-            return Refused(facts.id, 503, "no_replica", "no replica answers at the moment", self.spec.health.probe_s)
+            words = "no replica that has room for it answers at the moment"
+            return Refused(facts.id, 503, "no_replica", words, self.spec.health.probe_s)
         for line in self.lines:
             line.show(now, healthy[line.model], held=len(line.held) // max(len(healthy[line.model]), 1))
         self.cluster.show(now)
@@ -343,7 +351,7 @@ class Brain:
     def _pump_line(self, now: float, line: Line) -> list[Answer]:
         """Those of one model, until the router holds one: an event costs one answer in vain."""
         answers: list[Answer] = []
-        while line.room and (entry := line.held.first(now)) is not None:
+        while len(line.held) and line.room and (entry := line.held.first(now)) is not None:
             if now >= entry.view.deadline_s:
                 self._drop(now, entry)
                 words = "the request waited in the queue until its deadline passed"
@@ -374,7 +382,7 @@ class Brain:
         """Take a request out of the books."""
         self.accounts[entry.facts.tenant].live -= 1
         if entry.stage == "sent":
-            self.books[entry.hosts[0]].remove(entry, now)
+            self.books[entry.at].remove(entry, now)
             self.lines[entry.line].took(now - entry.sent_s)
         else:
             held = self.lines[entry.line].held
@@ -391,16 +399,6 @@ class Brain:
         while len(self.tombstones) > KEPT_MAX:
             self.tombstones.popitem(last=False)
 
-    def _judge_health(self, record: EndRecord, entry: Entry | None) -> None:
-        """A replica that cut a request off, or left it to another, counts a failure; 5xx is the request's, maybe."""
-        assert record.replica is not None
-        if record.attempts > 1 and entry is not None and entry.hosts and record.replica != entry.hosts[0]:
-            self.health(0.0, entry.hosts[0], False, probe=False)
-        if record.upstream_failed:
-            self.health(0.0, record.replica, False, probe=False)
-        elif record.status < 500 and not record.caller_left:
-            self.books[record.replica].failures = 0
-
     def _settle(self, now: float, entry: Entry, record: EndRecord) -> None:
         """Learn from a request that is over, and judge it."""
         facts = entry.facts
@@ -409,6 +407,8 @@ class Brain:
             chosen = record.replica in entry.hosts
             self.figures.count("headway_retried_total" if chosen else "headway_misrouted_total")
         tokens = record.output_tokens or 0
+        if facts.samples > 1:
+            tokens = max(tokens, record.counted_tokens or 0)
         tpot_s = None
         if served and record.first_s is not None and tokens > 1:
             tpot_s = max(record.duration_s - record.first_s, 0.0) / (tokens - 1)
@@ -434,7 +434,7 @@ class Brain:
             e2e_s=record.duration_s if served else None,
             prompt_tokens=record.prompt_tokens,
             cached_tokens=record.cached_tokens,
-            output_tokens=record.output_tokens,
+            output_tokens=tokens or None,
         )
 
     def _learn(self, now: float, entry: Entry, record: EndRecord, tpot_s: float | None) -> None:

@@ -14,25 +14,24 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from headway.gateway.brain import Brain
-from headway.gateway.channel import Call, Channel, Service, asking
+from headway.gateway.channel import Call, asking
 from headway.gateway.envoy_config import ATTEMPTS, DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Outcome, Refused, Routed
 from headway.gateway.gauges import gauges_of
 from headway.gateway.ledger import Keeper, Ledger
 from headway.gateway.log.writer import LogWriter
 from headway.gateway.loglines import LogLines
-from headway.gateway.messages import message_types, place_of, seconds_of
+from headway.gateway.messages import ATTEMPT_ENDED, message_types, place_of, seconds_of
 from headway.gateway.overview import Overview
-from headway.gateway.plainhttp import AdminPages, ask_socket, get
+from headway.gateway.plainhttp import ask_socket, get
 from headway.gateway.reading import Body, Reader, Reply, refusal
 from headway.gateway.scrape import engine_sample
-from headway.gateway.spec import address, upstream
+from headway.gateway.spec import upstream
 from headway.gateway.traces import Tracer
 from headway.metrics.exposition import TEXT_TYPE
 
@@ -41,9 +40,18 @@ ADOPT_S = 0.5
 CLOCK_SET_S = 1.0
 PATIENCE_S = 2.0
 ELDER_S = 2.0
-LAST_RECORDS_S = 0.2
 SPARE_S = 0.5  # Envoy waits so much longer for a held request than the brain holds it
 ATTRIBUTES = {name: f"request.headers['{name}']" for name in (*HEADERS, TRACEPARENT)}
+
+
+class Watched(Protocol):
+    """Something beside the brain that is seen on the admin pages."""
+
+    def gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        """For Prometheus."""
+
+    def status(self) -> dict[str, Any]:
+        """As JSON."""
 
 
 class Decider:
@@ -67,11 +75,12 @@ class Decider:
         self.index = {text: i for i, text in enumerate(addresses)}
         self.types = message_types()
         self.keeper: Keeper | None = None
+        self.peers: Watched | None = None
         secure = any(text.startswith("https://") for text in brain.spec.upstreams)
         self.trust = ssl.create_default_context(cafile=brain.spec.upstream_ca or None) if secure else None
         self.waiting: dict[str, tuple[Call, Body]] = {}  # calls without a decision yet, and the body to send on
         self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
-        self.faults_said = 0
+        self.faults_said = self.ejected_said = 0
         self.shadow_said = ""
         self.journal: LogWriter | None = None  # the decision log
         self.open = 0  # calls whose HTTP requests are not over
@@ -229,10 +238,14 @@ class Decider:
         for entry in self.types["AccessLogs"].FromString(raw).http_logs.log_entry:
             record = self._record(entry)
             details = entry.response.response_code_details
-            if record.status >= 400 and not record.attempts and details != POLICY_DETAILS:
+            whole = entry.common_properties.access_log_type != ATTEMPT_ENDED
+            if whole and record.status >= 400 and not record.attempts and details != POLICY_DETAILS:
                 self._edge_replied(record, details)
             if self.elder and record.attempts and not self.brain.knows(record.id):
                 strange.http_logs.log_entry.append(entry)
+            elif not whole:
+                if record.replica is not None:
+                    self.deliver(self.brain.failed(self.now(), record.id, record.replica))
             else:
                 self.deliver(self.brain.record(self.now(), record))
         if strange.http_logs.log_entry:
@@ -270,7 +283,7 @@ class Decider:
         first_s = int(seen["first_us"]) * 1e-6 - seconds_of(common.start_time) if seen.get("first_us") else None
         output = seen.get("completion_tokens") or seen.get("tokens") or (seen.get("events") or 0) - 1
         return EndRecord(
-            id=common.stream_id,
+            id=common.stream_id or entry.request.request_id,  # of an attempt the header alone says it
             status=response.response_code.value,
             replica=self.index.get(place),
             attempts=common.upstream_request_attempt_count,
@@ -282,6 +295,7 @@ class Decider:
             prompt_tokens=int(seen["prompt_tokens"]) if seen.get("prompt_tokens") else None,
             cached_tokens=int(seen["cached_tokens"]) if seen.get("cached_tokens") else None,
             output_tokens=max(int(output), 0) or None,
+            counted_tokens=int(seen["tokens"]) if seen.get("tokens") else None,
         )
 
     # --- what happens by the clock -----------------------------------------------------------------------------
@@ -297,6 +311,9 @@ class Decider:
             if wrong > self.faults_said:
                 self.faults_said = wrong
                 self.say(f"{self.brain.fence.last}; the fallback decided ({wrong} times so far)")
+            if self.brain.judge.ejected > self.ejected_said:
+                self.ejected_said = self.brain.judge.ejected
+                self.say(self.brain.judge.last)
             if self.brain.shadow is not None and self.brain.shadow.last_error != self.shadow_said:
                 self.shadow_said = self.brain.shadow.last_error
                 self.say(f"{self.shadow_said}; it decides nothing")
@@ -312,7 +329,7 @@ class Decider:
         """Ask a replica whether it is there, again and again; what it refuses at once counts at once."""
         health, book = self.brain.spec.health, self.brain.books[replica]
         while True:
-            was = book.healthy
+            was = book.answers
             try:
                 status, _ = await self._get(replica, health.path, health.timeout_s)
                 answers = self.brain.health(self.now(), replica, status < 500)
@@ -321,16 +338,16 @@ class Decider:
             except OSError:
                 answers = self.brain.health(self.now(), replica, False)
             self.deliver(answers)
-            if was != book.healthy:
+            if was != book.answers:
                 name = self.brain.spec.upstreams[replica]
-                self.say(f"replica {name} {'is back' if book.healthy else 'does not answer'}")
+                self.say(f"replica {name} {'is back' if book.answers else 'does not answer'}")
             await asyncio.sleep(health.probe_s)
 
     async def scrape(self, replica: int) -> None:
         """Read an engine's own metrics again and again, where it publishes any."""
         every_s = self.brain.spec.scrape_s
         while True:
-            if self.brain.books[replica].healthy:
+            if self.brain.books[replica].answers:
                 try:
                     status, body = await self._get(replica, "/metrics", max(every_s, 1.0))
                     if status == 200:
@@ -394,7 +411,7 @@ class Decider:
 
     def _gauges(self) -> Iterator[tuple[str, dict[str, str], float]]:
         yield from (*gauges_of(self.brain), *self.overview.gauges())
-        for source in (self.brain.shadow, self.journal):
+        for source in (self.brain.shadow, self.journal, self.peers):
             if source is not None:
                 yield from source.gauges()
         if self.log is not None:
@@ -415,6 +432,7 @@ class Decider:
             "shadow": None if brain.shadow is None else brain.shadow.status(),
             "log": None if self.journal is None else self.journal.status(),
             "ledger": self.keeper.status() if self.keeper is not None else None,
+            "peers": self.peers.status() if self.peers is not None else None,
             "replicas": [
                 {
                     "address": text,
@@ -427,72 +445,3 @@ class Decider:
                 for text, book in zip(self.addresses, brain.books, strict=True)
             ],
         }
-
-
-class Records:
-    """The service that Envoy's access log is sent to."""
-
-    def __init__(self, decider: Decider) -> None:
-        self.decider = decider
-        self.calls: set[Call] = set()
-        self.retired = False
-
-    def message(self, call: Call, message: bytes) -> None:
-        """Some records."""
-        self.calls.add(call)
-        self.decider.records(message)
-        if self.retired:
-            call.finish()
-
-    def ended(self, call: Call) -> None:
-        """Envoy has closed its log: it will open another."""
-        self.calls.discard(call)
-
-    def retire(self) -> None:
-        """Have Envoy open another log, at the successor."""
-        self.retired = True
-        for call in list(self.calls):
-            call.finish()
-
-
-async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
-    """Serve Envoy's questions on `decisions.sock` in `folder`; `decisions.ready` says that they are served.
-
-    When `stop` is set, this process retires: it takes leave of the admin address and of Envoy's log, and ends when the
-    requests are over that it has decided.
-
-    Raises:
-        OSError: the admin address is in use.
-    """
-    spec, loop = decider.brain.spec, asyncio.get_running_loop()
-    message_max = spec.limits.body_bytes + (1 << 20)
-    elder = folder / "elder.sock"
-    decider.elder = elder if elder.exists() else None
-    records = Records(decider)
-    services: dict[str, Service] = {"decisions": decider, "records": records}
-    servers: list[asyncio.AbstractServer] = []
-    for name, service in services.items():
-        make = partial(Channel, service, message_max, decider.say)
-        servers.append(await loop.create_unix_server(make, folder / f"{name}.sock"))
-    host, port = address(spec.admin, "gateway.admin")
-    pages = AdminPages(decider.pages(), spec.admin_key_sha256)
-    admin = await asyncio.start_server(pages.serve, host, port, limit=1 << 14, reuse_port=True)
-    tasks = [asyncio.create_task(decider.tick()), asyncio.create_task(decider.adopt(folder / "envoy.sock", elder))]
-    for i in range(len(decider.addresses)):
-        tasks += [asyncio.create_task(decider.probe(i)), asyncio.create_task(decider.scrape(i))]
-    try:
-        (folder / "decisions.ready").touch()
-        await stop.wait()
-        admin.close()
-        records.retire()
-        while decider.open:
-            await asyncio.sleep(TICK_S)
-        await asyncio.sleep(LAST_RECORDS_S if decider.brain.unread else 0.0)
-    finally:
-        for task in tasks:
-            task.cancel()
-        for server in servers:
-            server.close()
-        for told in (decider.tracer, decider.log):
-            if told is not None:
-                await asyncio.to_thread(told.close)

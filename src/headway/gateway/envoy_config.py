@@ -23,6 +23,7 @@ HEADERS = ("authorization", "x-headway-class", "x-headway-deadline", "x-headway-
 TRACEPARENT = "traceparent"  # of W3C's trace context; passed on, and replaced where we trace
 DECISION_TIMEOUT_S = 1.0
 ATTEMPTS = 3  # at a request: a host that closed a kept connection as it came is not down, and is asked once more
+FAILED = ("UF", "UR", "UC", "UPE")  # no connection; reset, closed or no HTTP from the replica
 KEPT_S = 3.0  # an idle connection to a replica; uvicorn (vLLM, SGLang) and llama.cpp close theirs after 5
 TLS_PARAMS = {"tls_minimum_protocol_version": "TLSv1_2"}
 HTTP2_LIMITS = {
@@ -199,14 +200,14 @@ def _listener(spec: GatewaySpec) -> dict[str, Any]:
         "request_timeout": "60s",
         "stream_idle_timeout": _seconds(limits.idle_s),
         "delayed_close_timeout": "0.050s",
-        "access_log": [_access_log()],
+        "access_log": [_access_log("requests")],
         "http_filters": [
             _extension(
                 "envoy.filters.http.ext_proc", HTTP + "ext_proc.v3.ExternalProcessor", **_ext_proc(spec)
             ),
             _extension("envoy.filters.http.buffer", HTTP + "buffer.v3.Buffer", max_request_bytes=limits.body_bytes),
             _extension("envoy.filters.http.lua", HTTP + "lua.v3.Lua", default_source_code={"inline_string": LUA}),
-            _extension("envoy.filters.http.router", HTTP + "router.v3.Router", suppress_envoy_headers=True),
+            _extension("envoy.filters.http.router", HTTP + "router.v3.Router", **_router()),
         ],
         "local_reply_config": {"mappers": _local_replies(limits.body_bytes)},
         "route_config": {"name": "openai", "virtual_hosts": [_virtual_host(spec)]},
@@ -251,12 +252,18 @@ def _processing(headers: str, body: str) -> dict[str, str]:
     return {"request_header_mode": headers, "request_body_mode": body, "response_body_mode": "NONE", **skipped}
 
 
-def _access_log() -> dict[str, Any]:
+def _router() -> dict[str, Any]:
+    """Each attempt that a replica failed is told when it happens: the request is at another one from then on."""
+    failed = {"filter": {"response_flag_filter": {"flags": list(FAILED)}}}
+    return {"suppress_envoy_headers": True, "upstream_log": [_access_log("attempts") | failed]}
+
+
+def _access_log(name: str) -> dict[str, Any]:
     return _extension(
         "envoy.access_loggers.http_grpc",
         TYPE + "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
         common_config={
-            "log_name": "headway",
+            "log_name": name,
             "transport_api_version": "V3",
             "grpc_service": {"envoy_grpc": {"cluster_name": "records"}},
             "buffer_size_bytes": RECORDS_BYTES,

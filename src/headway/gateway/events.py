@@ -16,6 +16,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     prompt_bytes: int
     prompt_tokens: int | None = None  # where the caller gave token ids: exact
     prompt_most: int | None = None  # tokens that the model's context has room for; a longer prompt its engine refuses
+    prompts: int = 1
+    longest: int | None = None  # tokens that the longest prompt has at least; None where it is cut to fit
     chain: tuple[int, ...] = ()
     max_tokens: int | None = None  # of all answers together
     samples: int = 1  # answers
@@ -42,6 +44,7 @@ class EndRecord(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
+    counted_tokens: int | None = None  # events with text: of several answers an engine may tell those of one alone
 
 
 class EngineSample(msgspec.Struct, frozen=True, kw_only=True):

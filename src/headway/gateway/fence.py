@@ -8,6 +8,7 @@ words.
 from __future__ import annotations
 
 import math
+import signal
 from collections import Counter
 from numbers import Integral
 from typing import Any
@@ -37,8 +38,8 @@ class Fence:
             if isinstance(index, Integral) and 0 <= int(index) < len(pool.replicas):
                 return int(index), answer.reason
             self._blame("route", f"answered {answer!r} for {len(pool.replicas)} replicas")
-        except Exception as error:
-            self._blame("route", f"raised {type(error).__name__}: {error}")
+        except BaseException as error:
+            self._blame("route", raised(error))
         loads = [replica.waiting + replica.running for replica in pool.replicas]
         return loads.index(min(loads)), "fallback: fewest requests"
 
@@ -52,8 +53,8 @@ class Fence:
                 return answer
             if not isinstance(answer, Accept):
                 self._blame("admit", f"answered {answer!r}")
-        except Exception as error:
-            self._blame("admit", f"raised {type(error).__name__}: {error}")
+        except BaseException as error:
+            self._blame("admit", raised(error))
         return None
 
     def choose_model(self, request: LiveRequest, cluster: LiveCluster) -> tuple[str, str]:
@@ -63,8 +64,8 @@ class Fence:
             if isinstance(answer, Choose) and answer.model in request.models:
                 return answer.model, answer.reason
             self._blame("choose_model", f"answered {answer!r}, the request may have {', '.join(request.models)}")
-        except Exception as error:
-            self._blame("choose_model", f"raised {type(error).__name__}: {error}")
+        except BaseException as error:
+            self._blame("choose_model", raised(error))
         return request.models[0], "fallback: the first"
 
     def scale(self, cluster: LiveCluster) -> list[Scale]:
@@ -74,8 +75,8 @@ class Fence:
             if isinstance(answer, list) and all(isinstance(each, Scale) and _can_be(each, cluster) for each in answer):
                 return answer
             self._blame("scale", f"answered {answer!r} for {len(cluster.pools)} pools")
-        except Exception as error:
-            self._blame("scale", f"raised {type(error).__name__}: {error}")
+        except BaseException as error:
+            self._blame("scale", raised(error))
         return []
 
     def keys(self, now: float, requests: list[LiveRequest]) -> list[float]:
@@ -86,13 +87,20 @@ class Fence:
             if keys.shape == (len(requests),) and not np.isnan(keys).any():
                 return [float(key) for key in keys]
             self._blame("order", f"answered {str(keys)[:80]} for {len(requests)} requests")
-        except Exception as error:
-            self._blame("order", f"raised {type(error).__name__}: {error}")
+        except BaseException as error:
+            self._blame("order", raised(error))
         return [request.arrival_s for request in requests]
 
     def _blame(self, kind: str, what: str) -> None:
         self.errors[kind] += 1
         self.last = f"{kind} policy {type(self.policies[kind]).__name__} {what}"
+
+
+def raised(error: BaseException) -> str:
+    """What a policy raised, in words. SystemExit, too: a policy ends no gateway. Ctrl-C, where that raises, goes on."""
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        raise error
+    return f"raised {type(error).__name__}: {error}"
 
 
 def _can_be(asked: Scale, cluster: LiveCluster) -> bool:

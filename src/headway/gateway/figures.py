@@ -37,6 +37,9 @@ HELP = {
     "headway_chosen_total": ("counter", "Requests for which the policy chose a model, by the model and why."),
     "headway_shadow_total": ("counter", "Decisions in which the shadow policy agreed with the live one, or failed."),
     "headway_logged_total": ("counter", "Rows of the decision log that were written."),
+    "headway_peers": ("gauge", "Other gateways that are heard."),
+    "headway_peer_clock_seconds": ("gauge", "How far the clock of the gateway heard last is from this one."),
+    "headway_peer_refused_total": ("counter", "Datagrams of peers that were not believed."),
     "headway_log_dropped_total": ("counter", "Events that the decision log lacks: its disk was full or too slow."),
     "headway_queue_seconds": ("histogram", "Arrival to being passed on, of accepted requests."),
     "headway_ttft_seconds": ("histogram", "Arrival to first event of a stream."),
@@ -75,6 +78,7 @@ class Figures:
         self.counters: dict[str, Counter[Labels]] = defaultdict(Counter)
         self.spreads: dict[str, dict[Labels, Buckets]] = defaultdict(dict)
         self.known: dict[str, set[str]] = {label: set() for label in TOLD_APART}
+        self.keys: dict[tuple[str, str], tuple[Labels, Labels, Labels]] = {}  # by class and tenant, which are few
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""
@@ -95,20 +99,28 @@ class Figures:
 
     def over(self, outcome: Outcome) -> None:
         """Count a request that is over."""
-        key = self._key({"slo_class": outcome.slo_class, "tenant": outcome.tenant})
+        key, prompt, output = self._keys(outcome.slo_class, outcome.tenant)
         if outcome.code:
             self._add("headway_refused_total", key, 1)
             return
         self._add("headway_ended_total", (*key, ("status", str(outcome.status))), 1)
         self._add("headway_attained_total", key, outcome.attained)
-        self._add("headway_tokens_total", (*key, ("kind", "prompt")), outcome.prompt_tokens or 0)
-        self._add("headway_tokens_total", (*key, ("kind", "output")), outcome.output_tokens or 0)
+        self._add("headway_tokens_total", prompt, outcome.prompt_tokens or 0)
+        self._add("headway_tokens_total", output, outcome.output_tokens or 0)
         self._add("headway_cached_tokens_total", key, outcome.cached_tokens or 0)
         if outcome.sent_s is not None:
             self._spread("headway_queue_seconds", key, max(outcome.sent_s - outcome.arrived_s, 0.0))
         for name, seconds in (("ttft", outcome.ttft_s), ("tpot", outcome.tpot_s), ("e2e", outcome.e2e_s)):
             if seconds is not None:
                 self._spread(f"headway_{name}_seconds", key, seconds)
+
+    def _keys(self, slo_class: str, tenant: str) -> tuple[Labels, Labels, Labels]:
+        """The labels of a class and a tenant, alone and for tokens of prompts and outputs."""
+        found = self.keys.get((slo_class, tenant))
+        if found is None:
+            key = self._key({"slo_class": slo_class, "tenant": tenant})
+            found = self.keys[slo_class, tenant] = key, (*key, ("kind", "prompt")), (*key, ("kind", "output"))
+        return found
 
     def total(self, name: str, **labels: str) -> float:
         """Return the sum of a counter over all labels that include these."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from headway.errors import UnknownName
+from headway.gateway.events import Arrival
+from headway.gateway.predict import TokenSizes
 
 ANY = "auto"  # any model, where there are several and the file gives the name no other meaning
 
@@ -27,6 +29,23 @@ class Menu(msgspec.Struct, frozen=True, kw_only=True):
         """Return the most tokens that a model which may serve this name takes; None where one's is not known."""
         limits = [self.contexts.get(model) for model in self.names[asked]]
         return None if None in limits else max(limit for limit in limits if limit is not None)
+
+    def roomy(self, facts: Arrival, models: tuple[str, ...], sizes: Sequence[TokenSizes]) -> tuple[str, ...]:
+        """Return those of the models whose contexts have room for a request; none where it fits no one's.
+
+        `sizes`: by which the tokens of its prompts are expected where it does not say them, for each model. Where
+        none is expected to have room the longest context is left: the text may be shorter than expected.
+        """
+        limits = self.contexts
+        if len(self.models) == 1 or facts.longest is None or not all(model in limits for model in models):
+            return models
+        output = (facts.max_tokens or 0) // facts.samples
+        models = tuple(model for model in models if facts.longest + output <= limits[model])
+        most = max((limits[model] for model in models), default=0)
+        known = [sizes[self.models.index(model)].tokens(facts.tenant, facts.prompt_bytes) for model in models]
+        expected = [(facts.prompt_tokens or tokens) // facts.prompts + output for tokens in known]
+        fitting = [model for model, size in zip(models, expected, strict=True) if size <= limits[model]]
+        return tuple(fitting or [model for model in models if limits[model] == most])
 
 
 def menu_of(

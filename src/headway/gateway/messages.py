@@ -63,10 +63,12 @@ TABLE = {
     "AccessLogCommon": (
         "start_time 5 Duration, time_to_first_upstream_tx_byte 7 Duration, time_to_first_upstream_rx_byte 9 Duration, "
         "upstream_remote_address 13 Address, response_flags 16 ResponseFlags, metadata 17 Metadata, "
-        "duration 23 Duration, upstream_request_attempt_count 24 uint32, stream_id 26 string"
+        "duration 23 Duration, upstream_request_attempt_count 24 uint32, stream_id 26 string, "
+        "access_log_type 33 int32"
     ),
     "ResponseProperties": "response_code 1 UInt32, response_body_bytes 3 uint64, response_code_details 6 string",
-    "LogEntry": "common_properties 1 AccessLogCommon, response 4 ResponseProperties",
+    "RequestProperties": "request_id 9 string",
+    "LogEntry": "common_properties 1 AccessLogCommon, request 3 RequestProperties, response 4 ResponseProperties",
     "LogEntries": "log_entry 1 []LogEntry",
     "AccessLogs": "http_logs 2 LogEntries",
     "Empty": "",
@@ -118,6 +120,9 @@ def _add_field(message: Any, name: str, number: str, kind: str) -> None:
             "bytes": 12,
             "uint32": 13,
         }[inner]
+
+
+ATTEMPT_ENDED = 9  # the `access_log_type` of one attempt at a replica: UpstreamEnd
 
 
 def place_of(address: Any) -> str:

@@ -96,6 +96,7 @@ class Overview:
             "policy_error": brain.fence.last,
             "classes": self._classes(),
             "replicas": [self._replica(book) for book in brain.books],
+            "advice": self._advice(),
             "decisions": self._decisions(),
             "refusals": list(self.history.refusals)[::-1],
             "estimates": self._estimates(),
@@ -143,6 +144,7 @@ class Overview:
         drift = None if sample is None or sample.running is None else sample.running + (sample.waiting or 0)
         return {
             "address": self.brain.spec.upstreams[book.index],
+            "model": self.brain.backings[book.index].model,
             "healthy": book.healthy,
             "in_flight": book.in_flight,
             "computing": book.in_flight - book.running,
@@ -164,6 +166,14 @@ class Overview:
             return sample.kv_share
         total = book.view.kv_total_blocks
         return min(book.view.kv_used_blocks / total, 1.0) if total else None
+
+    def _advice(self) -> list[dict[str, Any]]:
+        """How many replicas of each model there should be, as the `scale` policy said last."""
+        advisor, there = self.brain.advisor, {line.model: len(line.books) for line in self.brain.lines}
+        return [
+            {"model": model, "there": there[model], "replicas": asked, "reason": why, "at_s": advisor.asked_s}
+            for model, (asked, why) in advisor.said.items()
+        ]
 
     def _decisions(self) -> list[dict[str, Any]]:
         counted = self.brain.figures.counters["headway_decisions_total"].most_common(DECISIONS_MAX)

@@ -295,6 +295,7 @@ class Picker(Decider):
             prompt_tokens=passing.usage("prompt_tokens"),
             cached_tokens=passing.usage("cached_tokens"),
             output_tokens=max(output, 0) or None,
+            counted_tokens=passing.tokens or None,
         )
         self.deliver(self.brain.end(now, passing.id))
         self.deliver(self.brain.record(now, record))

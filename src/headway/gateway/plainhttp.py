@@ -15,7 +15,7 @@ from headway.gateway.spec import address
 
 BODY_MAX = 8 << 20
 HEAD_MAX = 16 << 10
-READ_S = 5.0
+READ_S, REFUSED_S = 5.0, 1.0
 CONNECTIONS_MAX = 64
 GUARDS = (  # nothing is kept, framed, guessed at, or fetched from anywhere else
     "cache-control: no-store\r\nx-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
@@ -101,6 +101,8 @@ class AdminPages:
         try:
             if self.open > CONNECTIONS_MAX:  # said at once: silence would be taken for a process that hangs
                 writer.write(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                async with asyncio.timeout(REFUSED_S):
+                    await reader.read(HEAD_MAX)  # closed with a question unread the answer would be lost
                 return
             async with asyncio.timeout(READ_S):
                 head = await reader.readuntil(b"\r\n\r\n")

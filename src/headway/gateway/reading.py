@@ -170,6 +170,8 @@ class Reader:
             prompt_bytes=len(prompt.text) + MEDIA_BYTES * prompt.media,
             prompt_tokens=prompt.tokens,
             prompt_most=None if (most := self.menu.context(asked.model)) is None else most * prompt.prompts,
+            prompts=prompt.prompts,
+            longest=None if asked.truncate_prompt_tokens else prompt.longest,
             chain=chain_of(prompt.text, self.keys.tenants[tenant].name),
             max_tokens=None if max_tokens is None else max_tokens * samples,
             samples=samples,
@@ -195,7 +197,7 @@ class Reader:
         """
         spec, tenant = self.spec, self.keys.tenants[arrival.tenant]
         own: dict[str, Any] = {"model": model} if model else {}
-        if spec.salt_prefixes:
+        if spec.salts:
             own[SALT] = sha256(f"headway/{tenant.name}".encode()).hexdigest()
         if spec.engine_priority in ("low-first", "high-first"):
             sign = 1 if spec.engine_priority == "low-first" else -1

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from headway.gateway.books import Entry, ReplicaBook
+from headway.gateway.fence import raised
 from headway.gateway.live import LiveCluster, LivePool
 from headway.policies import Policy
 from headway.state import Accept, Defer, Hold, PoolState, Reject, Route
@@ -154,8 +155,8 @@ class Shadow:
             if self.strikes[kind] >= STRIKES:
                 self.off[kind] = f"took more than {SLOW_S * 1e3:g} ms {STRIKES} times in a row"
             return self._said(kind, entry, None, error="was too slow")
-        except Exception as error:
-            return self._said(kind, entry, None, error=f"{type(error).__name__}: {error}"[:200])
+        except BaseException as error:
+            return self._said(kind, entry, None, error=raised(error)[:200])
 
     def _said(self, kind: str, entry: Entry, agrees: bool | None, **more: Any) -> ShadowSaid:
         return ShadowSaid(id=entry.facts.id, decision=kind, agrees=agrees, **more)

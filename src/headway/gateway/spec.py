@@ -136,19 +136,23 @@ class Limits(Spec, frozen=True, kw_only=True):
 
 
 class Health(Spec, frozen=True, kw_only=True):
-    """`failures` to connect or answer in a row, or a failed probe, eject a replica; requests answered 5xx do not.
+    """`failures` to connect or answer in a row, or a failed probe, eject a replica.
 
-    A probe is a GET of `path` every `probe_s`; one that is answered below 500 brings the replica back.
+    A probe is a GET of `path` every `probe_s`; one that is answered below 500 brings the replica back. So many `errors`
+    (answers of 5xx) in a row leave a replica out for a while when another one of its model answers; 0: never.
     """
 
     failures: int = 3
+    errors: int = 5
     probe_s: float = 1.0
     timeout_s: float = 2.0
     path: str = "/health"
 
     def __post_init__(self) -> None:
-        if self.failures < 1 or self.probe_s <= 0 or self.timeout_s <= 0:
-            raise BadInput("health: expected failures of at least 1, and probe_s and timeout_s above 0")
+        if self.failures < 1 or self.errors < 0 or self.probe_s <= 0 or self.timeout_s <= 0:
+            raise BadInput(
+                "health: expected failures of at least 1, errors of at least 0, and probe_s and timeout_s above 0"
+            )
         if not self.path.startswith("/"):
             raise BadInput(f"health.path {self.path!r}: expected a path, as in /health")
 
@@ -236,6 +240,8 @@ class Peers(Spec, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for where in (self.listen, *self.others):
             address(where, "gateway.peers")
+        if not self.others:
+            raise BadInput("gateway.peers.others is empty: name where the other gateways listen, or leave peers out")
         if not self.key_file and not all(map(is_loopback, (self.listen, *self.others))):
             raise BadInput(
                 "gateway.peers.key_file is missing: what peers say is believed, so beyond this machine they need a "
@@ -273,7 +279,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     `models`: names that requests may ask for; the first is the deployment's model where none is given.
     `tenants`: without any, everyone may ask.
     `salt_prefixes`: requests are sent on with a `cache_salt` of their tenant, so that engines that know it (vLLM) share
-    no prefix between tenants; a caller's own is removed in either case.
+    no prefix between tenants; where it is not given, as soon as there are several. A caller's own is always removed.
     `log`: where decisions are written down; `shadow`: policies that are asked beside the live ones.
     `engine_priority`: how the engines read the field `priority` of a request, where they run with priority scheduling:
     "low-first" (vLLM) or "high-first" (SGLang) sends each request on with the priority of its class; "caller" passes
@@ -297,7 +303,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     classes: tuple[SloClass, ...] = (SloClass(),)
     limits: Limits = Limits()
     health: Health = Health()
-    salt_prefixes: bool = False
+    salt_prefixes: bool | None = None
     engine_priority: str = ""
     ledger: str = "headway-ledger.sqlite"
     scrape_s: float = 1.0
@@ -315,7 +321,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
             upstream(text, f"gateway.upstreams.{i}")
         if not self.upstreams:
             raise BadInput("gateway.upstreams is empty: give the address of each replica, as in 127.0.0.1:8000")
-        _once("upstreams", list(self.upstreams))
+        _once("upstreams", [_place(text) for text in self.upstreams])
         _once("tenants", [tenant.name for tenant in self.tenants])
         _once("classes", [klass.name for klass in self.classes])
         _once("keys of tenants", [key for tenant in self.tenants for key in tenant.keys_sha256])
@@ -338,6 +344,11 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
         for tenant in self.tenants:
             if tenant.slo_class and tenant.slo_class not in known:
                 raise BadInput(f"tenant {tenant.name!r}: slo_class {tenant.slo_class!r} is none of {', '.join(known)}")
+
+    @property
+    def salts(self) -> bool:
+        """Whether each tenant's prefixes are its own at the engines."""
+        return len(self.tenants) > 1 if self.salt_prefixes is None else self.salt_prefixes
 
     def class_index(self, name: str) -> int:
         """Return the place of a class by its name; raises ValueError when there is none."""
@@ -412,6 +423,13 @@ def _pem(path: str, field: str, holds: str) -> str:
     if f"{holds}-----" not in text:
         raise BadInput(f"gateway.tls.{field}: {path} holds no PEM block of a {holds.lower()}")
     return text
+
+
+def _place(text: str) -> str:
+    """One name for each place, however its address is written."""
+    host, port, _ = upstream(text, "gateway.upstreams")
+    host = "127.0.0.1" if host.lower() == "localhost" else host.lower() if port else host
+    return f"{host}:{port}" if port else f"unix:{host}"
 
 
 def _once(what: str, names: list[str]) -> None:

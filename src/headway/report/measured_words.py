@@ -24,7 +24,7 @@ def measured_rows(result: Result) -> list[tuple[str, str]]:
         ("Client's error", _error(client["error"])),
     ]
     if told["refused"]:
-        rows.append(("Refused", f"{told['refused']:,} with HTTP 429"))
+        rows.append(("Refused", f"{told['refused']:,} by the service"))
     if told["answers_of_other_length"]:
         count = w.counted(told["answers_of_other_length"], "answer")
         rows.append(("Answers", f"{count} of another length than asked"))

@@ -204,7 +204,7 @@ def build(
     ]
     state = ClusterState(tuple(views), Random(f"{seed}/admit"))
     handoffs = {name: _handoff(deployment, name) for name, role in groups if role == "decode"}
-    menus = tuple(deployment.may_serve(each.model) for each in workload.spec.classes) or (deployment.models,)
+    menus = tuple(deployment.may_serve(name) for name in workload.models) or (deployment.models,)
     arrivals = Arrivals(workload.batches(seed), tables[0].intake_s, menus)
     closed = None if workload.concurrency is None else (workload.concurrency, workload.think_s)
     scaler = _scaler(deployment, views)

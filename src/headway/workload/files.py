@@ -35,12 +35,13 @@ Real = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What the records of a file share."""
+    """What the records of a file share. `models`: the name that requests of each SLO class ask for."""
 
     headway: str = ""
     block_tokens: Annotated[int, msgspec.Meta(ge=0, multiple_of=16)] = 0
     concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
     think_s: Real = 0.0
+    models: tuple[str, ...] = ()
 
 
 class _Row(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -219,6 +220,7 @@ def _trace(arrays: dict[str, Any], header: Header, timed: bool, hashes: Ints, co
         timed=timed and header.concurrency is None,
         concurrency=header.concurrency,
         think_s=header.think_s,
+        models=header.models,
     )
 
 

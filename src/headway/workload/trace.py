@@ -32,6 +32,7 @@ class Trace(msgspec.Struct, frozen=True, eq=False):
     step_s: float = 0.0  # arrival times are rounded down to steps of about this length; 0: they are exact
     concurrency: int | None = None
     think_s: float = 0.0
+    models: tuple[str, ...] = ()  # the name that requests of each SLO class ask for; none: no name
     skipped: int = 0
     notes: tuple[str, ...] = ()
 

@@ -108,6 +108,12 @@ class Workload:
         return arrival.think_s if isinstance(arrival, Closed) else 0.0
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """The name of a model that requests of each SLO class ask for; none where none does."""
+        given = tuple(each.model for each in self.spec.classes)
+        return given or (self._trace.models if self._trace is not None else ())
+
+    @property
     def block_tokens(self) -> int:
         """Tokens that one id of a chain stands for; 0 without prefix identity."""
         source = self._trace or self.spec.sessions or self.spec.shared_prefix
@@ -202,8 +208,9 @@ def write(workload: Workload, path: str | Path, *, seed: int = 0) -> None:
         MissingExtra: Parquet without pyarrow.
     """
     header = Header(
-        block_tokens=workload.block_tokens, concurrency=workload.concurrency, think_s=workload.think_s
-    )
+        block_tokens=workload.block_tokens, concurrency=workload.concurrency, think_s=workload.think_s,
+        models=workload.models if any(workload.models) else (),
+    )  # fmt: skip
     write_batches(workload.batches(seed), Path(path), header)
 
 

@@ -123,13 +123,24 @@ function replicas(now) {
     const said = r.engine_running === null ? "–" : `${r.engine_running} + ${r.engine_waiting || 0}`;
     const kv = r.kv_share === null ? ["–"] : [`${percent(r.kv_share)}${r.kv_said ? "" : " predicted"}`, bar(r.kv_share, "KV in use", { short: r.kv_share > 0.95 })];
     const drift = r.drift === null ? "–" : r.drift > 0 ? `+${r.drift}` : r.drift < 0 ? `−${-r.drift}` : "0";
-    return element("tr", {}, element("td", { class: "nowrap" }, r.address),
+    return element("tr", {}, element("td", { class: "nowrap" }, r.address), element("td", { class: "nowrap" }, r.model || "not described"),
       element("td", { class: `nowrap ${r.healthy ? "good" : "bad"}` }, r.healthy ? "● serving" : "✗ out"),
       element("td", { class: "meter" }, `${r.in_flight} of ${r.window}${r.others ? `, ${r.others} not ours` : ""}`, bar((r.in_flight + r.others) / r.window, "places in use")),
       element("td", { class: "spark" }, spark(index)), element("td", { class: "number" }, r.computing), element("td", { class: "number" }, said),
       element("td", { class: "meter" }, ...kv), element("td", { class: "number" }, drift),
       element("td", { class: "number" }, r.watts === null ? "–" : number(r.watts)));
   }), "No replica");
+}
+
+function advice(now) {
+  $("advice").hidden = !now.advice.length;
+  $("advice").replaceChildren(...now.advice.map((a) => {
+    const change = a.replicas - a.there;
+    const said = change ? `${Math.abs(change)} ${change > 0 ? "more" : "fewer"}` : "as many as there are";
+    const whose = now.advice.length > 1 && a.model ? ` of ${a.model}` : "";
+    return element("span", { class: change ? "differs" : "" }, `Scale advice: ${a.replicas} replica${a.replicas === 1 ? "" : "s"}${whose}, ${said}`,
+      element("span", { class: "sub" }, ` ${a.reason}; ${ago(now.now_s - a.at_s)}`));
+  }));
 }
 
 function refusals(now) {
@@ -325,7 +336,7 @@ async function update() {
   if (!now.classes.some((c) => c.name === state.class)) state.class = now.classes[0].name;
   choose("choose-class", "class", now.classes.map((c) => [c.name, c.name]));
   choose("choose-kind", "kind", Object.entries(KINDS));
-  for (const show of [header, cards, classes, replicas, shadow, refusals]) show(now);
+  for (const show of [header, cards, classes, replicas, advice, shadow, refusals]) show(now);
   bars("decisions", now.decisions.map((d) => [`${d.outcome}: ${d.reason}`, d.count]), "None yet");
   charts();
   $("foot").textContent = `Percentiles are of what ended in the last ${number(now.spread_s)} s; the history reaches back a quarter of an hour and begins anew with the decision process. Estimates: the cost model's power at the load in the books, and the GPUs' price by the hour.`;

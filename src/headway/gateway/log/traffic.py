@@ -53,10 +53,14 @@ class Traffic(NamedTuple):
     batch: Batch
     records: Records
     notes: list[str]
+    models: tuple[str, ...] = ()  # the name that requests of each class ask for, where there is a choice
 
 
-def traffic(run: Run, spec: GatewaySpec, block_tokens: int) -> Traffic:
+def traffic(run: Run, spec: GatewaySpec, block_tokens: int, several: bool = False) -> Traffic:
     """Return the traffic of a run; chains name blocks of so many tokens.
+
+    With `several` models the gateway's classes stand in `Traffic.models` once for each name that was asked for: the
+    class of a request then says both.
 
     Requests that the tenant's own limits refused are left out, since a simulation has no such limits. The output of a
     request that was not served whole is not known: it is taken as long as it was predicted when it came.
@@ -77,6 +81,9 @@ def traffic(run: Run, spec: GatewaySpec, block_tokens: int) -> Traffic:
     predicted = np.array([mean if math.isnan(one.predicted) else one.predicted for one in requests])
     output = np.array([_output_tokens(one, guess) for one, guess in zip(requests, predicted, strict=True)], np.int64)
     batch = _batch(requests, spec, prompt, output, predicted)
+    names = list(dict.fromkeys(one.facts.model for one in requests)) if several else [""]
+    places = np.array([names.index(one.facts.model) if several else 0 for one in requests], np.int32)
+    batch = msgspec.structs.replace(batch, slo_class=batch.slo_class + places * len(spec.classes))
     chains = [_chain(one, i, int(prompt[i]), sizes, block_tokens) for i, one in enumerate(requests)]
     offsets = np.concatenate([[0], np.cumsum([len(chain) for chain in chains])]).astype(np.int64)
     batch = msgspec.structs.replace(batch, hash_offsets=offsets, hashes=np.concatenate(chains))
@@ -86,7 +93,8 @@ def traffic(run: Run, spec: GatewaySpec, block_tokens: int) -> Traffic:
         "requests were not served whole: their output is taken as predicted": guessed,
     }
     notes = [f"{count:,} {what}" for what, count in said.items() if count]
-    return Traffic(batch, _records(requests, batch), notes)
+    models = tuple(name for name in names for _ in spec.classes) if several else ()
+    return Traffic(batch, _records(requests, batch), notes, models)
 
 
 def measured(seen: Traffic, slo: Slo | dict[int, Slo] | None, gpus: int, prices: Prices, **about: Any) -> Result:
@@ -107,11 +115,12 @@ def measured(seen: Traffic, slo: Slo | dict[int, Slo] | None, gpus: int, prices:
     return summarize(records, counters, slo, prices, **about)
 
 
-def limits_of(spec: GatewaySpec) -> Slo | dict[int, Slo] | None:
-    """The limits of the gateway's classes, as a result is judged by; None where there are none."""
+def limits_of(spec: GatewaySpec, models: tuple[str, ...] = ()) -> Slo | dict[int, Slo] | None:
+    """The limits of the gateway's classes, as a result is judged by; None where there are none. `models`: of traffic"""
     if all(limit == math.inf for klass in spec.classes for limit in klass.slo.limits()):
         return None
-    return spec.classes[0].slo if len(spec.classes) == 1 else {i: klass.slo for i, klass in enumerate(spec.classes)}
+    count = len(spec.classes)
+    return spec.classes[0].slo if count == 1 else {i: spec.classes[i % count].slo for i in range(len(models) or count)}
 
 
 class _Sizes:
