@@ -4,8 +4,8 @@
 
 `plans` takes the questions, with processes of this machine and on a Ray cluster, which is started here with as many
 processors, unless --head names one. The plans of all runs must be equal to the byte. Wall seconds are from the call to
-the last plan: a cluster stands before the clock starts, joining it is counted. CPU seconds are those of the processes
-that Headway started; a cluster's cannot be told from its other work and are left out.
+the last plan: a cluster stands before the clock starts, joining it is counted. CPU seconds are those of this process,
+of those it started, and of the cluster that was started here: on a busy machine they tell more than the wall.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def questions(count: int) -> list[Question]:
 
 
 @contextlib.contextmanager
-def cluster(processors: int) -> Iterator[str]:
-    """Start a Ray cluster of one node for as long as the context lasts, and return its address."""
+def cluster(processors: int) -> Iterator[tuple[str, int]]:
+    """Start a Ray cluster of one node for as long as the context lasts; return its address and its session's number."""
     with socket.create_server(("", 0)) as listener:
         port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -75,25 +75,27 @@ def cluster(processors: int) -> Iterator[str]:
                 if node.poll() is not None or time.monotonic() > end_s:
                     raise RuntimeError(f"no Ray cluster: {log.read_text()}")
                 time.sleep(0.1)
-            yield f"127.0.0.1:{port}"
+            yield f"127.0.0.1:{port}", node.pid
         finally:
             os.killpg(node.pid, signal.SIGKILL)
             node.wait()
 
 
-def measured(name: str, asked: list[Question], workers: int | RayCluster) -> tuple[dict[str, Any], list[bytes]]:
+def measured(
+    name: str, asked: list[Question], workers: int | RayCluster, session: int = 0
+) -> tuple[dict[str, Any], list[bytes]]:
     """Return what a run took, and its plans without their seconds."""
-    began_s, cpu_s = time.perf_counter(), _cpu_s()
+    began_s, cpu_s = time.perf_counter(), _cpu_s(session)
     found: dict[int, Plan] = {}
     for place, plan in plans(asked, workers=workers):
         found[place] = plan
-        print(f"  {name}: {len(found)} of {len(asked)}", file=sys.stderr, end="\r", flush=True)
+        print(f"  {name}: {len(found)} of {len(asked)}", file=sys.stderr)
     wall_s = time.perf_counter() - began_s
     every = [found[place] for place in range(len(asked))]
     row = {
         "workers": name,
         "wall s": wall_s,
-        "CPU s": _cpu_s() - cpu_s if isinstance(workers, int) else None,
+        "CPU s": _cpu_s(session) - cpu_s,
         "plans": len(every),
         "candidates that fit": sum(each.enumerated - each.discarded.get("memory", 0) for each in every),
         "least of a plan": min(each.enumerated - each.discarded.get("memory", 0) for each in every),
@@ -104,9 +106,16 @@ def measured(name: str, asked: list[Question], workers: int | RayCluster) -> tup
     return row, [msgspec.structs.replace(each, seconds=0.0).to_json().encode() for each in every]
 
 
-def _cpu_s() -> float:
+def _cpu_s(session: int) -> float:
+    """CPU of this process and of those it has waited for, and of all processes of a session."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    ticks = 0
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = file.read_text().rpartition(")")[2].split()
+            if session and int(fields[3]) == session:
+                ticks += sum(map(int, fields[11:15]))
+    return sum(each.ru_utime + each.ru_stime for each in used) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -124,14 +133,14 @@ def main() -> None:
         elif given.head:
             row, plans_of[name] = measured(name, asked, RayCluster(given.head))
         else:
-            with cluster(runs[name]) as head:
-                row, plans_of[name] = measured(name, asked, RayCluster(head))
+            with cluster(runs[name]) as (head, session):
+                row, plans_of[name] = measured(name, asked, RayCluster(head), session)
         rows.append(row | {"load average": os.getloadavg()[0]})
         show(f"{len(asked)} workloads, {FLEET}", rows)
     first, *others = plans_of.values()
     same = all(each == first for each in others)
     print(f"plans of all runs equal to the byte: {same}")
-    keep("scale", {"command": " ".join(["python", *sys.argv]), "equal": same, "rows": rows})
+    keep("scale", {f"{len(asked)} workloads": {"equal to the byte": same, "rows": rows}})
 
 
 if __name__ == "__main__":
