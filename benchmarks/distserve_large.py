@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from distserve import Plan, bisect, goodput, interval, requests, settings
 from measure import keep, show
-from published import ATTAINMENT, Law, prefill_first
+from published import ATTAINMENT, VLLM_66B_TP4, Law, prefill_first
 
 from headway.cost import Replica, StepTable, distserve_table
 from headway.errors import BadInput
@@ -32,7 +32,7 @@ GPU, MOST_GPUS = "a100-80gb-sxm", 32
 BUDGETS = (2048, 8192)
 CUTS = {"opt-66b": ((2, 3, 4), (1, 2, 4)), "opt-175b": ((1, 2, 4), (2, 3, 4, 6, 8))}
 COUNTS = ((1, 1), (2, 1), (1, 2), (3, 1), (1, 3))
-FRONT, SHORT = 3, 600
+FRONT, SHORT = 5, 1200
 Cut = tuple[int, int]
 
 
@@ -115,11 +115,15 @@ def every(model: str) -> tuple[list[Plan], list[Plan]]:
     return mixed, [plan for plan in split if plan.deployment.gpus <= MOST_GPUS]
 
 
-def first(model: str, cut: Cut, what: str, slo: Slo, count: int, seed: int) -> float:
-    """Return requests per second and GPU of the paper's kind of baseline, which prefills first and mixes nothing."""
+def own_law(model: str, cut: Cut) -> Law:
+    """Return DistServe's own law, a pipeline's stages taken as one that is as much faster."""
     found = distserve_table(model, *cut).provenance
     phases = ("prefill", "decode_small", "decode_large")
-    law = Law(*(tuple(found[f"{phase}.{name}"].value / cut[1] for name in "abc") for phase in phases))
+    return Law(*(tuple(found[f"{phase}.{name}"].value / cut[1] for name in "abc") for phase in phases))
+
+
+def first(law: Law, gpus: int, what: str, slo: Slo, count: int, seed: int) -> float:
+    """Return requests per second and GPU of the paper's kind of baseline, which prefills first and mixes nothing."""
     batches = list(load(what, count, seed).batches(seed))
     prompt, output = (np.concatenate([getattr(each, name) for each in batches]).astype(np.int64)
                       for name in ("prompt_tokens", "output_tokens"))  # fmt: skip
@@ -130,7 +134,7 @@ def first(model: str, cut: Cut, what: str, slo: Slo, count: int, seed: int) -> f
         good = (ttft_s <= slo.ttft_s) & (tpot_s <= slo.tpot_s)
         return bool(good[count // 20 :].mean() >= ATTAINMENT)
 
-    return bisect(met) / (cut[0] * cut[1])
+    return bisect(met) / gpus
 
 
 def front(case: Case, slo: Slo) -> tuple[list[Plan], list[Plan]]:
@@ -154,8 +158,12 @@ def measured(case: Case, seeds: int, count: int) -> tuple[list[dict[str, Any]], 
         known[theirs.name] = theirs
     loads = [load(case.requests, count, seed) for seed in range(seeds)]
     found = {name: [goodput(plan, each, slo, seed) for seed, each in enumerate(loads)] for name, plan in known.items()}
-    queue = f"colocated {_named(case.baseline)}, prefill first"
-    found[queue] = [first(case.model, case.baseline, case.requests, slo, count, seed) for seed in range(seeds)]
+    gpus, queue = case.baseline[0] * case.baseline[1], f"colocated {_named(case.baseline)}, prefill first"
+    laws = {queue: own_law(case.model, case.baseline)}
+    if case.model == "opt-66b":
+        laws[f"{queue}, vLLM's law"] = VLLM_66B_TP4
+    for name, law in laws.items():
+        found[name] = [first(law, gpus, case.requests, slo, count, seed) for seed in range(seeds)]
     rows = []
     for name, values in found.items():
         mean, half = interval(values)
@@ -166,7 +174,8 @@ def measured(case: Case, seeds: int, count: int) -> tuple[list[dict[str, Any]], 
         return max((plan.name for plan in plans), key=lambda name: statistics.fmean(found[name]))
 
     overs = [("best split", best(split))] + ([("the authors' plan", theirs.name)] if theirs else [])
-    unders = [("best colocated", best(mixed)), ("the paper's baseline", base.name), ("prefill first", queue)]
+    unders = [("best colocated", best(mixed)), ("the paper's GPUs", base.name)]
+    unders += [("the paper's way", name) for name in laws]
     ratios = []
     for (what, over), (against, under) in product(overs, unders):
         mean, half = None, None

@@ -56,7 +56,7 @@ def questions(count: int) -> list[Question]:
 
 @contextlib.contextmanager
 def cluster(processors: int) -> Iterator[tuple[str, int]]:
-    """Start a Ray cluster of one node for as long as the context lasts; return its address and its session's number."""
+    """Start a Ray cluster of one node for as long as the context lasts; return its address and its process."""
     with socket.create_server(("", 0)) as listener:
         port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -82,10 +82,10 @@ def cluster(processors: int) -> Iterator[tuple[str, int]]:
 
 
 def measured(
-    name: str, asked: list[Question], workers: int | RayCluster, session: int = 0
+    name: str, asked: list[Question], workers: int | RayCluster, root: int = 0
 ) -> tuple[dict[str, Any], list[bytes]]:
     """Return what a run took, and its plans without their seconds."""
-    began_s, cpu_s = time.perf_counter(), _cpu_s(session)
+    began_s, cpu_s = time.perf_counter(), _cpu_s(root)
     found: dict[int, Plan] = {}
     for place, plan in plans(asked, workers=workers):
         found[place] = plan
@@ -95,7 +95,7 @@ def measured(
     row = {
         "workers": name,
         "wall s": wall_s,
-        "CPU s": _cpu_s(session) - cpu_s,
+        "CPU s": _cpu_s(root) - cpu_s,
         "plans": len(every),
         "candidates that fit": sum(each.enumerated - each.discarded.get("memory", 0) for each in every),
         "least of a plan": min(each.enumerated - each.discarded.get("memory", 0) for each in every),
@@ -106,16 +106,20 @@ def measured(
     return row, [msgspec.structs.replace(each, seconds=0.0).to_json().encode() for each in every]
 
 
-def _cpu_s(session: int) -> float:
-    """CPU of this process and of those it has waited for, and of all processes of a session."""
+def _cpu_s(root: int) -> float:
+    """CPU of this process and of those it has waited for, and of a process and all below it."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    ticks = 0
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = file.read_text().rpartition(")")[2].split()
-            if session and int(fields[3]) == session:
-                ticks += sum(map(int, fields[11:15]))
-    return sum(each.ru_utime + each.ru_stime for each in used) + ticks / os.sysconf("SC_CLK_TCK")
+    return sum(each.ru_utime + each.ru_stime for each in used) + (_tree_cpu_s(root) if root else 0.0)
+
+
+def _tree_cpu_s(process: int) -> float:
+    folder = Path("/proc", str(process))
+    try:
+        ticks = sum(map(int, folder.joinpath("stat").read_text().rpartition(")")[2].split()[11:15]))
+        below = folder.joinpath("task", str(process), "children").read_text().split()
+    except OSError:  # it has just ended
+        return 0.0
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(_tree_cpu_s(int(each)) for each in below)
 
 
 def main() -> None:
@@ -133,8 +137,8 @@ def main() -> None:
         elif given.head:
             row, plans_of[name] = measured(name, asked, RayCluster(given.head))
         else:
-            with cluster(runs[name]) as (head, session):
-                row, plans_of[name] = measured(name, asked, RayCluster(head), session)
+            with cluster(runs[name]) as (head, root):
+                row, plans_of[name] = measured(name, asked, RayCluster(head), root)
         rows.append(row | {"load average": os.getloadavg()[0]})
         show(f"{len(asked)} workloads, {FLEET}", rows)
     first, *others = plans_of.values()

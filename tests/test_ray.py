@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from cli_cases import refused, run
-from headway.errors import BadInput
+from headway.errors import BadInput, HeadwayError
 from headway.metrics import Slo
 from headway.plan import Plan, Question, RayCluster, cluster, plan, plans
 from headway.plan.crew import muster
@@ -152,7 +152,7 @@ def test_an_error_keeps_its_type_a_stranger_is_refused(connected, tmp_path):
 def test_a_job_that_no_worker_survives_ends_the_plan(connected, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "_RETRIES", 1)
     crew = muster(sleeper, (str(tmp_path),), connected)
-    with pytest.raises(RuntimeError, match="was lost, and so were those in its place"):
+    with pytest.raises(HeadwayError, match="was lost, and so were those in its place"):
         list(crew.answers(["fine", "fatal"]))
     assert len(noted(tmp_path, "fatal")) == 2
 
@@ -198,6 +198,17 @@ def test_the_command_line_plans_through_the_client_server_with_a_policy_of_the_u
 
 
 # --- what is no cluster ---
+
+
+def test_a_cluster_that_went_away_is_not_waited_for(connected, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "_SILENCE_S", 0.05)
+    crew = muster(sleeper, (str(tmp_path),), connected)
+    crew._connect()
+    (port,) = free_ports(1)
+    crew.head = f"127.0.0.1:{port}"
+    with pytest.raises(HeadwayError, match="is gone"):
+        list(crew.answers(["fine"]))
+
 
 CLI = ("plan", "--model", "llama-3.2-1b", "--gpu", "l4", "--gpus", "1", "--rate", "2", "--ttft", "1s")
 

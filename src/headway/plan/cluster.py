@@ -15,7 +15,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from headway.errors import BadInput, MissingExtra
+from headway.errors import BadInput, HeadwayError, MissingExtra
 
 __all__ = ["Remote"]
 
@@ -23,7 +23,7 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 _DIAL_S, _JOIN_S = 5.0, 30.0  # to reach the port; to be let in, which takes Ray itself one second, or two minutes
-_SILENCE_S = 60.0  # without an answer, until the cluster is asked whether it has any processor at all
+_SILENCE_S = 10.0  # without an answer, until it is asked whether the cluster is still there and has any processor
 _RETRIES = 3  # of a job whose worker was lost
 _AHEAD = 4  # jobs per processor that are handed out: a worker need not wait for its next one
 _PROBE = (
@@ -38,13 +38,14 @@ class Remote(Generic[J, R]):
     Raises:
         MissingExtra: Ray is not installed.
         BadInput: it cannot be reached within some 40 s, or a node has another Headway, or none.
-        RuntimeError: a job whose worker was lost time and again, or a cluster without a processor.
+        HeadwayError: a job whose worker was lost time and again, a cluster that went away or has no processor.
     """
 
     def __init__(self, make: Callable[..., Callable[[J], R]], context: tuple[Any, ...], address: str) -> None:
         self.address = address
         self.setup = pickle.dumps((make, context), pickle.HIGHEST_PROTOCOL)
         self.ray: Any = None
+        self.head = address  # where a connection can be had
         self.mine = False  # whether the connection is
         self.task: Any = None
         self.sent: tuple[Any, ...] = ()
@@ -105,6 +106,8 @@ class Remote(Generic[J, R]):
                 raise _unreachable(self.address, f"{error}") from None
             self.mine = True
         self.ray = ray
+        if not self.address.startswith("ray://"):
+            self.head = ray.get_runtime_context().gcs_address
         from ray import cloudpickle
 
         here = sys.modules[__name__]
@@ -127,8 +130,16 @@ class Remote(Generic[J, R]):
             try:
                 return done.get(timeout=_SILENCE_S)
             except Empty:
+                self._dial_again()
                 if not self.ray.cluster_resources().get("CPU", 0):
-                    raise RuntimeError(f"the Ray cluster at {self.address} has no processor to plan with") from None
+                    raise HeadwayError(f"the Ray cluster at {self.address} has no processor to plan with") from None
+
+    def _dial_again(self) -> None:
+        """Refuse to wait for a cluster whose head is gone: Ray would end the program after a minute."""
+        try:
+            _dial(self.head)
+        except OSError as error:
+            raise HeadwayError(f"the Ray cluster at {self.address} is gone: {error}") from None
 
     def _said(self, future: Future[Any]) -> R:
         """The answer of a task, or what it raised."""
@@ -137,7 +148,7 @@ class Remote(Generic[J, R]):
         except self.ray.exceptions.RayTaskError:
             raise
         except self.ray.exceptions.RayError as error:
-            raise RuntimeError(
+            raise HeadwayError(
                 f"a worker of the Ray cluster at {self.address} was lost, and so were those in its place: {error}"
             ) from None
         if kind == "stranger":
@@ -191,12 +202,13 @@ def _edition() -> str:
 
 def _reach(address: str) -> None:
     """Find out in bounded time whether there is a cluster: Ray by itself tries for minutes, then ends the program."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host:
+    if address != "auto":
         try:
-            socket.create_connection((host.strip("[]"), int(port)), _DIAL_S).close()
+            _dial(address)
         except (OSError, OverflowError) as error:
             raise _unreachable(address, f"{error}") from None
+    if address.startswith("ray://"):
+        return  # whose client gives up by itself after 30 s
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE, address, json.dumps(sys.path)],
@@ -206,6 +218,11 @@ def _reach(address: str) -> None:
         raise _unreachable(address, f"no answer within {_JOIN_S:.0f} s") from None
     if done.returncode:
         raise _unreachable(address, (done.stderr.strip().splitlines() or ["no reason given"])[-1])
+
+
+def _dial(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), _DIAL_S).close()
 
 
 def _unreachable(address: str, why: str) -> BadInput:
