@@ -28,11 +28,13 @@ from headway.metrics import Slo
 from headway.sim import Deployment, Pool
 from headway.workload import Workload, WorkloadSpec, parse_arrival, parse_length, workload
 
-GPU, MOST_GPUS = "a100-80gb-sxm", 32
+GPU = "a100-80gb-sxm"
+MOST_GPUS = {"opt-66b": 16, "opt-175b": 32}  # of a split, the least of which has 4 and 12
+FEW_GPUS = {"opt-66b": 12, "opt-175b": 16}  # where only the regimes are sought
 BUDGETS = (2048, 8192)
 CUTS = {"opt-66b": ((2, 3, 4), (1, 2, 4)), "opt-175b": ((1, 2, 4), (2, 3, 4, 6, 8))}
 COUNTS = ((1, 1), (2, 1), (1, 2), (3, 1), (1, 3))
-FRONT, SHORT = 5, 1200
+FRONT, SHORT = 5, 600
 Cut = tuple[int, int]
 
 
@@ -107,12 +109,12 @@ def apart(model: str, prefill: Cut, decode: Cut, counts: tuple[int, int] = (1, 1
     return Plan(name, Deployment(pools=tuple(pool for pool, _ in made)), tuple(table for _, table in made))
 
 
-def every(model: str) -> tuple[list[Plan], list[Plan]]:
-    """Return the plans with both phases together, and those with the phases apart, up to 32 GPUs."""
+def every(model: str, most_gpus: int) -> tuple[list[Plan], list[Plan]]:
+    """Return the plans with both phases together, and those with the phases apart, up to so many GPUs."""
     known = cuts(model)
     mixed = [together(model, cut, budget) for cut in known for budget in BUDGETS]
     split = [apart(model, *pair, counts) for pair in product(known, repeat=2) for counts in COUNTS]
-    return mixed, [plan for plan in split if plan.deployment.gpus <= MOST_GPUS]
+    return mixed, [plan for plan in split if plan.deployment.gpus <= most_gpus]
 
 
 def own_law(model: str, cut: Cut) -> Law:
@@ -137,11 +139,11 @@ def first(law: Law, gpus: int, what: str, slo: Slo, count: int, seed: int) -> fl
     return bisect(met) / gpus
 
 
-def front(case: Case, slo: Slo) -> tuple[list[Plan], list[Plan]]:
+def front(case: Case, slo: Slo, most_gpus: int) -> tuple[list[Plan], list[Plan]]:
     """Return the plans of each kind that short runs put in front."""
     short = load(case.requests, SHORT, 1000)
     kinds = []
-    for plans in every(case.model):
+    for plans in every(case.model, most_gpus):
         score = {plan.name: goodput(plan, short, slo, 1000) for plan in plans}
         kinds.append(sorted(plans, key=lambda plan, score=score: -score[plan.name])[:FRONT])
     return kinds[0], kinds[1]
@@ -150,7 +152,7 @@ def front(case: Case, slo: Slo) -> tuple[list[Plan], list[Plan]]:
 def measured(case: Case, seeds: int, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return goodput of those in front and of the paper's plans, and its ratios."""
     slo = Slo(ttft_s=case.slo[0], tpot_s=case.slo[1], attainment=ATTAINMENT)
-    mixed, split = front(case, slo)
+    mixed, split = front(case, slo, MOST_GPUS[case.model])
     base = together(case.model, case.baseline)
     known = {plan.name: plan for plan in (*mixed, *split, base)}
     theirs = apart(case.model, *case.theirs) if case.theirs else None
@@ -192,7 +194,7 @@ def regimes(case: Case, count: int) -> list[dict[str, Any]]:
     for ttft, tpot in LIMITS:
         slo = Slo(ttft_s=case.slo[0] * ttft, tpot_s=case.slo[1] * tpot, attainment=ATTAINMENT)
         top, judged = [], load(case.requests, count, 0)
-        for plans in front(case, slo):
+        for plans in front(case, slo, FEW_GPUS[case.model]):
             top.append(max((goodput(plan, judged, slo, 0), plan.name) for plan in plans))
         (low, mixed), (high, split) = top
         row = {"TTFT s": slo.ttft_s, "TPOT s": slo.tpot_s, "best colocated": mixed, "req/s/GPU": low}
