@@ -33,9 +33,9 @@ demo-serve: .venv/.installed
 loop: .venv/.installed .venv/.engine
 	$(BIN)/python benchmarks/loop.py
 
-test: .venv/.installed .venv/.engine
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_loop.py
-	$(BIN)/python -m pytest tests/test_loop.py
+test: .venv/.installed .venv/.engine .venv/.cluster
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_loop.py --ignore tests/test_ray.py
+	$(BIN)/python -m pytest tests/test_loop.py tests/test_ray.py
 	PYTHONPATH=src $(BIN)/python -m pytest -n 2 --dist loadfile tests/core
 
 soak: .venv/.installed
@@ -59,6 +59,12 @@ fit: .venv/.installed
 .venv/.engine: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'xllamacpp>=2026.10' 'gguf>=0.17' || \
 		echo 'headway: no wheel of llama.cpp for this machine; what needs it is skipped'
+	@touch $@
+
+# A Ray cluster for its test (80 MB, seconds); where there is no wheel of it the test is skipped.
+.venv/.cluster: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'ray>=2.40' || \
+		echo 'headway: no wheel of Ray for this machine; what needs it is skipped'
 	@touch $@
 
 clean:

@@ -14,23 +14,25 @@ LENGTHS = Path(__file__).resolve().parents[1] / "benchmarks" / "data" / "distser
 ENGINE = EngineSettings(prefix_cache=False)
 
 
-def pool(role, count, tp):
-    return Pool(role=role, count=count, replica=Replica(model="opt-13b", gpu="a100-80gb-sxm", tp=tp, engine=ENGINE))
+def pool(role, count, tp, pp=1, model="opt-13b"):
+    replica = Replica(model=model, gpu="a100-80gb-sxm", tp=tp, pp=pp, engine=ENGINE)
+    return Pool(role=role, count=count, replica=replica)
 
 
-def colocated(tp):
-    return Deployment(pools=(pool("mixed", 1, tp),))
+def colocated(tp, **model):
+    return Deployment(pools=(pool("mixed", 1, tp, **model),))
 
 
-def split(prefill, decode):
-    return Deployment(pools=(pool("prefill", *prefill), pool("decode", *decode)))
+def split(prefill, decode, **model):
+    return Deployment(pools=(pool("prefill", *prefill, **model), pool("decode", *decode, **model)))
 
 
 PAPERS_PLAN = split((1, 2), (1, 1))
 
 
 def serve(deployment, load, slo=None, seed=0, records=False):
-    tables = tuple(distserve_table("opt-13b", pool.replica.tp, engine=ENGINE) for pool in deployment.pools)
+    replicas = [pool.replica for pool in deployment.pools]
+    tables = tuple(distserve_table(each.model, each.tp, each.pp, engine=ENGINE) for each in replicas)
     return simulate(deployment, load, slo=slo, seed=seed, records=records, tables=tables, warmup=0.0)
 
 
@@ -107,3 +109,12 @@ def test_the_baseline_wins_when_it_may_choose_its_parallelism_as_well(goodput):
 def test_on_the_same_gpus_splitting_pays_where_tpot_is_tight_and_ttft_loose(goodput):
     assert goodput(split((1, 1), (3, 1)), 4.0, 0.04) > 1.15 * goodput(colocated(1), 4.0, 0.04)
     assert goodput(split((1, 1), (3, 1)), 0.2, 0.2) < goodput(colocated(1), 0.2, 0.2)
+
+
+def test_of_66b_neither_wins_everywhere_and_the_plan_of_the_paper_is_not_the_best(goodput):
+    mixed = colocated(4, model="opt-66b")
+    papers = split((1, 4), (1, 2, 2), model="opt-66b")
+    tight_tpot = split((1, 3), (1, 4), model="opt-66b")
+    assert goodput(tight_tpot, 2.5, 0.075) > 1.2 * goodput(mixed, 2.5, 0.075)
+    assert goodput(split((2, 3), (1, 3, 2), model="opt-66b"), 0.625, 0.15) < goodput(mixed, 0.625, 0.15)
+    assert goodput(papers, 2.5, 0.15) < 0.8 * goodput(mixed, 2.5, 0.15)

@@ -11,7 +11,7 @@ import pytest
 from headway.errors import BadInput, UnknownName
 from headway.metrics import Prices, Slo
 from headway.metrics.attainment import group_interval
-from headway.plan import Plan, Question, contest, plan, trial
+from headway.plan import Plan, Question, contest, plan, plans, trial
 from headway.sim import Deployment, Policies, simulate
 from headway.specs import from_mapping, read_yaml, write_yaml
 from headway.workload import workload
@@ -44,6 +44,16 @@ def timeless(found: Plan) -> dict[str, object]:
 
 def test_the_same_question_gives_the_same_plan_in_one_process_or_in_two():
     assert timeless(plan(SMALL, workers=2)) == timeless(ask())
+
+
+def test_many_questions_are_answered_as_each_by_itself_and_as_they_are_done():
+    questions = [msgspec.structs.replace(SMALL, gpus=1, rate_req_s=rate, requests=100) for rate in (5.0, 10.0, 400.0)]
+    told = []
+    found = dict(plans(questions, workers=2, progress=lambda done, of: told.append((done, of))))
+    assert [timeless(found[i]) for i in range(3)] == [timeless(plan(each, workers=1)) for each in questions]
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    with pytest.raises(UnknownName, match="no-such"):
+        list(plans([*questions, msgspec.structs.replace(SMALL, model="no-such")], workers=1))
 
 
 def test_candidates_evaluated_and_discarded_are_all_there_are():

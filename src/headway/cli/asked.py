@@ -14,6 +14,7 @@ from headway.units import format_rate
 if TYPE_CHECKING:
     from headway.metrics import Slo
     from headway.plan import Plan
+    from headway.plan.crew import Workforce
     from headway.sim import Deployment
     from headway.workload import Workload
 
@@ -204,6 +205,22 @@ def slo_of(asked: Options, assignments: list[str]) -> Slo | None:
     slo = override(Slo.parse(**limits, attainment=asked["attainment"]), assignments, "--set slo")
     no_limit = all(limit is None for limit in (slo.ttft_s, slo.tpot_s, slo.itl_s, slo.e2e_s))
     return None if no_limit else slo
+
+
+def workforce_of(asked: Options) -> Workforce:
+    """Return who does the work: so many processes (None: as many as are worth it), or a Ray cluster.
+
+    Raises:
+        BadInput: both are asked for, or an address that is none.
+    """
+    from headway.plan import RayCluster
+
+    workers: int | None = asked["workers"]
+    if asked["ray"] is None:
+        return workers
+    if workers is not None:
+        raise BadInput(f"--workers {workers} against --ray {asked['ray']}: give one of them")
+    return RayCluster(asked["ray"])
 
 
 def check_records(path: str | None, none_kept: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
-from headway.cli.asked import deployment_of, slo_of, split_assignments, workload_of
+from headway.cli.asked import deployment_of, slo_of, split_assignments, workforce_of, workload_of
 from headway.cli.blame import users_fault
 from headway.cli.calibration import with_calibration
 from headway.cli.terminal import Terminal, check_files, note_interpreted
@@ -76,7 +76,7 @@ def _found(terminal: Terminal, file: str | None, asked: o.Options) -> Capacity:
     with users_fault(deployment.policies), terminal.stdout_for_data(), terminal.bar("sizing the day") as bar:
         return run(
             deployment, workload, slo_of(asked, sets["slo"]) or Slo(), curve=curve, slot_s=asked["slot"],
-            seed=asked["seed"], workers=asked["workers"], progress=bar.tell,
+            seed=asked["seed"], workers=workforce_of(asked), progress=bar.tell,
         )  # fmt: skip
 
 

@@ -142,6 +142,7 @@ _KINDS = read_with(_kinds)
 _PRICES = read_with(_prices)
 _ENGINE = read_with(_engine)
 _FRONT = read_with(_objectives)
+_RAY = "A Ray cluster instead: HOST:PORT, ray://HOST:PORT or auto. It must be trusted."
 OBJECTIVES = ["cost", "gpus", "energy", "carbon", "goodput", "rate", "ttft", "tpot"]
 
 # fmt: off
@@ -265,9 +266,11 @@ SEARCH = (
     _option("Search", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
             help="Any field: tp=[2,4], layouts=[mixed], requests=8000, workload.arrival.cv=3. Repeatable."),
     _option("Search", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),
+    _option("Search", "--ray", "ray", metavar="ADDRESS", help=_RAY),
 )
 WORKERS = (
     _option("Run", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),
+    _option("Run", "--ray", "ray", metavar="ADDRESS", help=_RAY),
 )
 SEED = (
     _option("Run", "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",

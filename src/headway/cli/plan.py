@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from headway.cli import options as o
-from headway.cli.asked import DEFAULT_WORKLOAD, note_idle_order, slo_of, split_assignments, workload_of
+from headway.cli.asked import DEFAULT_WORKLOAD, note_idle_order, slo_of, split_assignments, workforce_of, workload_of
 from headway.cli.blame import users_fault
 from headway.cli.calibration import ask_calibrated
 from headway.cli.terminal import Terminal, check_files, note_interpreted
@@ -16,6 +16,7 @@ from headway.errors import BadInput, UnknownName
 
 if TYPE_CHECKING:
     from headway.plan import Plan, Question
+    from headway.plan.crew import Workforce
     from headway.plan.question import Objective
     from headway.workload import Workload
 
@@ -50,12 +51,13 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
     terminal = Terminal(asked["json_to"], asked["yaml_to"], asked["html_to"], quiet=asked["quiet"])
     check_files(asked["html_to"], asked["json_to"], asked["yaml_to"])
     question, made = question_of(asked, terminal)
+    workforce = workforce_of(asked)
     note_interpreted(terminal)
     with CtrlC(math.inf) as ctrl_c:
         with users_fault(question.policies), terminal.stdout_for_data(), terminal.bar("planning") as bar:
-            found = run(question, made=made, workers=asked["workers"], progress=bar.tell)
+            found = run(question, made=made, workers=workforce, progress=bar.tell)
         if asked["why"] and not found.interrupted:
-            found = _explained(found, made, asked["workers"], terminal)
+            found = _explained(found, made, workforce, terminal)
         _print(terminal, found, asked)
     if asked["html_to"] and (found.interrupted or ctrl_c.came):
         terminal.note(f"interrupted: {asked['html_to']} was not written, a report takes too long; --json FILE does not")
@@ -69,7 +71,7 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
         ctx.exit(NO_ANSWER)
 
 
-def _explained(found: Plan, made: Workload | None, workers: int | None, terminal: Terminal) -> Plan:
+def _explained(found: Plan, made: Workload | None, workers: Workforce, terminal: Terminal) -> Plan:
     """The plan with what becomes of its best where something is otherwise."""
     import msgspec
 

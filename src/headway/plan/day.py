@@ -16,11 +16,11 @@ import msgspec
 from headway.cost.stretched import stretched
 from headway.errors import BadInput
 from headway.metrics import Result, Slo
+from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.remedy import copied
 from headway.plan.slots import Part, parts_of
 from headway.plan.space import resized
 from headway.plan.trial import judged
-from headway.plan.workers import Workers
 from headway.sim import Deployment, simulate
 from headway.sim.run import compiled
 from headway.sim.trust import uncertainty
@@ -112,7 +112,7 @@ def capacity(
     curve: Sequence[float] | None = None,
     slot_s: float | None = None,
     seed: int = 0,
-    workers: int | None = None,
+    workers: Workforce = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Capacity:
     """Return the replicas that each slot of a day takes for the SLO's attainment, and what they save.
@@ -126,7 +126,7 @@ def capacity(
         curve: rates of the slots in requests/s in place of the workload's arrivals; a day is cut into as many.
         slot_s: length of a slot; default an hour of a day, or a 24th of a trace.
         seed: of every random stream.
-        workers: processes to use; the answer does not depend on it. Default: one per core.
+        workers: processes to use, or a `RayCluster`; the answer does not depend on it. Default: one per core.
         progress: called with simulations' slots done and planned.
 
     Raises:
@@ -139,7 +139,7 @@ def capacity(
         raise BadInput(f"policies.scale={deployment.policies.scale}: capacity says itself how many; leave it out")
     parts = parts_of(made, slo, curve, slot_s, seed)
     unit = _unit(deployment)
-    crew: Workers[_Job, _Found] = Workers(_Sizer, (unit, parts, slo, seed), workers)
+    crew: Crew[_Job, _Found] = muster(_Sizer, (unit, parts, slo, seed), workers)
     low, high = uncertainty(deployment).tpot
     try:
         sized = _answers(crew, [_Job(place) for place in range(len(parts))], 0, 2 * len(parts) + 2, progress)
@@ -157,7 +157,7 @@ def capacity(
 
 
 def _answers(
-    crew: Workers[_Job, _Found],
+    crew: Crew[_Job, _Found],
     jobs: list[_Job],
     done: int,
     planned: int,

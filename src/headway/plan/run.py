@@ -16,6 +16,7 @@ from headway.plan import explain
 from headway.plan.answer import Binding, Candidate, Plan
 from headway.plan.bounds import Guess
 from headway.plan.contest import Contest
+from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.extent import extent
@@ -25,7 +26,6 @@ from headway.plan.remedy import Remedy, remedy
 from headway.plan.screen import screen
 from headway.plan.space import Space, enumerate_space
 from headway.plan.trial import STEP, Load
-from headway.plan.workers import Workers
 from headway.sim import CtrlC, Deployment, Pool
 from headway.sim.run import compiled
 from headway.specs import to_mapping
@@ -41,7 +41,7 @@ def plan(
     question: Question,
     *,
     made: Workload | None = None,
-    workers: int | None = None,
+    workers: Workforce = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Return the deployments that serve a workload within its SLO, the best first, and why the others do not.
@@ -55,7 +55,7 @@ def plan(
         question: what is asked.
         made: the question's workload where the caller has it already, as one read with broken lines left out; its
             number of requests is the limit of a simulation's.
-        workers: processes to use; the plan does not depend on it. Default: as many as there are cores.
+        workers: processes to use, or a `RayCluster`; the plan does not depend on it. Default: one per core.
         progress: called with evaluations done and planned so far; more are planned as contenders emerge.
 
     Raises:
@@ -72,7 +72,7 @@ def plan(
         every = question.exhaustive
         screened = {} if every else screen(space.options, guess, lengths, question, rate_req_s)
         contest = Contest(question, rate_req_s, requests, space.options, screened, _seeds(question, source))
-        crew: Workers[Job, Outcome] = Workers(Evaluator, (question, source, rate_req_s), workers)
+        crew: Crew[Job, Outcome] = muster(Evaluator, (question, source, rate_req_s), workers)
         finite = made is not None or source.spec.trace is not None
         more = partial(remedy, contest, source, source.requests if finite else None)
         interrupted, beyond = _evaluate(contest, crew, progress, ctrl_c, more)
@@ -123,7 +123,7 @@ def _answer(
 
 def _evaluate(
     contest: Contest,
-    crew: Workers[Job, Outcome],
+    crew: Crew[Job, Outcome],
     progress: Callable[[int, int], None] | None,
     ctrl_c: CtrlC,
     more: Callable[[], Remedy | None],

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import msgspec
 
 from headway.plan.answer import Kind, Plan, Sensitivity, Variant
+from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.evaluate import Evaluator, Job
 from headway.plan.question import Question
 from headway.plan.space import priced, resized
-from headway.plan.workers import Workers
 from headway.sim import CtrlC, Deployment
 from headway.sim.trust import uncertainty
 from headway.specs import from_mapping
@@ -39,7 +39,7 @@ def sensitivity(
     plan: Plan,
     *,
     made: Workload | None = None,
-    workers: int | None = None,
+    workers: Workforce = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivity | None:
     """Return what becomes of a plan's best where the question, or the cost model, is not quite right.
@@ -49,7 +49,7 @@ def sensitivity(
     Args:
         plan: with its question.
         made: the question's workload where the caller has it already.
-        workers: processes to use; the answer does not depend on it. Default: as many as there are cores.
+        workers: processes to use, or a `RayCluster`; the answer does not depend on it. Default: one per core.
         progress: called with variants done and in all.
     """
     if plan.best is None:
@@ -58,7 +58,7 @@ def sensitivity(
     best = from_mapping(Deployment, plan.best.deployment, plan.best.name)
     source = made or workload(question.workload)
     asks = _asks(question, best, Job(0, best, plan.requests, plan.best.goodput_req_s or None))
-    crew: Workers[_Ask, Variant] = Workers(_Looker, (question, source, plan.rate_req_s), workers)
+    crew: Crew[_Ask, Variant] = muster(_Looker, (question, source, plan.rate_req_s), workers)
     found: dict[int, Variant] = {}
     with CtrlC() as ctrl_c:
         try:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 from headway.errors import HeadwayError
 
-__all__ = ["Workers", "serve"]
+__all__ = ["Workers", "attempt", "cores", "serve", "stationed", "stations"]
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -41,17 +41,33 @@ def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
             job = pickle.load(jobs)
         except EOFError:
             return
-        try:
-            said = (True, answer(job))
-        except (Exception, SystemExit) as error:  # a user's policy may call exit()
-            if not isinstance(error, HeadwayError):
-                error.add_note(traceback.format_exc())
-            said = (False, error)
-        pickle.dump(said, answers, pickle.HIGHEST_PROTOCOL)
+        pickle.dump(attempt(answer, job), answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
 
-def _cores() -> int:
+def attempt(answer: Callable[[J], R], job: J) -> tuple[bool, R | BaseException]:
+    """Return whether it went well, and the answer or the error."""
+    try:
+        return True, answer(job)
+    except (Exception, SystemExit) as error:  # a user's policy may call exit()
+        if not isinstance(error, HeadwayError):
+            error.add_note(traceback.format_exc())
+        return False, error
+
+
+stations: dict[str, Callable[[Any], Any]] = {}  # by the name that their sender gave them
+
+
+def stationed(name: str, setup: bytes) -> Callable[[Any], Any]:
+    """Return what answers jobs by a pickled (make, context), made once in this process; only the last one is kept."""
+    if name not in stations:
+        stations.clear()
+        make, context = pickle.loads(setup)
+        stations[name] = make(*context)
+    return stations[name]
+
+
+def cores() -> int:
     """Cores this process may use; not every system can tell them from those it has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -66,7 +82,7 @@ class Workers(Generic[J, R]):
         self, make: Callable[..., Callable[[J], R]], context: tuple[Any, ...], count: int | None = None
     ) -> None:
         self.make, self.context = make, context
-        self.count = _cores() if count is None else count
+        self.count = cores() if count is None else count
         self.few = count is None
         self.here: Callable[[J], R] | None = None
         self.idle: list[subprocess.Popen[bytes]] = []
