@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 
@@ -12,6 +13,8 @@ from headway.model import model
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
 from headway.plan.remedy import Remedy
+from headway.plan.space import without
+from headway.sim import Deployment
 from headway.units import format_rate, format_seconds
 
 __all__ = [
@@ -34,7 +37,8 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     if outcome.goodput.req_s == 0:
         return f"{_limit(entry)} even when requests hardly meet: no rate meets the SLO"
     share = outcome.goodput.req_s / rate_req_s
-    serves = f"serves up to {format_rate(outcome.goodput.req_s)}, then {_breaks(entry)}"
+    down = f"with {_replicas(question.spare)} of every pool down " if question.spare else ""
+    serves = f"{down}serves up to {format_rate(outcome.goodput.req_s)}, then {_breaks(entry)}"
     if not entry.meets:
         return f"{_unlucky(entry, question)}{serves}: {share:.0%} of the rate asked for"
     serves = _unbounded(entry) if outcome.goodput.open_ended else f"{serves}: {share - 1:+.0%} headroom"
@@ -58,15 +62,17 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     seeds = best.outcome.seeds
     runs = f" on {len(seeds)} seeds that had no part in the choice" if seeds else ""
     text = (
-        f"{best.deployment.name}: {_gpus(best)}{cost}. At {format_rate(rate_req_s)} "
+        f"{best.deployment.name}: {_gpus(best.deployment)}{cost}. {_when(best, question)} {format_rate(rate_req_s)} "
         f"{asked.attainment:.1%} of requests meet the SLO{_less(question)}{runs} ({interval}; target "
-        f"{question.slo.attainment:.0%}); {_left(question)}"
+        f"{question.slo.attainment:.0%}); "
         + (f"{_unbounded(best)}." if goodput.open_ended else f"it serves up to {format_rate(goodput.req_s)}.")
     )
+    if question.spare and asked.attainment_all_up is not None:
+        text += f" With every replica up {asked.attainment_all_up:.1%} meet it; cost and energy are of all of them."
     again = f"{seeds[0]} to {seeds[-1]}" if seeds else f"{question.seed}"
     those = "these runs, one each" if seeds else "this run"
-    tighter = _limits(question)
-    text += f" `headway simulate` with --requests {best.outcome.requests}{tighter} --seed {again} repeats {those}."
+    options = _limits(question) + _down(best, question)
+    text += f" `headway simulate` with --requests {best.outcome.requests}{options} --seed {again} repeats {those}."
     if asked.attainment_low < question.slo.attainment:
         text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."
     return text
@@ -81,16 +87,35 @@ def _unbounded(entry: Entry) -> str:
     )
 
 
-def _left(question: Question) -> str:
+def _when(entry: Entry, question: Question) -> str:
     """What is down when it is asked whether the SLO is met."""
-    down = f"{question.spare} replica{'s' if question.spare > 1 else ''}"
-    return f"with {down} of every pool down " if question.spare else ""
+    if not question.spare:
+        return "At"
+    left = _gpus(without(entry.deployment, question.spare))
+    return f"With {_replicas(question.spare)} of every pool down ({left} left), at"
 
 
-def _gpus(entry: Entry) -> str:
+def _replicas(count: int) -> str:
+    return f"{count} replica{'s' if count > 1 else ''}"
+
+
+def _down(entry: Entry, question: Question) -> str:
+    """The options that take the spare replicas out of a deployment, as it is judged."""
+    if not question.spare:
+        return ""
+    left = without(entry.deployment, question.spare)
+    counts = "".join(f" --set pools.{place}.count={pool.count}" for place, pool in enumerate(left.pools))
+    weights = left.policies.params.get("route", {}).get("weights", {})
+    return counts + "".join(
+        f" --set policies.params.route.weights.{role}={json.dumps(each, separators=(',', ':'))}"
+        for role, each in weights.items()
+    )
+
+
+def _gpus(deployment: Deployment) -> str:
     """How many GPUs it has of each kind."""
     counts: Counter[str] = Counter()
-    for pool in entry.deployment.pools:
+    for pool in deployment.pools:
         counts[pool.replica.gpu] += pool.count * pool.replica.gpus
     return " and ".join(f"{count} {kind}" for kind, count in counts.items())
 

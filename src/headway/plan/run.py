@@ -226,4 +226,5 @@ def _candidate(entry: Entry, best: Entry, contest: Contest) -> Candidate:
         energy_kind=asked.energy_kind,
         carbon_g_per_million_output_tokens=asked.carbon_g_per_million_output_tokens,
         embodied_g_per_million_output_tokens=asked.embodied_g_per_million_output_tokens,
+        attainment_all_up=asked.attainment_all_up,
     )

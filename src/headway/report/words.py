@@ -248,7 +248,9 @@ def _constraints(question: Question) -> str:
     said = (
         question.max_usd_per_hour is not None and f"{usd(question.max_usd_per_hour)} per hour at most",
         question.max_tp is not None and f"tp {question.max_tp} at most",
-        question.spare > 0 and f"the SLO met with {counted(question.spare, 'replica')} of every pool down",
+        question.spare > 0
+        and f"the SLO met with {counted(question.spare, 'replica')} of every pool down, so attained, latencies and "
+        "goodput are of what is left, money and energy of all",
     )
     return "".join(f"; {each}" for each in said if each)
 
