@@ -162,8 +162,8 @@ class Plan(Spec, frozen=True, kw_only=True):
         long_runs, confirmed: how many of these rest on runs of `requests`, and how many on further seeds.
         uncertainty: the cost model's own error in the figures of the first of `ranked`, as factors.
         sensitivity: what becomes of `best` where something is otherwise; None where it was not asked for.
-        ratio_error: how far the ratio of two candidates may be off, in 90 % of cases: less than each of them, as
-            errors of one model and GPU are alike.
+        ratio_error: how far the ratio of two candidates in what the objective is about may be off, in 90 % of cases:
+            less than each of them, as errors of one model and GPU are alike.
         ties: names of candidates that the cost model's error does not tell from `best`.
         undecided: names of candidates that would be before `best`, but that all seeds spent on them leave in doubt
             whether they meet the SLO.
