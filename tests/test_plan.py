@@ -282,7 +282,7 @@ def test_a_model_that_fits_nowhere_names_the_memory():
     assert (found.feasible, found.binding, found.ranked) == (False, "memory", [])
     assert found.discarded == {"memory": found.enumerated}
     assert "GiB" in found.message
-    assert "would do" in found.message
+    assert "on 8 h100-sxm, $31.92 per hour, would fit" in found.message
 
 
 def test_an_slo_without_a_limit_on_waiting_still_bounds_the_rate():

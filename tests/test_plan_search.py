@@ -188,7 +188,10 @@ def test_a_limit_met_at_every_rate_gives_a_lower_bound(start):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"gpus": 4, "spare": 3, "max_usd_per_hour": 10.0}, ("$10.00 per hour", "spare 3", "raise max_usd_per_hour")),
+        (
+            {"gpus": 4, "spare": 3, "max_usd_per_hour": 10.0},
+            ("max_usd_per_hour 10 against spare 3", "lower spare 3 (", "Raise max_usd_per_hour 10 ("),
+        ),
         ({"model": "llama-3.1-70b", "gpus": 4, "weights": ("bf16",), "spare": 3}, ("spare 3", "4 h100-sxm")),
     ],
 )

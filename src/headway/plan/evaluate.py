@@ -13,17 +13,20 @@ from headway.metrics import Result, Slo
 from headway.metrics.result import EnergyKind
 from headway.plan.answer import Binding
 from headway.plan.bounds import Floats, Guess, Reach, reach
+from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.search import Bracket, search
-from headway.plan.space import without
+from headway.plan.space import resized, without
 from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled, probit, try_rate
-from headway.sim import Deployment
+from headway.sim import Deployment, Pool
 from headway.sim.run import compiled
 from headway.workload import Workload
 
 __all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome"]
 
 _ALONE = 0.05  # mean requests in flight at the lowest rate tried
+_ALONE_REQUESTS = 500
+_MISSED = Trial(False, 0.0, 0, 0, 0.0, 0.0, 0.0, 0.0, False)
 _KEPT_BYTES = 16 << 20  # of the requests of each further seed
 
 
@@ -150,6 +153,33 @@ class Evaluator:
         fields = _fields(heard, [result for _, result in whole], asked.met)
         goodput, runs = _goodput(found, load), len(trials) * len(loads) + (0 if whole is heard else len(whole))
         return Outcome(goodput, fields, binding, worst_s, limit_s, job.requests, runs, job.seeds)
+
+
+    def meets_alone(self, deployment: Deployment) -> bool:
+        """Whether one replica of each pool meets the SLO when requests hardly meet.
+
+        Raises:
+            KeyboardInterrupt: while it simulated.
+        """
+        return self._alone(resized(deployment, [1 for _ in deployment.pools]), self.question.aimed_slo, sure=False).met
+
+    def needs_s(self, low: Floor) -> float:
+        """What the latency of a floor comes to on its replica when requests hardly meet: the quantile of the target.
+
+        Raises:
+            KeyboardInterrupt: while it simulated.
+        """
+        slo = Slo(**{f"{low.binding}_s": low.limit_s}, attainment=self.question.slo.attainment)
+        return _binding(self._alone(Deployment(pools=(Pool(replica=low.replica),)), slo, sure=True), slo)[1]
+
+    def _alone(self, one: Deployment, slo: Slo, *, sure: bool) -> Trial:
+        """A short run at the lowest rate; unless `sure`, none where a bound tells."""
+        load = self.load(min(_ALONE_REQUESTS, self.workload.requests))
+        tables = tuple(compiled(pool.replica) for pool in one.pools)
+        hope = reach(one, tables, load.lengths, slo)
+        if not sure and hope.attainment < slo.attainment:
+            return _MISSED
+        return try_rate(one, tables, load, slo, _idle_place(hope, load))
 
 
 def _place(rate_req_s: float, load: Load) -> float:

@@ -19,12 +19,14 @@ from headway.plan.contest import Contest
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.extent import extent
+from headway.plan.floor import Floor, floor
 from headway.plan.question import Question, default_requests
 from headway.plan.ranking import Entry, undecided
 from headway.plan.remedy import Remedy, remedy
 from headway.plan.screen import screen
 from headway.plan.space import Space, enumerate_space
 from headway.plan.trial import STEP, Load
+from headway.plan.wish import Wish, wishes
 from headway.plan.workers import Workers
 from headway.sim import CtrlC, Deployment, Pool
 from headway.sim.run import compiled
@@ -69,15 +71,19 @@ def plan(
         lengths = Load(source, requests, rate_req_s, question.seed).lengths
         guess = Guess(lengths, question.aimed_slo)
         space = enumerate_space(question, lambda replica: _alone(replica, guess))
+        replicas = (pool.replica for option in space.options for pool in option.deployment.pools)
+        low = floor(replicas, lengths, question.slo)
+        if low:
+            space = Space([], {**space.discarded, "floor": len(space.options)}, space.nearest)
         every = question.exhaustive
         screened = {} if every else screen(space.options, guess, lengths, question, rate_req_s)
         contest = Contest(question, rate_req_s, requests, space.options, screened, _seeds(question, source))
         crew: Workers[Job, Outcome] = Workers(Evaluator, (question, source, rate_req_s), workers)
         finite = made is not None or source.spec.trace is not None
-        more = partial(remedy, contest, source, source.requests if finite else None)
-        interrupted, beyond = _evaluate(contest, crew, progress, ctrl_c, more)
-        part = extent(question, source, requests, rate_req_s)
-        return _answer(contest, space, beyond, part, interrupted, started_s)
+        more = partial(_beyond, contest, source, source.requests if finite else None, low)
+        interrupted, found = _evaluate(contest, crew, progress, ctrl_c, more)
+        part = extent(question, source, requests, rate_req_s) if contest.outcomes else ""
+        return _answer(contest, space, found or _Beyond(low), part, interrupted, started_s)
 
 
 def _alone(replica: Replica, guess: Guess) -> float:
@@ -85,8 +91,30 @@ def _alone(replica: Replica, guess: Guess) -> float:
     return guess(Deployment(pools=(Pool(replica=replica),)), (compiled(replica),))
 
 
+class _Beyond(NamedTuple):
+    """What was found besides the candidates, where none of them will do."""
+
+    low: Floor | None = None
+    needs_s: float | None = None
+    more: Remedy | None = None
+    changes: list[Wish] = []  # noqa: RUF012 - never changed
+
+
+def _beyond(contest: Contest, source: Workload, most: int | None, low: Floor | None) -> _Beyond:
+    """Look for what would do where no candidate does; KeyboardInterrupt while it simulates."""
+    ranked = contest.ranked()
+    if ranked and (ranked[0].meets or ranked[0].outcome.goodput.req_s > 0):
+        return _Beyond(more=remedy(contest, source, most))
+    question = contest.question
+    if not ranked and low is None:
+        return _Beyond(changes=wishes(question, lambda deployment: True))
+    evaluator = Evaluator(question, source, contest.rate_req_s)
+    needs_s = None if low is None else evaluator.needs_s(low)
+    return _Beyond(low, needs_s, changes=wishes(question, evaluator.meets_alone))
+
+
 def _answer(
-    contest: Contest, space: Space, beyond: Remedy | None, part: str, interrupted: bool, started_s: float
+    contest: Contest, space: Space, beyond: _Beyond, part: str, interrupted: bool, started_s: float
 ) -> Plan:
     ranked, question, rate_req_s, requests = contest.ranked(), contest.question, contest.rate_req_s, contest.long
     verdict = _verdict(contest, ranked, space, beyond, interrupted)
@@ -126,8 +154,8 @@ def _evaluate(
     crew: Workers[Job, Outcome],
     progress: Callable[[int, int], None] | None,
     ctrl_c: CtrlC,
-    more: Callable[[], Remedy | None],
-) -> tuple[bool, Remedy | None]:
+    more: Callable[[], _Beyond],
+) -> tuple[bool, _Beyond | None]:
     """Let the crew do all there is to do; whether Ctrl-C came before the end, and what `more` found after it."""
     try:
         while jobs := contest.jobs():
@@ -171,13 +199,13 @@ class _Verdict(NamedTuple):
     message: str
 
 
-def _verdict(contest: Contest, ranked: list[Entry], space: Space, beyond: Remedy | None, interrupted: bool) -> _Verdict:
+def _verdict(contest: Contest, ranked: list[Entry], space: Space, beyond: _Beyond, interrupted: bool) -> _Verdict:
     question, rate_req_s = contest.question, contest.rate_req_s
+    if beyond.low is not None:
+        words = explain.below_floor(beyond.low, beyond.needs_s, question, beyond.changes)
+        return _Verdict(False, beyond.low.binding, words)
     if not space.options:
-        freer = enumerate_space(msgspec.structs.replace(question, spare=0)) if question.spare else space
-        if words := explain.nothing_allowed(space.discarded, question, without_spare=bool(freer.options)):
-            return _Verdict(False, None, words)
-        return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question))
+        return _nothing(question, space, beyond.changes)
     if not ranked:
         return _Verdict(False, None, "nothing is known yet.")
     best = ranked[0]
@@ -187,9 +215,18 @@ def _verdict(contest: Contest, ranked: list[Entry], space: Space, beyond: Remedy
         return _Verdict(
             False, None, explain.so_far(best, len(ranked), len(space.options) - len(contest.screened), rate_req_s)
         )
-    if beyond is not None:
-        return _Verdict(False, "rate", explain.too_much(best, question, rate_req_s, beyond))
-    return _Verdict(False, best.outcome.binding, explain.too_tight(best, question))
+    if beyond.more is not None:
+        return _Verdict(False, "rate", explain.too_much(best, question, rate_req_s, beyond.more))
+    return _Verdict(False, best.outcome.binding, explain.too_tight(best, question, beyond.changes))
+
+
+def _nothing(question: Question, space: Space, changes: list[Wish]) -> _Verdict:
+    """The answer where no candidate is left to try."""
+    freer = enumerate_space(msgspec.structs.replace(question, spare=0)) if question.spare else space
+    words = explain.nothing_allowed(space.discarded, question, changes, without_spare=bool(freer.options))
+    if words:
+        return _Verdict(False, None, words)
+    return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question, changes))
 
 
 _UNKNOWN = Asked(None, None, None, None, None, None, None, False)

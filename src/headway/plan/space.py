@@ -18,7 +18,7 @@ from headway.model import Model, model
 from headway.plan.question import Question
 from headway.sim import Deployment, Policies, Pool
 
-__all__ = ["Option", "Space", "enumerate_space", "priced", "resized", "without"]
+__all__ = ["Option", "Space", "enumerate_space", "priced", "resized", "singles", "without"]
 
 _STAGES = (1, 2, 4)
 _FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
@@ -96,6 +96,28 @@ def enumerate_space(question: Question, weigh: Callable[[Replica], float] = lamb
         else:
             options.append(Option(deployment.name, deployment))
     return Space(options, dict(discarded), fits.nearest)
+
+
+def singles(question: Question) -> Iterator[Deployment]:
+    """Yield the smallest deployment of every replica that fits, of each kind of GPU: one, and as many as may be down.
+
+    A replica of each role where there are no mixed ones.
+
+    Raises:
+        As `enumerate_space`.
+    """
+    fits, count = _Fits(), question.spare + 1
+    for kind in _kinds(question, fits):
+        for shape, budget in product(kind.mixed(), question.budget_tokens):
+            if not fits.try_(kind.replica(shape, budget)):
+                continue
+            pools: tuple[Pool, ...] = (Pool(replica=kind.replica(shape, budget)),)
+            name = f"{kind.name(f'{count}x {shape}')} b{budget}"
+            if "mixed" not in question.layouts:
+                pools, name = _roles(kind, shape, kind, shape), kind.name(f"{count}P {shape} + {count}D {shape}")
+            made = _deployment(question, name, *(_of(pool, count) for pool in pools))
+            if made.gpus <= kind.most and not _too_dear(made, question):
+                yield made
 
 
 def _too_dear(deployment: Deployment, question: Question) -> bool:

@@ -26,7 +26,7 @@ OBJECTIVES = {
 FRONT_NAMED = 6
 DISCARDED = {
     "memory": "do not fit into memory", "budget": "cost more than allowed", "rate": "proven unable to serve the rate",
-    "estimate": "estimated to be far behind",
+    "estimate": "estimated to be far behind", "floor": "of a latency whose floor is above its limit",
 }  # fmt: skip
 
 
