@@ -37,6 +37,7 @@ class Question(Spec, frozen=True, kw_only=True):
             kind, two kinds side by side, or prefill on one and decode on another.
         gpus: how many there are in all; plans that use fewer are tried as well. None: as many as `gpu` says.
         workload: a preset's name, a trace file, a YAML file or the spec itself. Not a closed loop.
+        skip_bad: broken lines of its trace are left out, and not refused.
         rate_req_s: mean arrival rate to serve; None takes the workload's own.
         objective: what the plans that meet the SLO are ranked by: dollars per hour (cost), GPUs, joules (energy) or
             grams of CO2 (carbon) per output token, goodput per GPU or of all (rate), 90th percentile of TTFT or TPOT
@@ -72,6 +73,7 @@ class Question(Spec, frozen=True, kw_only=True):
     gpu: str | dict[str, int]
     gpus: int | None = None
     workload: str | WorkloadSpec = "chat"
+    skip_bad: bool = False
     rate_req_s: float | None = None
     slo: Slo
     objective: Objective = "cost"

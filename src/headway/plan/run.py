@@ -65,7 +65,7 @@ def plan(
     """
     started_s = time.perf_counter()
     with CtrlC() as ctrl_c:
-        source = made or workload(question.workload)
+        source = made or workload(question.workload, skip_bad=question.skip_bad)
         rate_req_s = _rate(question, source)
         requests = _requests(question, source, rate_req_s, made is not None)
         lengths = Load(source, requests, rate_req_s, question.seed).lengths
