@@ -369,6 +369,12 @@ def test_requests_all_at_once_have_no_rate(tmp_path: Path) -> None:
         list(made.batches(0, rate_req_s=3.0))
 
 
+def test_a_single_request_comes_when_it_comes_at_any_rate(tmp_path: Path) -> None:
+    made = workload(save(tmp_path, SECONDS + "3,10,2\n"))
+    assert made.rate_req_s is None
+    assert same_bytes(all_of(made), all_of(made, rate=7.0))
+
+
 def test_a_yaml_file_holds_a_workload(tmp_path: Path) -> None:
     text = (
         "name: mine\nprompt: {kind: exponential, mean_tokens: 512}\noutput: {kind: constant, tokens: 1000}\n"

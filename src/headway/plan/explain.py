@@ -82,6 +82,8 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
 
 def _unbounded(entry: Entry) -> str:
     """That no rate was missed, and why."""
+    if entry.outcome.requests == 1:
+        return "its one request is served within the limits, which does not tell what it serves at most"
     return (
         f"it met the SLO at every rate tried, up to {format_rate(entry.outcome.goodput.req_s)}, as all "
         f"{entry.outcome.requests:,} requests together are served within the limits: too few to tell what it serves "

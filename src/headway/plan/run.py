@@ -175,9 +175,12 @@ def _rate(question: Question, source: Workload) -> float:
     if source.concurrency is not None:
         raise BadInput(f"workload {source.name} is a closed loop, which has no rate to plan for: give open arrivals")
     rate = question.rate_req_s or source.rate_req_s
-    if rate is None:
-        raise BadInput(f"workload {source.name} has no rate of its own: give rate_req_s")
-    return rate
+    if rate is None and source.requests > 1:
+        raise BadInput(
+            f"workload {source.name} has no rate of its own, as its {source.requests:,} requests come all at once: "
+            "have their times drawn, as by --set 'workload.arrival={kind: poisson, rate_req_s: 5}'"
+        )
+    return rate or 1.0  # whatever: one request waits for no other
 
 
 def _requests(question: Question, source: Workload, rate_req_s: float, made: bool) -> int:

@@ -148,7 +148,7 @@ def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, 
     measured, attained = (sum(counts.values()) for counts in recorder.by_class())
     tallies = (recorder.ttft, recorder.tpot, recorder.e2e)
     ttft_s, tpot_s, e2e_s = (_quantile(Histogram(tally.as_array()), slo) for tally in tallies)
-    keeps_up = _keeps_up(slo, ttft_s, recorder.last_arrival_s)
+    keeps_up = _keeps_up(slo, measured, ttft_s, recorder.last_arrival_s)
     met = attained / measured >= slo.attainment and keeps_up
     return Trial(met, attained / measured, measured, recorder.failed, ttft_s, tpot_s, e2e_s, 0.0, keeps_up)
 
@@ -194,7 +194,7 @@ def judged(result: Result, slo: Slo) -> Trial:
     Its latencies are 90th percentiles, whatever the target: a result has no others near it.
     """
     ttft_s, tpot_s, e2e_s = (getattr(result, name).p90 or 0.0 for name in ("ttft_s", "tpot_s", "e2e_s"))
-    keeps_up = _keeps_up(slo, ttft_s, result.window.end_s)
+    keeps_up = _keeps_up(slo, result.slo.measured, ttft_s, result.window.end_s)
     outcome = result.slo
     return Trial(
         bool(outcome.met) and keeps_up,
@@ -213,7 +213,7 @@ def _quantile(histogram: Histogram, slo: Slo) -> float:
     return histogram.percentiles((100 * slo.attainment,))[0] or 0.0
 
 
-def _keeps_up(slo: Slo, ttft_s: float, last_arrival_s: float) -> bool:
-    if slo.ttft_s is not None or slo.e2e_s is not None:
+def _keeps_up(slo: Slo, measured: int, ttft_s: float, last_arrival_s: float) -> bool:
+    if slo.ttft_s is not None or slo.e2e_s is not None or measured < 2:
         return True
     return ttft_s <= _QUEUE_SHARE * last_arrival_s

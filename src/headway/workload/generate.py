@@ -55,11 +55,13 @@ def arrival_times(arrival: Arrival, seed: int, recorded: Trace | None) -> Callab
         raise BadInput(f"the trace {arrival.path} is not loaded")
     times = recorded.arrivals(seed)
     if arrival.rate_req_s is not None:
-        if recorded.rate_req_s is None:
+        own_req_s = recorded.rate_req_s or (arrival.rate_req_s if len(times) == 1 else None)
+        if own_req_s is None:
             raise BadInput(
-                f"{arrival.path}: no time passes between its requests, so its clock cannot be stretched"
+                f"{arrival.path}: no time passes between its {len(times):,} requests, so its clock cannot be "
+                "stretched; another arrival process draws their times, as poisson does"
             )
-        times = times * (recorded.rate_req_s / arrival.rate_req_s)
+        times = times * (own_req_s / arrival.rate_req_s)
     taken = 0
 
     def take(n: int) -> Floats:

@@ -76,8 +76,8 @@ class Workload:
         """Return the same requests at another mean rate, with common random numbers.
 
         Lengths, chains and classes stay; gaps keep their random numbers and are scaled; recorded times are
-        stretched by the mean rate of the whole trace. Of sessions the starts are scaled, not the gaps inside,
-        so other calls come first.
+        stretched by the mean rate of the whole trace, but a single one. Of sessions the starts are scaled, not
+        the gaps inside, so other calls come first.
 
         Raises:
             BadInput: the rate is not positive and finite, or the workload is a closed loop.
