@@ -134,7 +134,9 @@ def _planned(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, Que
     rate = rates_of(asked["rates"]).today_req_s or plan.rate_req_s
     terminal.keep(f"as planned: {format_rate(rate)}, {plan.requests:,} requests, the limits of {file}")
     question = plan.question
-    made = workload(question.workload, rate=rate, requests=plan.requests, skip_bad=question.skip_bad)
+    made = workload(question.workload, rate=rate, skip_bad=question.skip_bad).densest(plan.requests)
+    if made.spec.trace is None:
+        made = workload(made.spec, requests=plan.requests)
     return Case(deployment, made, question.slo), question
 
 

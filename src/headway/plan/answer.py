@@ -147,6 +147,7 @@ class Plan(Spec, frozen=True, kw_only=True):
     Attributes:
         rate_req_s, requests: the rate planned for and the requests of a long run, chosen where the question left them
             open.
+        first_request: place in its trace, from 0 on, of the first request simulated.
         feasible: whether any candidate meets the SLO at the asked rate.
         binding: what stands in the way when none does: "memory" (the model fits no GPUs), a latency limit (missed
             at any rate), "rate" (too high for these GPUs), or None: constraints of the question leave nothing to try.
@@ -173,6 +174,7 @@ class Plan(Spec, frozen=True, kw_only=True):
     question: Question
     rate_req_s: float
     requests: int
+    first_request: int = 0
     feasible: bool
     binding: Binding | None
     message: str

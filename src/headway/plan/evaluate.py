@@ -188,7 +188,7 @@ def _place(rate_req_s: float, load: Load) -> float:
 
 def _idle_place(hope: Reach, load: Load) -> int:
     """The place of the grid's lowest rate, below the asked one, at which requests hardly ever meet."""
-    return min(-1, math.floor(_place(_ALONE / float(hope.e2e_s.mean()), load)))
+    return min(-1, math.floor(_place(_ALONE / float(hope.e2e_s.mean()) / load.lengths.pace, load)))
 
 
 def _goodput(found: Bracket, load: Load) -> Goodput:

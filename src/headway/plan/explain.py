@@ -53,8 +53,8 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     return f"meets the SLO, but {verb} {mine} against {its}; {serves}"
 
 
-def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
-    """Return the answer of a feasible plan."""
+def verdict(best: Entry, question: Question, rate_req_s: float, first: int) -> str:
+    """Return the answer of a feasible plan; `first`: the place in its trace of the first request simulated."""
     asked, goodput = best.outcome.asked, best.outcome.goodput
     assert asked is not None
     assert asked.attainment is not None and asked.attainment_low is not None and asked.attainment_high is not None
@@ -73,7 +73,7 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
         text += f" With every replica up {asked.attainment_all_up:.1%} meet it; cost and energy are of all of them."
     again = f"{seeds[0]} to {seeds[-1]}" if seeds else f"{question.seed}"
     those = "these runs, one each" if seeds else "this run"
-    options = _limits(question) + _down(best, question)
+    options = _limits(question) + _down(best, question) + (f" --set workload.first={first}" if first else "")
     text += f" `headway simulate` with --requests {best.outcome.requests}{options} --seed {again} repeats {those}."
     if asked.attainment_low < question.slo.attainment:
         text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."

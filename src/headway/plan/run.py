@@ -51,12 +51,13 @@ def plan(
     Every candidate is simulated with the same requests: short runs find what each can serve, then the best of the
     ranking and of the front are searched again with long runs, until those in front all rest on long ones, and those
     that meet the SLO are confirmed on seeds that had no part in choosing them. That nothing fits, or nothing meets the
-    SLO, is an answer too. Ctrl-C returns what is known by then, marked `interrupted`.
+    SLO, is an answer too. Of a recorded trace that is longer than a simulation, the part that brings the most tokens a
+    second is simulated. Ctrl-C returns what is known by then, marked `interrupted`.
 
     Args:
         question: what is asked.
-        made: the question's workload where the caller has it already, as one read with broken lines left out; its
-            number of requests is the limit of a simulation's.
+        made: the question's workload where the caller has it already; its number of requests is the limit of a
+            simulation's.
         workers: processes to use; the plan does not depend on it. Default: as many as there are cores.
         progress: called with evaluations done and planned so far; more are planned as contenders emerge.
 
@@ -68,6 +69,7 @@ def plan(
         source = made or workload(question.workload, skip_bad=question.skip_bad)
         rate_req_s = _rate(question, source)
         requests = _requests(question, source, rate_req_s, made is not None)
+        whole, source = source, source.densest(requests)
         lengths = Load(source, requests, rate_req_s, question.seed).lengths
         guess = Guess(lengths, question.aimed_slo)
         space = enumerate_space(question, lambda replica: _alone(replica, guess))
@@ -80,15 +82,22 @@ def plan(
         contest = Contest(question, rate_req_s, requests, space.options, screened, _seeds(question, source))
         crew: Workers[Job, Outcome] = Workers(Evaluator, (question, source, rate_req_s), workers)
         finite = made is not None or source.spec.trace is not None
-        more = partial(_beyond, contest, source, source.requests if finite else None, low)
+        more = partial(_beyond, contest, whole, whole.requests if finite else None, low)
         interrupted, found = _evaluate(contest, crew, progress, ctrl_c, more)
-        part = extent(question, source, requests, rate_req_s) if contest.outcomes else ""
-        return _answer(contest, space, found or _Beyond(low), part, interrupted, started_s)
+        part = extent(question, whole, source, requests, rate_req_s) if contest.outcomes else ""
+        return _answer(contest, space, found or _Beyond(low), _Part(part, source.spec.first), interrupted, started_s)
 
 
 def _alone(replica: Replica, guess: Guess) -> float:
     """What one replica would serve by itself."""
     return guess(Deployment(pools=(Pool(replica=replica),)), (compiled(replica),))
+
+
+class _Part(NamedTuple):
+    """Which part of a workload is judged, in words, and the place in its trace where that begins."""
+
+    words: str
+    first: int
 
 
 class _Beyond(NamedTuple):
@@ -114,20 +123,21 @@ def _beyond(contest: Contest, source: Workload, most: int | None, low: Floor | N
 
 
 def _answer(
-    contest: Contest, space: Space, beyond: _Beyond, part: str, interrupted: bool, started_s: float
+    contest: Contest, space: Space, beyond: _Beyond, part: _Part, interrupted: bool, started_s: float
 ) -> Plan:
     ranked, question, rate_req_s, requests = contest.ranked(), contest.question, contest.rate_req_s, contest.long
-    verdict = _verdict(contest, ranked, space, beyond, interrupted)
+    verdict = _verdict(contest, ranked, space, beyond, part, interrupted)
     candidates = [_candidate(entry, ranked[0], contest) for entry in ranked]
     sure = doubt(ranked, contest.objective, rate_req_s)
     discarded = Counter(space.discarded) + Counter(each.reason for each in contest.screened.values())
     open_yet = undecided(ranked, contest.objective, question.slo.attainment)
-    told = verdict.message, explain.undecided_words(open_yet), explain.unpriced(question), sure.words, part
+    told = verdict.message, explain.undecided_words(open_yet), explain.unpriced(question), sure.words, part.words
     message = " ".join(filter(None, told))
     return Plan(
         question=question,
         rate_req_s=rate_req_s,
         requests=requests,
+        first_request=part.first,
         feasible=verdict.feasible,
         binding=verdict.binding,
         message=f"Interrupted; so far: {message}" if interrupted else message,
@@ -202,7 +212,9 @@ class _Verdict(NamedTuple):
     message: str
 
 
-def _verdict(contest: Contest, ranked: list[Entry], space: Space, beyond: _Beyond, interrupted: bool) -> _Verdict:
+def _verdict(
+    contest: Contest, ranked: list[Entry], space: Space, beyond: _Beyond, part: _Part, interrupted: bool
+) -> _Verdict:
     question, rate_req_s = contest.question, contest.rate_req_s
     if beyond.low is not None:
         words = explain.below_floor(beyond.low, beyond.needs_s, question, beyond.changes)
@@ -213,7 +225,7 @@ def _verdict(contest: Contest, ranked: list[Entry], space: Space, beyond: _Beyon
         return _Verdict(False, None, "nothing is known yet.")
     best = ranked[0]
     if best.meets:
-        return _Verdict(True, None, explain.verdict(best, question, rate_req_s))
+        return _Verdict(True, None, explain.verdict(best, question, rate_req_s, part.first))
     if interrupted:
         return _Verdict(
             False, None, explain.so_far(best, len(ranked), len(space.options) - len(contest.screened), rate_req_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from headway.sim import Deployment, simulate
 from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build
 from headway.workload import Batch, Workload
+from headway.workload.arrivals import Replay
 
 __all__ = ["STEP", "Load", "Trial", "ask", "interval", "judged", "pooled", "probit", "try_rate"]
 
@@ -85,7 +87,11 @@ class _Kept(Workload):
             for name in ("prompt_tokens", "output_tokens")
         )
         arrival_s = np.concatenate([batch.arrival_s for batch in self._made])[skipped:]
-        return Lengths(prompt, output, self.block_tokens > 0, float(arrival_s[-1] - arrival_s[0]))
+        span_s = float(arrival_s[-1] - arrival_s[0])
+        pace = 1.0
+        if self.spec.trace is not None and isinstance(self.spec.process, Replay) and span_s > 0:
+            pace = (len(arrival_s) - 1) / span_s / (self.rate_req_s or math.inf)
+        return Lengths(prompt, output, self.block_tokens > 0, span_s, pace)
 
 
 class Load:
