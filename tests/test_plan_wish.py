@@ -22,7 +22,7 @@ from headway.plan.wish import wishes
 from headway.sim import Deployment, Pool
 from headway.sim.run import compiled
 from headway.units import parse_seconds
-from headway.workload import workload
+from headway.workload import parse_length, workload
 
 SMALL = Question(
     model="llama-3.1-8b", gpu="h100-sxm", gpus=2, rate_req_s=1.0, slo=Slo(ttft_s=0.5, tpot_s=0.03), requests=300,
@@ -205,3 +205,42 @@ def test_singles_are_candidates_of_the_space_one_for_each_replica():
     found = list(singles(question))
     assert {each.name for each in found} <= {option.name for option in enumerate_space(question).options}
     assert len({each.pools[0].replica for each in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"gpus": 1, "layouts": ("split",)}, ("layouts split against 1 h100-sxm", "Allow layouts mixed (1x tp1")),
+        ({"gpus": 4, "spare": 2, "layouts": ("split",)}, ("spare 2 against 4 h100-sxm", "lower spare 2")),
+        ({"gpus": 2, "spare": 1, "max_usd_per_hour": 4.0}, ("max_usd_per_hour 4 against spare 1", "Raise max_usd_per")),
+        ({"model": "llama-3.1-70b", "gpus": 8, "max_tp": 1, "weights": ("bf16",), "pp": (1,)}, ("raise max_tp 1 (",)),
+    ],
+)
+def test_constraints_that_leave_nothing_name_the_pair_and_what_to_loosen(changes, parts):
+    found = plan(changed(**changes), workers=1)
+    assert not found.feasible
+    for part in parts:
+        assert part in found.message
+
+
+def test_an_engine_is_not_planned_on_a_gpu_that_it_does_not_run_on():
+    both = changed(gpu={"h100-sxm": 1, "mi300x": 1}, gpus=None, engine=EngineSettings(name="trtllm"))
+    kinds = {pool.replica.gpu for o in enumerate_space(both).options for pool in o.deployment.pools}
+    assert kinds == {"h100-sxm"}
+    with pytest.raises(BadInput, match="engine trtllm against gpu mi300x"):
+        memory_fit(Replica(model="llama-3.1-8b", gpu="mi300x", engine=EngineSettings(name="trtllm")))
+
+
+def test_prompts_beyond_the_context_are_not_promised_a_time():
+    long = workload("chat").spec
+    spec = msgspec.structs.replace(long, prompt=parse_length("200000"), output=parse_length("100"))
+    found = plan(changed(workload=spec, slo=Slo(ttft_s=0.5)), workers=1)
+    assert "below the physical floor" in found.message and "exceed the KV cache or the context" in found.message
+    assert "0 s" not in found.message
+
+
+def test_a_rate_far_beyond_the_gpus_is_not_searched_at_length_for_all():
+    found = plan(changed(rate_req_s=5000.0, requests=4000), workers=1)
+    assert found.binding == "rate"
+    assert found.long_runs < len(found.ranked) / 2
+    assert found.ranked[0].requests == found.requests

@@ -248,7 +248,9 @@ def below_floor(low: Floor, needs_s: float | None, question: Question, changes: 
     name, limit, least = _NAMES[low.binding], format_seconds(low.limit_s), format_seconds(low.least_s)
     layout = f"tp{low.replica.tp}" + (f"pp{low.replica.pp}" if low.replica.pp > 1 else "")
     ask = f"Ask for clearly more than {least}"
-    if needs_s is not None:
+    if needs_s == 0.0:
+        ask = "Besides, its requests exceed the KV cache or the context"
+    elif needs_s is not None:
         share = 1 - question.margin if low.binding in ("tpot", "itl") else 1.0
         ask = (
             f"Simulated with requests that hardly meet, it needs {format_seconds(needs_s)}: ask for "
@@ -306,6 +308,11 @@ def nothing_allowed(
         return (
             f"{start} {against} leaves none, as all {discarded['budget']:,} whose replicas fit cost "
             f"more.{_otherwise(changes, 'would fit')}"
+        )
+    if not discarded and not question.spare:
+        return (
+            f"{start} layouts {', '.join(question.layouts)} against {question.gpu_words} leaves none: a prefill and a "
+            f"decode replica take more GPUs than there are.{_otherwise(changes, 'would fit')}"
         )
     if without_spare:
         return (

@@ -24,6 +24,7 @@ OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 _REQUESTS = 8_000  # goodput of one seed against 64,000 requests, 70B chat on H100: -1 % and 2 to 4 % noise
 _REQUESTS_MAX = 40_000
+_GPUS_MAX = 4_096
 _QUEUE_TTFTS = 40  # a run must last this many TTFT limits, or 3 % too much load hardly shows in its queue ...
 _BATCH_TURNS = 30  # ... and this many outputs at the TPOT limit, or the batch hardly grows to what it comes to
 
@@ -127,7 +128,26 @@ class Question(Spec, frozen=True, kw_only=True):
             if len(set(tried)) < len(tried):
                 raise BadInput(f"{name} {list(tried)}: give each value to try once")
 
+        self._check_budget_tokens()
+
+    def _check_budget_tokens(self) -> None:
+        least, engine = min(self.budget_tokens), self.engine
+        needed = engine.max_seqs * engine.step_tokens
+        if least < needed:
+            each = "one token" if engine.step_tokens == 1 else f"{engine.step_tokens} tokens to verify"
+            raise BadInput(
+                f"budget_tokens {least} against engine.max_seqs {engine.max_seqs}: a step has room for at least {each} "
+                f"of each sequence; give {needed} or more, or lower engine.max_seqs"
+            )
+
     def _check_stock(self) -> None:
+        self._check_counts()
+        if self.most > _GPUS_MAX:
+            raise BadInput(
+                f"gpus {self.most:,}: plans have up to {_GPUS_MAX:,}; plan for a part of the rate, and multiply"
+            )
+
+    def _check_counts(self) -> None:
         if self.gpus is not None and self.gpus < 1:
             raise BadInput(f"gpus {self.gpus}: a plan needs at least 1 GPU")
         if isinstance(self.gpu, str):

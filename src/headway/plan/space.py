@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from headway.cost import Replica, memory_fit
+from headway.cost.engines import check_engine
 from headway.cost.power import power_law, waiting_watts
 from headway.cost.replica import drafting_model, tp_degrees
 from headway.errors import BadInput, DoesNotFit
@@ -330,6 +331,7 @@ def _kinds(question: Question, fits: _Fits) -> list[_Kind]:
     for name, most in question.stock.items():
         card = gpu(name)
         try:
+            check_engine(question.engine.name, card)
             shapes, throttles = _shapes(question, most, spec, card), _throttles(question, card)
         except BadInput as refusal:
             refused.append(refusal)
@@ -355,9 +357,14 @@ def _shapes(question: Question, most: int, spec: Model, card: Gpu) -> list[Shape
     degrees = [tp for tp in degrees if question.max_tp is None or tp <= question.max_tp]
     shapes = [Shape(tp, pp) for tp, pp in product(degrees, stages) if pp <= spec.layers]
     fitting = [shape for shape in shapes if shape.gpus <= most]
+    if not shapes:
+        raise BadInput(f"pp {list(stages)} against the {spec.layers} layers of {spec.key}: a stage needs at least one")
     if not fitting:
-        asked = ", ".join(map(str, shapes)) or f"pp {list(stages)} of {spec.layers} layers"
-        raise BadInput(f"{most} GPUs hold none of the replicas asked for ({asked}): raise gpus, lower tp, pp")
+        degrees_asked = [f"{name} {list(of)}" for name, of in (("tp", question.tp), ("pp", question.pp)) if of]
+        raise BadInput(
+            f"gpus {most} of {card.key} against {' and '.join(degrees_asked)}: the smallest replica asked for takes "
+            f"{min(shape.gpus for shape in shapes)} GPUs; raise the one or lower the other"
+        )
     return fitting
 
 

@@ -18,6 +18,7 @@ __all__ = ["Wish", "wishes"]
 _NODES = 4  # a replica over more of them is hardly served
 _TOLD = 3
 _LISTS = ("tp", "pp", "weights", "kv", "cap_watts", "clock_mhz")
+_BOTH = ("mixed", "split")
 
 Meets = Callable[[Deployment], bool]
 
@@ -55,6 +56,8 @@ def _ways(question: Question) -> dict[str, tuple[str, dict[str, Any]]]:
         if tried is not None:
             listed = ", ".join(f"{each:g}" if isinstance(each, float) else f"{each}" for each in tried)
             ways[name] = f"allow other {name} than {listed}", {name: None}
+    if "mixed" not in question.layouts:
+        ways["layouts"] = "allow layouts mixed", {"layouts": _BOTH}
     if question.max_usd_per_hour is not None:
         ways["max_usd_per_hour"] = f"raise max_usd_per_hour {question.max_usd_per_hour:g}", {"max_usd_per_hour": None}
     if question.spare:
