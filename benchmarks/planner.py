@@ -1,11 +1,12 @@
 """The planner end to end: seconds, memory, what it found, and whether simulating everything finds better.
 
-    python benchmarks/planner.py [--runs N] [--exhaustive]
+    python benchmarks/planner.py [--runs N] [--exhaustive] [--gpus "16 H100"]
 
 A 70B model on up to 16 H100s, and on up to 16 H100s and 16 A100s, for three workloads. CPU and wall seconds are of the
 command with its worker processes; memory is the peak of all of them together (proportional set size, looked at 100
 times a second). Regret is by how much the plan's best is dearer than the best of an exhaustive search: every candidate
-that fits, at length, then those in front on further seeds. Where the best has two kinds of GPU, it and every plan of
+that fits, at length, then those in front on further seeds; `results/planner.md` is the table of both, with what a
+candidate costs to look at. Where the best has two kinds of GPU, it and every plan of
 one kind for the same money or less are simulated again, with another seed and twice the requests.
 """
 
@@ -17,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import keep, python, show
+from measure import RESULTS, keep, python, show
 
 from headway.plan import Question
 from headway.plan.space import Option, enumerate_space
@@ -86,25 +87,61 @@ def _pools_kinds(option: Option) -> set[str]:
     return {pool.replica.gpu for pool in option.deployment.pools}
 
 
+def beside_all(fleet: str, load: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Return what looking at every candidate at length took, and how far behind its best the search's best is."""
+    whole = run(fleet, load, "--set", "exhaustive=true")
+    per_candidate = whole["CPU s"] / whole["fitting"]
+    return {
+        "exhaustive CPU s": whole["CPU s"],
+        "exhaustive CPU ms per fitting candidate": 1000 * per_candidate,
+        "share of that": found["CPU s"] / whole["CPU s"],
+        "exhaustive best": whole["best"],
+        "exhaustive $ per hour": whole["$ per hour"],
+        "regret": found["$ per hour"] / whole["$ per hour"] - 1,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the search beside everything at length, as Markdown."""
+    head = (
+        "GPUs", "workload", "candidates", "search CPU s", "ms each", "all, CPU s", "ms each", "best", "of all", "regret"
+    )  # fmt: skip
+    lines = [head, ("---", "---", *("---:" for _ in range(5)), "---", "---", "---:")]
+    lines += [
+        (
+            row["GPUs"], row["workload"], f"{row['fitting']:,}", f"{row['CPU s']:.1f}",
+            f"{row['CPU ms per fitting candidate']:.0f}", f"{row['exhaustive CPU s']:.0f}",
+            f"{row['exhaustive CPU ms per fitting candidate']:.0f}", f"`{row['best']}`", f"`{row['exhaustive best']}`",
+            f"{row['regret']:.1%}",
+        )
+        for row in rows
+        if "exhaustive best" in row
+    ]  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def main() -> None:
     """Time every question with the workers the command chooses, and hold the answers against everything at length."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--exhaustive", action="store_true", help="some ten minutes more")
+    parser.add_argument("--exhaustive", action="store_true", help="half an hour more")
+    parser.add_argument("--gpus", choices=FLEETS, help="only these; figures of the others stay")
     asked = parser.parse_args()
-    rows = []
-    for fleet in FLEETS:
+    kept = RESULTS / "planner.json"
+    before = json.loads(kept.read_text())["rows"] if kept.exists() else []
+    rows = [row for row in before if asked.gpus and row["GPUs"] != asked.gpus]
+    for fleet in [asked.gpus] if asked.gpus else FLEETS:
         for load in LOADS:
             done = [run(fleet, load) for _ in range(asked.runs)]
             best = min(done, key=lambda each: each["wall s"])
             row = {"GPUs": fleet, "workload": load} | best
             if asked.exhaustive:
-                whole = run(fleet, load, "--set", "exhaustive=true")
-                row |= {"exhaustive CPU s": whole["CPU s"], "exhaustive best": whole["best"]}
-                row["regret"] = best["$ per hour"] / whole["$ per hour"] - 1
+                row |= beside_all(fleet, load, best)
             rows.append(row)
             show(f"headway plan, {fleet}, {load}", [row])
-    keep("planner", {"command": f"headway plan --model llama-3.1-70b, {LOADS}", "rows": rows})
+            keep("planner", {"command": f"headway plan --model llama-3.1-70b, {LOADS}", "rows": rows})
+            if asked.exhaustive:
+                (RESULTS / "planner.md").write_text(table(rows))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from cli_cases import refused, run
 from headway.cli import options
 from headway.metrics import Slo
-from headway.plan import question
+from headway.plan import Plan, plan, question
 from headway.specs import read_yaml
 from report_cases import plan as made_plan
 
@@ -166,6 +166,17 @@ def test_a_trace_is_read_once_with_its_broken_lines_left_out(asked, tmp_path):
     refused(run(*ASK, "--workload", trace), f"{trace}:3")
     assert run(*ASK, "--workload", trace, "--skip-bad").stderr.count("broken") == 1
     assert asked["made"].requests == 2
+    assert asked["question"].skip_bad
+
+
+def test_a_plan_read_back_asks_for_the_same_trace_with_its_broken_lines_left_out(tmp_path):
+    trace, file = tmp_path / "t.csv", tmp_path / "plan.json"
+    rows = [*(f"{i / 5},200,{10 + i % 7}" for i in range(120)), "broken", *(f"{24 + i / 5},90,20" for i in range(120))]
+    trace.write_text("\n".join(["arrival_s,input_tokens,output_tokens", *rows]))
+    assert run(*ASK, "--workload", trace, "--skip-bad", *SETS, "--json", file, "-q").exit_code == 0
+    found = Plan.from_json(file.read_text())
+    again = plan(Plan.from_json(file.read_text()).question, workers=1)
+    assert msgspec.structs.replace(again, seconds=0.0) == msgspec.structs.replace(found, seconds=0.0)
 
 
 def test_an_order_without_anything_to_go_by_is_noted(asked):

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from headway.cost import EngineSettings
 from headway.errors import BadInput, UnknownName
 from headway.metrics import Prices, Slo
 from headway.metrics.attainment import group_interval
@@ -292,7 +293,7 @@ def test_a_model_that_fits_nowhere_names_the_memory():
     assert (found.feasible, found.binding, found.ranked) == (False, "memory", [])
     assert found.discarded == {"memory": found.enumerated}
     assert "GiB" in found.message
-    assert "would do" in found.message
+    assert "on 8 h100-sxm, $31.92 per hour, would fit" in found.message
 
 
 def test_an_slo_without_a_limit_on_waiting_still_bounds_the_rate():
@@ -396,7 +397,12 @@ def test_progress_counts_every_evaluation():
         ({"requests": 0}, "requests 0: a simulation needs at least 1"),
         ({"tp": ()}, "tp .*: give at least one value"),
         ({"tp": (3,), "gpus": 3}, "tp=3 does not divide"),
-        ({"tp": (4,)}, "2 GPUs hold none of the replicas asked for"),
+        ({"tp": (4,)}, r"gpus 2 of h100-sxm against tp \[4\]: the smallest replica asked for takes 4 GPUs"),
+        ({"tp": (2,), "pp": (2,)}, r"gpus 2 of h100-sxm against tp \[2\] and pp \[2\]: .* takes 4 GPUs"),
+        ({"pp": (100,)}, r"pp \[100\] against the 32 layers of llama-3.1-8b"),
+        ({"gpus": 100_000}, "gpus 100,000: plans have up to 4,096"),
+        ({"budget_tokens": (16, 2048)}, "budget_tokens 16 against engine.max_seqs 256: .* give 256 or more"),
+        ({"gpu": "mi300x", "engine": EngineSettings(name="trtllm")}, "engine trtllm against gpu mi300x: it runs on"),
         ({"weights": ("fp4",)}, "weights='fp4'"),
         ({"workload": "chatt"}, "unknown workload 'chatt'"),
         ({"model": "llama-3.1-9b"}, "unknown model"),

@@ -188,7 +188,10 @@ def test_a_limit_met_at_every_rate_gives_a_lower_bound(start):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"gpus": 4, "spare": 3, "max_usd_per_hour": 10.0}, ("$10.00 per hour", "spare 3", "raise max_usd_per_hour")),
+        (
+            {"gpus": 4, "spare": 3, "max_usd_per_hour": 10.0},
+            ("max_usd_per_hour 10 against spare 3", "lower spare 3 (", "Raise max_usd_per_hour 10 ("),
+        ),
         ({"model": "llama-3.1-70b", "gpus": 4, "weights": ("bf16",), "spare": 3}, ("spare 3", "4 h100-sxm")),
     ],
 )
@@ -205,14 +208,17 @@ def test_what_a_plan_leaves_out_of_its_workload_is_said(tmp_path):
     rows = [*(f"{i},100,20" for i in range(100)), *(f"{100 + i / 4},100,20" for i in range(100))]
     file.write_text("\n".join(["arrival_s,input_tokens,output_tokens", *rows]))
     made = workload(str(file))
-    said = extent(QUESTION, made, 50, made.rate_req_s)
-    assert "first 50 of 200 requests of the trace: --set requests=200" in said
-    rate = float(re.search(r"--rate ([0-9.]+)", said)[1])
-    assert rate == pytest.approx(4 * made.rate_req_s, rel=0.01)
-    assert extent(QUESTION, made, 200, made.rate_req_s) == extent(QUESTION, workload("chat"), 50, 3.0) == ""
-    assert "--rate" not in extent(QUESTION, made.at_rate(3.0), 199, 3.0)
+    said = extent(QUESTION, made, made.densest(50), 50, made.rate_req_s)
+    assert "on the 50 of the trace's 200 requests in a row" in said and "--set requests=200 judges by all" in said
+    assert "from number 101 on" in said
+    rate = float(re.search(r"these come at ([0-9.]+)", said)[1])
+    assert rate == pytest.approx(4.0, rel=0.01)
+    assert extent(QUESTION, made, made, 200, made.rate_req_s) == ""
+    assert extent(QUESTION, workload("chat"), workload("chat"), 50, 3.0) == ""
+    drawn = workload(str(file), arrival="poisson:rate=2")
+    assert "first 50 of 200 requests" in extent(QUESTION, drawn, drawn.densest(50), 50, 2.0)
     day = workload("chat", arrival="diurnal:peak_to_trough=3", rate=10.0)
-    said = extent(QUESTION, day, 8640, 10.0)
+    said = extent(QUESTION, day, day, 8640, 10.0)
     assert "first 1% of it" in said
     assert "--rate 15 plans for that" in said
 

@@ -281,9 +281,9 @@ def test_the_terminal_shows_interval_and_evidence():
     assert "±7%" in shown(plan_text(made, 5)) and result.uncertainty.level in shown(plan_text(made, 5))
 
 
-def entry(name, count, goodput, meets=True):
+def entry(name, count, goodput, meets=True, ttft=0.1, tpot=0.02, joules=0.3):
     deployment = cases.deployment(count, name=name)
-    asked = Asked(0.97, 0.96, 0.98, 0.1, 0.02, 0.5, 0.3, meets)
+    asked = Asked(0.97, 0.96, 0.98, ttft, tpot, 0.5, joules, meets, carbon_g_per_million_output_tokens=joules)
     return Entry(deployment, Found(Goodput(goodput, goodput, goodput * 1.03), asked, "ttft", 0.6, 0.5, 4000, 9), meets)
 
 
@@ -297,6 +297,31 @@ def test_what_the_error_does_not_tell_apart_is_tied_and_said_so():
     assert doubt(ranked, "goodput", 10.0).ties == ["b", "d"]
     alone = doubt([ranked[0], ranked[2]], "cost", 10.0)
     assert alone.ties == [] and alone.words == ""
+
+
+@pytest.mark.parametrize(
+    ("objective", "figure"),
+    [("rate", "goodput"), ("ttft", "ttft"), ("tpot", "tpot"), ("energy", "joules"), ("carbon", "joules")],
+)
+def test_ties_are_by_the_figure_of_the_objective_and_by_no_other(objective, figure):
+    base = {"goodput": 100.0, "ttft": 0.1, "tpot": 0.02, "joules": 0.3}
+    best = entry("best", 2, **base)
+    reach = 1.0 + doubt([best], objective, 10.0).ratio
+    others = {name: base[name] / 50.0 for name in base if name != figure}
+    near, far = base[figure] / reach**0.9, base[figure] / reach**1.1
+    ranked = [
+        best, entry("near", 4, **base | {figure: near}), entry("far", 4, **base | {figure: far}),
+        entry("unlike elsewhere", 16, **others | {figure: near}), entry("alike elsewhere", 2, **base | {figure: far}),
+    ]  # fmt: skip
+    assert doubt(ranked, objective, 1.0).ties == ["near", "unlike elsewhere"]
+
+
+def test_a_ratio_of_latencies_is_surer_than_their_interval():
+    best = entry("best", 2, 100.0)
+    for objective in ("ttft", "tpot"):
+        found = doubt([best], objective, 10.0)
+        low, high = getattr(found.error, objective)
+        assert (1 + found.ratio) ** 2 == pytest.approx(high / low)
 
 
 def test_headroom_below_the_error_is_said():

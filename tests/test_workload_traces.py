@@ -5,13 +5,24 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headway.errors import BadInput, UnknownName
-from headway.workload import Workload, WorkloadSpec, parse_arrival, parse_length, workload, write
+from headway.workload import (
+    RequestClass,
+    SharedPrefix,
+    Workload,
+    WorkloadSpec,
+    parse_arrival,
+    parse_length,
+    workload,
+    write,
+)
+from headway.workload.batch import join
 from headway.workload.readers import read_trace
 from workload_cases import all_of, chain, same_bytes, specs
 
@@ -369,6 +380,12 @@ def test_requests_all_at_once_have_no_rate(tmp_path: Path) -> None:
         list(made.batches(0, rate_req_s=3.0))
 
 
+def test_a_single_request_comes_when_it_comes_at_any_rate(tmp_path: Path) -> None:
+    made = workload(save(tmp_path, SECONDS + "3,10,2\n"))
+    assert made.rate_req_s is None
+    assert same_bytes(all_of(made), all_of(made, rate=7.0))
+
+
 def test_a_yaml_file_holds_a_workload(tmp_path: Path) -> None:
     text = (
         "name: mine\nprompt: {kind: exponential, mean_tokens: 512}\noutput: {kind: constant, tokens: 1000}\n"
@@ -379,3 +396,104 @@ def test_a_yaml_file_holds_a_workload(tmp_path: Path) -> None:
     assert same_bytes(all_of(made, rate=1.0), all_of(workload(spec)))
     with pytest.raises(BadInput, match="nearest: prompt"):
         workload(save(tmp_path, text.replace("prompt", "promt"), "wrong.yaml"))
+
+
+# --- longer than is held ---
+
+
+def test_a_long_file_lies_on_disk_and_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"{i * 0.5:.1f},{10 + i % 7},{1 + i % 5}" for i in range(1000)]
+    plain = save(tmp_path, SECONDS + "\n".join(lines) + "\n", "plain.csv")
+    chains = WorkloadSpec(
+        prompt=parse_length("exp:300"), output=parse_length("exp:40"), requests=1000,
+        shared_prefix=SharedPrefix(tokens=parse_length("200"), groups=3), prediction_sigma=0.3,
+        classes=(RequestClass(name="a"), RequestClass(name="b", deadline_s=2.0, priority=1)),
+    )  # fmt: skip
+    files = [plain]
+    for name in ("own.jsonl", "own.parquet"):
+        write(workload(chains), tmp_path / name)
+        files.append(str(tmp_path / name))
+    before = [read_trace(file).requests for file in files]
+    monkeypatch.setattr("headway.workload.readers.ROWS", 64)
+    monkeypatch.setattr("headway.workload.files.ROWS", 64)
+    monkeypatch.setattr("headway.workload.spool.HELD_BYTES", 10_000)
+    for file, held in zip(files, before, strict=True):
+        there = read_trace(file).requests
+        assert isinstance(there.prompt_tokens, np.memmap) and not isinstance(held.prompt_tokens, np.memmap)
+        assert same_bytes(there, held)
+        assert same_bytes(all_of(workload(file)), join(list(workload(file).batches(0, chunk=77))))
+
+
+def test_a_long_file_out_of_order_is_sorted_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"{(i * 37) % 1000},{10 + i % 7},{1 + i % 5}" for i in range(1000)]
+    file = save(tmp_path, SECONDS + "\n".join(lines) + "\n")
+    held = read_trace(file)
+    monkeypatch.setattr("headway.workload.readers.ROWS", 64)
+    monkeypatch.setattr("headway.workload.spool.HELD_BYTES", 10_000)
+    assert same_bytes(read_trace(file).requests, held.requests)
+    assert read_trace(file).notes == held.notes == ("arrivals were out of order; sorted",)
+    assert (np.diff(held.requests.arrival_s) >= 0).all()
+
+
+def test_dates_may_go_back_before_the_first(tmp_path: Path) -> None:
+    dated = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    file = save(tmp_path, dated + "2023-11-16 18:15:46.5,5,6\n2023-11-16 18:15:40.5,7,8\n2023-11-16 18:15:48.0,9,1\n")
+    found = read_trace(file).requests
+    assert found.arrival_s.tolist() == [0.0, 6.0, 7.5] and found.prompt_tokens.tolist() == [7, 5, 9]
+
+
+# --- parts of a trace ---
+
+
+@each
+@given(
+    st.lists(st.tuples(st.floats(0, 5), st.integers(1, 500), st.integers(1, 99)), min_size=2, max_size=60),
+    st.integers(1, 60),
+)
+def test_the_densest_part_is_the_one_that_no_other_in_a_row_beats(tmp_path: Path, gaps, wanted) -> None:
+    times = np.cumsum([gap for gap, _, _ in gaps])
+    tokens = np.array([prompt + output for _, prompt, output in gaps])
+    text = "".join(f"{t!r},{p},{o}\n" for t, (_, p, o) in zip(times.tolist(), gaps, strict=True))
+    made = workload(save(tmp_path, SECONDS + text))
+    part = made.densest(wanted)
+    if wanted >= len(gaps):
+        assert part is made
+        return
+
+    def load(at: int) -> float:
+        return float(tokens[at : at + wanted].sum() / max(times[at + wanted - 1] - times[at], 1e-9))
+
+    first = part.spec.first
+    assert load(first) >= max(load(at) for at in range(len(gaps) - wanted + 1)) * (1 - 1e-6)
+    found = all_of(part)
+    assert len(found) == part.requests == wanted and part.rate_req_s == made.rate_req_s
+    assert found.prompt_tokens.tolist() == [prompt for _, prompt, _ in gaps[first : first + wanted]]
+    assert np.allclose(found.arrival_s, times[first : first + wanted] - (times[first] if first else 0.0))
+
+
+def test_a_part_is_found_across_the_parts_that_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    times, prompts = np.cumsum(rng.exponential(1.0, 500)), rng.integers(1, 900, 500)
+    file = save(tmp_path, SECONDS + "".join(f"{t},{p},5\n" for t, p in zip(times, prompts, strict=True)))
+    whole = [workload(file).densest(n).spec.first for n in range(1, 500, 7)]
+    monkeypatch.setattr("headway.workload.trace._LOOKED_AT", 13)
+    assert whole == [workload(file).densest(n).spec.first for n in range(1, 500, 7)]
+
+
+def test_a_part_of_a_trace_is_what_its_spec_says(shared_data: Path, tmp_path: Path) -> None:
+    for name in ("azure_2023_conv.csv.gz", "mooncake_conversation.jsonl.gz"):
+        file = shared_data / "traces" / name
+        if not file.exists():
+            continue
+        for rate in (None, 7.0):
+            part = workload(file).densest(300)
+            spec = msgspec.structs.replace(workload(file).spec, first=part.spec.first, requests=300)
+            assert same_bytes(all_of(part, rate=rate), all_of(workload(spec), rate=rate))
+    made = workload(file)
+    late = workload(msgspec.structs.replace(made.spec, first=made.requests - 5))
+    assert late.requests == 5 and late.rate_req_s == made.rate_req_s
+    with pytest.raises(BadInput, match="first"):
+        workload(msgspec.structs.replace(made.spec, first=made.requests))
+    for spec in ({"trace": "x", "first": -1}, {"prompt": parse_length("5"), "output": parse_length("5"), "first": 3}):
+        with pytest.raises(BadInput, match="expected 0 or more, of a trace"):
+            WorkloadSpec(**spec)

@@ -55,13 +55,16 @@ class MissingExtra(BadInput):
 
 
 class DoesNotFit(HeadwayError):
-    """A model that does not fit into the memory it is given: no feasible answer rather than bad input."""
+    """A model that does not fit into the memory it is given: no feasible answer rather than bad input.
+
+    `lack` says what is missing; the text adds `remedy`, what would do.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, needed_bytes: int, available_bytes: int) -> None:
-        self.needed_bytes, self.available_bytes = needed_bytes, available_bytes
-        super().__init__(message)
+    def __init__(self, lack: str, *, needed_bytes: int, available_bytes: int, remedy: str = "") -> None:
+        self.needed_bytes, self.available_bytes, self.lack = needed_bytes, available_bytes, lack
+        super().__init__(f"{lack}; {remedy}" if remedy else lack)
 
 
 def _restore(type_: type[HeadwayError], args: tuple[Any, ...]) -> HeadwayError:

@@ -105,6 +105,7 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
         gpu=gpu,
         gpus=gpus,
         workload=workload.spec if changed else asked["workload"] or DEFAULT_WORKLOAD,
+        skip_bad=asked["skip_bad"],
         rate_req_s=asked["rate"],
         slo=slo_of(asked, sets["slo"]) or Slo(),
         objective=asked["objective"],

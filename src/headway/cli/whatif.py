@@ -133,8 +133,11 @@ def _planned(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, Que
     deployment = from_mapping(Deployment, chosen(plan, None, file), file)
     rate = rates_of(asked["rates"]).today_req_s or plan.rate_req_s
     terminal.keep(f"as planned: {format_rate(rate)}, {plan.requests:,} requests, the limits of {file}")
-    made = workload(plan.question.workload, rate=rate, requests=plan.requests)
-    return Case(deployment, made, plan.question.slo), plan.question
+    question = plan.question
+    made = workload(question.workload, rate=rate, skip_bad=question.skip_bad).densest(plan.requests)
+    if made.spec.trace is None:
+        made = workload(made.spec, requests=plan.requests)
+    return Case(deployment, made, question.slo), question
 
 
 def _refuse_today(source: str, asked: o.Options) -> None:

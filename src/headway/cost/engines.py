@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from headway.cost.datafile import family_of, packaged
 from headway.cost.efficiency import Law
 from headway.errors import BadInput, UnknownName
+from headway.hardware import Gpu
 from headway.specs import Spec, from_mapping
 
-__all__ = ["EngineFacts", "HostTerms", "engine_facts", "engine_names"]
+__all__ = ["EngineFacts", "HostTerms", "check_engine", "engine_facts", "engine_names"]
 
 
 class HostTerms(Law, kw_only=True):
@@ -76,6 +77,24 @@ class _Family(Spec):
 class _File(Spec):
     source: str
     engines: dict[str, _Family]
+
+
+_ONLY_ON: Final = {"trtllm": "NVIDIA", "deepspeed-mii": "NVIDIA"}  # as their own documentation has it
+
+
+def check_engine(name: str, card: Gpu) -> None:
+    """Refuse a GPU that an engine does not run on.
+
+    Raises:
+        BadInput: its maker's is not the engine's only one.
+    """
+    only = _ONLY_ON.get(name)
+    if only is not None and card.vendor != only:
+        others = ", ".join(each for each in engine_names() if each not in _ONLY_ON)
+        raise BadInput(
+            f"engine {name} against gpu {card.key}: it runs on GPUs of {only} alone, and this one is {card.vendor}'s; "
+            f"name another of the two (engines without that limit: {others})"
+        )
 
 
 @functools.cache

@@ -75,6 +75,7 @@ def memory_fit(replica: Replica) -> MemoryFit:
             _explain(replica, spec, card, fit, least),
             needed_bytes=fit.needed_bytes + least,
             available_bytes=room,
+            remedy=_remedy(replica, spec, card),
         )
     return fit
 
@@ -220,8 +221,7 @@ def _explain(replica: Replica, spec: Model, card: Gpu, fit: MemoryFit, least: in
     share = f"{replica.engine.memory_utilization:.0%} of {_gib(card.memory_bytes)}"
     return (
         f"{spec.key} ({replica.weights}, tp={replica.tp}, pp={replica.pp}) does not fit on {card.key}: each "
-        f"GPU needs {_gib(fit.needed_bytes + least)} ({listed}) and has {_gib(room)} ({share}); "
-        f"{_remedy(replica, spec, card)}"
+        f"GPU needs {_gib(fit.needed_bytes + least)} ({listed}) and has {_gib(room)} ({share})"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from headway.cost.calibration import Calibration
+from headway.cost.engines import check_engine
 from headway.cost.power import media_kinds
 from headway.cost.speculation import MTP, NGRAM, Speculation
 from headway.errors import BadInput, UnknownName, nearest
@@ -143,6 +144,7 @@ def resolve(replica: Replica) -> tuple[Model, Gpu]:
             that neither the GPU computes in nor the model is published in, speculation that is not modelled.
     """
     spec, card = model(replica.model), gpu(replica.gpu)
+    check_engine(replica.engine.name, card)
     _check_layout(replica, spec, card)
     _check_precision(replica, spec, card)
     if replica.engine.speculation is not None:

@@ -32,7 +32,10 @@ class Candidate(Spec, frozen=True, kw_only=True):
             interval does. Where even the highest rate tried met the SLO, both are that rate, a lower bound, and the
             upper end is None.
         attainment, ...: at the asked rate; None where a bound proves that no rate meets the SLO. Confirmed: over all
-            requests of all `seeds`, the other figures the mean of the seeds'.
+            requests of all `seeds`, the other figures the mean of the seeds'. Like goodput, attainment and latencies
+            are of what is left when `question.spare` replicas of every pool are down; what it costs, draws
+            and emits is of all of them.
+        attainment_all_up: attainment with every replica up: the same where none may be down.
         attainment_low, attainment_high: 95 % interval: by batches of one run, by the seeds where several were run.
         usd_per_hour, usd_per_million_output_tokens: of the GPUs, idle ones too; None without a price.
         meets: whether it meets the SLO at the asked rate; confirmed: whether `attainment_low` reaches the target.
@@ -74,6 +77,7 @@ class Candidate(Spec, frozen=True, kw_only=True):
     energy_kind: EnergyKind | None = None
     carbon_g_per_million_output_tokens: float | None = None
     embodied_g_per_million_output_tokens: float | None = None
+    attainment_all_up: float | None = None
 
 
 class Variant(Spec, frozen=True, kw_only=True):
@@ -81,7 +85,8 @@ class Variant(Spec, frozen=True, kw_only=True):
 
     Attributes:
         rate_req_s: asked for.
-        attainment, attainment_low, attainment_high: at that rate, with the 95 % interval by batches.
+        attainment, attainment_low, attainment_high: at that rate, with the 95 % interval by batches; with the
+            question's spare replicas down.
         meets: whether the attainment reaches its target.
         breaks: what breaks first where the rate is higher than what it serves.
         goodput_req_s: the highest rate at which attainment reaches its target, within 3 %; 0 where none does, None
@@ -142,6 +147,7 @@ class Plan(Spec, frozen=True, kw_only=True):
     Attributes:
         rate_req_s, requests: the rate planned for and the requests of a long run, chosen where the question left them
             open.
+        first_request: place in its trace, from 0 on, of the first request simulated.
         feasible: whether any candidate meets the SLO at the asked rate.
         binding: what stands in the way when none does: "memory" (the model fits no GPUs), a latency limit (missed
             at any rate), "rate" (too high for these GPUs), or None: constraints of the question leave nothing to try.
@@ -157,8 +163,8 @@ class Plan(Spec, frozen=True, kw_only=True):
         long_runs, confirmed: how many of these rest on runs of `requests`, and how many on further seeds.
         uncertainty: the cost model's own error in the figures of the first of `ranked`, as factors.
         sensitivity: what becomes of `best` where something is otherwise; None where it was not asked for.
-        ratio_error: how far the ratio of two candidates may be off, in 90 % of cases: less than each of them, as
-            errors of one model and GPU are alike.
+        ratio_error: how far the ratio of two candidates in what the objective is about may be off, in 90 % of cases:
+            less than each of them, as errors of one model and GPU are alike.
         ties: names of candidates that the cost model's error does not tell from `best`.
         undecided: names of candidates that would be before `best`, but that all seeds spent on them leave in doubt
             whether they meet the SLO.
@@ -168,6 +174,7 @@ class Plan(Spec, frozen=True, kw_only=True):
     question: Question
     rate_req_s: float
     requests: int
+    first_request: int = 0
     feasible: bool
     binding: Binding | None
     message: str

@@ -34,13 +34,15 @@ Floats = NDArray[np.float64]
 class Lengths(NamedTuple):
     """Tokens of the measured requests, which arrive within `span_s` at the rate asked for.
 
-    With `cached`, prompts may be found in a prefix cache.
+    With `cached`, prompts may be found in a prefix cache. They come at `pace` times the rate asked for, as a part of a
+    trace may, whose rate is that of all of it.
     """
 
     prompt: Ints
     output: Ints
     cached: bool
     span_s: float = math.inf
+    pace: float = 1.0
 
     def sample(self) -> Lengths:
         """A few requests whose prompts are spread like those of all, each with the mean output."""
@@ -173,7 +175,7 @@ class Guess:
     """
 
     def __init__(self, lengths: Lengths, slo: Slo) -> None:
-        self.sample, self.slo = lengths.sample(), slo
+        self.sample, self.slo, self.pace = lengths.sample(), slo, lengths.pace
         self.known: dict[tuple[str, StepTable, int], float] = {}
 
     def __call__(self, deployment: Deployment, tables: tuple[StepTable, ...]) -> float:
@@ -183,7 +185,7 @@ class Guess:
             sum(self._rate(role, table, pool.ranks) for pool, table in pools if pool.role == role)
             for role in ("prefill", "decode", "mixed")
         )
-        return mixed or min(prompts, tokens)
+        return (mixed or min(prompts, tokens)) / self.pace
 
     def _rate(self, role: str, table: StepTable, count: int) -> float:
         key = role, table, count

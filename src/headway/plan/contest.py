@@ -16,6 +16,7 @@ __all__ = ["Contest"]
 _RUNGS = ((16, 0), (4, 128), (1, 32))  # a share of the long run's requests, and how many at the top get such runs
 _SHORT_MIN = 500  # requests, enough to see a tenth missing
 _LEADERS = 3  # so many of those that meet the SLO rest on further seeds, and all of the front
+_HOPELESS = 3  # where none may meet it, so many get long runs
 _DOUBT = 0.1  # nearer than this to the asked rate, short runs do not tell whether it is met
 _SEEDS_MOST = 24  # then those whose interval holds the target are said to be undecided
 _NEAREST = 8  # where nothing works, so many at a time are simulated to find what comes nearest
@@ -79,7 +80,8 @@ class Contest:
             entries = [self._entry(i, hopeful=True) for i in self.outcomes]
             near = _DOUBT if requests == self.long else 2 * _DOUBT
             doubtful = [e for e in entries if abs(e.outcome.goodput.req_s / self.rate_req_s - 1) < near]
-            matter = [*rank(entries, self.objective)[:contenders], *self.front(entries), *doubtful]
+            most = contenders if any(entry.meets for entry in entries) else _HOPELESS
+            matter = [*rank(entries, self.objective)[:most], *self.front(entries), *doubtful]
             short = [e for e in matter if not self._final(e.outcome) and e.outcome.requests < requests]
             names = {entry.deployment.name for entry in short}
             if names:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from headway.cost.uncertainty import ranking_spread
 from headway.metrics.result import Uncertainty
 from headway.plan.question import Objective
-from headway.plan.ranking import Entry
+from headway.plan.ranking import MEASURES, Entry
 from headway.sim.trust import uncertainty
 from headway.units import format_rate
 
 __all__ = ["Doubt", "doubt"]
 
 _NAMED = 3  # in the sentence; the plan's `ties` has all
-_COMPARED = {
-    "energy": "joules per token", "carbon": "joules per token", "cost": "goodput at the same price",
-    "gpus": "goodput on as many GPUs",
-}  # fmt: skip
+_DECIDES: dict[Objective, tuple[str, str, Callable[[Entry], float]]] = {  # metric, in words, what is compared
+    "cost": ("output_throughput", "goodput at the same price", lambda entry: entry.outcome.goodput.req_s),
+    "gpus": ("output_throughput", "goodput on as many GPUs", lambda entry: entry.outcome.goodput.req_s),
+    "energy": ("energy_per_token", "joules per token", MEASURES["energy"]),
+    "carbon": ("energy_per_token", "CO2 per token", MEASURES["carbon"]),
+    "goodput": ("output_throughput", "goodput per GPU", MEASURES["goodput"]),
+    "rate": ("output_throughput", "goodput", MEASURES["rate"]),
+    "ttft": ("ttft", "TTFT", MEASURES["ttft"]),
+    "tpot": ("tpot", "TPOT", MEASURES["tpot"]),
+}
 _LEVELS = {
     "calibrated": "calibrated models", "seen pair": "seen pairs", "seen GPU": "unseen pairs on seen GPUs",
     "family": "unseen GPUs", "data sheet": "data sheets alone",
@@ -44,10 +51,8 @@ def doubt(ranked: list[Entry], objective: Objective, rate_req_s: float) -> Doubt
         return Doubt(None, 0.0, [], "")
     best = ranked[0]
     error = uncertainty(best.deployment)
-    energy = objective in ("energy", "carbon")
-    metric = "energy_per_token" if energy else "output_throughput"
-    level = error.levels[metric]
-    spread = ranking_spread(level, metric)
+    metric, what, value = _DECIDES[objective]
+    level, spread = error.levels[metric], _spread(error, metric)
     ratio = math.expm1(spread)
     if not best.meets:
         return Doubt(error, ratio, [], "")
@@ -56,23 +61,33 @@ def doubt(ranked: list[Entry], objective: Objective, rate_req_s: float) -> Doubt
         for entry in ranked[1:]
         if entry.meets
         and (objective not in ("cost", "gpus") or entry.measure(objective) == best.measure(objective))
-        and _near(entry, best, spread, energy)
+        and _near(value(entry), value(best), spread)
     ]
-    said = (_tied(ties, level, ratio, objective), _tight(best, error, rate_req_s))
+    said = (_tied(ties, level, ratio, what), _tight(best, error, rate_req_s))
     return Doubt(error, ratio, ties, " ".join(filter(None, said)))
 
 
-def _near(entry: Entry, best: Entry, spread: float, energy: bool) -> bool:
-    one, other = (entry.joules, best.joules) if energy else (entry.goodput_per_gpu, best.goodput_per_gpu)
+def _spread(error: Uncertainty, metric: str) -> float:
+    """ln of how far a ratio of two candidates may be off; ratios of latencies were not measured: half their interval.
+
+    What is wrong with both alike moves the middle of an interval, not its width.
+    """
+    if metric in ("ttft", "tpot"):
+        low, high = getattr(error, metric)
+        return math.log(high / low) / 2
+    return ranking_spread(error.levels[metric], metric)
+
+
+def _near(one: float, other: float, spread: float) -> bool:
+    one, other = abs(one), abs(other)
     return 0.0 < one < math.inf and 0.0 < other < math.inf and abs(math.log(one / other)) <= spread
 
 
-def _tied(ties: list[str], level: str, ratio: float, objective: Objective) -> str:
+def _tied(ties: list[str], level: str, ratio: float, what: str) -> str:
     if not ties:
         return ""
     named = ", ".join(ties[:_NAMED])
     more = f" and {len(ties) - _NAMED} more" if len(ties) > _NAMED else ""
-    what = _COMPARED.get(objective, "goodput")
     return (
         f"In {what} it lies within the error of the cost model for {_LEVELS[level]} (±{ratio:.0%} between layouts) "
         f"of {named}{more}."

@@ -13,17 +13,20 @@ from headway.metrics import Result, Slo
 from headway.metrics.result import EnergyKind
 from headway.plan.answer import Binding
 from headway.plan.bounds import Floats, Guess, Reach, reach
+from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.search import Bracket, search
-from headway.plan.space import without
+from headway.plan.space import resized, without
 from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled, probit, try_rate
-from headway.sim import Deployment
+from headway.sim import Deployment, Pool
 from headway.sim.run import compiled
 from headway.workload import Workload
 
 __all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome"]
 
 _ALONE = 0.05  # mean requests in flight at the lowest rate tried
+_ALONE_REQUESTS = 500
+_MISSED = Trial(False, 0.0, 0, 0, 0.0, 0.0, 0.0, 0.0, False)
 _KEPT_BYTES = 16 << 20  # of the requests of each further seed
 
 
@@ -45,7 +48,11 @@ class Job(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """At the rate asked for."""
+    """At the rate asked for.
+
+    Attainment and latencies are of the fleet that is judged: with the spare replicas down. `attainment_all_up`, energy
+    and cost are of the whole.
+    """
 
     attainment: float | None
     attainment_low: float | None
@@ -59,6 +66,7 @@ class Asked(NamedTuple):
     energy_kind: EnergyKind | None = None
     carbon_g_per_million_output_tokens: float | None = None
     embodied_g_per_million_output_tokens: float | None = None
+    attainment_all_up: float | None = None
 
 
 class Goodput(NamedTuple):
@@ -128,22 +136,50 @@ class Evaluator:
             return Outcome(Goodput(), None, *_binding(missed, slo), job.requests, 1)
         if not job.seeds and hope.attainment < slo.attainment:
             return _hopeless(hope, slo, job.requests)
-        heard = [ask(deployment, each, slo, tables) for each in loads]
-        trials = {0: pooled([each for each, _ in heard], slo)} if left is deployment else {}
+        whole = [ask(deployment, each, slo, tables) for each in loads]
+        heard = whole if left is deployment else [ask(left, each, slo, tables) for each in loads]
+        trials = {0: pooled([each for each, _ in heard], slo)}
 
         def trial(k: int) -> Trial:
             if k not in trials:
                 trials[k] = pooled([try_rate(left, tables, each, slo, k) for each in loads], slo)
             return trials[k]
 
-        asked = trial(0)
-
+        asked = trials[0]
         near = job.near_req_s or Guess(lengths, slo)(left, tables)
         start = _place(near, load)
         found = search(trial, start, _idle_place(hope, load), probit(slo.attainment, asked.measured))
         binding, worst_s, limit_s = _binding(found.last, slo)
-        goodput, fields, runs = _goodput(found, load), _fields(heard, asked.met), len(trials) * len(loads)
+        fields = _fields(heard, [result for _, result in whole], asked.met)
+        goodput, runs = _goodput(found, load), len(trials) * len(loads) + (0 if whole is heard else len(whole))
         return Outcome(goodput, fields, binding, worst_s, limit_s, job.requests, runs, job.seeds)
+
+
+    def meets_alone(self, deployment: Deployment) -> bool:
+        """Whether one replica of each pool meets the SLO when requests hardly meet.
+
+        Raises:
+            KeyboardInterrupt: while it simulated.
+        """
+        return self._alone(resized(deployment, [1 for _ in deployment.pools]), self.question.aimed_slo, sure=False).met
+
+    def needs_s(self, low: Floor) -> float:
+        """What the latency of a floor comes to on its replica when requests hardly meet: the quantile of the target.
+
+        Raises:
+            KeyboardInterrupt: while it simulated.
+        """
+        slo = Slo(**{f"{low.binding}_s": low.limit_s}, attainment=self.question.slo.attainment)
+        return _binding(self._alone(Deployment(pools=(Pool(replica=low.replica),)), slo, sure=True), slo)[1]
+
+    def _alone(self, one: Deployment, slo: Slo, *, sure: bool) -> Trial:
+        """A short run at the lowest rate; unless `sure`, none where a bound tells."""
+        load = self.load(min(_ALONE_REQUESTS, self.workload.requests))
+        tables = tuple(compiled(pool.replica) for pool in one.pools)
+        hope = reach(one, tables, load.lengths, slo)
+        if not sure and hope.attainment < slo.attainment:
+            return _MISSED
+        return try_rate(one, tables, load, slo, _idle_place(hope, load))
 
 
 def _place(rate_req_s: float, load: Load) -> float:
@@ -152,7 +188,7 @@ def _place(rate_req_s: float, load: Load) -> float:
 
 def _idle_place(hope: Reach, load: Load) -> int:
     """The place of the grid's lowest rate, below the asked one, at which requests hardly ever meet."""
-    return min(-1, math.floor(_place(_ALONE / float(hope.e2e_s.mean()), load)))
+    return min(-1, math.floor(_place(_ALONE / float(hope.e2e_s.mean()) / load.lengths.pace, load)))
 
 
 def _goodput(found: Bracket, load: Load) -> Goodput:
@@ -161,26 +197,31 @@ def _goodput(found: Bracket, load: Load) -> Goodput:
     return Goodput(load.rate(found.at), load.rate(found.low), None if found.high is None else load.rate(found.high))
 
 
-def _fields(heard: Sequence[tuple[Trial, Result]], meets: bool) -> Asked:
-    """What runs at the asked rate say: one of them with its own interval, several pooled, figures as means."""
+def _fields(heard: Sequence[tuple[Trial, Result]], whole: Sequence[Result], meets: bool) -> Asked:
+    """What runs at the asked rate say: one of them with its own interval, several pooled, figures as means.
+
+    `heard` are those of the fleet that is judged, `whole` those with every replica up.
+    """
     first = heard[0][1].slo
     share, low, high = first.attainment, first.attainment_low, first.attainment_high
     if len(heard) > 1:
         share, low, high = interval([trial for trial, _ in heard])
-    results = [result for _, result in heard]
+    judged = [result for _, result in heard]
+    attained, measured = (sum(getattr(result.slo, name) for result in whole) for name in ("attained", "measured"))
     return Asked(
         attainment=share,
         attainment_low=low,
         attainment_high=high,
-        ttft_p90_s=_mean([result.ttft_s.p90 for result in results]),
-        tpot_p90_s=_mean([result.tpot_s.p90 for result in results]),
-        usd_per_million_output_tokens=_mean([result.cost.usd_per_million_output_tokens for result in results]),
-        joules_per_output_token=_mean([result.energy.joules_per_output_token for result in results]),
+        ttft_p90_s=_mean([result.ttft_s.p90 for result in judged]),
+        tpot_p90_s=_mean([result.tpot_s.p90 for result in judged]),
+        usd_per_million_output_tokens=_mean([result.cost.usd_per_million_output_tokens for result in whole]),
+        joules_per_output_token=_mean([result.energy.joules_per_output_token for result in whole]),
         meets=meets,
-        mean_watts=_mean([result.energy.mean_watts for result in results]),
-        energy_kind=results[0].energy.kind,
-        carbon_g_per_million_output_tokens=_mean([result.carbon.grams_per_million_output_tokens for result in results]),
-        embodied_g_per_million_output_tokens=_mean([_embodied(result) for result in results]),
+        mean_watts=_mean([result.energy.mean_watts for result in whole]),
+        energy_kind=whole[0].energy.kind,
+        carbon_g_per_million_output_tokens=_mean([result.carbon.grams_per_million_output_tokens for result in whole]),
+        embodied_g_per_million_output_tokens=_mean([_embodied(result) for result in whole]),
+        attainment_all_up=attained / measured if measured else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 
@@ -9,14 +10,18 @@ from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
 from headway.hardware import gpu
 from headway.model import model
+from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
 from headway.plan.remedy import Remedy
+from headway.plan.space import without
+from headway.plan.wish import Wish
+from headway.sim import Deployment
 from headway.units import format_rate, format_seconds
 
 __all__ = [
-    "nothing_allowed", "nothing_fits", "reason", "so_far", "too_much", "too_tight", "undecided_words", "unpriced",
-    "verdict",
+    "below_floor", "nothing_allowed", "nothing_fits", "reason", "so_far", "too_much", "too_tight", "undecided_words",
+    "unpriced", "verdict",
 ]  # fmt: skip
 
 _NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
@@ -34,7 +39,8 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     if outcome.goodput.req_s == 0:
         return f"{_limit(entry)} even when requests hardly meet: no rate meets the SLO"
     share = outcome.goodput.req_s / rate_req_s
-    serves = f"serves up to {format_rate(outcome.goodput.req_s)}, then {_breaks(entry)}"
+    down = f"with {_replicas(question.spare)} of every pool down " if question.spare else ""
+    serves = f"{down}serves up to {format_rate(outcome.goodput.req_s)}, then {_breaks(entry)}"
     if not entry.meets:
         return f"{_unlucky(entry, question)}{serves}: {share:.0%} of the rate asked for"
     serves = _unbounded(entry) if outcome.goodput.open_ended else f"{serves}: {share - 1:+.0%} headroom"
@@ -47,8 +53,8 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     return f"meets the SLO, but {verb} {mine} against {its}; {serves}"
 
 
-def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
-    """Return the answer of a feasible plan."""
+def verdict(best: Entry, question: Question, rate_req_s: float, first: int) -> str:
+    """Return the answer of a feasible plan; `first`: the place in its trace of the first request simulated."""
     asked, goodput = best.outcome.asked, best.outcome.goodput
     assert asked is not None
     assert asked.attainment is not None and asked.attainment_low is not None and asked.attainment_high is not None
@@ -58,15 +64,17 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
     seeds = best.outcome.seeds
     runs = f" on {len(seeds)} seeds that had no part in the choice" if seeds else ""
     text = (
-        f"{best.deployment.name}: {_gpus(best)}{cost}. At {format_rate(rate_req_s)} "
+        f"{best.deployment.name}: {_gpus(best.deployment)}{cost}. {_when(best, question)} {format_rate(rate_req_s)} "
         f"{asked.attainment:.1%} of requests meet the SLO{_less(question)}{runs} ({interval}; target "
-        f"{question.slo.attainment:.0%}); {_left(question)}"
+        f"{question.slo.attainment:.0%}); "
         + (f"{_unbounded(best)}." if goodput.open_ended else f"it serves up to {format_rate(goodput.req_s)}.")
     )
+    if question.spare and asked.attainment_all_up is not None:
+        text += f" With every replica up {asked.attainment_all_up:.1%} meet it; cost and energy are of all of them."
     again = f"{seeds[0]} to {seeds[-1]}" if seeds else f"{question.seed}"
     those = "these runs, one each" if seeds else "this run"
-    tighter = _limits(question)
-    text += f" `headway simulate` with --requests {best.outcome.requests}{tighter} --seed {again} repeats {those}."
+    options = _limits(question) + _down(best, question) + (f" --set workload.first={first}" if first else "")
+    text += f" `headway simulate` with --requests {best.outcome.requests}{options} --seed {again} repeats {those}."
     if asked.attainment_low < question.slo.attainment:
         text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."
     return text
@@ -74,6 +82,8 @@ def verdict(best: Entry, question: Question, rate_req_s: float) -> str:
 
 def _unbounded(entry: Entry) -> str:
     """That no rate was missed, and why."""
+    if entry.outcome.requests == 1:
+        return "its one request is served within the limits, which does not tell what it serves at most"
     return (
         f"it met the SLO at every rate tried, up to {format_rate(entry.outcome.goodput.req_s)}, as all "
         f"{entry.outcome.requests:,} requests together are served within the limits: too few to tell what it serves "
@@ -81,16 +91,35 @@ def _unbounded(entry: Entry) -> str:
     )
 
 
-def _left(question: Question) -> str:
+def _when(entry: Entry, question: Question) -> str:
     """What is down when it is asked whether the SLO is met."""
-    down = f"{question.spare} replica{'s' if question.spare > 1 else ''}"
-    return f"with {down} of every pool down " if question.spare else ""
+    if not question.spare:
+        return "At"
+    left = _gpus(without(entry.deployment, question.spare))
+    return f"With {_replicas(question.spare)} of every pool down ({left} left), at"
 
 
-def _gpus(entry: Entry) -> str:
+def _replicas(count: int) -> str:
+    return f"{count} replica{'s' if count > 1 else ''}"
+
+
+def _down(entry: Entry, question: Question) -> str:
+    """The options that take the spare replicas out of a deployment, as it is judged."""
+    if not question.spare:
+        return ""
+    left = without(entry.deployment, question.spare)
+    counts = "".join(f" --set pools.{place}.count={pool.count}" for place, pool in enumerate(left.pools))
+    weights = left.policies.params.get("route", {}).get("weights", {})
+    return counts + "".join(
+        f" --set policies.params.route.weights.{role}={json.dumps(each, separators=(',', ':'))}"
+        for role, each in weights.items()
+    )
+
+
+def _gpus(deployment: Deployment) -> str:
     """How many GPUs it has of each kind."""
     counts: Counter[str] = Counter()
-    for pool in entry.deployment.pools:
+    for pool in deployment.pools:
         counts[pool.replica.gpu] += pool.count * pool.replica.gpus
     return " and ".join(f"{count} {kind}" for kind, count in counts.items())
 
@@ -122,8 +151,17 @@ def too_much(entry: Entry, question: Question, rate_req_s: float, more: Remedy) 
         )
     return (
         f"No plan on {question.gpu_words} serves {format_rate(rate_req_s)}: the nearest, "
-        f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. {would}{_larger(question)}."
+        f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. {would}"
+        f"{_beyond(more, question)}{_larger(question)}."
     )
+
+
+def _beyond(more: Remedy, question: Question) -> str:
+    """Which other constraint the copies break."""
+    usd, most = more.entry.usd_per_hour, question.max_usd_per_hour
+    if usd is None or most is None or usd * more.copies <= most:
+        return ""
+    return f", for ${usd * more.copies:.2f} per hour, which needs max_usd_per_hour {most:g} raised"
 
 
 def undecided_words(entries: list[Entry]) -> str:
@@ -182,50 +220,105 @@ def _unlucky(entry: Entry, question: Question) -> str:
     return f"{near} the target on {len(outcome.seeds)} further seeds: {told}; "
 
 
-def too_tight(entry: Entry, question: Question) -> str:
+def too_tight(entry: Entry, question: Question, changes: list[Wish]) -> str:
     """Return the answer when no rate meets the SLO; `entry` comes nearest, at a rate at which requests hardly meet."""
     outcome, target = entry.outcome, question.slo.attainment
     who = f"the nearest, {entry.deployment.name},"
     if outcome.binding not in _NAMES:
-        return f"No plan on {question.gpu_words} works: in {who} {_breaks(entry)}."
+        return f"No plan on {question.gpu_words} works: in {who} {_breaks(entry)}.{_otherwise(changes)}"
     name, limit, takes = _NAMES[outcome.binding], format_seconds(outcome.limit_s), format_seconds(outcome.worst_s)
     start = f"No plan on {question.gpu_words} meets the SLO at any rate:"
     if outcome.worst_s <= outcome.limit_s:
-        return f"{start} {who} keeps each limit for {target:.0%} of requests, but not all at once; {name} is tightest."
+        return (
+            f"{start} {who} keeps each limit for {target:.0%} of requests, but not all at once; {name} is "
+            f"tightest.{_otherwise(changes)}"
+        )
     share, less = 1.0, ""
     if outcome.binding in ("tpot", "itl") and question.margin:
         share, less = 1 - question.margin, f" less {question.margin:.0%} of margin"
     return (
         f"{start} {who} needs {takes} of {name} for {target:.0%} of requests even when they hardly meet, and the "
-        f"limit{less} is {limit}. Ask for {format_seconds(1.01 * outcome.worst_s / share)} or more, or try a faster "
-        "GPU, more of them, or a narrower precision."
+        f"limit{less} is {limit}. Ask for {format_seconds(1.01 * outcome.worst_s / share)} or more"
+        + (f", or {_changes(changes)}." if changes else ": no other replica, precision or GPU with a price meets it.")
     )
 
 
-def nothing_fits(refusal: DoesNotFit | None, question: Question) -> str:
+def below_floor(low: Floor, needs_s: float | None, question: Question, changes: list[Wish]) -> str:
+    """Return the answer when a limit is below what the data sheet allows at all; simulated alone it `needs_s`."""
+    name, limit, least = _NAMES[low.binding], format_seconds(low.limit_s), format_seconds(low.least_s)
+    layout = f"tp{low.replica.tp}" + (f"pp{low.replica.pp}" if low.replica.pp > 1 else "")
+    ask = f"Ask for clearly more than {least}"
+    if needs_s == 0.0:
+        ask = "Besides, its requests exceed the KV cache or the context"
+    elif needs_s is not None:
+        share = 1 - question.margin if low.binding in ("tpot", "itl") else 1.0
+        ask = (
+            f"Simulated with requests that hardly meet, it needs {format_seconds(needs_s)}: ask for "
+            f"{format_seconds(1.01 * needs_s / share)} or more"
+        )
+    return (
+        f"{name} {limit} is below the physical floor of {least}, so nothing was searched. On the quickest replica that "
+        f"{question.gpu_words} allow{_bounds(question)}, {low.replica.model} as {layout}: {low.why} All else comes on "
+        f"top. {ask}" + (f", or {_changes(changes)}." if changes else ".")
+    )
+
+
+def _bounds(question: Question) -> str:
+    """The constraints that a replica's latency depends on."""
+    said = [f"max_tp {question.max_tp}"] if question.max_tp is not None else []
+    said += [f"{name} {', '.join(map(str, each))}" for name in ("tp", "weights") if (each := getattr(question, name))]
+    return f" with {' and '.join(said)}" if said else ""
+
+
+def _changes(changes: list[Wish], does: str = "would do") -> str:
+    """What to change and what would do then: "raise max_tp 4 (1x tp8 ... on 8 h100-sxm would do)"."""
+    return ", or ".join(f"{each.change} ({_would(each.deployment)} {does})" for each in changes)
+
+
+def _would(deployment: Deployment) -> str:
+    usd = deployment.priced().usd_per_gpu_hour
+    cost = "" if usd is None else f", ${usd * deployment.gpus:.2f} per hour,"
+    return f"{deployment.name} on {_gpus(deployment)}{cost}"
+
+
+def _otherwise(changes: list[Wish], does: str = "would do") -> str:
+    words = _changes(changes, does)
+    return f" {words[0].upper()}{words[1:]}." if words else ""
+
+
+def nothing_fits(refusal: DoesNotFit | None, question: Question, changes: list[Wish]) -> str:
     """Return the answer when no replica fits its GPUs; `refusal` lacks the least."""
-    start = f"No plan on {question.gpu_words} fits the model"
-    return f"{start}: {refusal}." if refusal else f"{start}."
+    lack = f": {refusal.lack}" if refusal else ""
+    would = f"; {_changes(changes, 'would fit') or 'no GPU with a price holds it under these constraints'}"
+    return f"No plan on {question.gpu_words} fits the model{lack}{would}."
 
 
-def nothing_allowed(discarded: Mapping[str, int], question: Question, *, without_spare: bool) -> str:
+def nothing_allowed(
+    discarded: Mapping[str, int], question: Question, changes: list[Wish], *, without_spare: bool
+) -> str:
     """Return the answer when it is constraints of the question that leave no candidate; "" where it is the memory.
 
     `without_spare` says whether some are left where no replica may be down.
     """
     spare = f"spare {question.spare}" if question.spare else ""
+    start = f"No plan on {question.gpu_words} is allowed:"
     if discarded.get("budget"):
-        most = f"${question.max_usd_per_hour:.2f} per hour"
+        most = f"max_usd_per_hour {question.max_usd_per_hour:g}"
         against = f"{most} against {spare}" if spare else most
-        lower = ", or lower spare" if spare else ", or try a cheaper GPU or a narrower precision"
         return (
-            f"No plan on {question.gpu_words} is allowed: {against} leaves none, as all {discarded['budget']:,} whose "
-            f"replicas fit cost more; raise max_usd_per_hour{lower}."
+            f"{start} {against} leaves none, as all {discarded['budget']:,} whose replicas fit cost "
+            f"more.{_otherwise(changes, 'would fit')}"
+        )
+    if not discarded and not question.spare:
+        return (
+            f"{start} layouts {', '.join(question.layouts)} against {question.gpu_words} leaves none: a prefill and a "
+            f"decode replica take more GPUs than there are.{_otherwise(changes, 'would fit')}"
         )
     if without_spare:
         return (
-            f"No plan on {question.gpu_words} is allowed: {spare} needs {question.spare + 1} replicas in every pool, "
-            "and so many that hold the model take more GPUs than there are; lower spare, or name more GPUs."
+            f"{start} {spare} against {question.gpu_words} leaves none: it needs {question.spare + 1} replicas in "
+            f"every pool, and so many that hold the model take more GPUs than there "
+            f"are.{_otherwise(changes, 'would fit')}"
         )
     return ""
 

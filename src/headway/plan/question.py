@@ -24,6 +24,7 @@ OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 _REQUESTS = 8_000  # goodput of one seed against 64,000 requests, 70B chat on H100: -1 % and 2 to 4 % noise
 _REQUESTS_MAX = 40_000
+_GPUS_MAX = 4_096
 _QUEUE_TTFTS = 40  # a run must last this many TTFT limits, or 3 % too much load hardly shows in its queue ...
 _BATCH_TURNS = 30  # ... and this many outputs at the TPOT limit, or the batch hardly grows to what it comes to
 
@@ -37,6 +38,7 @@ class Question(Spec, frozen=True, kw_only=True):
             kind, two kinds side by side, or prefill on one and decode on another.
         gpus: how many there are in all; plans that use fewer are tried as well. None: as many as `gpu` says.
         workload: a preset's name, a trace file, a YAML file or the spec itself. Not a closed loop.
+        skip_bad: broken lines of its trace are left out, and not refused.
         rate_req_s: mean arrival rate to serve; None takes the workload's own.
         objective: what the plans that meet the SLO are ranked by: dollars per hour (cost), GPUs, joules (energy) or
             grams of CO2 (carbon) per output token, goodput per GPU or of all (rate), 90th percentile of TTFT or TPOT
@@ -72,6 +74,7 @@ class Question(Spec, frozen=True, kw_only=True):
     gpu: str | dict[str, int]
     gpus: int | None = None
     workload: str | WorkloadSpec = "chat"
+    skip_bad: bool = False
     rate_req_s: float | None = None
     slo: Slo
     objective: Objective = "cost"
@@ -125,7 +128,26 @@ class Question(Spec, frozen=True, kw_only=True):
             if len(set(tried)) < len(tried):
                 raise BadInput(f"{name} {list(tried)}: give each value to try once")
 
+        self._check_budget_tokens()
+
+    def _check_budget_tokens(self) -> None:
+        least, engine = min(self.budget_tokens), self.engine
+        needed = engine.max_seqs * engine.step_tokens
+        if least < needed:
+            each = "one token" if engine.step_tokens == 1 else f"{engine.step_tokens} tokens to verify"
+            raise BadInput(
+                f"budget_tokens {least} against engine.max_seqs {engine.max_seqs}: a step has room for at least {each} "
+                f"of each sequence; give {needed} or more, or lower engine.max_seqs"
+            )
+
     def _check_stock(self) -> None:
+        self._check_counts()
+        if self.most > _GPUS_MAX:
+            raise BadInput(
+                f"gpus {self.most:,}: plans have up to {_GPUS_MAX:,}; plan for a part of the rate, and multiply"
+            )
+
+    def _check_counts(self) -> None:
         if self.gpus is not None and self.gpus < 1:
             raise BadInput(f"gpus {self.gpus}: a plan needs at least 1 GPU")
         if isinstance(self.gpu, str):

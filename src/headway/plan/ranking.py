@@ -10,7 +10,7 @@ from headway.plan.evaluate import Outcome
 from headway.plan.question import Objective
 from headway.sim import Deployment
 
-__all__ = ["Entry", "front", "rank", "undecided"]
+__all__ = ["MEASURES", "Entry", "front", "rank", "undecided"]
 
 
 class Entry(NamedTuple):

@@ -55,7 +55,7 @@ def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | Non
     replicas = sum(pool.count for pool in frugal.deployment.pools)
     wanted = min(contest.long * first, most or _REQUESTS_MAX, _REQUESTS_MAX)
     tables = tuple(compiled(pool.replica) for pool in frugal.deployment.pools)
-    load, copies = Load(source, wanted, rate_req_s, question.seed + 1), first
+    load, copies = Load(source.densest(wanted), wanted, rate_req_s, question.seed + 1), first
     for _ in range(_TRIES):
         if copies * replicas > _REPLICAS_MAX:
             break

@@ -20,12 +20,14 @@ from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.extent import extent
+from headway.plan.floor import Floor, floor
 from headway.plan.question import Question, default_requests
 from headway.plan.ranking import Entry, undecided
 from headway.plan.remedy import Remedy, remedy
 from headway.plan.screen import screen
 from headway.plan.space import Space, enumerate_space
 from headway.plan.trial import STEP, Load
+from headway.plan.wish import Wish, wishes
 from headway.sim import CtrlC, Deployment, Pool
 from headway.sim.run import compiled
 from headway.specs import to_mapping
@@ -49,12 +51,13 @@ def plan(
     Every candidate is simulated with the same requests: short runs find what each can serve, then the best of the
     ranking and of the front are searched again with long runs, until those in front all rest on long ones, and those
     that meet the SLO are confirmed on seeds that had no part in choosing them. That nothing fits, or nothing meets the
-    SLO, is an answer too. Ctrl-C returns what is known by then, marked `interrupted`.
+    SLO, is an answer too. Of a recorded trace that is longer than a simulation, the part that brings the most tokens a
+    second is simulated. Ctrl-C returns what is known by then, marked `interrupted`.
 
     Args:
         question: what is asked.
-        made: the question's workload where the caller has it already, as one read with broken lines left out; its
-            number of requests is the limit of a simulation's.
+        made: the question's workload where the caller has it already; its number of requests is the limit of a
+            simulation's.
         workers: processes to use, or a `RayCluster`; the plan does not depend on it. Default: one per core.
         progress: called with evaluations done and planned so far; more are planned as contenders emerge.
 
@@ -63,21 +66,26 @@ def plan(
     """
     started_s = time.perf_counter()
     with CtrlC() as ctrl_c:
-        source = made or workload(question.workload)
+        source = made or workload(question.workload, skip_bad=question.skip_bad)
         rate_req_s = _rate(question, source)
         requests = _requests(question, source, rate_req_s, made is not None)
+        whole, source = source, source.densest(requests)
         lengths = Load(source, requests, rate_req_s, question.seed).lengths
         guess = Guess(lengths, question.aimed_slo)
         space = enumerate_space(question, lambda replica: _alone(replica, guess))
+        replicas = (pool.replica for option in space.options for pool in option.deployment.pools)
+        low = floor(replicas, lengths, question.slo)
+        if low:
+            space = Space([], {**space.discarded, "floor": len(space.options)}, space.nearest)
         every = question.exhaustive
         screened = {} if every else screen(space.options, guess, lengths, question, rate_req_s)
         contest = Contest(question, rate_req_s, requests, space.options, screened, _seeds(question, source))
         crew: Crew[Job, Outcome] = muster(Evaluator, (question, source, rate_req_s), workers)
         finite = made is not None or source.spec.trace is not None
-        more = partial(remedy, contest, source, source.requests if finite else None)
-        interrupted, beyond = _evaluate(contest, crew, progress, ctrl_c, more)
-        part = extent(question, source, requests, rate_req_s)
-        return _answer(contest, space, beyond, part, interrupted, started_s)
+        more = partial(_beyond, contest, whole, whole.requests if finite else None, low)
+        interrupted, found = _evaluate(contest, crew, progress, ctrl_c, more)
+        part = extent(question, whole, source, requests, rate_req_s) if contest.outcomes else ""
+        return _answer(contest, space, found or _Beyond(low), _Part(part, source.spec.first), interrupted, started_s)
 
 
 def _alone(replica: Replica, guess: Guess) -> float:
@@ -85,21 +93,51 @@ def _alone(replica: Replica, guess: Guess) -> float:
     return guess(Deployment(pools=(Pool(replica=replica),)), (compiled(replica),))
 
 
+class _Part(NamedTuple):
+    """Which part of a workload is judged, in words, and the place in its trace where that begins."""
+
+    words: str
+    first: int
+
+
+class _Beyond(NamedTuple):
+    """What was found besides the candidates, where none of them will do."""
+
+    low: Floor | None = None
+    needs_s: float | None = None
+    more: Remedy | None = None
+    changes: list[Wish] = []  # noqa: RUF012 - never changed
+
+
+def _beyond(contest: Contest, source: Workload, most: int | None, low: Floor | None) -> _Beyond:
+    """Look for what would do where no candidate does; KeyboardInterrupt while it simulates."""
+    ranked = contest.ranked()
+    if ranked and (ranked[0].meets or ranked[0].outcome.goodput.req_s > 0):
+        return _Beyond(more=remedy(contest, source, most))
+    question = contest.question
+    if not ranked and low is None:
+        return _Beyond(changes=wishes(question, lambda deployment: True))
+    evaluator = Evaluator(question, source, contest.rate_req_s)
+    needs_s = None if low is None else evaluator.needs_s(low)
+    return _Beyond(low, needs_s, changes=wishes(question, evaluator.meets_alone))
+
+
 def _answer(
-    contest: Contest, space: Space, beyond: Remedy | None, part: str, interrupted: bool, started_s: float
+    contest: Contest, space: Space, beyond: _Beyond, part: _Part, interrupted: bool, started_s: float
 ) -> Plan:
     ranked, question, rate_req_s, requests = contest.ranked(), contest.question, contest.rate_req_s, contest.long
-    verdict = _verdict(contest, ranked, space, beyond, interrupted)
+    verdict = _verdict(contest, ranked, space, beyond, part, interrupted)
     candidates = [_candidate(entry, ranked[0], contest) for entry in ranked]
     sure = doubt(ranked, contest.objective, rate_req_s)
     discarded = Counter(space.discarded) + Counter(each.reason for each in contest.screened.values())
     open_yet = undecided(ranked, contest.objective, question.slo.attainment)
-    told = verdict.message, explain.undecided_words(open_yet), explain.unpriced(question), sure.words, part
+    told = verdict.message, explain.undecided_words(open_yet), explain.unpriced(question), sure.words, part.words
     message = " ".join(filter(None, told))
     return Plan(
         question=question,
         rate_req_s=rate_req_s,
         requests=requests,
+        first_request=part.first,
         feasible=verdict.feasible,
         binding=verdict.binding,
         message=f"Interrupted; so far: {message}" if interrupted else message,
@@ -126,8 +164,8 @@ def _evaluate(
     crew: Crew[Job, Outcome],
     progress: Callable[[int, int], None] | None,
     ctrl_c: CtrlC,
-    more: Callable[[], Remedy | None],
-) -> tuple[bool, Remedy | None]:
+    more: Callable[[], _Beyond],
+) -> tuple[bool, _Beyond | None]:
     """Let the crew do all there is to do; whether Ctrl-C came before the end, and what `more` found after it."""
     try:
         while jobs := contest.jobs():
@@ -147,9 +185,12 @@ def _rate(question: Question, source: Workload) -> float:
     if source.concurrency is not None:
         raise BadInput(f"workload {source.name} is a closed loop, which has no rate to plan for: give open arrivals")
     rate = question.rate_req_s or source.rate_req_s
-    if rate is None:
-        raise BadInput(f"workload {source.name} has no rate of its own: give rate_req_s")
-    return rate
+    if rate is None and source.requests > 1:
+        raise BadInput(
+            f"workload {source.name} has no rate of its own, as its {source.requests:,} requests come all at once: "
+            "have their times drawn, as by --set 'workload.arrival={kind: poisson, rate_req_s: 5}'"
+        )
+    return rate or 1.0  # whatever: one request waits for no other
 
 
 def _requests(question: Question, source: Workload, rate_req_s: float, made: bool) -> int:
@@ -171,25 +212,36 @@ class _Verdict(NamedTuple):
     message: str
 
 
-def _verdict(contest: Contest, ranked: list[Entry], space: Space, beyond: Remedy | None, interrupted: bool) -> _Verdict:
+def _verdict(
+    contest: Contest, ranked: list[Entry], space: Space, beyond: _Beyond, part: _Part, interrupted: bool
+) -> _Verdict:
     question, rate_req_s = contest.question, contest.rate_req_s
+    if beyond.low is not None:
+        words = explain.below_floor(beyond.low, beyond.needs_s, question, beyond.changes)
+        return _Verdict(False, beyond.low.binding, words)
     if not space.options:
-        freer = enumerate_space(msgspec.structs.replace(question, spare=0)) if question.spare else space
-        if words := explain.nothing_allowed(space.discarded, question, without_spare=bool(freer.options)):
-            return _Verdict(False, None, words)
-        return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question))
+        return _nothing(question, space, beyond.changes)
     if not ranked:
         return _Verdict(False, None, "nothing is known yet.")
     best = ranked[0]
     if best.meets:
-        return _Verdict(True, None, explain.verdict(best, question, rate_req_s))
+        return _Verdict(True, None, explain.verdict(best, question, rate_req_s, part.first))
     if interrupted:
         return _Verdict(
             False, None, explain.so_far(best, len(ranked), len(space.options) - len(contest.screened), rate_req_s)
         )
-    if beyond is not None:
-        return _Verdict(False, "rate", explain.too_much(best, question, rate_req_s, beyond))
-    return _Verdict(False, best.outcome.binding, explain.too_tight(best, question))
+    if beyond.more is not None:
+        return _Verdict(False, "rate", explain.too_much(best, question, rate_req_s, beyond.more))
+    return _Verdict(False, best.outcome.binding, explain.too_tight(best, question, beyond.changes))
+
+
+def _nothing(question: Question, space: Space, changes: list[Wish]) -> _Verdict:
+    """The answer where no candidate is left to try."""
+    freer = enumerate_space(msgspec.structs.replace(question, spare=0)) if question.spare else space
+    words = explain.nothing_allowed(space.discarded, question, changes, without_spare=bool(freer.options))
+    if words:
+        return _Verdict(False, None, words)
+    return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question, changes))
 
 
 _UNKNOWN = Asked(None, None, None, None, None, None, None, False)
@@ -226,4 +278,5 @@ def _candidate(entry: Entry, best: Entry, contest: Contest) -> Candidate:
         energy_kind=asked.energy_kind,
         carbon_g_per_million_output_tokens=asked.carbon_g_per_million_output_tokens,
         embodied_g_per_million_output_tokens=asked.embodied_g_per_million_output_tokens,
+        attainment_all_up=asked.attainment_all_up,
     )

@@ -56,7 +56,7 @@ def sensitivity(
         return None
     question = plan.question
     best = from_mapping(Deployment, plan.best.deployment, plan.best.name)
-    source = made or workload(question.workload)
+    source = (made or workload(question.workload, skip_bad=question.skip_bad)).densest(plan.requests)
     asks = _asks(question, best, Job(0, best, plan.requests, plan.best.goodput_req_s or None))
     crew: Crew[_Ask, Variant] = muster(_Looker, (question, source, plan.rate_req_s), workers)
     found: dict[int, Variant] = {}

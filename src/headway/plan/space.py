@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from headway.cost import Replica, memory_fit
+from headway.cost.engines import check_engine
 from headway.cost.power import power_law, waiting_watts
 from headway.cost.replica import drafting_model, tp_degrees
 from headway.errors import BadInput, DoesNotFit
@@ -18,7 +19,7 @@ from headway.model import Model, model
 from headway.plan.question import Question
 from headway.sim import Deployment, Policies, Pool
 
-__all__ = ["Option", "Space", "enumerate_space", "priced", "resized", "without"]
+__all__ = ["Option", "Space", "enumerate_space", "priced", "resized", "singles", "without"]
 
 _STAGES = (1, 2, 4)
 _FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
@@ -96,6 +97,28 @@ def enumerate_space(question: Question, weigh: Callable[[Replica], float] = lamb
         else:
             options.append(Option(deployment.name, deployment))
     return Space(options, dict(discarded), fits.nearest)
+
+
+def singles(question: Question) -> Iterator[Deployment]:
+    """Yield the smallest deployment of every replica that fits, of each kind of GPU: one, and as many as may be down.
+
+    A replica of each role where there are no mixed ones.
+
+    Raises:
+        As `enumerate_space`.
+    """
+    fits, count = _Fits(), question.spare + 1
+    for kind in _kinds(question, fits):
+        for shape, budget in product(kind.mixed(), question.budget_tokens):
+            if not fits.try_(kind.replica(shape, budget)):
+                continue
+            pools: tuple[Pool, ...] = (Pool(replica=kind.replica(shape, budget)),)
+            name = f"{kind.name(f'{count}x {shape}')} b{budget}"
+            if "mixed" not in question.layouts:
+                pools, name = _roles(kind, shape, kind, shape), kind.name(f"{count}P {shape} + {count}D {shape}")
+            made = _deployment(question, name, *(_of(pool, count) for pool in pools))
+            if made.gpus <= kind.most and not _too_dear(made, question):
+                yield made
 
 
 def _too_dear(deployment: Deployment, question: Question) -> bool:
@@ -308,6 +331,7 @@ def _kinds(question: Question, fits: _Fits) -> list[_Kind]:
     for name, most in question.stock.items():
         card = gpu(name)
         try:
+            check_engine(question.engine.name, card)
             shapes, throttles = _shapes(question, most, spec, card), _throttles(question, card)
         except BadInput as refusal:
             refused.append(refusal)
@@ -333,9 +357,14 @@ def _shapes(question: Question, most: int, spec: Model, card: Gpu) -> list[Shape
     degrees = [tp for tp in degrees if question.max_tp is None or tp <= question.max_tp]
     shapes = [Shape(tp, pp) for tp, pp in product(degrees, stages) if pp <= spec.layers]
     fitting = [shape for shape in shapes if shape.gpus <= most]
+    if not shapes:
+        raise BadInput(f"pp {list(stages)} against the {spec.layers} layers of {spec.key}: a stage needs at least one")
     if not fitting:
-        asked = ", ".join(map(str, shapes)) or f"pp {list(stages)} of {spec.layers} layers"
-        raise BadInput(f"{most} GPUs hold none of the replicas asked for ({asked}): raise gpus, lower tp, pp")
+        degrees_asked = [f"{name} {list(of)}" for name, of in (("tp", question.tp), ("pp", question.pp)) if of]
+        raise BadInput(
+            f"gpus {most} of {card.key} against {' and '.join(degrees_asked)}: the smallest replica asked for takes "
+            f"{min(shape.gpus for shape in shapes)} GPUs; raise the one or lower the other"
+        )
     return fitting
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from headway.sim import Deployment, simulate
 from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build
 from headway.workload import Batch, Workload
+from headway.workload.arrivals import Replay
 
 __all__ = ["STEP", "Load", "Trial", "ask", "interval", "judged", "pooled", "probit", "try_rate"]
 
@@ -85,7 +87,11 @@ class _Kept(Workload):
             for name in ("prompt_tokens", "output_tokens")
         )
         arrival_s = np.concatenate([batch.arrival_s for batch in self._made])[skipped:]
-        return Lengths(prompt, output, self.block_tokens > 0, float(arrival_s[-1] - arrival_s[0]))
+        span_s = float(arrival_s[-1] - arrival_s[0])
+        pace = 1.0
+        if self.spec.trace is not None and isinstance(self.spec.process, Replay) and span_s > 0:
+            pace = (len(arrival_s) - 1) / span_s / (self.rate_req_s or math.inf)
+        return Lengths(prompt, output, self.block_tokens > 0, span_s, pace)
 
 
 class Load:
@@ -148,7 +154,7 @@ def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, 
     measured, attained = (sum(counts.values()) for counts in recorder.by_class())
     tallies = (recorder.ttft, recorder.tpot, recorder.e2e)
     ttft_s, tpot_s, e2e_s = (_quantile(Histogram(tally.as_array()), slo) for tally in tallies)
-    keeps_up = _keeps_up(slo, ttft_s, recorder.last_arrival_s)
+    keeps_up = _keeps_up(slo, measured, ttft_s, recorder.last_arrival_s)
     met = attained / measured >= slo.attainment and keeps_up
     return Trial(met, attained / measured, measured, recorder.failed, ttft_s, tpot_s, e2e_s, 0.0, keeps_up)
 
@@ -194,7 +200,7 @@ def judged(result: Result, slo: Slo) -> Trial:
     Its latencies are 90th percentiles, whatever the target: a result has no others near it.
     """
     ttft_s, tpot_s, e2e_s = (getattr(result, name).p90 or 0.0 for name in ("ttft_s", "tpot_s", "e2e_s"))
-    keeps_up = _keeps_up(slo, ttft_s, result.window.end_s)
+    keeps_up = _keeps_up(slo, result.slo.measured, ttft_s, result.window.end_s)
     outcome = result.slo
     return Trial(
         bool(outcome.met) and keeps_up,
@@ -213,7 +219,7 @@ def _quantile(histogram: Histogram, slo: Slo) -> float:
     return histogram.percentiles((100 * slo.attainment,))[0] or 0.0
 
 
-def _keeps_up(slo: Slo, ttft_s: float, last_arrival_s: float) -> bool:
-    if slo.ttft_s is not None or slo.e2e_s is not None:
+def _keeps_up(slo: Slo, measured: int, ttft_s: float, last_arrival_s: float) -> bool:
+    if slo.ttft_s is not None or slo.e2e_s is not None or measured < 2:
         return True
     return ttft_s <= _QUEUE_SHARE * last_arrival_s

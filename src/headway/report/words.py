@@ -26,7 +26,7 @@ OBJECTIVES = {
 FRONT_NAMED = 6
 DISCARDED = {
     "memory": "do not fit into memory", "budget": "cost more than allowed", "rate": "proven unable to serve the rate",
-    "estimate": "estimated to be far behind",
+    "estimate": "estimated to be far behind", "floor": "of a latency whose floor is above its limit",
 }  # fmt: skip
 
 
@@ -248,7 +248,9 @@ def _constraints(question: Question) -> str:
     said = (
         question.max_usd_per_hour is not None and f"{usd(question.max_usd_per_hour)} per hour at most",
         question.max_tp is not None and f"tp {question.max_tp} at most",
-        question.spare > 0 and f"the SLO met with {counted(question.spare, 'replica')} of every pool down",
+        question.spare > 0
+        and f"the SLO met with {counted(question.spare, 'replica')} of every pool down, so attained, latencies and "
+        "goodput are of what is left, money and energy of all",
     )
     return "".join(f"; {each}" for each in said if each)
 

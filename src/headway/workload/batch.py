@@ -15,7 +15,7 @@ Ints = NDArray[np.int64]
 SmallInts = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
-_COLUMNS = (
+COLUMNS = (
     "id", "arrival_s", "prompt_tokens", "output_tokens", "priority", "slo_class", "tenant", "deadline_s",
     "predicted_output_tokens", "session",
 )  # fmt: skip
@@ -54,7 +54,7 @@ class Batch(msgspec.Struct, frozen=True, eq=False):
 
     def rows(self, start: int, stop: int) -> Batch:
         """Return requests `start` to `stop` (exclusive): views of the same memory, except `hash_offsets`."""
-        columns = {name: getattr(self, name)[start:stop] for name in _COLUMNS}
+        columns = {name: getattr(self, name)[start:stop] for name in COLUMNS}
         if self.hash_offsets is None or self.hashes is None:
             return Batch(**columns)
         offsets = self.hash_offsets[start : stop + 1]
@@ -92,7 +92,7 @@ def make_batch(arrival_s: Floats, prompt_tokens: Ints, output_tokens: Ints, firs
 
 def join(batches: Sequence[Batch]) -> Batch:
     """Return all requests of the batches (at least one) in one."""
-    columns = {name: np.concatenate([getattr(b, name) for b in batches]) for name in _COLUMNS}
+    columns = {name: np.concatenate([getattr(b, name) for b in batches]) for name in COLUMNS}
     lengths = [np.diff(b.hash_offsets) for b in batches if b.hash_offsets is not None]
     hashes = [b.hashes for b in batches if b.hashes is not None]
     if not lengths:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import gzip
 import math
-from array import array
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -23,7 +22,7 @@ import numpy as np
 from headway.errors import BadInput, MissingExtra
 from headway.workload.batch import Batch, Ints, make_batch, offsets_of
 from headway.workload.lengths import TOKENS_MAX
-from headway.workload.trace import Broken, Lines, Trace, said, take
+from headway.workload.trace import ROWS, Broken, Facts, Lines, said, take
 
 _FORMAT = "workload/1"
 _INT32_MAX = 2**31 - 1
@@ -66,6 +65,7 @@ _COLUMNS = (
     "deadline_s",
     "predicted_output_tokens",
 )
+_PLAIN = ("prompt_tokens", "output_tokens", *_OPTIONAL)
 _REALS = ("arrival_s", "deadline_s", "predicted_output_tokens")
 _decode_row = msgspec.json.Decoder(_Row).decode
 _decode_header = msgspec.json.Decoder(Header).decode
@@ -81,8 +81,10 @@ def no_rows(lines: Lines) -> BadInput:
     return lines.none_left() if lines.skipped else BadInput(f"{lines.path} holds no requests: only a header")
 
 
-def read_own_lines(records: Iterator[tuple[int, bytes]], fields: dict[str, Any], lines: Lines) -> Trace:
-    """Return the requests of JSON lines in Headway's form; `fields` is the first record, decoded."""
+def read_own_lines(
+    records: Iterator[tuple[int, bytes]], fields: dict[str, Any], lines: Lines
+) -> tuple[Facts, Iterator[Batch]]:
+    """Return what JSON lines in Headway's form say of their requests, and these; `fields` is the first, decoded."""
     header = Header()
     if "headway" in fields:
         line, raw = next(records)
@@ -91,41 +93,66 @@ def read_own_lines(records: Iterator[tuple[int, bytes]], fields: dict[str, Any],
     if first is None:
         raise no_rows(lines)
     timed = b'"arrival_s"' in first[1]
-    columns: dict[str, array[Any]] = {name: array("q") for name in _COLUMNS}
-    columns |= {name: array("d") for name in _REALS}
-    hashes, counts = array("q"), array("q")
-    for row in lines.parse(chain([first], records), partial(_row, header.block_tokens, timed)):
-        for name in _OPTIONAL:
-            columns[name].append(getattr(row, name))
-        columns["arrival_s"].append(row.arrival_s or 0.0)
-        columns["prompt_tokens"].append(row.prompt_tokens)
-        columns["output_tokens"].append(row.output_tokens)
-        columns["deadline_s"].append(math.inf if row.deadline_s is None else row.deadline_s)
-        predicted = row.predicted_output_tokens
-        columns["predicted_output_tokens"].append(row.output_tokens if predicted is None else predicted)
-        hashes.extend(row.hashes)
-        counts.append(len(row.hashes))
-    if not counts:
-        raise lines.none_left()
-    arrays = {name: np.array(column) for name, column in columns.items()}
-    return _trace(arrays, header, timed, np.array(hashes), np.array(counts))
+    rows = lines.parse(chain([first], records), partial(_row, header.block_tokens, timed))
+    return _facts(header, timed), _batches(rows, header)
 
 
-def read_parquet(lines: Lines) -> Trace:
-    """Return the requests of a Parquet file in Headway's form."""
+def _facts(header: Header, timed: bool) -> Facts:
+    return Facts(
+        block_tokens=header.block_tokens, timed=timed and header.concurrency is None,
+        concurrency=header.concurrency, think_s=header.think_s, models=header.models,
+    )  # fmt: skip
+
+
+def _batches(rows: Iterator[_Row], header: Header) -> Iterator[Batch]:
+    while part := list(islice(rows, ROWS)):
+        arrays: dict[str, Any] = {name: np.array([getattr(row, name) for row in part]) for name in _PLAIN}
+        arrays["arrival_s"] = np.array([row.arrival_s or 0.0 for row in part])
+        arrays["deadline_s"] = np.array([math.inf if row.deadline_s is None else row.deadline_s for row in part])
+        arrays["predicted_output_tokens"] = np.array(
+            [
+                float(row.output_tokens) if row.predicted_output_tokens is None else row.predicted_output_tokens
+                for row in part
+            ]
+        )
+        hashes = np.array([each for row in part for each in row.hashes], np.int64)
+        yield _batch(arrays, header, hashes, np.array([len(row.hashes) for row in part]))
+
+
+def read_parquet(lines: Lines) -> tuple[Facts, Iterator[Batch]]:
+    """Return what a Parquet file in Headway's form says of its requests, and these in batches."""
     arrow, parquet = _pyarrow("reading Parquet")
+    damaged = OSError, arrow.ArrowException
     try:
-        table = parquet.read_table(lines.path)
-    except (OSError, arrow.ArrowException) as error:
+        file = parquet.ParquetFile(lines.path)
+    except damaged as error:
         raise BadInput(f"{lines.path}: damaged or not Parquet: {error}") from None
-    missing = sorted({"prompt_tokens", "output_tokens"} - set(table.column_names))
+    names = file.schema_arrow.names
+    missing = sorted({"prompt_tokens", "output_tokens"} - set(names))
     if missing:
         raise BadInput(
             f"{lines.path}: the columns {', '.join(missing)} are missing: not a workload of Headway"
         )
-    if table.num_rows == 0:
+    if file.metadata.num_rows == 0:
         raise no_rows(lines)
-    header = _header((table.schema.metadata or {}).get(b"headway", b"{}"), f"{lines.path}: metadata")
+    header = _header((file.schema_arrow.metadata or {}).get(b"headway", b"{}"), f"{lines.path}: metadata")
+
+    def batches() -> Iterator[Batch]:
+        count = 0
+        try:
+            for part in file.iter_batches(ROWS, columns=[name for name in names if name in (*_COLUMNS, "hashes")]):
+                made = _of_table(arrow, arrow.Table.from_batches([part]), header, lines, count)
+                count += part.num_rows
+                if len(made):
+                    yield made
+        except damaged as error:
+            raise BadInput(f"{lines.path}: damaged or not Parquet: {error}") from None
+
+    return _facts(header, "arrival_s" in names), batches()
+
+
+def _of_table(arrow: Any, table: Any, header: Header, lines: Lines, first: int) -> Batch:
+    """The good rows of a part of a file that begins with its row `first`."""
 
     def column(name: str, type_: Any) -> Any:
         try:
@@ -149,7 +176,7 @@ def read_parquet(lines: Lines) -> Trace:
     if "hashes" in table.column_names:
         chains = column("hashes", arrow.large_list(arrow.int64()))
         hashes, counts = np.array(chains.flatten()), np.array(chains.value_lengths())
-    return _without_bad_rows(_trace(arrays, header, "arrival_s" in table.column_names, hashes, counts), lines)
+    return _without_bad_rows(_batch(arrays, header, hashes, counts), header, lines, first)
 
 
 def write_batches(batches: Iterable[Batch], path: Path, header: Header) -> None:
@@ -208,39 +235,29 @@ def _write_parquet(batches: Iterable[Batch], path: Path, header: Header) -> None
             writer.close()
 
 
-def _trace(arrays: dict[str, Any], header: Header, timed: bool, hashes: Ints, counts: Ints) -> Trace:
+def _batch(arrays: dict[str, Any], header: Header, hashes: Ints, counts: Ints) -> Batch:
     made = make_batch(arrays["arrival_s"], arrays["prompt_tokens"], arrays["output_tokens"])
     others = [name for name in _COLUMNS if name not in ("arrival_s", "prompt_tokens", "output_tokens")]
     columns: dict[str, Any] = {name: arrays[name].astype(getattr(made, name).dtype) for name in others}
     if header.block_tokens:
         columns |= {"hash_offsets": offsets_of(counts.astype(np.int64)), "hashes": hashes}
-    return Trace(
-        requests=msgspec.structs.replace(made, **columns),
-        block_tokens=header.block_tokens,
-        timed=timed and header.concurrency is None,
-        concurrency=header.concurrency,
-        think_s=header.think_s,
-        models=header.models,
-    )
+    return msgspec.structs.replace(made, **columns)
 
 
-def _without_bad_rows(trace: Trace, lines: Lines) -> Trace:
+def _without_bad_rows(batch: Batch, header: Header, lines: Lines, first: int) -> Batch:
     """Parquet comes as whole columns: the checks that JSON lines get one by one."""
-    batch = trace.requests
     good = (batch.prompt_tokens >= 1) & (batch.output_tokens >= 1) & (batch.arrival_s >= 0)
     good &= np.isfinite(batch.arrival_s) & (batch.deadline_s >= 0) & (batch.predicted_output_tokens >= 0)
     if batch.hash_offsets is not None:
         good &= _chain_fits(
-            batch.prompt_tokens, batch.output_tokens, np.diff(batch.hash_offsets), trace.block_tokens
+            batch.prompt_tokens, batch.output_tokens, np.diff(batch.hash_offsets), header.block_tokens
         )
     if good.all():
-        return trace
-    rows = [(int(row) + 1, row) for row in np.flatnonzero(~good)]
+        return batch
+    rows = [(first + int(row) + 1, row) for row in np.flatnonzero(~good)]
     for _ in lines.parse(rows, lambda row: _refuse(batch, row)):
         pass
-    if not good.any():
-        raise lines.none_left()
-    return msgspec.structs.replace(trace, requests=take(batch, np.flatnonzero(good)))
+    return take(batch, np.flatnonzero(good))
 
 
 def _refuse(batch: Batch, row: np.intp) -> None:

@@ -53,19 +53,21 @@ def arrival_times(arrival: Arrival, seed: int, recorded: Trace | None) -> Callab
         return Clock(arrival, seed).take
     if recorded is None:
         raise BadInput(f"the trace {arrival.path} is not loaded")
-    times = recorded.arrivals(seed)
+    times, stretch = recorded.arrivals(seed), 1.0
     if arrival.rate_req_s is not None:
-        if recorded.rate_req_s is None:
+        own_req_s = recorded.rate_req_s or (arrival.rate_req_s if len(times) == 1 else None)
+        if own_req_s is None:
             raise BadInput(
-                f"{arrival.path}: no time passes between its requests, so its clock cannot be stretched"
+                f"{arrival.path}: no time passes between its {len(times):,} requests, so its clock cannot be "
+                "stretched; another arrival process draws their times, as poisson does"
             )
-        times = times * (recorded.rate_req_s / arrival.rate_req_s)
+        stretch = own_req_s / arrival.rate_req_s
     taken = 0
 
     def take(n: int) -> Floats:
         nonlocal taken
         taken += n
-        return times[taken - n : taken]
+        return times[taken - n : taken] * stretch
 
     return take
 

@@ -1,7 +1,7 @@
 """Readers of public trace formats: a table of forms; the first record of a file decides which one it has.
 
-What a file is follows from its bytes, not from its name. One pass fills columns of numbers: no object per
-request stays in memory.
+What a file is follows from its bytes, not from its name. One pass fills columns of numbers, some thousands of
+requests at a time; those of a long file lie on disk (`spool.py`). Only a JSON list is read whole.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import csv
 import gzip
 import io
 import math
-from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import IO, Annotated, Any, NamedTuple
 
@@ -21,13 +21,15 @@ import msgspec
 import numpy as np
 
 from headway.errors import BadInput
-from headway.workload.batch import make_batch, offsets_of
+from headway.workload.batch import Batch, make_batch, offsets_of
 from headway.workload.files import Tokens, is_own, no_rows, read_own_lines, read_parquet
 from headway.workload.lengths import TOKENS_MAX
-from headway.workload.trace import Broken, Lines, Trace, open_bytes, reading_errors, said, take
+from headway.workload.spool import gather, in_order
+from headway.workload.trace import ROWS, Broken, Facts, Lines, Trace, open_bytes, reading_errors, said, take
 
 _CHARS_PER_TOKEN = 4  # of English text, roughly; the trace's notes say when it was used
 _ID_MAX = 2**63
+_LOOKED_AT = 1 << 18  # requests that tell how long the steps of recorded times are
 _NOTE_CHARS = f"first question and answer of each; tokens estimated as characters / {_CHARS_PER_TOKEN}"
 
 
@@ -70,31 +72,47 @@ def read_trace(path: str | Path, *, skip_bad: bool = False, spread_steps: bool =
     """
     path = Path(path)
     lines = Lines(path, skip_bad)
-    with open_bytes(path) as file:
+    with open_bytes(path) as file, ExitStack() as opened:
         try:
-            trace = _read(file, lines)
+            facts, batches = _read(file, lines, opened)
+            requests = gather(batches)
         except reading_errors() as error:
             raise BadInput(f"{path}: damaged or not a text file: {error}") from None
-    requests, notes, step_s = trace.requests, list(trace.notes), trace.step_s if spread_steps else 0.0
-    if (np.diff(requests.arrival_s) < 0).any():
+    if requests is None:
+        raise no_rows(lines)
+    notes = [*facts.notes]
+    if not in_order(requests.arrival_s):
         requests = take(requests, np.argsort(requests.arrival_s, kind="stable"))
         notes.append("arrivals were out of order; sorted")
+    if facts.dated and requests.arrival_s[0] < 0:  # an earlier date than the first in the file
+        requests = msgspec.structs.replace(requests, arrival_s=requests.arrival_s - requests.arrival_s[0])
+    steps = np.diff(np.unique(requests.arrival_s[:_LOOKED_AT])) if facts.stepped and spread_steps else np.zeros(0)
+    step_s = float(np.median(steps)) if len(steps) else 0.0
     if step_s:
         notes.append(f"arrivals are recorded in steps of {step_s:g} s; spread evenly at random within them")
-    return msgspec.structs.replace(
-        trace, requests=requests, step_s=step_s, notes=tuple(notes), skipped=lines.skipped
+    return Trace(
+        requests=requests,
+        block_tokens=facts.block_tokens if requests.has_chains else 0,
+        timed=facts.timed,
+        step_s=step_s,
+        concurrency=facts.concurrency,
+        think_s=facts.think_s,
+        models=facts.models,
+        skipped=lines.skipped,
+        notes=tuple(notes),
     )
 
 
-def _read(file: io.BufferedReader | gzip.GzipFile, lines: Lines) -> Trace:
+def _read(
+    file: io.BufferedReader | gzip.GzipFile, lines: Lines, opened: ExitStack
+) -> tuple[Facts, Iterator[Batch]]:
     head = file.peek(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     if head.startswith(b"PAR1"):
         return read_parquet(lines)
     if lines.path.suffix.lower() == ".parquet":
         raise BadInput(f"{lines.path} is no Parquet file, or a damaged one: it does not begin with PAR1")
     if not head.startswith((b"{", b"[")):
-        with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-            return _read_csv(text, lines)
+        return _read_csv(opened.enter_context(io.TextIOWrapper(file, "utf-8-sig", newline="")), lines)
     records = _list_records(file.read(), lines.path) if head.startswith(b"[") else _line_records(file)
     for first in records:
         fields = next(lines.parse([first], _json_object), None)
@@ -106,10 +124,17 @@ def _read(file: io.BufferedReader | gzip.GzipFile, lines: Lines) -> Trace:
     if is_own(fields):
         return read_own_lines(records, fields, lines)
     if "conversations" in fields:
-        return _collect(lines.parse(records, _conversation), lines, _CONVERSATIONS)
+        return _facts(_CONVERSATIONS), _collected(lines.parse(records, _conversation), _CONVERSATIONS)
     form = _form_of(fields, f"{lines.path}:{first[0]}")
     has_ids = form.block_tokens > 0 and "hash_ids" in fields
-    return _collect(lines.parse(records, _json_parser(form, has_ids)), lines, form)
+    return _facts(form), _collected(lines.parse(records, _json_parser(form, has_ids)), form, chains=has_ids)
+
+
+def _facts(form: Form) -> Facts:
+    return Facts(
+        block_tokens=form.block_tokens, timed=form.time is not None, stepped=form.stepped,
+        dated=form.time is not None and form.time_unit_s == 0, notes=(_NOTE_CHARS,) if form is _CONVERSATIONS else (),
+    )  # fmt: skip
 
 
 def _form_of(fields: Iterable[str], place: str) -> Form:
@@ -123,31 +148,22 @@ def _form_of(fields: Iterable[str], place: str) -> Form:
     )
 
 
-def _collect(requests: Iterable[Request], lines: Lines, form: Form) -> Trace:
-    times, prompts, outputs, hashes, counts = array("d"), array("q"), array("q"), array("q"), array("q")
-    for time_s, prompt_tokens, output_tokens, ids in requests:
-        times.append(time_s)
-        prompts.append(prompt_tokens)
-        outputs.append(output_tokens)
-        hashes.extend(ids)
-        counts.append(len(ids))
-    if not times:
-        raise no_rows(lines)
-    arrival_s = np.array(times)
-    if form.time_unit_s == 0:
-        arrival_s -= arrival_s.min()
-    batch = make_batch(arrival_s, np.array(prompts), np.array(outputs))
-    if hashes:
-        offsets = offsets_of(np.array(counts))
-        batch = msgspec.structs.replace(batch, hash_offsets=offsets, hashes=np.array(hashes))
-    steps = np.diff(np.unique(arrival_s)) if form.stepped else np.zeros(0)
-    return Trace(
-        requests=batch,
-        block_tokens=form.block_tokens if hashes else 0,
-        timed=form.time is not None,
-        step_s=float(np.median(steps)) if len(steps) else 0.0,
-        notes=(_NOTE_CHARS,) if form is _CONVERSATIONS else (),
-    )
+def _collected(requests: Iterable[Request], form: Form, *, chains: bool = False) -> Iterator[Batch]:
+    """The requests in batches; times of dates count from the first of them."""
+    requests, base_s = iter(requests), None
+    while part := list(islice(requests, ROWS)):
+        times, prompts, outputs, ids = zip(*part, strict=True)
+        arrival_s = np.array(times)
+        if form.time_unit_s == 0:
+            base_s = arrival_s[0] if base_s is None else base_s
+            arrival_s -= base_s
+        batch = make_batch(arrival_s, np.array(prompts), np.array(outputs))
+        if chains:
+            hashes = np.array([each for chain in ids for each in chain], np.int64)
+            batch = msgspec.structs.replace(
+                batch, hash_offsets=offsets_of(np.array([len(each) for each in ids])), hashes=hashes
+            )
+        yield batch
 
 
 # --- JSON ---
@@ -245,15 +261,26 @@ def _conversation(raw: bytes) -> Request:
 # --- CSV ---
 
 
-def _read_csv(file: IO[str], lines: Lines) -> Trace:
+def _read_csv(file: IO[str], lines: Lines) -> tuple[Facts, Iterator[Batch]]:
     rows = csv.reader(file)
-    try:
+    with _csv_errors(rows, lines):
         header = [name.strip() for name in next(rows, [])]
-        if not header:
-            raise lines.none_left()
-        form = _form_of(header, f"{lines.path}:1")
-        numbered = ((rows.line_num, row) for row in rows if row)
-        return _collect(lines.parse(numbered, _csv_parser(form, header)), lines, form)
+    if not header:
+        raise lines.none_left()
+    form = _form_of(header, f"{lines.path}:1")
+    return _facts(form), _csv_batches(rows, lines, form, header)
+
+
+def _csv_batches(rows: Any, lines: Lines, form: Form, header: list[str]) -> Iterator[Batch]:
+    numbered = ((rows.line_num, row) for row in rows if row)
+    with _csv_errors(rows, lines):
+        yield from _collected(lines.parse(numbered, _csv_parser(form, header)), form)
+
+
+@contextmanager
+def _csv_errors(rows: Any, lines: Lines) -> Iterator[None]:
+    try:
+        yield
     except csv.Error as error:
         raise BadInput(f"{lines.path}:{rows.line_num}: not CSV: {error}") from None
 

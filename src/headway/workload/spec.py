@@ -101,7 +101,8 @@ class WorkloadSpec(Spec, kw_only=True):
 
     Either `prompt` and `output` are given, or `trace`: a file whose requests are taken in their order.
     Without an `arrival` they come when the trace says, or as Poisson at 1 request/s; without `requests` all
-    of the trace come, or 10,000.
+    of the trace come, or 10,000. `first`: so many of the trace are left out before them, and its clock starts
+    there.
     `classes` number the SLO classes of the requests in their order here. `prediction_sigma` is the spread (of
     logarithms) of the predicted output length around the true one: 0 is a perfect predictor.
     """
@@ -111,6 +112,7 @@ class WorkloadSpec(Spec, kw_only=True):
     prompt: Length | None = None
     output: Length | Binned | None = None
     trace: str | None = None
+    first: int = 0
     requests: int | None = None
     shared_prefix: SharedPrefix | None = None
     sessions: Sessions | None = None
@@ -121,6 +123,8 @@ class WorkloadSpec(Spec, kw_only=True):
     def __post_init__(self) -> None:
         if self.requests is not None and self.requests < 1:
             raise BadInput(f"requests {self.requests}: expected at least 1")
+        if self.first < 0 or (self.first and self.trace is None):
+            raise BadInput(f"first {self.first}: expected 0 or more, of a trace")
         if not 0 <= self.prediction_sigma < math.inf:
             raise BadInput(f"prediction_sigma {self.prediction_sigma}: expected a finite number, 0 or more")
         drawn = self.prompt is not None and self.output is not None

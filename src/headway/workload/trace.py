@@ -8,23 +8,29 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from headway.errors import BadInput, nearest
-from headway.workload.batch import Batch, Floats, offsets_of, stream
+from headway.workload.batch import Batch, Floats, join, offsets_of, stream
 
 R = TypeVar("R")
 T = TypeVar("T")
 
+ROWS = 1 << 15  # requests read at a time
+_LOOKED_AT = 1 << 16  # windows at a time
+_MOMENT_S = 1e-9  # requests all at once are this far apart
 _SHOWN = 90  # characters of a broken line that its error shows
 
 
 class Trace(msgspec.Struct, frozen=True, eq=False):
-    """The requests of a file in order of arrival, and what is known about them."""
+    """The requests of a file in order of arrival, or those from its `first` on, and what is known about them.
+
+    `whole_rate_req_s` is that of the whole file where they are a part of it.
+    """
 
     requests: Batch
     block_tokens: int = 0
@@ -35,10 +41,51 @@ class Trace(msgspec.Struct, frozen=True, eq=False):
     models: tuple[str, ...] = ()  # the name that requests of each SLO class ask for; none: no name
     skipped: int = 0
     notes: tuple[str, ...] = ()
+    first: int = 0
+    whole_rate_req_s: float | None = None
+
+    def part(self, first: int, requests: int) -> Trace:
+        """Return so many requests from the file's `first` on, the first of them at time 0; itself where these are it.
+
+        They keep the rate of the whole file.
+
+        Raises:
+            BadInput: there are none from there on.
+        """
+        start = first - self.first
+        if not 0 <= start < len(self.requests):
+            raise BadInput(f"first {first:,}: the trace has its {len(self.requests):,} requests from {self.first:,} on")
+        if start == 0 and requests >= len(self.requests):
+            return self
+        rows = self.requests.rows(start, start + requests)
+        begin_s = rows.arrival_s[0] if start else 0.0
+        held = join([rows])  # a copy: those of a long file are only mapped
+        from_there = msgspec.structs.replace(
+            held, id=np.arange(len(held)), arrival_s=held.arrival_s - begin_s, deadline_s=held.deadline_s - begin_s
+        )
+        return msgspec.structs.replace(self, requests=from_there, first=first, whole_rate_req_s=self.rate_req_s)
+
+    def densest(self, requests: int, of: int) -> int:
+        """Return the place in the file from which so many requests in a row bring the most tokens a second.
+
+        Of the first `of` requests here, looked at in parts.
+        """
+        best, place = -1.0, 0
+        for at in range(0, of - requests + 1, _LOOKED_AT):
+            rows = self.requests.rows(at, min(of, at + _LOOKED_AT + requests - 1))
+            tokens = np.concatenate(([0], np.cumsum(rows.prompt_tokens + rows.output_tokens)))
+            spans_s = rows.arrival_s[requests - 1 :] - rows.arrival_s[: len(rows) - requests + 1]
+            loads = (tokens[requests:] - tokens[:-requests]) / np.maximum(spans_s, _MOMENT_S)
+            here = int(loads.argmax())
+            if loads[here] > best:
+                best, place = float(loads[here]), at + here
+        return self.first + place
 
     @property
     def rate_req_s(self) -> float | None:
-        """Requests per second from first to last; None when no time passes."""
+        """Requests per second from first to last of the whole file; None when no time passes."""
+        if self.whole_rate_req_s is not None:
+            return self.whole_rate_req_s
         times = self.requests.arrival_s
         span = float(times[-1] - times[0]) + self.step_s
         return (len(times) - (0 if self.step_s else 1)) / span if self.timed and span > 0 else None
@@ -51,6 +98,19 @@ class Trace(msgspec.Struct, frozen=True, eq=False):
         starts, step = np.unique(times, return_inverse=True)
         widths = np.append(np.minimum(np.diff(starts), self.step_s), self.step_s)
         return np.sort(times + widths[step] * stream(seed, "arrivals").random(len(times)))
+
+
+class Facts(NamedTuple):
+    """What a file says of all its requests. `dated`: times are dates; `stepped`: rounded to steps."""
+
+    block_tokens: int = 0
+    timed: bool = True
+    stepped: bool = False
+    dated: bool = False
+    concurrency: int | None = None
+    think_s: float = 0.0
+    models: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Broken(Exception):

@@ -37,6 +37,9 @@ class Workload:
     def __init__(self, spec: WorkloadSpec, trace: Trace | None = None, recorded: Trace | None = None) -> None:
         """Take the requests of `spec.trace`, and the file whose arrival times are replayed, if any."""
         self._trace, self._recorded = trace, recorded
+        if trace is not None and spec.first:
+            self._trace = trace.part(spec.first, spec.requests or len(trace.requests))
+            self._recorded = self._trace if recorded is trace else recorded
         if (spec.trace and trace is None) or (isinstance(spec.process, Replay) and recorded is None):
             raise BadInput(f"workload {spec.name} needs its trace: make it with workload(spec)")
         have = min((len(file.requests) for file in self._files()), default=None)
@@ -76,14 +79,25 @@ class Workload:
         """Return the same requests at another mean rate, with common random numbers.
 
         Lengths, chains and classes stay; gaps keep their random numbers and are scaled; recorded times are
-        stretched by the mean rate of the whole trace. Of sessions the starts are scaled, not the gaps inside,
-        so other calls come first.
+        stretched by the mean rate of the whole trace, but a single one. Of sessions the starts are scaled, not
+        the gaps inside, so other calls come first.
 
         Raises:
             BadInput: the rate is not positive and finite, or the workload is a closed loop.
         """
         spec = msgspec.structs.replace(self.spec, arrival=at_rate(self.spec.process, rate_req_s))
         return Workload(spec, self._trace, self._recorded)
+
+    def densest(self, requests: int) -> Workload:
+        """Return so many requests in a row of a trace replayed as recorded, those that bring the most tokens a second.
+
+        Its rate stays the mean of the whole trace. The workload itself where it has no more, or no recorded times.
+        """
+        if self._trace is None or self._recorded is not self._trace or requests >= self.requests:
+            return self
+        first = self._trace.densest(requests, self.requests)
+        part = self._trace.part(first, requests)
+        return Workload(msgspec.structs.replace(self.spec, first=first, requests=requests), part, part)
 
     @property
     def rate_req_s(self) -> float | None:
