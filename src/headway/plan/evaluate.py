@@ -59,6 +59,9 @@ class Asked(NamedTuple):
     energy_kind: EnergyKind | None = None
     carbon_g_per_million_output_tokens: float | None = None
     embodied_g_per_million_output_tokens: float | None = None
+    idle_joules_per_output_token: float | None = None
+    prefill_joules_per_output_token: float | None = None
+    decode_joules_per_output_token: float | None = None
 
 
 class Goodput(NamedTuple):
@@ -181,7 +184,15 @@ def _fields(heard: Sequence[tuple[Trial, Result]], meets: bool) -> Asked:
         energy_kind=results[0].energy.kind,
         carbon_g_per_million_output_tokens=_mean([result.carbon.grams_per_million_output_tokens for result in results]),
         embodied_g_per_million_output_tokens=_mean([_embodied(result) for result in results]),
+        idle_joules_per_output_token=_mean([_each(result, result.energy.idle_joules) for result in results]),
+        prefill_joules_per_output_token=_mean([_each(result, result.energy.prefill_joules) for result in results]),
+        decode_joules_per_output_token=_mean([_each(result, result.energy.decode_joules) for result in results]),
     )
+
+
+def _each(result: Result, joules: float) -> float | None:
+    """Joules per output token."""
+    return joules / result.tokens.output if result.tokens.output else None
 
 
 def _embodied(result: Result) -> float | None:

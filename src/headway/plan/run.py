@@ -16,6 +16,7 @@ from headway.plan import explain
 from headway.plan.answer import Binding, Candidate, Plan
 from headway.plan.bounds import Guess
 from headway.plan.contest import Contest
+from headway.plan.curves import with_curves
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.extent import extent
@@ -77,7 +78,16 @@ def plan(
         more = partial(remedy, contest, source, source.requests if finite else None)
         interrupted, beyond = _evaluate(contest, crew, progress, ctrl_c, more)
         part = extent(question, source, requests, rate_req_s)
-        return _answer(contest, space, beyond, part, interrupted, started_s)
+        found = _answer(contest, space, beyond, part, interrupted)
+    if not interrupted:
+        told = None if progress is None else partial(_further, contest, progress)
+        found = with_curves(found, source, workers, told)
+    return msgspec.structs.replace(found, seconds=time.perf_counter() - started_s)
+
+
+def _further(contest: Contest, progress: Callable[[int, int], None], done: int, planned: int) -> None:
+    """Count on where the search has ended."""
+    progress(contest.done + done, contest.planned + planned)
 
 
 def _alone(replica: Replica, guess: Guess) -> float:
@@ -85,9 +95,7 @@ def _alone(replica: Replica, guess: Guess) -> float:
     return guess(Deployment(pools=(Pool(replica=replica),)), (compiled(replica),))
 
 
-def _answer(
-    contest: Contest, space: Space, beyond: Remedy | None, part: str, interrupted: bool, started_s: float
-) -> Plan:
+def _answer(contest: Contest, space: Space, beyond: Remedy | None, part: str, interrupted: bool) -> Plan:
     ranked, question, rate_req_s, requests = contest.ranked(), contest.question, contest.rate_req_s, contest.long
     verdict = _verdict(contest, ranked, space, beyond, interrupted)
     candidates = [_candidate(entry, ranked[0], contest) for entry in ranked]
@@ -108,7 +116,7 @@ def _answer(
         evaluated=len(candidates),
         discarded=dict(discarded),
         tolerance=STEP - 1,
-        seconds=time.perf_counter() - started_s,
+        seconds=0.0,
         best=candidates[0] if verdict.feasible else None,
         front=[entry.deployment.name for entry in contest.front(ranked)],
         ranked=candidates,
@@ -226,4 +234,7 @@ def _candidate(entry: Entry, best: Entry, contest: Contest) -> Candidate:
         energy_kind=asked.energy_kind,
         carbon_g_per_million_output_tokens=asked.carbon_g_per_million_output_tokens,
         embodied_g_per_million_output_tokens=asked.embodied_g_per_million_output_tokens,
+        idle_joules_per_output_token=asked.idle_joules_per_output_token,
+        prefill_joules_per_output_token=asked.prefill_joules_per_output_token,
+        decode_joules_per_output_token=asked.decode_joules_per_output_token,
     )
