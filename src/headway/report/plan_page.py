@@ -133,15 +133,13 @@ def _front(plan: Plan) -> list[Section]:
         if _known(plan, across, up)
     ]
     rate, price = format_rate(plan.rate_req_s), plan.question.known("cost")
-    further = [
-        figure
-        for figure, needed in (
-            (Figure("rate", "What the money serves", "", partial(charts.cost_and_rate, plan)), (price, "rate")),
-            (Figure("share", f"Attainment at {rate}", "", partial(charts.cost_and_attainment, plan)), (price, "ttft")),
-            (Figure("latency", f"Latency at {rate}", "", partial(charts.latencies, plan)), ("ttft", "tpot")),
-        )
-        if _known(plan, *needed)
-    ]
+    further = []
+    if _known(plan, price, "rate"):
+        further.append(Figure("rate", "What the money serves", "", partial(charts.cost_and_rate, plan)))
+    if _known(plan, price, "ttft"):
+        further.append(Figure("share", f"Attainment at {rate}", "", partial(charts.cost_and_attainment, plan)))
+    if _known(plan, "ttft", "tpot"):
+        further.append(Figure("latency", f"Latency at {rate}", "", partial(charts.latencies, plan)))
     what = "best in one of them, or the best compromise" if plan.feasible else "none of which meets the SLO"
     note = (
         f"On the front is what no other beats in {w.listed(w.OBJECTIVES[each] for each in axes)} at once: {what}. Each "
