@@ -96,6 +96,14 @@ def test_ctrl_c_costs_curves_not_the_answer(found):
     assert seen.course is None
 
 
+def test_with_replicas_to_spare_curves_are_of_those_that_are_left_as_goodput_is():
+    spared = plan(msgspec.structs.replace(QUESTION, spare=1, tp=(1,), layouts=("mixed",)), workers=1)
+    for curve, candidate in zip(spared.curves, spared.ranked, strict=False):
+        beyond = curve.points[-1]
+        assert beyond.rate_req_s == pytest.approx(1.1 * candidate.goodput_req_s, rel=0.03)
+        assert beyond.attainment < spared.question.slo.attainment
+
+
 def test_where_nothing_is_served_curves_are_around_the_asked_rate():
     nothing = plan(msgspec.structs.replace(QUESTION, slo=Slo(ttft_s=0.001)), workers=1)
     assert not nothing.feasible and nothing.curves

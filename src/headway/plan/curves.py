@@ -18,6 +18,7 @@ from headway.plan.answer import Candidate, Plan
 from headway.plan.evaluate import Evaluator
 from headway.plan.leaders import Course, LoadCurve, LoadPoint, PoolCourse, Spread
 from headway.plan.question import Question
+from headway.plan.space import without
 from headway.plan.trial import STEP, Load, ask, interval
 from headway.plan.workers import Workers
 from headway.sim import CtrlC, Deployment
@@ -106,19 +107,20 @@ class _Looker:
     """Answers one look after another; the same answer in whatever process and order."""
 
     def __init__(self, question: Question, source: Workload, rate_req_s: float) -> None:
-        self.slo = question.aimed_slo
+        self.slo, self.spare = question.aimed_slo, question.spare
         self.load = Evaluator(question, source, rate_req_s).load
 
     def __call__(self, look: _Look) -> LoadPoint | Course:
         loads = [self.load(look.requests, seed) for seed in look.seeds]
         if look.k is None:
             return _course(look, loads[0])
-        tables = tuple(compiled(pool.replica) for pool in look.deployment.pools)
-        heard = [ask(look.deployment, load, self.slo, tables, look.k) for load in loads]
+        left = without(look.deployment, self.spare)
+        tables = tuple(compiled(pool.replica) for pool in left.pools)
+        heard = [ask(left, load, self.slo, tables, look.k) for load in loads]
         ends = []
         for times in uncertainty(look.deployment).tpot:
             otherwise = tuple(stretched(table, times) for table in tables)
-            ends.append(ask(look.deployment, loads[0], self.slo, otherwise, look.k)[1])
+            ends.append(ask(left, loads[0], self.slo, otherwise, look.k)[1])
         results = [result for _, result in heard]
         outcome = results[0].slo
         share, low, high = outcome.attainment, outcome.attainment_low, outcome.attainment_high

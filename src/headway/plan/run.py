@@ -78,11 +78,12 @@ def plan(
         more = partial(remedy, contest, source, source.requests if finite else None)
         interrupted, beyond = _evaluate(contest, crew, progress, ctrl_c, more)
         part = extent(question, source, requests, rate_req_s)
-        found = _answer(contest, space, beyond, part, interrupted)
-    if not interrupted:
-        told = None if progress is None else partial(_further, contest, progress)
-        found = with_curves(found, source, workers, told)
-    return msgspec.structs.replace(found, seconds=time.perf_counter() - started_s)
+        answer = _answer(contest, space, beyond, part, interrupted, started_s)
+    if interrupted:
+        return answer
+    told = None if progress is None else partial(_further, contest, progress)
+    answer = with_curves(answer, source, workers, told)
+    return msgspec.structs.replace(answer, seconds=time.perf_counter() - started_s)
 
 
 def _further(contest: Contest, progress: Callable[[int, int], None], done: int, planned: int) -> None:
@@ -95,7 +96,9 @@ def _alone(replica: Replica, guess: Guess) -> float:
     return guess(Deployment(pools=(Pool(replica=replica),)), (compiled(replica),))
 
 
-def _answer(contest: Contest, space: Space, beyond: Remedy | None, part: str, interrupted: bool) -> Plan:
+def _answer(
+    contest: Contest, space: Space, beyond: Remedy | None, part: str, interrupted: bool, started_s: float
+) -> Plan:
     ranked, question, rate_req_s, requests = contest.ranked(), contest.question, contest.rate_req_s, contest.long
     verdict = _verdict(contest, ranked, space, beyond, interrupted)
     candidates = [_candidate(entry, ranked[0], contest) for entry in ranked]
@@ -116,7 +119,7 @@ def _answer(contest: Contest, space: Space, beyond: Remedy | None, part: str, in
         evaluated=len(candidates),
         discarded=dict(discarded),
         tolerance=STEP - 1,
-        seconds=0.0,
+        seconds=time.perf_counter() - started_s,
         best=candidates[0] if verdict.feasible else None,
         front=[entry.deployment.name for entry in contest.front(ranked)],
         ranked=candidates,
