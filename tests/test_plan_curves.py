@@ -55,6 +55,7 @@ def test_the_models_interval_holds_the_prediction_and_is_that_of_longer_and_shor
     for curve in found.curves:
         idle = curve.points[0].tpot_s  # requests hardly meet: all times go with the steps
         assert idle.tail_high_s / idle.tail_s > math.sqrt(curve.steps[1])
+        assert idle.tail_low_s / idle.tail_s < math.sqrt(curve.steps[0])
 
 
 def test_latency_rises_with_load(found):

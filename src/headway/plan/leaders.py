@@ -42,8 +42,8 @@ class LoadPoint(Spec, frozen=True, kw_only=True):
 class LoadCurve(Spec, frozen=True, kw_only=True):
     """A candidate from an idle system to beyond its goodput, rates ascending, the asked one among them.
 
-    With the question's spare replicas down, as goodput is. `steps`: by what all steps are multiplied at the ends of the model's interval, which hold the truth between them in
-    `coverage` of cases. `requests` of each run.
+    With the question's spare replicas down, as goodput is. `requests` of each run. `steps`: by what all steps are
+    multiplied at the ends of the model's interval, which hold the truth between them in `coverage` of cases.
     """
 
     name: str
