@@ -8,6 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from headway.report import plan_charts as charts
 from headway.report import words as w
 from headway.report.page import NUMBER, Card, Cell, Column, Figure, Filter, Page, Row, Section, Table, rendered
@@ -53,10 +55,10 @@ def plan_page(plan: Plan, shown: list[Candidate] | None = None) -> Page:
         tone="bad",
         question=[*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)],
         cards=_cards(plan.best) if plan.best else [],
-        sections=[
-            *_front(plan), *_load(plan), *_course(plan), *_spent(plan), *_sensitivity(plan), *_candidates(plan, shown),
-            *_best(plan),
-        ],
+        sections=_filtered([
+            *_front(plan), *_tradeoffs(plan), *_load(plan), *_course(plan), *_spent(plan), *_sensitivity(plan),
+            *_candidates(plan, shown), *_best(plan),
+        ]),
         datasets={charts.CANDIDATES: charts.candidate_columns(plan, shown)} if shown else {},
         filters=_filters(plan, shown) if len(shown) > 1 else [],
     )  # fmt: skip
@@ -117,8 +119,14 @@ def _of_use(asked: Filter, column: list[Any]) -> Filter | None:
     return Filter(asked.column, asked.label, [asked.options[0], *kept]) if kept else None
 
 
+def _filtered(sections: list[Section]) -> list[Section]:
+    """The sections, the filter in the first of those whose candidates it thins out."""
+    at = next((section.key for section in sections if section.key in ("front", "tradeoffs", "candidates")), "")
+    return [msgspec.structs.replace(section, filtered=section.key == at) for section in sections]
+
+
 def _front(plan: Plan) -> list[Section]:
-    if not plan.ranked:
+    if not plan.front:
         return []
     axes: list[Objective] = [plan.question.known(objective) for objective in plan.question.front]
     across, *others = axes
@@ -132,14 +140,6 @@ def _front(plan: Plan) -> list[Section]:
         for up in others
         if _known(plan, across, up)
     ]
-    rate, price = format_rate(plan.rate_req_s), plan.question.known("cost")
-    further = []
-    if _known(plan, price, "rate"):
-        further.append(Figure("rate", "What the money serves", "", partial(charts.cost_and_rate, plan)))
-    if _known(plan, price, "ttft"):
-        further.append(Figure("share", f"Attainment at {rate}", "", partial(charts.cost_and_attainment, plan)))
-    if _known(plan, "ttft", "tpot"):
-        further.append(Figure("latency", f"Latency at {rate}", "", partial(charts.latencies, plan)))
     what = "best in one of them, or the best compromise" if plan.feasible else "none of which meets the SLO"
     note = (
         f"On the front is what no other beats in {w.listed(w.OBJECTIVES[each] for each in axes)} at once: {what}. Each "
@@ -152,11 +152,19 @@ def _front(plan: Plan) -> list[Section]:
         for name in plan.front
     ]
     columns = [Column(headings[0], "name"), *(Column(name, NUMBER) for name in headings[1:-1]), Column(headings[-1])]
-    tables = [Table(columns, [Row([Cell(text) for text in row]) for row in rows])] if rows else []
-    return [
-        Section(key="front", title="The front", note=note, figures=figures, tables=tables, filtered=True),
-        *([Section(key="tradeoffs", title="All candidates", figures=further)] if further else []),
-    ]
+    tables = [Table(columns, [Row([Cell(text) for text in row]) for row in rows])]
+    return [Section(key="front", title="The front", note=note, figures=figures, tables=tables)]
+
+
+def _tradeoffs(plan: Plan) -> list[Section]:
+    rate, price, figures = format_rate(plan.rate_req_s), plan.question.known("cost"), []
+    if _known(plan, price) and any(candidate.goodput_req_s for candidate in plan.ranked):
+        figures.append(Figure("rate", "What the money serves", "", partial(charts.cost_and_rate, plan)))
+    if _known(plan, price, "ttft"):
+        figures.append(Figure("share", f"Attainment at {rate}", "", partial(charts.cost_and_attainment, plan)))
+    if _known(plan, "ttft", "tpot"):
+        figures.append(Figure("latency", f"Latency at {rate}", "", partial(charts.latencies, plan)))
+    return [Section(key="tradeoffs", title="All candidates", figures=figures)] if figures else []
 
 
 def _known(plan: Plan, *objectives: Objective) -> bool:
@@ -300,7 +308,7 @@ def _best(plan: Plan) -> list[Section]:
     deployment = from_mapping(Deployment, first.deployment, "deployment")
     named = zip(deployment.pool_names(), deployment.pools, strict=True)
     provenance: dict[str, Any] = {name: to_mapping_all(compiled(pool.replica)) for name, pool in named}
-    note = "As a file for headway simulate; what is not named has its default."
-    title = "Deployment" if plan.best else f"Deployment that comes nearest: {first.name}"
+    note = f"{first.name} as a file for headway simulate; what is not named has its default."
+    title = "Deployment" if plan.best else "Deployment that comes nearest"
     return [Section(key="deployment", title=title, note=note, code=write_yaml(first.deployment)), judged,
             *sources(provenance)]  # fmt: skip
