@@ -72,13 +72,13 @@ class Candidate(Spec, frozen=True, kw_only=True):
     simulations: int
     seeds: tuple[int, ...] = ()
     confirmed: bool = False
+    idle_joules_per_output_token: float | None = None
+    prefill_joules_per_output_token: float | None = None
+    decode_joules_per_output_token: float | None = None
     mean_watts: float | None = None
     energy_kind: EnergyKind | None = None
     carbon_g_per_million_output_tokens: float | None = None
     embodied_g_per_million_output_tokens: float | None = None
-    idle_joules_per_output_token: float | None = None
-    prefill_joules_per_output_token: float | None = None
-    decode_joules_per_output_token: float | None = None
 
 
 class Variant(Spec, frozen=True, kw_only=True):

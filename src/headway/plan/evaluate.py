@@ -55,13 +55,13 @@ class Asked(NamedTuple):
     usd_per_million_output_tokens: float | None
     joules_per_output_token: float | None
     meets: bool
+    idle_joules_per_output_token: float | None = None
+    prefill_joules_per_output_token: float | None = None
+    decode_joules_per_output_token: float | None = None
     mean_watts: float | None = None
     energy_kind: EnergyKind | None = None
     carbon_g_per_million_output_tokens: float | None = None
     embodied_g_per_million_output_tokens: float | None = None
-    idle_joules_per_output_token: float | None = None
-    prefill_joules_per_output_token: float | None = None
-    decode_joules_per_output_token: float | None = None
 
 
 class Goodput(NamedTuple):
