@@ -105,11 +105,15 @@ def test_with_replicas_to_spare_curves_are_of_those_that_are_left_as_goodput_is(
         assert beyond.attainment < spared.question.slo.attainment
 
 
-def test_where_nothing_is_served_curves_are_around_the_asked_rate():
-    nothing = plan(msgspec.structs.replace(QUESTION, slo=Slo(ttft_s=0.001)), workers=1)
-    assert not nothing.feasible and nothing.curves
-    assert nothing.curves[0].points[0].rate_req_s == pytest.approx(25 / 4, rel=0.03)
-    assert nothing.course.name == nothing.ranked[0].name
+def test_where_nothing_is_served_curves_are_around_the_asked_rate(found):
+    ranked = [msgspec.structs.replace(each, goodput_req_s=0.0, meets=False) for each in found.ranked]
+    bare = msgspec.structs.replace(found, feasible=False, best=None, ranked=ranked, curves=[], course=None)
+    nothing = with_curves(bare, workload("chat"), 1)
+    assert [curve.name for curve in nothing.curves] == [each.name for each in ranked[:3]]
+    for curve in nothing.curves:
+        assert curve.points[0].rate_req_s == pytest.approx(25 / 4, rel=0.03)
+        assert curve.points[-1].rate_req_s == pytest.approx(25 * 1.1, rel=0.03)
+    assert nothing.course.name == ranked[0].name
 
 
 def test_curves_survive_json_and_a_plan_without_them_is_read(found):

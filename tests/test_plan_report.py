@@ -30,7 +30,6 @@ QUESTION = Question(
 )  # fmt: skip
 CUT = """[...document.querySelectorAll('#candidates td')]
     .filter(cell => cell.offsetParent && cell.scrollWidth > cell.clientWidth + 1).map(cell => cell.textContent)"""
-IMPOSSIBLE = msgspec.structs.replace(QUESTION, slo=Slo(ttft_s=0.001))
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +38,12 @@ def found() -> Plan:
 
 
 @pytest.fixture(scope="module")
-def impossible() -> Plan:
-    return plan(IMPOSSIBLE, workers=1)
+def impossible(found) -> Plan:
+    lost = {"meets": False, "goodput_req_s": 0.0, "goodput_req_s_per_gpu": 0.0, "reason": "no rate meets the SLO"}
+    ranked = [msgspec.structs.replace(each, **lost) for each in found.ranked]
+    return msgspec.structs.replace(
+        found, feasible=False, best=None, binding="ttft", front=[], ranked=ranked, message="No plan meets the SLO."
+    )
 
 
 @pytest.fixture(scope="module")
