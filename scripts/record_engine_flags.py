@@ -24,6 +24,7 @@ DATA = Path(__file__).parents[1] / "src" / "headway" / "export" / "data"
 STAND_INS = {
     "vllm": ("vllm.ir", "vllm.ir.ops", "vllm.ir.op", "vllm.kernels"),
     "sglang": ("sglang.srt.utils.hf_transformers_patches",),
+    "vllm-router": (),
 }
 MODULES = ("nn", "distributed", "cuda", "utils", "functional", "library")  # of torch, as attributes
 
@@ -93,6 +94,11 @@ def parser_of(engine: str, folder: Path) -> argparse.ArgumentParser:
     sys.meta_path.append(_Missing())
     for name in STAND_INS[engine]:
         sys.modules[name] = _stand_in(name, [])
+    if engine == "vllm-router":
+        parser = argparse.ArgumentParser()
+        arguments = importlib.import_module("vllm_router.router_args").RouterArgs
+        arguments.add_cli_args(parser, use_router_prefix=False)
+        return parser
     if engine == "vllm":
         sys.modules["vllm.platforms"] = _stand_in("vllm.platforms", [str(folder / "vllm" / "platforms")])
         parser = importlib.import_module("vllm.utils.argparse_utils").FlexibleArgumentParser()
@@ -127,7 +133,10 @@ def main() -> None:
     sys.argv = [engine]
     file = DATA / f"{engine}.json"
     flags = flags_of(parser_of(engine, folder))
-    where = {"vllm": "vllm/entrypoints and vllm/engine/arg_utils.py", "sglang": "sglang/srt/server_args.py"}[engine]
+    where = {
+        "vllm": "vllm/entrypoints and vllm/engine/arg_utils.py", "sglang": "sglang/srt/server_args.py",
+        "vllm-router": "vllm_router/router_args.py",
+    }[engine]  # fmt: skip
     source = f"the parser of {engine} {version} itself, {where} (Apache-2.0)"
     lines = [f"  {json.dumps(name)}: {json.dumps(flag)}" for name, flag in flags.items()]
     head = "".join(

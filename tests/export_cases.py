@@ -119,7 +119,7 @@ def commands(files: dict[str, str], engine: str) -> dict[str, Command]:
         }
         for where, pod in pods(objects):
             words = pod["containers"][0]["command"]
-            if words[0] != "sh" and not where.endswith("worker"):
+            if words[0] != "sh" and where != "router" and not where.endswith("worker"):
                 config = configs.get(f"{where}-engine", "")
                 found[where] = Command(engine=engine, words=tuple(words), config=config)
     if "dynamo.yaml" in files:

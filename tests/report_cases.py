@@ -1,5 +1,6 @@
 """Results and plans for the tests of reports, and what their pages hold."""
 
+import json
 from html.parser import HTMLParser
 
 import msgspec
@@ -84,6 +85,19 @@ class Seen(HTMLParser):
 
     def count(self, tag):
         return sum(1 for name, _ in self.tags if name == tag)
+
+
+def drawn(page):
+    """The specs that a page hands to its charts, and the data sets, as rows."""
+    call = page.rpartition("draw(")[2].partition(");\n</script>")[0]
+    decoder = json.JSONDecoder()
+    specs, end = decoder.raw_decode(call)
+    datasets = decoder.raw_decode(call[end:].lstrip(", "))[0]
+    rows = {
+        name: [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        for name, columns in datasets.items()
+    }
+    return specs, rows
 
 
 def shown(renderable):

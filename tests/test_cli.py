@@ -42,7 +42,7 @@ def test_help_lists_the_verbs_with_the_main_one_first():
     shown = run("--help").stdout.partition("Commands:")[2].split()
     assert [word for word in shown if word in VERBS] == [
         "plan", "simulate", "capacity", "bench", "compare", "validate", "calibrate", "profile", "emulate", "serve",
-        "picker", "replay", "whatif", "export", "list"
+        "picker", "replay", "whatif", "report", "export", "list"
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Exports: what is written says the deployment, all of it or with a note; engines and Kubernetes would take it."""
 
 import re
+import shlex
 from pathlib import Path
 
 import kubernetes_validate
@@ -20,6 +21,7 @@ from headway.export.llmd import PICKERS, picker
 from headway.export.manifests import check
 from headway.export.place import host_gpus, place, spread
 from headway.export.recorded import parse, recorded
+from headway.export.target import target
 from headway.gateway import GatewaySpec
 from headway.hardware import Link, gpu
 from headway.metrics import Slo
@@ -62,8 +64,8 @@ def expressible(deployment: Deployment, to: str) -> bool:
         return False
     one_machine = max(max(each.hosts) for each in place(deployment)) == 0
     return {
-        "compose": one_machine and not (split and engine.name == "vllm"),
-        "kubernetes": not split and not (engine.name == "trtllm" and hosts > 1),
+        "compose": one_machine,
+        "kubernetes": not (split and engine.name != "vllm") and not (engine.name == "trtllm" and hosts > 1),
         "llm-d": engine.name == "vllm",
     }.get(to, True)
 
@@ -183,15 +185,11 @@ def test_a_recorded_parser_says_its_version_and_source(engine):
 @pytest.mark.parametrize("role", [None, "split"])
 def test_kubernetes_takes_the_objects(to, replica, role):
     deployment = one(role=role, count=2, **replica)
-    if to == "kubernetes" and role:
-        with pytest.raises(BadInput, match="dynamo"):
-            export(deployment, to)
-        return
     files = export(deployment, to).files
     text = files.get(f"{to}.yaml") or files["modelservers.yaml"]
     objects = list(yaml.safe_load_all(text))
     for body in objects:
-        if body["apiVersion"] in ("v1", "apps/v1"):
+        if body["apiVersion"] in ("v1", "apps/v1", "rbac.authorization.k8s.io/v1"):
             kubernetes_validate.validate(body, KUBERNETES, strict=True)
     for name, spec in pods(objects):
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name.lower()}, "spec": spec}
@@ -223,6 +221,104 @@ def test_dynamo_is_told_on_how_many_nodes_and_where_to_route():
     assert worker["multinode"] == {"nodeCount": 2}
     assert worker["podTemplate"]["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "8"}
     assert front["podTemplate"]["spec"]["containers"][0]["args"] == ["--router-mode", "kv"]
+
+
+def words_of_router(deployment, to):
+    """The router's command in an export, its flags with all their values."""
+    files = export(deployment, to).files
+    if to == "compose":
+        words = yaml.safe_load(files["compose.yaml"])["services"]["router"]["command"]
+    elif to == "kubernetes":
+        found = dict(pods(list(yaml.safe_load_all(files["kubernetes.yaml"]))))
+        words = found["router"]["containers"][0]["command"]
+    else:
+        words = shlex.split(files["router.sh"].partition("exec ")[2].replace("\\\n", " "))
+    assert words[0] == "vllm-router"
+    flags = {}
+    for word in words[1:]:
+        if word.startswith("--"):
+            last = flags.setdefault(word, [])
+        else:
+            last.append(word)
+    parse("vllm-router", words[1:])
+    return flags
+
+
+@pytest.mark.parametrize("to", ["vllm", "compose"])
+@pytest.mark.parametrize(("route", "policy"), [("least-requests", "power_of_two"), ("prefix-affinity", "cache_aware")])
+def test_vllms_router_is_told_of_every_replica_and_a_policy(to, route, policy):
+    made = one(role="split", count=3, tp=1, model="llama-3.2-1b", policies=Policies(route=route))
+    flags = words_of_router(made, to)
+    assert flags["--vllm-pd-disaggregation"] == []
+    assert flags["--policy"] == [policy]
+    for role in ("prefill", "decode"):
+        assert len(set(flags[f"--{role}"])) == 3
+        assert all(url.startswith("http://") for url in flags[f"--{role}"])
+    notes = export(made, to).notes
+    assert any(note.startswith("router: vLLM Router 0.1.17") for note in notes)
+    assert any(note.startswith(f"policies.route={route}: ") for note in notes)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_no_two_programs_of_a_host_share_a_port(engine):
+    many = one(role="split", count=4, tp=1, model="llama-3.2-1b", engine=EngineSettings(name=engine))
+    files = export(many, engine).files
+    ports = []
+    for text in files.values():
+        ports += re.findall(r"--port (\d+)|--disaggregation-bootstrap-port (\d+)|SIDE_CHANNEL_PORT=(\d+)", text)
+    used = [int(next(filter(None, found))) for found in ports]
+    assert len(used) == len(set(used)) >= 8 + 4 + 1
+
+
+def test_containers_that_hand_over_have_a_router_that_waits_for_them_and_is_reached_on_loopback():
+    made = export(one(role="split", count=1, tp=1, model="llama-3.2-1b"), "compose")
+    services = yaml.safe_load(made.files["compose.yaml"])["services"]
+    assert services["router"]["image"] == "vllm/vllm-router:v0.1.17"
+    assert set(services["router"]["depends_on"]) == set(services) - {"router"}
+    flags = words_of_router(one(role="split", count=1, tp=1, model="llama-3.2-1b"), "compose")
+    for role in ("prefill", "decode"):
+        (url,) = flags[f"--{role}"]
+        assert url.removeprefix("http://").partition(":")[0] in services
+    assert services["router"]["ports"] == [f"127.0.0.1:8080:{flags['--port'][0]}"]
+
+
+@pytest.mark.parametrize("wide", [{}, {"tp": 8, "pp": 2}])
+def test_on_kubernetes_the_router_finds_the_pods_that_answer_and_may_look_at_no_other_namespace(wide):
+    made = one(role="split", count=2, **wide)
+    objects = list(yaml.safe_load_all(export(made, "kubernetes").files["kubernetes.yaml"]))
+    flags = words_of_router(made, "kubernetes")
+    assert flags["--service-discovery-namespace"] == ["$(POD_NAMESPACE)"]
+    by_kind = {body["kind"]: body for body in objects}
+    assert "ClusterRole" not in by_kind
+    assert by_kind["RoleBinding"]["subjects"][0]["name"] == by_kind["ServiceAccount"]["metadata"]["name"]
+    for role in ("prefill", "decode"):
+        (selector,) = flags[f"--{role}-selector"]
+        key, _, value = selector.partition("=")
+        found = [pod for pod in labelled(objects) if pod.get(key) == value]
+        assert len(found) == 1
+        assert found[0]["app.kubernetes.io/component"] == role
+        assert found[0].get("headway/part", "leader") == "leader"
+    service = next(body for body in objects if body["kind"] == "Service" and body["metadata"]["name"] == "router")
+    assert [labels for labels in labelled(objects) if service["spec"]["selector"].items() <= labels.items()] == [
+        {"app.kubernetes.io/name": "headway", "app.kubernetes.io/component": "router"}
+    ]
+
+
+def labelled(objects):
+    """The labels of every kind of pod."""
+    found = []
+    for body in objects:
+        spec = body.get("spec", {})
+        templates = [spec["template"]] if body["kind"] == "Deployment" else []
+        if body["kind"] == "LeaderWorkerSet":
+            templates = [spec["leaderWorkerTemplate"][part] for part in ("leaderTemplate", "workerTemplate")]
+        found += [template["metadata"]["labels"] for template in templates]
+    return found
+
+
+@pytest.mark.parametrize("name", [each.name for each in targets() if each.name not in ("compose", "gateway")])
+def test_each_target_states_the_version_it_is_for(name):
+    assert re.search(r"\d+\.\d+", target(name).version)
 
 
 def test_a_decode_pod_of_llm_d_is_reached_through_its_sidecar():
@@ -320,9 +416,8 @@ def test_a_typical_deployment(to):
         (one(model="sized:8b", tp=1), "vllm", ["sized:8b", "--model-path"]),
         (one(tp=3), "vllm", ["pools.0.replica", "tp=3", "allowed"]),
         (one(weights="fp8", engine=EngineSettings(name="trtllm")), "trtllm", ["published in bf16", "--model-path"]),
-        (one(role="split"), "kubernetes", ["llm-d", "dynamo"]),
-        (one(role="split"), "gateway", ["llm-d or dynamo"]),
-        (one(role="split"), "compose", ["router", "llm-d or dynamo"]),
+        (one(role="split", engine=EngineSettings(name="sglang")), "kubernetes", ["router of sglang", "dynamo"]),
+        (one(role="split"), "gateway", ["hands over", "kubernetes", "layouts=[mixed]"]),
         (one(count=3), "compose", ["one machine", "12 GPUs"]),
         (one(engine=EngineSettings(name="sglang")), "llm-d", ["vLLM's metrics", "dynamo"]),
         (one(gpu="a100-40gb-sxm", tp=1), "vllm", ["does not fit on a100-40gb-sxm", "tp=8 would do"]),

@@ -42,7 +42,8 @@ def synthetic(
             states = 0.75 * every * state  # three such layers to one of attention
             counts = [every, every * moe, every * moe * fp8, states, waits, waits * users,
                       prompt_layers, prompt_layers * moe, prompt_layers * mla,
-                      0.75 * prompt_layers * state, prompts * image, prompts * video, waits * ranked, float(kind == "ttft")]  # fmt: skip
+                      0.75 * prompt_layers * state, prompts * image, prompts * video,
+                      waits * ranked, float(kind == "ttft")]  # fmt: skip
             kernels = waits * float(rng.uniform(5e-4, 5e-3))
             host = sum(c * t for c, t in zip(counts, host_s(terms, gpu), strict=True))
             seconds = (kernels * factor + host) * np.exp(spread * rng.standard_normal())

@@ -16,6 +16,7 @@ from headway.cli.picker import picker
 from headway.cli.plan import plan
 from headway.cli.profile import profile
 from headway.cli.replay import replay
+from headway.cli.report import report
 from headway.cli.serve import serve
 from headway.cli.simulate import simulate
 from headway.cli.validate import validate
@@ -71,5 +72,5 @@ def main() -> None:
 
 
 SERVING = (emulate, serve, picker, replay, whatif)
-for verb in (plan, simulate, capacity, bench, compare, validate, calibrate, profile, *SERVING, export, list_):
+for verb in (plan, simulate, capacity, bench, compare, validate, calibrate, profile, *SERVING, report, export, list_):
     main.add_command(verb)

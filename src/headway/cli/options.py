@@ -280,6 +280,10 @@ OUTPUT = (
     _option("Output", "--json", "json_to", metavar="FILE|-", help="The answer as JSON; - is stdout, alone there."),
     _option("Output", "--html", "html_to", metavar="FILE", help="A report: one page that needs no network."),
 )
+TEXT = (
+    _option("Output", "--text", "in_full", is_flag=True,
+            help="All of the report on the terminal: every candidate, curve and assumption."),
+)
 CSV = (
     _option("Output", "--csv", "csv_to", metavar="FILE|-", help="A row per slot."),
 )
@@ -292,6 +296,8 @@ BEST = (
     _option("Output", "--yaml", "yaml_to", metavar="FILE|-", help="The best, as headway simulate takes it."),
     _option("Output", "--why", is_flag=True,
             help="How far the best holds: other rates and lengths, the cost model's error, a replica more or fewer."),
+)
+TOP = (
     _option("Output", "--top", callback=_COUNT, default="10", show_default=True, metavar="N", help="Rows shown."),
 )
 VALIDATION = (

@@ -29,7 +29,8 @@ MISSING = {
 
 
 @click.command(cls=o.Verb, short_help="Which deployment to run, ranked, and why the others lost.")
-@o.options(o.KINDS, o.WORKLOAD, o.TRACES, o.SLO, o.SEARCH, o.CALIBRATION, o.SEED, o.OUTPUT, o.BEST, o.QUIET)
+@o.options(o.KINDS, o.WORKLOAD, o.TRACES, o.SLO, o.SEARCH, o.CALIBRATION, o.SEED)
+@o.options(o.OUTPUT, o.BEST, o.TEXT, o.TOP, o.QUIET)
 @click.pass_context
 def plan(ctx: click.Context, /, **asked: Any) -> None:
     """Find the deployments that serve a workload within its SLO, the best first.
@@ -166,7 +167,7 @@ def _print(terminal: Terminal, found: Plan, asked: o.Options) -> None:
     if not terminal.quiet:
         from headway.report import plan_text
 
-        terminal.show(plan_text(found, asked["top"]))
+        terminal.show(plan_text(found, None if asked["in_full"] else asked["top"]))
     if asked["json_to"]:
         terminal.write(asked["json_to"], found.to_json() + "\n")
     if asked["yaml_to"] and found.best is not None:

@@ -11,13 +11,15 @@ from headway.export.engine import Ask, command
 from headway.export.gateway import gateway_file
 from headway.export.images import HEALTH, image
 from headway.export.place import Placed
-from headway.export.script import ROUTER_PORT, commented, nvidia_smi, router_config, router_words
+from headway.export.routers import ROUTER_PORT, router_command, router_image, router_notes
+from headway.export.script import commented, nvidia_smi
 from headway.metrics import Slo
 from headway.sim import Deployment
 from headway.specs import write_yaml
 
 PORT = 8000  # in every container
 CONFIG = "/etc/headway/engine.yaml"
+ROUTER_CONFIG = "/etc/headway/router.yaml"
 GATEWAY = """FROM python:3.11-slim
 RUN pip install --no-cache-dir 'headway[serve]'
 """
@@ -29,7 +31,7 @@ def compose(
     """Return the files and notes.
 
     Raises:
-        BadInput: more than one machine's GPUs, or vLLM's prefill and decode replicas, which bring no router.
+        BadInput: more than one machine's GPUs.
     """
     if any(host for each in placed for host in each.hosts):
         raise BadInput(
@@ -51,6 +53,8 @@ def compose(
         notes += [f"on the machine, before docker compose up: {line}" for line in power]
     front, more = _front(deployment, placed, asks, slo, head)
     services |= front
+    if "router" in front:
+        notes += router_notes(asks[0].replica.engine.name, deployment.policies.route)
     text = write_yaml({"name": "headway", "services": services, "volumes": {"models": {}}})
     return {"compose.yaml": commented([head, *notes], text), **files, **more}, notes
 
@@ -106,16 +110,14 @@ def _front(
         for role in ("prefill", "decode")
     }
     engine = asks[0].replica.engine.name
-    if engine == "vllm":
-        raise BadInput("vLLM brings no router for prefill and decode replicas: export to llm-d or dynamo, which do")
+    words, config = router_command(engine, urls, deployment.policies.route, ROUTER_CONFIG)
     service = {
-        "image": image(engine),
+        "image": router_image(engine, image(engine)),
         "entrypoint": [],
         "ports": [f"127.0.0.1:8080:{ROUTER_PORT}"],
         "depends_on": after,
     }
-    if engine == "sglang":
-        return {"router": service | {"command": list(router_words(urls))}}, {}
-    service["volumes"] = ["./router.yaml:/etc/headway/router.yaml:ro"]
-    service["command"] = ["trtllm-serve", "disaggregated", "-c", "/etc/headway/router.yaml"]
-    return {"router": service}, {"router.yaml": commented([head], write_yaml(router_config(urls)))}
+    if config:
+        service["volumes"] = [f"./router.yaml:{ROUTER_CONFIG}:ro"]
+    files = {"router.yaml": commented([head], config)} if config else {}
+    return {"router": service | {"command": list(words)}}, files

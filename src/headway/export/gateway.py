@@ -19,8 +19,8 @@ def gateway_file(deployment: Deployment, upstreams: list[str], slo: Slo | None, 
     """
     if any(pool.role != "mixed" for pool in deployment.pools):
         raise BadInput(
-            "headway serve sends a request to one replica, and these pools only prefill or only decode: export to "
-            "llm-d or dynamo, which hand over, or plan with layouts=[mixed]"
+            "headway serve sends a request to one replica, and these pools only prefill or only decode: a router that "
+            "hands over is in exports to vllm, compose, kubernetes, llm-d and dynamo; or plan with layouts=[mixed]"
         )
     section: dict[str, Any] = {"listen": listen} if listen else {}
     section |= {"upstreams": upstreams}

@@ -13,6 +13,7 @@ from headway.export.engine import Ask, Command, command
 from headway.export.images import HEALTH, image
 from headway.export.manifests import check, documents
 from headway.export.place import spread
+from headway.export.routers import ROUTER_PORT, router_image, router_notes, vllm_router
 from headway.export.script import nvidia_smi
 from headway.sim import Deployment
 
@@ -24,22 +25,83 @@ GIB = 1 << 30
 
 
 def kubernetes(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str, str], list[str]]:
-    """Return the file and the notes.
+    """Return the file and the notes; before prefill and decode pools stands vLLM Router, which finds their pods.
 
     Raises:
-        BadInput: prefill and decode pools, which need a router.
+        BadInput: prefill and decode pools of another engine than vLLM.
     """
-    if asks[0].role != "mixed":
+    engine, policies = asks[0].replica.engine.name, deployment.policies
+    split = asks[0].role != "mixed"
+    if split and engine != "vllm":
         raise BadInput(
-            "prefill and decode pools need a router that Kubernetes does not have: export to llm-d (vLLM) or dynamo, "
-            "which bring one"
+            f"{asks[0].where}.replica.engine.name={engine}: prefill and decode pods need a router, and the router of "
+            f"{engine} is given fixed addresses, which pods do not have: export to dynamo, or to {engine} or compose "
+            "for fixed hosts"
         )
     made, notes = model_servers(deployment, asks)
-    policies = deployment.policies
-    notes += [
-        f"policies.route={policies.route}, admit={policies.admit}: a Service takes any pod; llm-d and headway choose",
-    ]
+    if split:
+        front = _router(policies.route)
+        check(front)
+        made += front
+        notes += router_notes(engine, policies.route)
+    else:
+        notes += [
+            f"policies.route={policies.route}, admit={policies.admit}: a Service takes any pod; llm-d and headway "
+            "choose"
+        ]
     return {"kubernetes.yaml": documents([head, *notes], made)}, notes
+
+
+def _router(route: str) -> list[dict[str, Any]]:
+    """vLLM Router as a Deployment that may see the namespace's pods, and finds those of both roles by their label."""
+    own = {"app.kubernetes.io/name": "headway", "app.kubernetes.io/component": "router"}
+    meta = {"name": "router", "labels": own}
+    find = ["--service-discovery", "--service-discovery-namespace", "$(POD_NAMESPACE)"]
+    find += ["--service-discovery-port", str(PORT)]
+    for role in ("prefill", "decode"):
+        find += [f"--{role}-selector", f"headway/role={role}"]
+    get = {"httpGet": {"path": HEALTH, "port": "http"}}
+    resources = {"cpu": "2", "memory": "2Gi"}
+    container = {
+        "name": "router",
+        "image": router_image("vllm", ""),
+        "command": list(vllm_router(route, find)),
+        "env": [{"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}],
+        "ports": [{"name": "http", "containerPort": ROUTER_PORT}],
+        "resources": {"limits": resources, "requests": dict(resources)},
+        "readinessProbe": {**get, "periodSeconds": 5, "timeoutSeconds": 2, "failureThreshold": 3},
+        "livenessProbe": {**get, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
+    }
+    pod = {"serviceAccountName": "router", "containers": [container]}
+    rbac = "rbac.authorization.k8s.io"
+    rule = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta},
+        {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": meta, "rules": [rule]},
+        {
+            "apiVersion": f"{rbac}/v1",
+            "kind": "RoleBinding",
+            "metadata": meta,
+            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "router"},
+            "subjects": [{"kind": "ServiceAccount", "name": "router"}],
+        },
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": meta,
+            "spec": {
+                "replicas": 1,
+                "selector": {"matchLabels": own},
+                "template": {"metadata": {"labels": own}, "spec": pod},
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": meta,
+            "spec": {"selector": own, "ports": [{"name": "http", "port": PORT, "targetPort": "http"}]},
+        },
+    ]
 
 
 def model_servers(

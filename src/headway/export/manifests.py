@@ -21,6 +21,15 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "Service": ("v1", ("spec.selector", "spec.ports[].port")),
     "ConfigMap": ("v1", ("data",)),
+    "ServiceAccount": ("v1", ()),
+    "Role": (
+        "rbac.authorization.k8s.io/v1",
+        ("rules[].apiGroups", "rules[].resources", "rules[].verbs"),
+    ),
+    "RoleBinding": (
+        "rbac.authorization.k8s.io/v1",
+        ("roleRef.apiGroup", "roleRef.kind", "roleRef.name", "subjects[].kind", "subjects[].name"),
+    ),
     "LeaderWorkerSet": (
         "leaderworkerset.x-k8s.io/v1",
         ("spec.replicas", "spec.leaderWorkerTemplate.size",

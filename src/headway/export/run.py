@@ -57,10 +57,11 @@ def export(
         )
     if to in ENGINES:
         placed = place(deployment)
-        files, notes = scripts(placed, asks, addresses(placed, hosts), head)
         policies = deployment.policies
-        said = f"policies.route={policies.route}, admit={policies.admit}"
-        notes.append(f"{said}: no engine's; --to gateway has them")
+        files, notes = scripts(placed, asks, addresses(placed, hosts), policies.route, head)
+        if asks[0].role == "mixed":
+            said = f"policies.route={policies.route}, admit={policies.admit}"
+            notes.append(f"{said}: no engine's; --to gateway has them")
     elif hosts:
         raise BadInput(f"--hosts: {to} finds its hosts by itself; leave it out")
     elif to == "dynamo":

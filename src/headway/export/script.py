@@ -9,13 +9,12 @@ import msgspec
 from headway.cost import Replica
 from headway.export.engine import Ask, Command, command
 from headway.export.place import Placed
-from headway.export.sglang import bootstrap_port
-from headway.specs import write_yaml
-
-ROUTER_PORT = 9000
+from headway.export.routers import router_command, router_notes
 
 
-def scripts(placed: list[Placed], asks: list[Ask], at: list[str], head: str) -> tuple[dict[str, str], list[str]]:
+def scripts(
+    placed: list[Placed], asks: list[Ask], at: list[str], route: str, head: str
+) -> tuple[dict[str, str], list[str]]:
     """Return the files and the notes of every replica; `at` are the hosts' addresses, `head` says what is targeted."""
     files: dict[str, str] = {}
     notes: list[str] = []
@@ -38,7 +37,8 @@ def scripts(placed: list[Placed], asks: list[Ask], at: list[str], head: str) -> 
             name = each.name if len(each.hosts) == 1 else f"{each.name}-host-{rank}"
             files[f"{name}.sh"] = script(made, ask.replica, f"{name} on {at[host]}", each.gpus, head)
     if any(ask.role != "mixed" for ask in asks):
-        files |= router(placed, asks, at, head)
+        files |= router(placed, asks, at, route, head)
+        notes += router_notes(asks[0].replica.engine.name, route)
     return files, notes
 
 
@@ -74,42 +74,14 @@ def wrapped(words: tuple[str, ...]) -> str:
     return " \\\n  ".join(lines)
 
 
-def router(placed: list[Placed], asks: list[Ask], at: list[str], head: str) -> dict[str, str]:
+def router(placed: list[Placed], asks: list[Ask], at: list[str], route: str, head: str) -> dict[str, str]:
     """Return what sends a request to a prefill and then to a decode replica, by the engine's own router."""
     urls = {role: [f"{at[each.hosts[0]]}:{each.port}" for each in placed if asks[each.pool].role == role]
             for role in ("prefill", "decode")}  # fmt: skip
-    engine = asks[0].replica.engine.name
-    if engine == "sglang":
-        words = router_words(urls)
-        return {
-            "router.sh": "\n".join(["#!/bin/sh", commented([head, "the router"], "") + f"exec {wrapped(words)}"]) + "\n"
-        }
-    if engine == "trtllm":
-        words = ("trtllm-serve", "disaggregated", "-c", "./router.yaml")
-        start = "\n".join(["#!/bin/sh", commented([head, "the router"], "") + f"exec {wrapped(words)}"]) + "\n"
-        return {"router.yaml": commented([head], write_yaml(router_config(urls))), "router.sh": start}
-    return {}
-
-
-def router_words(urls: dict[str, list[str]]) -> tuple[str, ...]:
-    """Return the command of SGLang's router (docs.sglang.io, advanced_features/pd_disaggregation)."""
-    words = ["python3", "-m", "sglang_router.launch_router", "--pd-disaggregation"]
-    for url in urls["prefill"]:
-        words += ["--prefill", f"http://{url}", str(bootstrap_port(int(url.rpartition(":")[2])))]
-    for url in urls["decode"]:
-        words += ["--decode", f"http://{url}"]
-    return (*words, "--host", "0.0.0.0", "--port", str(ROUTER_PORT))
-
-
-def router_config(urls: dict[str, list[str]]) -> dict[str, object]:
-    """Return the file of `trtllm-serve disaggregated` (examples/disaggregated of TensorRT-LLM)."""
-    return {
-        "hostname": "0.0.0.0",
-        "port": ROUTER_PORT,
-        "backend": "pytorch",
-        "context_servers": {"num_instances": len(urls["prefill"]), "urls": urls["prefill"]},
-        "generation_servers": {"num_instances": len(urls["decode"]), "urls": urls["decode"]},
-    }
+    words, config = router_command(asks[0].replica.engine.name, urls, route, "./router.yaml")
+    said = commented([head, "the router"], "")
+    files = {"router.sh": f"#!/bin/sh\n{said}exec {wrapped(words)}\n"}
+    return files | ({"router.yaml": commented([head], config)} if config else {})
 
 
 def commented(lines: list[str], text: str) -> str:

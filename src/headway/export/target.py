@@ -35,6 +35,7 @@ GRAPH = "dynamo/profiler/templates/dgd of ai-dynamo 1.6.1 (Apache-2.0)"
 
 def targets() -> list[Target]:
     """Return every target, engines first."""
+    router = recorded("vllm-router").version
     found = [
         Target(
             name=name,
@@ -44,7 +45,7 @@ def targets() -> list[Target]:
             source=recorded(name).source,
         )
         for name, title, about in (
-            ("vllm", "vLLM", "vllm serve, a script per replica"),
+            ("vllm", "vLLM", f"vllm serve, a script per replica; vLLM Router {router} before prefill and decode"),
             ("sglang", "SGLang", "python -m sglang.launch_server, a script per replica"),
             ("trtllm", "TensorRT-LLM", "trtllm-serve with its YAML, a script per replica"),
         )

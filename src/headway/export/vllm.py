@@ -13,6 +13,7 @@ KV = {"bf16": "bfloat16", "fp8": "fp8"}
 ORDERS = {"fcfs": "fcfs", "priority": "priority"}  # of Headway, of vLLM: in both, lower values go first
 TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
 RPC_PORT, MASTER_PORT = 13345, 29501
+NIXL_PORT, NIXL_PORTS = 9000, 16  # of each replica on a host: ranks count up from its first
 
 
 def command(ask: e.Ask) -> e.Command:
@@ -54,7 +55,7 @@ def command(ask: e.Ask) -> e.Command:
     if ask.role != "mixed":
         words += ["--kv-transfer-config", json.dumps(TRANSFER)]
         env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = ask.head
-        env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(ask.port + 1000)
+        env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(NIXL_PORT + NIXL_PORTS * (ask.port - 8000))
     return e.Command(engine="vllm", words=tuple(words), env=env, notes=tuple(_notes(ask)))
 
 
@@ -135,6 +136,6 @@ def _notes(ask: e.Ask) -> list[str]:
         said.append("engine.align_steps, gather_steps: vLLM does not make ranks wait for each other's prompts")
     if ask.role != "mixed":
         said.append(
-            "role: prefill and decode servers take the same flags; what sends a request to both, llm-d and dynamo bring"
+            "role: prefill and decode servers take the same flags; a router sends a request to the one, then the other"
         )
     return said

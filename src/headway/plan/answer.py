@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from headway.metrics.result import EnergyKind, Uncertainty
+from headway.plan.leaders import Course, LoadCurve
 from headway.plan.question import Question
 from headway.specs import Spec, from_json, json_text, to_mapping
 
@@ -49,6 +50,7 @@ class Candidate(Spec, frozen=True, kw_only=True):
         mean_watts: of all GPUs at the asked rate; energy_kind: how watts, joules and grams came about.
         carbon_g_per_million_output_tokens: of the energy, at the intensity and PUE of the question's prices;
         embodied_g_per_million_output_tokens: of making the GPUs, where the prices say what that took.
+        idle_joules_per_output_token, prefill_..., decode_...: what `joules_per_output_token` is made of.
     """
 
     name: str
@@ -73,6 +75,9 @@ class Candidate(Spec, frozen=True, kw_only=True):
     simulations: int
     seeds: tuple[int, ...] = ()
     confirmed: bool = False
+    idle_joules_per_output_token: float | None = None
+    prefill_joules_per_output_token: float | None = None
+    decode_joules_per_output_token: float | None = None
     mean_watts: float | None = None
     energy_kind: EnergyKind | None = None
     carbon_g_per_million_output_tokens: float | None = None
@@ -168,6 +173,7 @@ class Plan(Spec, frozen=True, kw_only=True):
         ties: names of candidates that the cost model's error does not tell from `best`.
         undecided: names of candidates that would be before `best`, but that all seeds spent on them leave in doubt
             whether they meet the SLO.
+        curves: latency against load of the first candidates; course: the run of the first at the asked rate.
     """
 
     schema: str = SCHEMA
@@ -194,6 +200,8 @@ class Plan(Spec, frozen=True, kw_only=True):
     ratio_error: float | None = None
     ties: list[str] = msgspec.field(default_factory=list)
     undecided: list[str] = msgspec.field(default_factory=list)
+    curves: list[LoadCurve] = msgspec.field(default_factory=list)
+    course: Course | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """Return every field as builtins in the order of the schema, nulls included."""

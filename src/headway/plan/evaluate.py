@@ -62,6 +62,9 @@ class Asked(NamedTuple):
     usd_per_million_output_tokens: float | None
     joules_per_output_token: float | None
     meets: bool
+    idle_joules_per_output_token: float | None = None
+    prefill_joules_per_output_token: float | None = None
+    decode_joules_per_output_token: float | None = None
     mean_watts: float | None = None
     energy_kind: EnergyKind | None = None
     carbon_g_per_million_output_tokens: float | None = None
@@ -221,8 +224,16 @@ def _fields(heard: Sequence[tuple[Trial, Result]], whole: Sequence[Result], meet
         energy_kind=whole[0].energy.kind,
         carbon_g_per_million_output_tokens=_mean([result.carbon.grams_per_million_output_tokens for result in whole]),
         embodied_g_per_million_output_tokens=_mean([_embodied(result) for result in whole]),
+        idle_joules_per_output_token=_mean([_each(result, result.energy.idle_joules) for result in whole]),
+        prefill_joules_per_output_token=_mean([_each(result, result.energy.prefill_joules) for result in whole]),
+        decode_joules_per_output_token=_mean([_each(result, result.energy.decode_joules) for result in whole]),
         attainment_all_up=attained / measured if measured else None,
     )
+
+
+def _each(result: Result, joules: float) -> float | None:
+    """Joules per output token."""
+    return joules / result.tokens.output if result.tokens.output else None
 
 
 def _embodied(result: Result) -> float | None:

@@ -219,6 +219,13 @@ class Question(Spec, frozen=True, kw_only=True):
         given = self.prices.usd_per_gpu_hour
         return gpu(kind).usd_per_hour if given is None else given
 
+    def price_source(self, kind: str) -> str:
+        """Where the price of a kind of GPU is from."""
+        if kind in self.usd_per_gpu_hour or self.prices.usd_per_gpu_hour is not None:
+            return "the question"
+        found = gpu(kind).sources.get("usd_per_hour")
+        return "nobody lists one" if found is None else f"{found.kind}: {found.source}"
+
     @property
     def unpriced(self) -> list[str]:
         """Kinds of GPU without a price."""

@@ -17,6 +17,7 @@ from headway.plan.answer import Binding, Candidate, Plan
 from headway.plan.bounds import Guess
 from headway.plan.contest import Contest
 from headway.plan.crew import Crew, Workforce, muster
+from headway.plan.curves import with_curves
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.extent import extent
@@ -84,8 +85,20 @@ def plan(
         finite = made is not None or source.spec.trace is not None
         more = partial(_beyond, contest, whole, whole.requests if finite else None, low)
         interrupted, found = _evaluate(contest, crew, progress, ctrl_c, more)
-        part = extent(question, whole, source, requests, rate_req_s) if contest.outcomes else ""
-        return _answer(contest, space, found or _Beyond(low), _Part(part, source.spec.first), interrupted, started_s)
+        part = _Part(
+            extent(question, whole, source, requests, rate_req_s) if contest.outcomes else "", source.spec.first
+        )
+        answer = _answer(contest, space, found or _Beyond(low), part, interrupted, started_s)
+    if interrupted:
+        return answer
+    told = None if progress is None else partial(_further, contest, progress)
+    answer = with_curves(answer, source, workers, told)
+    return msgspec.structs.replace(answer, seconds=time.perf_counter() - started_s)
+
+
+def _further(contest: Contest, progress: Callable[[int, int], None], done: int, planned: int) -> None:
+    """Count on where the search has ended."""
+    progress(contest.done + done, contest.planned + planned)
 
 
 def _alone(replica: Replica, guess: Guess) -> float:
@@ -274,6 +287,9 @@ def _candidate(entry: Entry, best: Entry, contest: Contest) -> Candidate:
         simulations=outcome.simulations,
         seeds=outcome.seeds or (question.seed,),
         confirmed=bool(outcome.seeds),
+        idle_joules_per_output_token=asked.idle_joules_per_output_token,
+        prefill_joules_per_output_token=asked.prefill_joules_per_output_token,
+        decode_joules_per_output_token=asked.decode_joules_per_output_token,
         mean_watts=asked.mean_watts,
         energy_kind=asked.energy_kind,
         carbon_g_per_million_output_tokens=asked.carbon_g_per_million_output_tokens,

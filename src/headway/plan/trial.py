@@ -128,14 +128,16 @@ class Load:
 
 
 def ask(
-    deployment: Deployment, load: Load, slo: Slo, tables: tuple[StepTable, ...] | None = None
+    deployment: Deployment, load: Load, slo: Slo, tables: tuple[StepTable, ...] | None = None, k: int = 0
 ) -> tuple[Trial, Result]:
-    """Simulate at the rate asked for, and return everything there is to say of it; `tables` as for `simulate`.
+    """Simulate at the rate asked for, or at place k of the grid, and return everything there is to say of it.
+
+    `tables` as for `simulate`.
 
     Raises:
         KeyboardInterrupt: meanwhile.
     """
-    result = _simulate(deployment, load, slo, 0, tables)
+    result = _simulate(deployment, load, slo, k, tables)
     return judged(result, slo), result
 
 

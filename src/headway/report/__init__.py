@@ -1,6 +1,6 @@
 """Reports: a `Result` or a `Plan` as a terminal table or one self-contained HTML page. Computes no number.
 
-Lives here: sentences (`words.py`), rich renderables (`text.py`), charts and pages (`page.py` and others).
+Lives here: sentences (`words.py`), summaries (`text.py`), charts; pages, as HTML (`page.py`) or text (`page_text.py`).
 May import accuracy, metrics, plan, sim; altair, jinja2, vl-convert and rich only inside the functions that need them.
 Start reading in `text.py`; nothing here prints: the command line does.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headway.plan.day import Capacity, Slot
@@ -56,7 +57,7 @@ def capacity_html(found: Capacity) -> str:
     Raises:
         MissingExtra: a library of the extra `report` is not installed.
     """
-    figures = [Figure("day", "Replicas", "grey is the number that the peak takes", _chart(found), wide=True)]
+    figures = [Figure("day", "Replicas", "grey is the number that the peak takes", partial(_chart, found), wide=True)]
     columns = [Column(HEADINGS[0]), *(Column(heading, NUMBER) for heading in HEADINGS[1:])]
     rows = [Row([Cell(text) for text in _cells(slot)], "" if slot.replicas else "lost") for slot in found.slots]
     sums = plain_table(SUMS[:-1], [row[:-1] for row in _sums(found)], numeric=3)

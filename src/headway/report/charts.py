@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +11,10 @@ from headway.metrics import Latency, Result
 from headway.report import words as w
 from headway.units import format_seconds
 
-if TYPE_CHECKING:
-    from headway.plan import Candidate, Plan
-
 Spec = dict[str, Any]
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8F98"
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A8F98"
 HEIGHT = 220
 CURVE_POINTS = 200  # of a distribution: more than a screen shows
 SECONDS = "datum.value >= 1 ? format(datum.value, '~g') + ' s' : format(datum.value * 1000, '~g') + ' ms'"
@@ -48,7 +44,7 @@ def _point(seconds: float, part: float) -> dict[str, Any]:
 def _distribution(name: str, points: list[dict[str, Any]], limit_s: float | None, line: bool) -> Spec:
     import altair as alt
 
-    x = alt.X("seconds:Q", title=name, scale=alt.Scale(type="log", nice=False), axis=_time_axis())
+    x = alt.X("seconds:Q", title=name, scale=alt.Scale(type="log", nice=False), axis=time_axis())
     y = alt.Y(
         "share:Q",
         title="share of requests",
@@ -85,7 +81,7 @@ def replicas(result: Result) -> Spec:
     chart = inline(rows).encode(
         x=alt.X("replica:O", title="replica", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         y=alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
-        color=alt.Color("what:N", scale=alt.Scale(domain=names, range=[BLUE, ORANGE]), legend=_top_legend()),
+        color=alt.Color("what:N", scale=alt.Scale(domain=names, range=[BLUE, ORANGE]), legend=top_legend()),
         shape=alt.Shape("what:N", scale=alt.Scale(domain=names, range=["circle", "diamond"])),
         tooltip=alt.Tooltip("label:N", title=" "),
     )
@@ -115,123 +111,6 @@ def energy(result: Result) -> Spec:
     return finished(chart.mark_bar(), height=130)
 
 
-CANDIDATES = "candidates"  # the data set that all charts of a plan share
-STATES = {"best": ORANGE, "on the front": GREEN, "meets the SLO": BLUE, "misses the SLO": GREY}
-
-
-def candidate_rows(plan: Plan, shown: Iterable[Candidate]) -> list[dict[str, Any]]:
-    """Return the candidates as rows for the charts, the best one last so that nothing hides it."""
-    front, best = set(plan.front), plan.best.name if plan.best else None
-    rows = []
-    for candidate in shown:
-        state = "best" if candidate.name == best else "meets the SLO" if candidate.meets else "misses the SLO"
-        if state == "meets the SLO" and candidate.name in front:
-            state = "on the front"
-        numbers = {
-            "usd": candidate.usd_per_hour,
-            "goodput": candidate.goodput_req_s,
-            "per_gpu": candidate.goodput_req_s_per_gpu,
-            "attainment": candidate.attainment,
-            "ttft": candidate.ttft_p90_s,
-            "tpot": candidate.tpot_p90_s,
-            "joules": candidate.joules_per_output_token,
-        }
-        row = {"name": candidate.name, "state": state, "gpus": candidate.gpus, "reason": candidate.reason}
-        # Four digits are finer than a pixel and keep the page small.
-        rows.append(row | {key: None if value is None else float(f"{value:.4g}") for key, value in numbers.items()})
-    return sorted(rows, key=lambda row: list(STATES).index(row["state"]), reverse=True)
-
-
-def cost_and_goodput(plan: Plan) -> Spec:
-    """Return each candidate's price against its goodput per GPU, with the legend for all charts."""
-    import altair as alt
-
-    y = alt.Y("per_gpu:Q", title="goodput per GPU (req/s)", axis=alt.Axis(tickCount=5))
-    return finished(_points(_price(plan), y, legend=True), height=320)
-
-
-def cost_and_rate(plan: Plan) -> Spec:
-    """Return each candidate's price against the highest rate it serves; a line is the rate asked for."""
-    import altair as alt
-
-    y = alt.Y("goodput:Q", title="goodput (req/s)", axis=alt.Axis(tickCount=5))
-    return finished(alt.layer(_points(_price(plan), y), _rule("y", plan.rate_req_s, "asked for")), height=280)
-
-
-def cost_and_attainment(plan: Plan) -> Spec:
-    """Return each candidate's price against its attainment at the rate asked for."""
-    import altair as alt
-
-    y = alt.Y(
-        "attainment:Q",
-        title="attainment",
-        scale=alt.Scale(domain=[0, 1]),
-        axis=alt.Axis(format="%", tickCount=5),
-    )
-    target = _rule("y", plan.question.slo.attainment, "target")
-    return finished(alt.layer(_points(_price(plan), y), target), height=280)
-
-
-def latencies(plan: Plan) -> Spec:
-    """Return TTFT against TPOT at the rate asked for, with their limits."""
-    import altair as alt
-
-    slo = plan.question.slo
-    log = alt.Scale(type="log", nice=False)
-    x = alt.X("ttft:Q", title="TTFT, p90", scale=log, axis=_time_axis())
-    y = alt.Y("tpot:Q", title="TPOT, p90", scale=log, axis=_time_axis())
-    layers = [_points(x, y)]
-    if slo.ttft_s is not None:
-        layers.append(_rule("x", slo.ttft_s, f"limit {format_seconds(slo.ttft_s)}"))
-    if slo.tpot_s is not None:
-        layers.append(_rule("y", slo.tpot_s, f"limit {format_seconds(slo.tpot_s)}"))
-    return finished(alt.layer(*layers), height=280)
-
-
-def _price(plan: Plan) -> Any:
-    """The horizontal axis: dollars per hour, or GPUs where there is no price."""
-    import altair as alt
-
-    if any(candidate.usd_per_hour is not None for candidate in plan.ranked):
-        return alt.X("usd:Q", title="dollars per hour", axis=alt.Axis(format="$~f", tickCount=6))
-    return alt.X("gpus:Q", title="GPUs", axis=alt.Axis(tickCount=6))
-
-
-def _points(x: Any, y: Any, legend: bool = False) -> Any:
-    import altair as alt
-
-    def by_state(values: Iterable[Any]) -> Any:
-        return alt.Scale(domain=list(STATES), range=list(values))
-
-    key = _top_legend() if legend else None
-    return (
-        alt.Chart(alt.NamedData(name=CANDIDATES))
-        .transform_calculate(size="{'best': 260, 'on the front': 70}[datum.state] || 26")
-        .mark_point(filled=True, opacity=0.75)
-        .encode(
-            x=x, y=y, color=alt.Color("state:N", scale=by_state(STATES.values()), legend=key),
-            shape=alt.Shape("state:N", scale=by_state(["diamond", "square", "circle", "cross"]), legend=key),
-            size=alt.Size("size:Q", scale=None, legend=None),
-            tooltip=[
-                alt.Tooltip("name:N", title="deployment"), alt.Tooltip("gpus:Q", title="GPUs"),
-                alt.Tooltip("usd:Q", title="$ per hour", format=".2f"),
-                alt.Tooltip("goodput:Q", title="goodput, req/s", format=".3~g"),
-                alt.Tooltip("attainment:Q", title="attainment", format=".1%"),
-                alt.Tooltip("joules:Q", title="J per token", format=".3~g"),
-                alt.Tooltip("reason:N", title="why"),
-            ],
-        )
-    )  # fmt: skip
-
-
-def _rule(axis: str, value: float, label: str) -> Any:
-    import altair as alt
-
-    rule = inline([{"value": value, "label": label}])
-    rule = rule.mark_rule(color=RED, strokeWidth=2, strokeDash=[5, 3])
-    return rule.encode(**{axis: "value:Q"}, tooltip=alt.Tooltip("label:N", title=" "))
-
-
 def inline(rows: list[dict[str, Any]]) -> Any:
     """Return a chart without a mark over rows that stay in its spec."""
     import altair as alt
@@ -239,16 +118,18 @@ def inline(rows: list[dict[str, Any]]) -> Any:
     return alt.Chart(alt.InlineData(values=rows))
 
 
-def _time_axis() -> Any:
+def time_axis() -> Any:
+    """Return an axis that reads in ms and s."""
     import altair as alt
 
     return alt.Axis(labelExpr=SECONDS, labelOverlap="greedy", labelSeparation=8, grid=False)
 
 
-def _top_legend() -> Any:
+def top_legend(columns: int = 2) -> Any:
+    """Return a legend above the chart, no wider than on a phone."""
     import altair as alt
 
-    return alt.Legend(title=None, orient="top", columns=2, labelLimit=260)
+    return alt.Legend(title=None, orient="top", direction="vertical", columns=columns, labelLimit=250, symbolOpacity=1)
 
 
 def finished(chart: Any, height: int = HEIGHT) -> Spec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import msgspec
 from headway.errors import MissingExtra
 
 TEMPLATE = Path(__file__).with_name("template")
-NUMBER = "number"
+RANGE = "range"  # of numbers: set like one, but on two lines where it has to be
+STRIP = "strip"  # a curve in characters: for the terminal, where a page has a chart
+NUMBER = "n"  # short, as it stands in thousands of cells
 Facts = list[tuple[str, str]]
 
 
@@ -24,20 +27,20 @@ class Card(msgspec.Struct, frozen=True):
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """A chart (a Vega-Lite spec) under its title, with a line on how to read it; `key` is its own on the page.
+    """A chart under its title, with a line on how to read it; `key` is its own on the page.
 
-    A `wide` one has a row for itself.
+    `spec` makes the Vega-Lite spec when the page is drawn. A `wide` one has a row for itself.
     """
 
     key: str
     title: str
     note: str
-    spec: dict[str, Any]
+    spec: Callable[[], dict[str, Any]]
     wide: bool = False
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A table's column; its cells are "number", "name" (kept on one line where there is room), "prose" or plain."""
+    """A table's column; its cells are `NUMBER`, `RANGE`, "name", "prose", `STRIP` or plain."""
 
     name: str
     cells: str = ""
@@ -51,36 +54,54 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A table's row; `tone` is "best", "lost" or nothing."""
+    """A table's row; `tone` is "best", "lost" or nothing; `note` stands below it in the table's whole width."""
 
     cells: list[Cell]
     tone: str = ""
+    note: str = ""
 
 
 class Table(msgspec.Struct, frozen=True):
-    """Rows under headings; a sortable one is sorted by a click on a heading."""
+    """Rows under headings; a sortable one is sorted by its headings, which are buttons.
+
+    `title` says what it holds where a section has several. The rows of a table with a `dataset` are those of that data
+    set, in its order: the page's filter shows some of both.
+    """
 
     columns: list[Column]
     rows: list[Row]
     sortable: bool = False
+    title: str = ""
+    dataset: str = ""
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the page under a heading."""
+    """A part of the page under a heading; the page's filter stands above the figures of a `filtered` one."""
 
     key: str
     title: str
     note: str = ""
+    points: list[str] = []
     figures: list[Figure] = []
     facts: Facts = []
     tables: list[Table] = []
     code: str = ""
+    filtered: bool = False
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """Shows the rows whose `column` is one of those that the chosen option (label, values) names; the first: all."""
+
+    column: str
+    label: str
+    options: list[tuple[str, list[str]]]
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """All of a report: `sentence` is the answer, `lead` says more, `verdict` is a few words in a good or bad `tone`.
 
-    `datasets` are rows that several charts name, so that the page holds them once.
+    `datasets` are columns of rows that several charts name, so that the page holds them once. `filters` are questions
+    to ask of the rows of the data set "candidates".
     """
 
     kind: str
@@ -92,7 +113,8 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     question: Facts
     cards: list[Card]
     sections: list[Section]
-    datasets: dict[str, list[dict[str, Any]]] = {}
+    datasets: dict[str, dict[str, list[Any]]] = {}
+    filters: list[Filter] = []
 
 
 def table(headings: list[str], rows: list[list[str]], numeric: int = 0) -> Table:
@@ -128,7 +150,7 @@ def rendered(page: Page) -> str:
 
     loader = FileSystemLoader(TEMPLATE)
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    specs = {figure.key: figure.spec for section in page.sections for figure in section.figures}
+    specs = {figure.key: figure.spec() for section in page.sections for figure in section.figures}
     return jinja.get_template("page.html.j2").render(page=page, specs=specs, bundle=Markup(_bundle()))
 
 

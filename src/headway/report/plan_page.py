@@ -1,12 +1,19 @@
-"""A plan as a report page: the answer, what it costs, every candidate and why it lost, what it rests on."""
+"""A plan as a report: the answer, its cost, how it takes more load, every candidate and why it lost, what it rests on.
+
+The page is poured into HTML (`plan_html`) or onto a terminal (`page_text`): the same figures in both.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from headway.report import charts
+import msgspec
+
+from headway.report import plan_charts as charts
 from headway.report import words as w
-from headway.report.page import NUMBER, Card, Cell, Column, Figure, Page, Row, Section, Table, rendered
+from headway.report.page import NUMBER, Card, Cell, Column, Figure, Filter, Page, Row, Section, Table, rendered
+from headway.report.plan_tables import assumptions, course_table, load_tables, money_tables
 from headway.report.result_page import sources
 from headway.report.sensitivity_text import HEADINGS, basis_words, sensitivity_words, variant_cells
 from headway.report.text import candidate_cells, candidate_headings, energy_rows
@@ -18,9 +25,10 @@ from headway.units import format_rate, format_seconds
 
 if TYPE_CHECKING:
     from headway.plan import Candidate, Plan
+    from headway.plan.question import Objective
 
-TABLE_BEST, TABLE_REST = 250, 100  # rows: the page stays below 2 MB whatever the number of candidates
-CHART_BEST, CHART_REST = 1000, 1000  # points
+MOST_BEST, MOST_REST = 1500, 200  # candidates: the page stays below 2 MB
+HIGHER_IS_BETTER = ("goodput", "rate")
 
 
 def plan_html(plan: Plan) -> str:
@@ -29,11 +37,16 @@ def plan_html(plan: Plan) -> str:
     Raises:
         MissingExtra: a library of the extra `report` is not installed.
     """
-    points = charts.candidate_rows(plan, selected(plan, CHART_BEST, CHART_REST)) if plan.ranked else []
+    return rendered(plan_page(plan, selected(plan, MOST_BEST, MOST_REST)))
+
+
+def plan_page(plan: Plan, shown: list[Candidate] | None = None) -> Page:
+    """Return all that there is to report of a plan; `shown` are the candidates it lists, by default all."""
     verdict = "" if plan.feasible else "no deployment meets the SLO"
     if plan.interrupted:
         verdict = f"interrupted after {w.counted(plan.evaluated, 'deployment')}: what is known so far"
-    page = Page(
+    shown = plan.ranked if shown is None else shown
+    return Page(
         kind="plan",
         title=f"Headway plan: {plan.question.model} on {' and '.join(plan.question.stock)}",
         sentence=w.unbroken(w.plan_sentence(plan)),
@@ -42,10 +55,13 @@ def plan_html(plan: Plan) -> str:
         tone="bad",
         question=[*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)],
         cards=_cards(plan.best) if plan.best else [],
-        sections=[*_tradeoffs(plan), *_candidates(plan), *_sensitivity(plan), *_best(plan)],
-        datasets={charts.CANDIDATES: points},
-    )
-    return rendered(page)
+        sections=_filtered([
+            *_front(plan), *_tradeoffs(plan), *_load(plan), *_course(plan), *_spent(plan), *_sensitivity(plan),
+            *_candidates(plan, shown), *_best(plan),
+        ]),
+        datasets={charts.CANDIDATES: charts.candidate_columns(plan, shown)} if shown else {},
+        filters=_filters(plan, shown) if len(shown) > 1 else [],
+    )  # fmt: skip
 
 
 def selected(plan: Plan, best: int, rest: int) -> list[Candidate]:
@@ -80,58 +96,197 @@ def _cards(best: Candidate) -> list[Card]:
     ]
 
 
-def _tradeoffs(plan: Plan) -> list[Section]:
-    if not plan.ranked:
-        return []
-    rate = format_rate(plan.rate_req_s)
-    line = f"a dashed line is the rate asked for, {rate}"
-    figures = [
-        Figure("pareto", "Cost and goodput per GPU", "left and up is better", charts.cost_and_goodput(plan), wide=True),
-        Figure("rate", "What the money serves", line, charts.cost_and_rate(plan)),
+def _filters(plan: Plan, shown: list[Candidate]) -> list[Filter]:
+    """What there is to choose by; a question with one answer is not asked."""
+    states = list(charts.STATES)
+    asked = [
+        Filter("state", "SLO", [("any", []), ("met", states[:-1]), ("missed", states[-1:])]),
+        Filter("front", "Front", [("any", []), ("on the front", ["true"])]),
+        Filter("layout", "Layout", [("any", []), ("mixed replicas", ["mixed"]), ("prefill and decode", ["split"])]),
+        Filter("kind", "GPUs", [("any", []), *((kind, [kind]) for kind in sorted({w.kinds(each) for each in shown}))]),
     ]
-    if any(candidate.attainment is not None for candidate in plan.ranked):
-        figures += [
-            Figure("share", f"Attainment at {rate}", "a dashed line is the target", charts.cost_and_attainment(plan)),
-            Figure("latency", f"Latency at {rate}", "dashed lines are the limits", charts.latencies(plan)),
-        ]
+    counts = sorted({each.gpus for each in shown})
+    up_to = [(f"up to {most}", [f"{each}" for each in counts if each <= most]) for most in counts]
+    asked.append(Filter("gpus", "Number of GPUs", [("any", []), *up_to]))
+    columns = charts.candidate_columns(plan, shown)
+    return [found for each in asked if (found := _of_use(each, columns[each.column])) is not None]
+
+
+def _of_use(asked: Filter, column: list[Any]) -> Filter | None:
+    """The filter with the options that show some rows and not all; None where there is none."""
+    texts = [f"{value}".lower() if isinstance(value, bool) else f"{value}" for value in column]
+    kept = [option for option in asked.options[1:] if 0 < sum(text in option[1] for text in texts) < len(texts)]
+    return Filter(asked.column, asked.label, [asked.options[0], *kept]) if kept else None
+
+
+def _filtered(sections: list[Section]) -> list[Section]:
+    """The sections, the filter in the first of those whose candidates it thins out."""
+    at = next((section.key for section in sections if section.key in ("front", "tradeoffs", "candidates")), "")
+    return [msgspec.structs.replace(section, filtered=section.key == at) for section in sections]
+
+
+def _front(plan: Plan) -> list[Section]:
+    if not plan.front:
+        return []
+    axes: list[Objective] = [plan.question.known(objective) for objective in plan.question.front]
+    across, *others = axes
+    figures = [
+        Figure(
+            f"front-{up}",
+            f"{w.capitalised(w.OBJECTIVES[up])} against {w.OBJECTIVES[across]}",
+            f"{_better(across, 'x')} and {_better(up, 'y')} is better",
+            partial(charts.against, plan, across, up, legend=True),
+        )
+        for up in others
+        if _known(plan, across, up)
+    ]
+    what = "best in one of them, or the best compromise" if plan.feasible else "none of which meets the SLO"
     note = (
-        "Each point is a deployment; hover for its figures. Goodput is the highest rate at which the share of requests "
-        "within the SLO reaches its target. On the front is what no other beats in cost, energy and goodput at once."
+        f"On the front is what no other beats in {w.listed(w.OBJECTIVES[each] for each in axes)} at once: {what}. Each "
+        "point is a deployment; its figures show under the pointer, and a click leads to its row in the table."
     )
-    return [Section(key="tradeoffs", title="Trade-offs", note=note, figures=figures)]
+    by_name = {candidate.name: candidate for candidate in plan.ranked}
+    headings = ["on the front", *(w.OBJECTIVES[each] for each in axes), "SLO"]
+    rows = [
+        [name, *(w.measured(each, charts.measure(by_name[name], each)) for each in axes), _met(by_name[name])]
+        for name in plan.front
+    ]
+    columns = [Column(headings[0], "name"), *(Column(name, NUMBER) for name in headings[1:-1]), Column(headings[-1])]
+    tables = [Table(columns, [Row([Cell(text) for text in row]) for row in rows])]
+    return [Section(key="front", title="The front", note=note, figures=figures, tables=tables)]
 
 
-def _candidates(plan: Plan) -> list[Section]:
+def _tradeoffs(plan: Plan) -> list[Section]:
+    rate, price, figures = format_rate(plan.rate_req_s), plan.question.known("cost"), []
+    if _known(plan, price) and any(candidate.goodput_req_s for candidate in plan.ranked):
+        figures.append(Figure("rate", "What the money serves", "", partial(charts.cost_and_rate, plan)))
+    if _known(plan, price, "ttft"):
+        figures.append(Figure("share", f"Attainment at {rate}", "", partial(charts.cost_and_attainment, plan)))
+    if _known(plan, "ttft", "tpot"):
+        figures.append(Figure("latency", f"Latency at {rate}", "", partial(charts.latencies, plan)))
+    return [Section(key="tradeoffs", title="All candidates", figures=figures)] if figures else []
+
+
+def _known(plan: Plan, *objectives: Objective) -> bool:
+    """Whether there is a point to draw."""
+    return any(all(charts.measure(one, each) is not None for each in objectives) for one in plan.ranked)
+
+
+def _met(candidate: Candidate) -> str:
+    return "met" if candidate.meets else "missed"
+
+
+def _better(objective: Objective, channel: str) -> str:
+    low, high = ("left", "right") if channel == "x" else ("down", "up")
+    return high if objective in HIGHER_IS_BETTER else low
+
+
+def _load(plan: Plan) -> list[Section]:
+    if not plan.curves:
+        return []
+    slo = plan.question.slo
+    limits = {"ttft_s": slo.ttft_s, "tpot_s": slo.tpot_s, "e2e_s": slo.e2e_s, "itl_s": slo.itl_s}
+    figures = [Figure("load-attainment", "Attainment", "", partial(charts.load_attainment, plan))]
+    figures += [
+        Figure(f"load-{latency}", charts.TAILS[latency], "", partial(charts.load, plan, latency, limit_s))
+        for latency, limit_s in limits.items()
+        if _asked(latency, limit_s)
+    ]
+    first = plan.curves[0]
+    note = (
+        f"The first {w.counted(len(plan.curves), 'candidate')} from little load to more than they serve, each point by "
+        f"runs of {first.requests:,} requests. Bands: of attainment the 95% interval by chance; of latencies the "
+        f"{first.coverage:.0%} interval of the cost model, as simulated with steps so much shorter and longer."
+    )
+    named = [latency for latency, limit_s in limits.items() if _asked(latency, limit_s)]
+    return [
+        Section(key="load", title="Latency against load", note=note, figures=figures, tables=load_tables(plan, named))
+    ]
+
+
+def _asked(latency: str, limit_s: float | None) -> bool:
+    """Whether a latency is shown: TTFT and TPOT always, the others where the SLO limits them."""
+    return limit_s is not None or latency in ("ttft_s", "tpot_s")
+
+
+def _course(plan: Plan) -> list[Section]:
+    course = plan.course
+    if course is None:
+        return []
+    figures = [
+        Figure(
+            "course-kv",
+            "KV cache in use",
+            "mean of a pool's replicas; the band reaches to the fullest",
+            partial(charts.course_shares, course, "kv_mean", "kv_most"),
+        ),
+        Figure(
+            "course-busy",
+            "GPUs with a step in flight",
+            "share of the time between two moments",
+            partial(charts.course_shares, course, "busy"),
+        ),
+        Figure(
+            "course-requests",
+            "Requests running",
+            "the band: those that wait for a replica's next steps",
+            partial(charts.course_requests, course),
+        ),
+    ]
+    note = (
+        f"{course.name} at {format_rate(plan.rate_req_s)}: a run of {course.requests:,} requests (seed {course.seed}), "
+        f"looked at in {len(course.at_s)} moments. It begins with empty replicas."
+    )
+    return [
+        Section(key="course", title="KV cache and GPUs over time", note=note, figures=figures,
+                tables=[course_table(course)])
+    ]  # fmt: skip
+
+
+def _spent(plan: Plan) -> list[Section]:
     if not plan.ranked:
         return []
-    shown = selected(plan, TABLE_BEST, TABLE_REST)
+    first = plan.ranked[0]
+    shown = [each for each in plan.ranked[:3] if each.idle_joules_per_output_token is not None]
+    figures = []
+    if shown:
+        certainty = w.certainty(first.energy_kind or "estimated")
+        title, note = "Energy per output token", "idle: what all GPUs draw without work"
+        figures = [Figure("joules", title, note, partial(charts.joules, shown, certainty), wide=True)]
+    tables = money_tables(plan, first, shown)
+    prices = plan.question.prices
+    note = (
+        f"At {format_rate(plan.rate_req_s)}, idle GPUs included. Watts are those of the GPUs; carbon counts the site's "
+        f"overhead too (PUE {prices.pue:g}), at {w.amount(prices.carbon_g_per_kwh)} g CO2 per kWh."
+    )
+    return [Section(key="spent", title="Cost and energy", note=note, figures=figures, tables=tables)]
+
+
+def _candidates(plan: Plan, shown: list[Candidate]) -> list[Section]:
+    if not shown:
+        return []
     rank = {candidate.name: place for place, candidate in enumerate(plan.ranked, start=1)}
-    numbers = [Column(name.replace("\n", " "), NUMBER) for name in candidate_headings(plan)]
-    columns = [Column("#", NUMBER), Column("deployment", "name"), *numbers, Column("why", "prose")]
+    numbers = [Column(name, NUMBER) for name in candidate_headings(plan)]
+    columns = [Column("#", NUMBER), Column("deployment", "name"), *numbers]
     rows = [_row(plan, candidate, rank[candidate.name]) for candidate in shown]
     note = (
-        "A click on a heading sorts. Names: replicas x layout (P prefill, D decode), precision of weights/KV, "
-        "b token budget of a step, W power limit and MHz clock of a GPU where one was asked for."
+        "Below each candidate why it won or lost. Names: replicas x layout (P prefill, D decode), precision of "
+        "weights/KV, b token budget of a step, W power limit and MHz clock of a GPU where one was asked for."
     )
     if len(shown) < len(plan.ranked):
         note += (
-            f" {len(shown):,} of {len(plan.ranked):,} are shown: the first {TABLE_BEST}, the front, a sample of the "
+            f" {len(shown):,} of {len(plan.ranked):,} are shown: the first {MOST_BEST:,}, the front, a sample of the "
             "rest; the JSON has all."
         )
-    tables = [Table(columns, rows, sortable=True)]
+    tables = [Table(columns, rows, sortable=True, dataset=charts.CANDIDATES)]
     return [Section(key="candidates", title="Candidates", note=note, tables=tables)]
 
 
 def _row(plan: Plan, candidate: Candidate, rank: int) -> Row:
-    numbers = (
-        candidate.gpus, candidate.attainment, candidate.ttft_p90_s, candidate.tpot_p90_s, candidate.goodput_req_s,
-        candidate.goodput_req_s_per_gpu, candidate.usd_per_hour, candidate.usd_per_million_output_tokens,
-        candidate.mean_watts, candidate.joules_per_output_token, candidate.carbon_g_per_million_output_tokens,
-    )  # fmt: skip
-    cells = [Cell(text, order) for text, order in zip(candidate_cells(candidate), numbers, strict=True)]
-    best = plan.best is not None and candidate.name == plan.best.name
-    tone = "best" if best else "" if candidate.meets else "lost"
-    return Row([Cell(f"{rank}", rank), Cell(candidate.name), *cells, Cell(candidate.reason)], tone)
+    orders = {2: candidate.ttft_p90_s, 3: candidate.tpot_p90_s}  # in ms and s: the others sort as they read
+    cells = [Cell(text, orders.get(place)) for place, text in enumerate(candidate_cells(candidate))]
+    tone = {"best": "best", "misses the SLO": "lost"}.get(charts.state(plan, candidate), "")
+    return Row([Cell(f"{rank}"), Cell(candidate.name), *cells], tone, note=candidate.reason)
 
 
 def _sensitivity(plan: Plan) -> list[Section]:
@@ -140,19 +295,20 @@ def _sensitivity(plan: Plan) -> list[Section]:
         return []
     columns = [Column(name, "" if name in ("otherwise", "SLO") else NUMBER) for name in HEADINGS]
     rows = [Row([Cell(text) for text in variant_cells(each)], "" if each.meets else "lost") for each in found.variants]
-    note = " ".join([*sensitivity_words(found), basis_words(found)])
-    return [Section(key="holds", title=f"How far {found.name} holds", note=note, tables=[Table(columns, rows)])]
+    said, note = sensitivity_words(found), f"{found.name}: {basis_words(found)}"
+    return [Section(key="holds", title="How far it holds", note=note, points=said, tables=[Table(columns, rows)])]
 
 
 def _best(plan: Plan) -> list[Section]:
-    if plan.best is None:
-        return []
-    data = plan.best.deployment
-    note = "The best deployment as a file for headway simulate; what is not named has its default."
-    deployment = from_mapping(Deployment, data, "deployment")
+    """The first deployment as a file, and what its figures rest on."""
+    judged = Section(key="judged", title="Assumptions: workload, judgement, prices", tables=[assumptions(plan)])
+    if not plan.ranked:
+        return [judged]
+    first = plan.ranked[0]
+    deployment = from_mapping(Deployment, first.deployment, "deployment")
     named = zip(deployment.pool_names(), deployment.pools, strict=True)
     provenance: dict[str, Any] = {name: to_mapping_all(compiled(pool.replica)) for name, pool in named}
-    return [
-        Section(key="deployment", title="Deployment", note=note, code=write_yaml(data)),
-        *sources(provenance),
-    ]
+    note = f"{first.name} as a file for headway simulate; what is not named has its default."
+    title = "Deployment" if plan.best else "Deployment that comes nearest"
+    return [Section(key="deployment", title=title, note=note, code=write_yaml(first.deployment)), judged,
+            *sources(provenance)]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from headway.metrics import Result
@@ -48,13 +49,18 @@ def result_html(result: Result) -> str:
     Raises:
         MissingExtra: a library of the extra `report` is not installed.
     """
+    return rendered(result_page(result))
+
+
+def result_page(result: Result) -> Page:
+    """Return all that there is to report of a run."""
     slo = result.slo
     verdict, tone = ("SLO met", "good") if slo.met else ("SLO missed", "bad")
     if "stopped" in result.provenance:
         verdict, tone = f"stopped early: {result.provenance['stopped']}", "bad"
     elif slo.met is None:
         verdict = ""
-    page = Page(
+    return Page(
         kind=MEASURED if MEASURED in result.provenance else "simulation",
         title=f"Headway: {w.workload_words(result.workload)}",
         sentence=w.unbroken(w.result_sentence(result)),
@@ -71,7 +77,6 @@ def result_html(result: Result) -> str:
             *sources(result.provenance),
         ],
     )
-    return rendered(page)
 
 
 def _cards(result: Result) -> list[Card]:
@@ -106,10 +111,10 @@ def _latency(result: Result) -> Section:
         if name == "ITL" or not latency.count:
             continue
         if records is None or measured is None:
-            spec = charts.percentiles(name, latency, limit_s)
+            spec = partial(charts.percentiles, name, latency, limit_s)
         else:
             values_s = {"TTFT": records.ttft_s, "TPOT": records.tpot_s, "E2E": records.e2e_s}[name]
-            spec = charts.distribution(name, values_s[measured], limit_s)
+            spec = partial(charts.distribution, name, values_s[measured], limit_s)
         figures.append(Figure(name.lower(), name, ABOUT[name], spec))
     rows = [
         [name, *map(format_seconds, (each.mean, each.p50, each.p90, each.p95, each.p99, limit_s))]
@@ -143,7 +148,7 @@ def _load(result: Result) -> Section:
         ("Preemptions", f"{kv.preemptions:,}, {w.counted(tokens.recomputed, 'token')} computed again"),
         ("Tokens", f"{tokens.prompt:,} of prompts, {tokens.output:,} of output"),
     ]
-    figures = [Figure("replicas", "Each replica", "over the whole run", charts.replicas(result), wide=True)]
+    figures = [Figure("replicas", "Each replica", "over the whole run", partial(charts.replicas, result), wide=True)]
     return Section(key="load", title="Load", figures=figures if len(result.replicas) > 1 else [], facts=facts)
 
 
@@ -159,7 +164,7 @@ def _spent(result: Result) -> Section:
             "energy",
             "Energy by phase",
             "idle: what all GPUs draw without work",
-            charts.energy(result),
+            partial(charts.energy, result),
             wide=True,
         )
     ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from headway.metrics import Latency, Result, Slo
 from headway.report import words as w
 from headway.report.measured_words import MEASURED, measured_rows
+from headway.report.page_text import page_text
 from headway.report.sensitivity_text import sensitivity_text
 from headway.report.trust_words import INTERVAL_HEADINGS, interval_note, interval_rows, plan_error_rows
 from headway.units import format_count, format_rate, format_seconds
@@ -23,11 +24,15 @@ LABEL_COLUMNS = 17
 GOOD, BAD, WARNING = "bold green", "bold red", "bold yellow"
 
 
-def result_text(result: Result) -> RenderableType:
-    """Return the run as sentence, facts and a table of latencies."""
+def result_text(result: Result, in_full: bool = False) -> RenderableType:
+    """Return the run as sentence, facts and a table of latencies, or all that its page says."""
     from rich.console import Group
     from rich.text import Text
 
+    if in_full:
+        from headway.report.result_page import result_page
+
+        return page_text(result_page(result))
     slo = result.slo
     style = "bold" if slo.met is None else GOOD if slo.met else BAD
     parts: list[RenderableType] = [Text(w.result_sentence(result), style=style), Text("")]
@@ -56,11 +61,18 @@ def _error(result: Result) -> list[RenderableType]:
     return [table, Text(interval_note(result), style="dim"), Text("")]
 
 
-def plan_text(plan: Plan, top: int) -> RenderableType:
-    """Return a plan as the answer, the question, its `top` candidates and why they are not the best."""
+def plan_text(plan: Plan, top: int | None) -> RenderableType:
+    """Return a plan as the answer, the question, its `top` candidates and why they are not the best.
+
+    Without a number all that its page says, every candidate too.
+    """
     from rich.console import Group
     from rich.text import Text
 
+    if top is None:
+        from headway.report.plan_page import plan_page
+
+        return page_text(plan_page(plan))
     parts: list[RenderableType] = [Text(w.plan_sentence(plan), style=GOOD if plan.feasible else BAD)]
     parts += [Text(plan.message), Text("")] if plan.best else [Text("")]
     if plan.interrupted:

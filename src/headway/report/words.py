@@ -15,7 +15,8 @@ from headway.specs import from_mapping
 from headway.units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:
-    from headway.plan import Plan, Question
+    from headway.plan import Candidate, Plan, Question
+    from headway.plan.question import Objective
 
 NONE = "-"
 BREAKS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "memory": "memory", "rate": "the rate"}
@@ -206,6 +207,28 @@ def _replicas_words(pool: Pool) -> str:
     layout = f"tp {replica.tp}" + (f", pp {replica.pp}" if replica.pp > 1 else "")
     each = "each on" if pool.count > 1 else "on"
     return f"{counted(pool.count, f'{role}replica')} {each} {replica.gpus} {replica.gpu} ({layout})"
+
+
+def capitalised(text: str) -> str:
+    """Return the text with its first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def measured(objective: Objective, value: float | None) -> str:
+    """Return a candidate's figure for an objective in its unit."""
+    if value is None:
+        return NONE
+    if objective in ("ttft", "tpot"):
+        return format_seconds(value)
+    if objective in ("goodput", "rate"):
+        return format_rate(value)
+    named = {"cost": usd, "energy": joules, "carbon": grams}
+    return named[objective](value) if objective in named else f"{value:g}"
+
+
+def kinds(candidate: Candidate) -> str:
+    """Return the kinds of GPU that a candidate uses: ``h100-sxm + a100-80gb-sxm``."""
+    return " + ".join(dict.fromkeys(pool["replica"]["gpu"] for pool in candidate.deployment["pools"]))
 
 
 def question_rows(plan: Plan) -> list[tuple[str, str]]:

@@ -6,4 +6,4 @@ exec python3 -m sglang_router.launch_router \
   --prefill http://127.0.0.1:8000 8998 \
   --decode http://127.0.0.1:8001 \
   --host 0.0.0.0 \
-  --port 9000
+  --port 7000

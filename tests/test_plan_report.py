@@ -1,0 +1,320 @@
+"""The report of a plan: the same figures in JSON, on the page and on the terminal; nothing cut; used by keyboard."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from headway.cli import main
+from headway.metrics import Prices, Slo
+from headway.plan import Plan, Question, plan
+from headway.report import plan_html, plan_text
+from headway.report import words as w
+from headway.report.plan_page import MOST_BEST, plan_page
+from headway.report.plan_tables import strip
+from headway.report.text import candidate_cells
+from headway.units import format_rate, format_seconds
+from report_cases import NASTY, Seen, candidate, drawn
+from report_cases import plan as made_plan
+from tests.gateway.browser import CHROMIUM, Browser
+
+QUESTION = Question(
+    model="llama-3.1-8b", gpu={"h100-sxm": 2, "a100-80gb-sxm": 2}, workload="chat", rate_req_s=25.0, requests=300,
+    slo=Slo(ttft_s=0.5, tpot_s=0.03), kv=("bf16",), tp=(1,),
+    prices=Prices(carbon_g_per_kwh=50, embodied_kg_per_gpu=150, lifetime_years=4),
+)  # fmt: skip
+CUT = """[...document.querySelectorAll('#candidates td')]
+    .filter(cell => cell.offsetParent && cell.scrollWidth > cell.clientWidth + 1).map(cell => cell.textContent)"""
+
+
+@pytest.fixture(scope="module")
+def found() -> Plan:
+    return plan(QUESTION, workers=1)
+
+
+@pytest.fixture(scope="module")
+def impossible(found) -> Plan:
+    lost = {"meets": False, "goodput_req_s": 0.0, "goodput_req_s_per_gpu": 0.0, "reason": "no rate meets the SLO"}
+    ranked = [msgspec.structs.replace(each, **lost) for each in found.ranked]
+    return msgspec.structs.replace(
+        found, feasible=False, best=None, binding="ttft", front=[], ranked=ranked, message="No plan meets the SLO."
+    )
+
+
+@pytest.fixture(scope="module")
+def page(found) -> str:
+    return plan_html(found)
+
+
+@pytest.fixture(scope="module")
+def text(found) -> str:
+    return told(found)
+
+
+def told(found, width=400) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(plan_text(found, None))
+    return console.file.getvalue()
+
+
+def plain(text: str) -> str:
+    return " ".join(text.replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def table_rows(page: str) -> list[tuple[list[str], str]]:
+    """Cells and note of each row of the table of candidates."""
+    table = page.partition("<table class=\"sortable cards-on-phones\"")[2].partition("</table>")[0]
+    rows = []
+    for body in table.split("<tbody")[1:]:
+        first, _, note = body.partition("<tr class=why>")
+        cells = re.findall(r"<td[^>]*>([^<]*)", first)
+        rows.append(([plain(Seen(cell).text) for cell in cells], plain(Seen(note.partition(">")[2]).text)))
+    return rows
+
+
+# --- the same everywhere ---
+
+
+def test_every_candidate_is_on_the_page_and_the_terminal_with_the_reason_and_the_figures_of_the_json(found, page, text):
+    again = Plan.from_json(found.to_json())
+    rows, lines, whole = table_rows(page), {plain(line) for line in text.splitlines()}, plain(text)
+    assert len(rows) == len(again.ranked)
+    for place, (each, (cells, note)) in enumerate(zip(again.ranked, rows, strict=True), start=1):
+        expected = [f"{place}", each.name, *candidate_cells(each)]
+        assert cells == expected
+        assert note == each.reason
+        assert plain(" ".join(expected)) in lines
+        assert each.reason in whole
+
+
+def test_the_page_is_made_of_the_plan_alone(found, page):
+    assert plan_html(Plan.from_json(found.to_json())) == page
+
+
+def test_curves_stand_in_figures_on_the_page_and_the_terminal(found, page, text):
+    seen, lines = Seen(page).text, plain(text)
+    assert found.curves
+    for curve in found.curves:
+        assert f". {curve.name}" in seen
+        for point in curve.points:
+            row = " ".join([
+                format_rate(point.rate_req_s), w.share(point.attainment),
+                f"{w.share(point.attainment_low)} to {w.share(point.attainment_high)}",
+                format_seconds(point.ttft_s.p50_s), format_seconds(point.ttft_s.tail_s),
+            ])  # fmt: skip
+            assert row in seen
+            assert row in lines
+
+
+def test_curves_are_drawn_with_their_interval_and_the_limits(found, page):
+    specs, _ = drawn(page)
+    for latency, limit_s in (("ttft_s", 0.5), ("tpot_s", 0.03)):
+        band, _, dots, *rules = specs[f"load-{latency}"]["layer"]
+        assert [band["mark"]["type"], dots["mark"]["type"]] == ["area", "point"]
+        points = [getattr(point, latency) for curve in found.curves for point in curve.points]
+        ends = [(row["low"], row["value"], row["high"]) for row in band["data"]["values"]]
+        for spread, drawn_ends in zip(points, ends, strict=True):
+            assert drawn_ends == pytest.approx((spread.tail_low_s, spread.tail_s, spread.tail_high_s), rel=1e-3)
+        values = {rule["data"]["values"][0]["value"] for rule in rules}
+        assert values == {found.rate_req_s, limit_s}
+    assert "load-e2e_s" not in specs
+
+
+def test_the_course_is_drawn_as_it_is_in_the_plan(found, page):
+    specs, _ = drawn(page)
+    for key, name in (("course-kv", "kv_mean"), ("course-busy", "busy"), ("course-requests", "running")):
+        rows = specs[key]["data"]["values"]
+        assert [row["value"] for row in rows] == [value for pool in found.course.pools for value in getattr(pool, name)]
+    assert f"seed {found.course.seed}" in Seen(page).text
+
+
+def test_a_strip_shows_the_most_of_each_stretch():
+    assert strip([0.0, 0.5, 1.0]) == "▁▅█"
+    assert len(strip([0.1] * 99 + [0.9])) <= 24
+    assert strip([0.1] * 99 + [0.9])[-1] == "█"
+
+
+def test_money_and_joules_are_the_sum_of_their_parts(found, page, text):
+    usd = [float(cells[4].strip("$")) for cells in rows_of(page, "Price: ")]
+    assert sum(usd[:-1] or usd) == pytest.approx(found.best.usd_per_hour, abs=0.01)
+    joules = rows_of(page, "Energy per output token, carbon and cost")
+    for cells, each in zip(joules, found.ranked, strict=False):
+        assert cells[0] == each.name
+        assert cells[4] == w.joules(each.joules_per_output_token)
+        assert sum(float(cell.partition(" ")[0]) for cell in cells[1:4]) == pytest.approx(
+            each.joules_per_output_token, rel=0.01
+        )
+        assert cells[9] == w.amount(each.embodied_g_per_million_output_tokens)
+    assert "carbon intensity" in text and "50 g CO2 per kWh" in text
+
+
+def rows_of(page: str, title: str) -> list[list[str]]:
+    table = page.partition(f"<h3>{title}")[2].partition("</table>")[0]
+    body = table.partition("<tbody>")[2]
+    return [[plain(cell) for cell in re.findall(r"<td[^>]*>([^<]*)", row)] for row in body.split("<tr")[1:]]
+
+
+def test_assumptions_have_their_sources_on_both(found, page, text):
+    for said in ("price of h100-sxm", "RunPod", "gpu.peak_flops.bf16", "PUE", "Uptime Institute"):
+        assert said in Seen(page).text
+        assert said in text
+    priced = msgspec.structs.replace(QUESTION, usd_per_gpu_hour={"h100-sxm": 2.0})
+    assert priced.price_source("h100-sxm") == "the question"
+    assert priced.price_source("a100-80gb-sxm").startswith("vendor: ")
+
+
+# --- what was asked decides what is drawn ---
+
+
+@pytest.mark.parametrize("front", [("cost", "energy", "goodput"), ("ttft", "gpus"), ("rate", "carbon", "tpot")])
+def test_the_front_is_drawn_and_told_in_the_objectives_asked_for(found, front):
+    ranked = found.ranked
+    asked = msgspec.structs.replace(found, question=msgspec.structs.replace(QUESTION, front=front))
+    specs, datasets = drawn(plan_html(asked))
+    note = next(section.note for section in plan_page(asked).sections if section.key == "front")
+    for each in front:
+        assert w.OBJECTIVES[each] in note
+    for up in front[1:]:
+        encoding = specs[f"front-{up}"]["encoding"]
+        assert (encoding["x"]["field"], encoding["y"]["field"]) == (front[0], up)
+    assert [row["name"] for row in datasets["candidates"]] == [each.name for each in ranked]
+    assert all(set(front) <= set(row) for row in datasets["candidates"])
+    for objective in set(w.OBJECTIVES) - set(front):
+        assert w.OBJECTIVES[objective] not in note.partition(" at once")[0].replace(w.OBJECTIVES["goodput"], "")
+
+
+def test_each_option_of_the_filter_shows_something_and_leaves_something_out(found, page):
+    _, datasets = drawn(page)
+    rows = datasets["candidates"]
+    filters = plan_page(found).filters
+    assert {"state", "front", "layout", "kind", "gpus"} == {each.column for each in filters}
+    for each in filters:
+        (label, every), *options = each.options
+        assert (label, every) == ("any", [])
+        for _, values in options:
+            kept = [row for row in rows if json.dumps(row[each.column]).strip('"') in values]
+            assert 0 < len(kept) < len(rows)
+
+
+def test_a_plan_without_an_answer_shows_what_comes_nearest(impossible):
+    seen, text = Seen(plan_html(impossible)).text, plain(told(impossible))
+    assert "no deployment meets the SLO" in seen
+    assert f"Deployment that comes nearest {impossible.ranked[0].name} as a file" in seen
+    assert "On the front" not in seen and "What the money serves" not in seen
+    assert Seen(plan_html(impossible)).count("form") == 1
+    for each in impossible.ranked:
+        assert each.reason in seen and each.reason in text
+
+
+def test_a_plan_of_before_curves_is_told(found):
+    old = msgspec.structs.replace(found, curves=[], course=None)
+    seen = Seen(plan_html(old)).text
+    assert "Latency against load" not in seen and "over time" not in seen
+    assert found.best.reason in seen
+
+
+def test_names_are_escaped_where_the_filter_and_the_curves_have_them(found):
+    ranked = [msgspec.structs.replace(found.ranked[0], name=NASTY), *found.ranked[1:]]
+    curves = [msgspec.structs.replace(found.curves[0], name=NASTY), *found.curves[1:]]
+    nasty = msgspec.structs.replace(found, ranked=ranked, best=ranked[0], curves=curves, front=[NASTY])
+    page = plan_html(nasty)
+    assert Seen(page).count("script") == 1 and Seen(page).count("img") == 0
+    assert NASTY in told(nasty, width=900)
+
+
+def test_a_page_of_the_most_candidates_is_whole_and_small():
+    reason = "meets the SLO, but takes $47.88 per hour against $31.92 per hour; serves up to 61 req/s, then TPOT breaks"
+    many = [candidate(f"{n}P tp2 h100-sxm + {n}D tp4 a100-80gb-sxm fp8", reason=reason) for n in range(MOST_BEST)]
+    page = plan_html(made_plan(many))
+    assert len(table_rows(page)) == MOST_BEST
+    assert len(page.encode()) < 2_000_000
+
+
+# --- headway report ---
+
+
+def run(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def test_report_makes_the_page_and_the_text_that_plan_made(found, page, tmp_path):
+    file, html = tmp_path / "plan.json", tmp_path / "plan.html"
+    file.write_text(found.to_json(), encoding="utf-8")
+    done = run("report", file, "--text", "--html", html)
+    assert done.exit_code == 0
+    assert html.read_text(encoding="utf-8") == page
+    assert plain(found.message) in plain(done.stdout)
+    assert run("report", file, "--top", 2).stdout.count("\n") < done.stdout.count("\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"), ("{", "not JSON"), ("[]", "schema None"),
+        ('{"schema": "headway.capacity/1"}', "schema 'headway.capacity/1'; headway.plan/1 or headway.result/1"),
+        ('{"schema": "headway.plan/1"}', "question"),
+    ],
+)  # fmt: skip
+def test_report_says_what_is_wrong_with_a_file(content, message, tmp_path):
+    file = tmp_path / "x.json"
+    if content is not None:
+        file.write_text(content)
+    done = run("report", file)
+    assert done.exit_code == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+# --- in a browser ---
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1400, 800, 390])
+def test_nothing_is_wider_than_the_page_and_every_chart_is_drawn(found, impossible, tmp_path, width):
+    for name, each in (("found", found), ("impossible", impossible)):
+        file = tmp_path / f"{name}.html"
+        file.write_text(plan_html(each), encoding="utf-8")
+        browser = opened(file, tmp_path / name, width)
+        try:
+            assert browser.value("document.documentElement.scrollWidth") <= width
+            places = browser.value("document.querySelectorAll('[data-chart]').length")
+            assert browser.value("document.querySelectorAll('[data-chart] svg').length") == places > 0
+            assert browser.value(CUT) == []
+            assert browser.complaints() == []
+        finally:
+            browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_filters_and_headings_work_by_keyboard(found, page, tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text(page, encoding="utf-8")
+    browser = opened(file, tmp_path / "profile", 1400)
+    shown = "[...document.querySelectorAll('#candidates tbody')].filter(b => !b.hidden).map(b => b.row.name)"
+    try:
+        browser.value("document.querySelector('.filter select[name=state]').focus()")
+        browser.press("ArrowDown")
+        met = [each.name for each in found.ranked if each.meets]
+        assert browser.until(shown, lambda names: names == met[:25])
+        browser.value("document.querySelector('.filter button').click()")
+        browser.until(shown, lambda names: len(names) == min(25, len(found.ranked)))
+        browser.value("document.querySelector('.count button').click()")
+        assert browser.until(shown, lambda names: len(names) == len(found.ranked))
+        browser.value("document.querySelectorAll('#candidates th button')[4].focus()")
+        browser.do("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", text="\r")
+        by_ttft = [each.name for each in sorted(found.ranked, key=lambda each: each.ttft_p90_s or float("inf"))]
+        assert browser.until(shown, lambda names: names == by_ttft)
+    finally:
+        browser.close()
+
+
+def opened(file: Path, profile: Path, width: int) -> Browser:
+    browser = Browser(profile, width=width)
+    browser.open(file.as_uri())
+    browser.until("document.readyState", lambda state: state == "complete")
+    browser.until("[...document.querySelectorAll('[data-chart]')].every(each => each.querySelector('svg'))")
+    return browser
