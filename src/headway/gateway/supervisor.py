@@ -29,7 +29,7 @@ from headway.gateway.peers import GATEWAY
 from headway.gateway.plainhttp import ask_socket
 from headway.gateway.spec import GatewaySpec, address
 
-START_S = 15.0
+START_S = 60.0  # a second is usual; a busy machine may take much longer
 RESTART_S = (0.1, 5.0)  # the first pause before a crashed process is started again, and the longest
 LOOK_S = 0.05
 KILL_AFTER_S = 5.0
