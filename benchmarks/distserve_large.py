@@ -117,11 +117,11 @@ def every(model: str, most_gpus: int) -> tuple[list[Plan], list[Plan]]:
     return mixed, [plan for plan in split if plan.deployment.gpus <= most_gpus]
 
 
-def own_law(model: str, cut: Cut) -> Law:
-    """Return DistServe's own law, a pipeline's stages taken as one that is as much faster."""
-    found = distserve_table(model, *cut).provenance
+def own_law(model: str, tp: int) -> Law:
+    """Return DistServe's own law without a pipeline."""
+    found = distserve_table(model, tp).provenance
     phases = ("prefill", "decode_small", "decode_large")
-    return Law(*(tuple(found[f"{phase}.{name}"].value / cut[1] for name in "abc") for phase in phases))
+    return Law(*(tuple(found[f"{phase}.{name}"].value for name in "abc") for phase in phases))
 
 
 def first(law: Law, gpus: int, what: str, slo: Slo, count: int, seed: int) -> float:
@@ -161,9 +161,9 @@ def measured(case: Case, seeds: int, count: int) -> tuple[list[dict[str, Any]], 
     loads = [load(case.requests, count, seed) for seed in range(seeds)]
     found = {name: [goodput(plan, each, slo, seed) for seed, each in enumerate(loads)] for name, plan in known.items()}
     gpus, queue = case.baseline[0] * case.baseline[1], f"colocated {_named(case.baseline)}, prefill first"
-    laws = {queue: own_law(case.model, case.baseline)}
-    if case.model == "opt-66b":
-        laws[f"{queue}, vLLM's law"] = VLLM_66B_TP4
+    laws = {}  # the discipline is modelled without pipelines
+    if case.baseline[1] == 1:
+        laws = {queue: own_law(case.model, case.baseline[0]), f"{queue}, vLLM's law": VLLM_66B_TP4}
     for name, law in laws.items():
         found[name] = [first(law, gpus, case.requests, slo, count, seed) for seed in range(seeds)]
     rows = []

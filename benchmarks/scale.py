@@ -85,17 +85,17 @@ def measured(
     name: str, asked: list[Question], workers: int | RayCluster, root: int = 0
 ) -> tuple[dict[str, Any], list[bytes]]:
     """Return what a run took, and its plans without their seconds."""
-    began_s, cpu_s = time.perf_counter(), _cpu_s(root)
+    began_s, before_s, cluster_s = time.perf_counter(), _cpu_s() + _tree_cpu_s(root), 0.0
     found: dict[int, Plan] = {}
     for place, plan in plans(asked, workers=workers):
-        found[place] = plan
+        found[place], cluster_s = plan, _tree_cpu_s(root)  # after the last one its workers are gone, and their times
         print(f"  {name}: {len(found)} of {len(asked)}", file=sys.stderr)
     wall_s = time.perf_counter() - began_s
     every = [found[place] for place in range(len(asked))]
     row = {
         "workers": name,
         "wall s": wall_s,
-        "CPU s": _cpu_s(root) - cpu_s,
+        "CPU s": _cpu_s() + cluster_s - before_s,
         "plans": len(every),
         "candidates that fit": sum(each.enumerated - each.discarded.get("memory", 0) for each in every),
         "least of a plan": min(each.enumerated - each.discarded.get("memory", 0) for each in every),
@@ -106,18 +106,19 @@ def measured(
     return row, [msgspec.structs.replace(each, seconds=0.0).to_json().encode() for each in every]
 
 
-def _cpu_s(root: int) -> float:
-    """CPU of this process and of those it has waited for, and of a process and all below it."""
+def _cpu_s() -> float:
+    """CPU of this process and of those it has waited for."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used) + (_tree_cpu_s(root) if root else 0.0)
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _tree_cpu_s(process: int) -> float:
+    """CPU of a process and of all below it that live; 0 for none."""
     folder = Path("/proc", str(process))
     try:
         ticks = sum(map(int, folder.joinpath("stat").read_text().rpartition(")")[2].split()[11:15]))
         below = folder.joinpath("task", str(process), "children").read_text().split()
-    except OSError:  # it has just ended
+    except OSError:  # there is none, or it has just ended
         return 0.0
     return ticks / os.sysconf("SC_CLK_TCK") + sum(_tree_cpu_s(int(each)) for each in below)
 

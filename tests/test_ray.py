@@ -27,7 +27,7 @@ ASK = Question(
     model="llama-3.1-8b", gpu="h100-sxm", gpus=2, workload="chat", rate_req_s=30, slo=Slo(ttft_s=0.5, tpot_s=0.03),
     requests=300, kv=("bf16",), margin=0,
 )  # fmt: skip
-STARTED_S = 60
+STARTED_S = 180
 
 
 def free_ports(count):

@@ -22,7 +22,7 @@ __all__ = ["Remote"]
 J = TypeVar("J")
 R = TypeVar("R")
 
-_DIAL_S, _JOIN_S = 5.0, 30.0  # to reach the port; to be let in, which takes Ray itself one second, or two minutes
+_DIAL_S, _JOIN_S = 5.0, 60.0  # to reach the port; to be let in, which takes Ray itself one second, or two minutes
 _SILENCE_S = 10.0  # without an answer, until it is asked whether the cluster is still there and has any processor
 _RETRIES = 3  # of a job whose worker was lost
 _AHEAD = 4  # jobs per processor that are handed out: a worker need not wait for its next one
@@ -37,7 +37,7 @@ class Remote(Generic[J, R]):
 
     Raises:
         MissingExtra: Ray is not installed.
-        BadInput: it cannot be reached within some 40 s, or a node has another Headway, or none.
+        BadInput: it cannot be reached within some 65 s, or a node has another Headway, or none.
         HeadwayError: a job whose worker was lost time and again, a cluster that went away or has no processor.
     """
 
