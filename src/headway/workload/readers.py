@@ -24,7 +24,7 @@ from headway.errors import BadInput
 from headway.workload.batch import Batch, make_batch, offsets_of
 from headway.workload.files import Tokens, is_own, no_rows, read_own_lines, read_parquet
 from headway.workload.lengths import TOKENS_MAX
-from headway.workload.spool import gather, in_order
+from headway.workload.spool import gather, in_order, release
 from headway.workload.trace import ROWS, Broken, Facts, Lines, Trace, open_bytes, reading_errors, said, take
 
 _CHARS_PER_TOKEN = 4  # of English text, roughly; the trace's notes say when it was used
@@ -80,8 +80,9 @@ def read_trace(path: str | Path, *, skip_bad: bool = False, spread_steps: bool =
             raise BadInput(f"{path}: damaged or not a text file: {error}") from None
     if requests is None:
         raise no_rows(lines)
-    notes = [*facts.notes]
-    if not in_order(requests.arrival_s):
+    notes, ordered = [*facts.notes], in_order(requests.arrival_s)
+    release(requests)
+    if not ordered:
         requests = take(requests, np.argsort(requests.arrival_s, kind="stable"))
         notes.append("arrivals were out of order; sorted")
     if facts.dated and requests.arrival_s[0] < 0:  # an earlier date than the first in the file

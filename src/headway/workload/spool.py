@@ -6,6 +6,7 @@ The columns are then mapped from there, so that memory holds only the parts in u
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Iterable
 from typing import IO, Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from headway.workload.batch import COLUMNS, Batch, Ints, join
 
-__all__ = ["gather", "in_order"]
+__all__ = ["gather", "in_order", "release"]
 
 HELD_BYTES = 32 << 20
 _CHAINS = ("hash_offsets", "hashes")
@@ -56,6 +57,14 @@ def in_order(times: Any) -> bool:
 def _bytes(batch: Batch) -> int:
     columns = (getattr(batch, name) for name in (*COLUMNS, *_CHAINS))
     return sum(column.nbytes for column in columns if column is not None)
+
+
+def release(batch: Batch) -> None:
+    """Give back the memory of columns that are mapped from files; what is used again is read again."""
+    for name in COLUMNS:
+        mapped = getattr(getattr(batch, name), "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class _Files:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from headway.errors import BadInput, nearest
 from headway.workload.batch import Batch, Floats, join, offsets_of, stream
+from headway.workload.spool import release
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -79,6 +80,7 @@ class Trace(msgspec.Struct, frozen=True, eq=False):
             here = int(loads.argmax())
             if loads[here] > best:
                 best, place = float(loads[here]), at + here
+            release(self.requests)
         return self.first + place
 
     @property
