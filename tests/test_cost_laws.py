@@ -153,7 +153,7 @@ def test_no_step_of_any_gpu_and_engine_is_faster_than_reading_the_weights_it_use
             read_s = (body + 2 * spec.vocab * spec.hidden) / (card.memory_bytes_per_s * tp)
             assert table.step_seconds(1, 1, 1) >= read_s * (1 - 1e-9), (key, of, weights, version)
             compiled += 1
-    assert compiled > 100
+    assert compiled > 90
 
 
 @given(tables, st.integers(1, 128), contexts)

@@ -76,6 +76,11 @@ def test_smaller_weights_and_more_gpus_leave_more_room_for_kv(card):
     assert blocks(engine=tight) < blocks() > blocks(engine=budget)
 
 
+def test_ranks_in_stages_are_refused_not_run_at_the_pace_of_one_stage():
+    with pytest.raises(BadInput, match=r"dp=2, pp=2: .* not modelled in stages"):
+        memory_fit(replica("qwen3-30b-a3b", "h100-sxm", dp=2, pp=2))
+
+
 def test_gpus_share_the_weights_evenly_but_for_copied_heads():
     spec = model("llama-3.1-70b")
     for tp in (2, 4, 8):

@@ -214,7 +214,7 @@ def test_power_under_load_is_what_was_measured_on_vllm():
     prefill = table.idle_watts + table.step_joules(0, 0, 0, [(0, 8192)]) / table.step_seconds(
         0, 0, 0, [(0, 8192)]
     )
-    assert 400 < decode < 560 < prefill < 700
+    assert 400 < decode < 600 < prefill <= 700
 
 
 def test_the_catalogue_compiles_wherever_it_fits():
