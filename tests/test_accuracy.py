@@ -65,7 +65,6 @@ def test_throughput_and_power_are_of_all_gpus():
         ({"dp": 2, "gpu_count": 2}, (1, 1, 1, 1, 2)),  # a dense model: two instances
         ({"model_key": "qwen3-30b-a3b", "dp": 4, "ep": 4, "gpu_count": 4}, (1, 1, 4, 4, 1)),
         ({"model_key": "qwen3-30b-a3b", "tp": 2, "dp": 2, "ep": 4, "gpu_count": 4}, (2, 1, 2, 4, 1)),
-        ({"model_key": "qwen3-30b-a3b", "dp": 2, "ep": 2, "pp": 2, "gpu_count": 4}, (1, 2, 2, 2, 1)),
         ({"model_key": "qwen3-30b-a3b", "dp": 4, "gpu_count": 4, "notes": "moe_tp=4"}, (1, 1, 4, 1, 1)),
         ({"model_key": "qwen3-30b-a3b", "dp": 4, "gpu_count": 4}, (1, 1, 1, 1, 4)),
         ({"model_key": "qwen3-30b-a3b", "ep": 2, "dp": 1, "gpu_count": 2}, (2, 1, 1, 2, 1)),
