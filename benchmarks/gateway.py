@@ -65,6 +65,7 @@ done = function(summary, latency)
 end
 """
 LIBRARY, THREADS = "headway, gRPC library", "headway, gRPC library, in threads"
+LIBRARY_SERVER = Path(__file__).with_name("library_server.py")
 SETUPS = ("direct", "envoy alone", "headway", LIBRARY, THREADS, "vllm-router", "litellm")
 
 
@@ -144,7 +145,7 @@ def command_of(setup: str, upstreams: list[str], port: int, folder: Path, peers:
         file.write_text(json.dumps({"gateway": {**addresses, "models": ["paced"], "limits": limits}}))
         serve = [sys.executable, "-m", "headway", "serve", str(file)]
         how = "threads" if setup == THREADS else "aio"
-        return serve if setup == "headway" else [sys.executable, __file__, "--serve-by-library", str(file), how]
+        return serve if setup == "headway" else [sys.executable, str(LIBRARY_SERVER), "serve", str(file), how]
     tool = peers / "bin" / setup if peers else None
     if tool is None or not tool.exists():
         return None
@@ -359,99 +360,6 @@ def cells(setup: str, kind: str, served: Running, seconds: float) -> list[dict[s
     return [stream_cell(served, streams, spread) for spread in starts for streams in counts]
 
 
-# --- the decision process behind gRPC's own library ----------------------------------------------------------------
-
-
-def serve_by_library(file: str, how: str) -> None:
-    """`headway serve FILE` with a decision process that the library carries, by "aio" or in "threads"."""
-    from headway.cli.serve import _supervise, served_of
-    from headway.cli.terminal import Terminal
-    from headway.gateway import Supervisor
-
-    spec = served_of(file, None, Terminal(quiet=True)).spec
-    supervisor = Supervisor(spec, lambda: spec, [sys.executable, __file__, "--decide-by-library", file, how], print)
-    asyncio.run(_supervise(supervisor))
-
-
-def decide_by_library(file: str, how: str, folder: Path) -> None:
-    """Be that decision process. Each question is answered at once: the benchmark's limits hold no request."""
-    import threading
-    from concurrent.futures import ThreadPoolExecutor
-
-    import grpc
-
-    from headway.cli.serve import served_of
-    from headway.cli.terminal import Terminal
-    from headway.gateway import Brain, Decider, Reader, addresses_in
-    from headway.gateway.deciding import Records
-
-    served = served_of(file, None, Terminal(quiet=True))
-    brain = Brain(served.spec, served.backings, served.policies())
-    decider = Decider(brain, Reader(served.spec), addresses_in(folder, served.spec))
-
-    class Call:
-        """A call whose answers are kept until the library can take them."""
-
-        def __init__(self) -> None:
-            self.about: Any = None
-            self.unsent: list[bytes] = []
-
-        def send(self, message: bytes) -> None:
-            """Keep an answer."""
-            self.unsent.append(message)
-
-    def handler(service: Any) -> Any:
-        async def process(_: Any, context: Any) -> None:
-            call: Any = Call()
-            try:
-                while raw := await context.read():
-                    service.message(call, raw)
-                    while call.unsent:
-                        await context.write(call.unsent.pop(0))
-            finally:
-                service.ended(call)
-
-        return process
-
-    deciding = threading.Lock()
-
-    def handler_in_thread(service: Any) -> Any:
-        def process(messages: Any, _: Any) -> Iterator[bytes]:
-            call: Any = Call()
-            with contextlib.suppress(grpc.RpcError):
-                for raw in messages:
-                    with deciding:
-                        service.message(call, raw)
-                    yield from call.unsent
-                    call.unsent.clear()
-            with deciding:
-                service.ended(call)
-
-        return process
-
-    async def run() -> None:
-        in_threads = how == "threads"
-        server = grpc.server(ThreadPoolExecutor(2 * max(STREAMS))) if in_threads else grpc.aio.server()
-        handled = handler_in_thread if in_threads else handler
-        services = {
-            "envoy.service.ext_proc.v3.ExternalProcessor": {"Process": handled(decider)},
-            "envoy.service.accesslog.v3.AccessLogService": {"StreamAccessLogs": handled(Records(decider))},
-        }
-        for name, methods in services.items():
-            table = {method: grpc.stream_stream_rpc_method_handler(each) for method, each in methods.items()}
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, table),))
-        for name in ("decisions", "records"):
-            server.add_insecure_port(f"unix:{folder / name}.sock")
-        started = server.start()
-        if not in_threads:
-            await started
-        (folder / "decisions.ready").touch()
-        ticking = asyncio.create_task(decider.tick())
-        await ticking  # without end
-
-    asyncio.run(run())
-
-
 def main() -> None:
     """Measure what is asked for, and write the tables."""
     parser = argparse.ArgumentParser()
@@ -461,15 +369,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--realtime", action="store_true", help="run before all else on the machine")
     parser.add_argument("--dry", action="store_true", help="show, but keep nothing")
-    for name in ("--serve-json", "--serve-by-library", "--decide-by-library"):
-        parser.add_argument(name, nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--serve-json", nargs="*", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve_json is not None:
         asyncio.run(serve_json())
-    elif asked.serve_by_library:
-        serve_by_library(*asked.serve_by_library)
-    elif asked.decide_by_library:
-        decide_by_library(*asked.decide_by_library[:2], Path(asked.decide_by_library[2]))
     else:
         measure(asked)
 
