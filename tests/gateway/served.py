@@ -78,6 +78,7 @@ class Upstreams:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0.01)  # what they have closed is closed in the loop's next turns
 
 
 class Served:

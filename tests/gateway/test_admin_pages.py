@@ -21,6 +21,7 @@ async def admin():
         yield pages, f"{host}:{port}"
     finally:
         server.close()
+        await asyncio.sleep(0.01)  # what was closed is so in the loop's next turns
 
 
 async def idle(at: str, pages: AdminPages, count: int) -> list[asyncio.StreamWriter]:

@@ -248,9 +248,13 @@ def test_the_librarys_own_client_is_served(tmp_path):
 
     async def run() -> Echo:
         echo, path = Echo(), tmp_path / "c.sock"
-        server = await asyncio.get_running_loop().create_unix_server(
-            lambda: c.Channel(echo, (4 << 20) + 10, pytest.fail), path
-        )
+        channels: list[c.Channel] = []
+
+        def taken() -> c.Channel:
+            channels.append(c.Channel(echo, (4 << 20) + 10, pytest.fail))
+            return channels[-1]
+
+        server = await asyncio.get_running_loop().create_unix_server(taken, path)
         options = [("grpc.max_receive_message_length", 1 << 24)]
         async with grpc.aio.insecure_channel(f"unix:{path}", options=options) as client:
             stub = client.stream_stream("/any.Service/Any")
@@ -269,6 +273,9 @@ def test_the_librarys_own_client_is_served(tmp_path):
                 while len(echo.over) < 4 * len(sizes) + 1:  # the one that left among them
                     await asyncio.sleep(0.01)
         server.close()
+        for channel in channels:
+            channel.transport.abort()
+        await asyncio.sleep(0.01)  # what was cut is closed in the loop's next turns
         return echo
 
     echo = asyncio.run(run())
