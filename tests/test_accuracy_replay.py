@@ -89,7 +89,7 @@ def test_a_run_twice_as_slow_shows_half_the_latency(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"data_parallel_size": 2}, "precision refused by the cost model"),
+        ({"data_parallel_size": 2}, "data-parallel ranks refused by the cost model"),
         ({"dtype": "int3"}, "precision of the weights not modelled"),
         ({"tensor_parallel_size": 3}, "TP degree refused by the cost model"),
     ],

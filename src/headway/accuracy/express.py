@@ -125,7 +125,7 @@ def checked(replica: Replica) -> Replica:
             continue
         except BadInput as error:
             what = "TP degree" if "tp=" in str(error) else "precision"
-            what = "data-parallel ranks in stages" if str(error).startswith("dp=") else what
+            what = "data-parallel ranks" if str(error).startswith("dp=") else what
             what = "speculation" if str(error).startswith(("speculation", "draft", "unknown draft")) else what
             raise Inexpressible(f"{what} refused by the cost model") from None
         return candidate

@@ -215,8 +215,8 @@ def _check_layout(replica: Replica, spec: Model, card: Gpu) -> None:
         )
     if replica.dp > 1 and replica.pp > 1:
         raise BadInput(
-            f"dp={replica.dp}, pp={replica.pp}: ranks that step together are not modelled in stages; take tp for pp, or "
-            f"dp=1 and as many replicas"
+            f"dp={replica.dp}, pp={replica.pp}: ranks that step together are not modelled in stages; take more tp in "
+            f"place of pp, or dp=1 and as many replicas"
         )
     if replica.ep > max(1, spec.experts):
         raise BadInput(f"ep={replica.ep}: {spec.key} has {spec.experts} experts, a group needs at least one")
