@@ -11,6 +11,7 @@ from fit.study import SERVED, Flags, Floats, Study, figures, is_from
 from headway.accuracy import Replay
 
 DENSE = "Llama"  # in the names of the recorded runs
+PACE = {"power": ", at the measured pace", "energy per token": ""}
 MARGIN = "0.01"  # on limits on the time per token, as `plan` keeps it
 
 
@@ -92,18 +93,18 @@ def _new_gpu(study: Study, served: Flags) -> list[Target]:
 
 def _energy(study: Study) -> list[Target]:
     found = []
-    lines = (("power", study.watts, study.shipped.errors["power"], study.sheet.errors["power"], 0.10),
+    lines = (("power", study.watts, study.shipped.errors["power"], study.sheet.errors["power"], (0.10, 0.10)),
              ("energy per token", study.joules, study.shipped.errors["energy_per_token"],
-              study.sheet.errors["energy_per_token"], 0.15))  # fmt: skip
-    for name, logs, shipped, sheet, wanted in lines:
+              study.sheet.errors["energy_per_token"], (0.15, 0.10)))  # fmt: skip
+    for name, logs, shipped, sheet, (unseen, seen) in lines:
         if "pair" in logs and shipped.median is not None and sheet.median is not None:
             median = float(np.median(np.abs(np.expm1(logs["pair"]))))
             clean = study.shipped.trusted["power" if name == "power" else "energy_per_token"].median
             trusted = f"{100 * (clean or 0.0):.1f}"
-            found.append(Target(f"{name}, unseen pair", f"{100 * wanted:g}", "", f"{100 * median:.1f}",
-                                f"{100 * sheet.median:.1f}", _yes(median <= wanted), len(logs["pair"])))  # fmt: skip
-            found.append(Target(f"{name}, as shipped", f"{100 * wanted:g}", f"{100 * shipped.median:.1f}", trusted,
-                                f"{100 * sheet.median:.1f}", _yes(shipped.median <= wanted), shipped.n))  # fmt: skip
+            found.append(Target(f"{name}, unseen pair{PACE[name]}", f"{100 * unseen:g}", "", f"{100 * median:.1f}",
+                                f"{100 * sheet.median:.1f}", _yes(median <= unseen), len(logs["pair"])))  # fmt: skip
+            found.append(Target(f"{name}, as shipped (seen)", f"{100 * seen:g}", f"{100 * shipped.median:.1f}", trusted,
+                                f"{100 * sheet.median:.1f}", _yes(shipped.median <= seen), shipped.n))  # fmt: skip
     return found
 
 

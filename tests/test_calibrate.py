@@ -299,6 +299,15 @@ def test_a_calibration_says_what_it_was_measured_on():
     assert dict(said.held_out_figures) == dict.fromkeys(("ttft", "tpot", "output_throughput"), 15)
 
 
+def test_precisions_of_which_there_are_few_points_are_not_called_measured():
+    few = [measured(load, 512.0, law(few_tokens=1.3), row_id=f"bf16-{load:g}", precision_weights="bf16")
+           for load in (2.0, 16.0, 64.0)]  # fmt: skip
+    found = calibrate([*measured_grid(law(few_tokens=1.3)), *few], prior=PRIOR)
+    assert found.calibration.weights == ("bf16", "fp8")
+    assert found.calibration.precisions == (("fp8", "bf16"),)
+    assert any("2 points more with weights=bf16" in said for said in found.advice)
+
+
 def test_too_few_points_say_what_to_measure():
     with pytest.raises(BadInput, match=r"4 usable points.*at least 10.*Measure next: .*256 requests in flight"):
         calibrate([measured(load, 1024.0, None) for load in (1.0, 2.0, 4.0, 8.0)], prior=PRIOR)

@@ -51,6 +51,6 @@ def test_what_is_calibrated_on_an_engine_predicts_it_and_ranks_policies(tmp_path
         good = all(error <= TOLERANCE for error in errors.values()) and pair.differs and pair.agrees
         if good:
             return
-    if busy:
-        pytest.skip(f"the machine was busy during {', '.join(busy)}:\n{said}")
+        if busy:
+            pytest.skip(f"the machine was busy during {', '.join(busy)}:\n{said}")
     raise AssertionError(said)

@@ -131,6 +131,7 @@ def measured(bare, few_tokens=1.1, **changes):
         "models": (bare.model,),
         "weights": (bare.weights,),
         "kv": (bare.kv,),
+        "precisions": ((bare.weights, bare.kv),),
         "layouts": ((bare.tp, bare.pp, bare.dp, bare.ep),),
         "limits": (limits(bare),),
         "held_out": (("tpot", 0.03), ("ttft", 9.0)),

@@ -42,6 +42,7 @@ Floats = npt.NDArray[np.float64]
 Progress = Callable[[int, int | None], None]
 
 LEAST_POINTS: Final = 10
+PRECISION_POINTS: Final = 5  # with fewer of a pair of precisions the error held out is that of the others
 LOADS: Final = (1, 8, 64, 256)  # requests in flight worth measuring, few to many
 PROMPTS: Final = (128, 1024, 8192)
 CONTRADICTION: Final = {"ttft": 1.6, "tpot": 1.25, "output_throughput": 1.25, "e2e": 1.25}
@@ -313,12 +314,19 @@ def _calibration(
         models=tuple(sorted({replica.model for replica in replicas})),
         weights=tuple(sorted({replica.weights for replica in replicas})),
         kv=tuple(sorted({replica.kv for replica in replicas})),
+        precisions=tuple(sorted(pair for pair, count in _precisions(points).items() if count >= PRECISION_POINTS)),
         gpu_counts=tuple(sorted({replica.gpus for replica in replicas})),
         layouts=tuple(sorted({(replica.tp, replica.pp, replica.dp, replica.ep) for replica in replicas})),
         limits=tuple(sorted({limits(replica) for replica in replicas})),
         source=source,
         **terms,  # type: ignore[arg-type]
     )
+
+
+def _precisions(points: Sequence[Point]) -> Counter[tuple[str, str]]:
+    """How many points there are of each pair of precisions, of weights and of KV."""
+    replicas = (point.case.deployment.pools[-1].replica for point in points)
+    return Counter((replica.weights, replica.kv) for replica in replicas)
 
 
 def _short(value: float) -> float:
@@ -338,6 +346,10 @@ def _advice(points: Sequence[Point], found: Fit, without: str, after: dict[str, 
     if after.get("ttft", 0.0) > ERROR_MOST:
         off = f"{100 * after['ttft']:.0f} %"
         said.append(f"the points' ttft stays {off} off: check the unit, milliseconds are expected, and how load began")
+    for (weights, kv), count in sorted(_precisions(points).items()):
+        if count < PRECISION_POINTS:
+            said.append(f"{PRECISION_POINTS - count} points more with weights={weights}, kv={kv}: {count} of "
+                        f"{len(points)} are too few to be sure of these precisions")  # fmt: skip
     if without:
         said.append(f"the points' {without} was not fitted: with it, other figures of points left out came out worse")
     return said

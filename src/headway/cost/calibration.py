@@ -45,11 +45,11 @@ class Calibration(Spec):
 
     Factors multiply kernel time: `few_tokens` that of steps of up to 64 tokens, where weights are read, `many_tokens`
     that of steps from 1,024 tokens on and of prompt attention, where operations count, both by the logarithm of the
-    tokens between; `context` the attention of decoding sequences. Shifts are added to the host terms of the same
-    name, in seconds, as far as none falls below zero. `versions`, `models`, `weights`, `kv`, `gpu_counts` of an
-    instance, `layouts` (tp, pp, dp, ep) and `limits` (W and MHz that slow the GPU, 0 for none) say what was measured;
-    `source` says where; `held_out` the median errors on points not seen (see `Evidence`), `held_out_figures` of how
-    many figures.
+    tokens between; `context` the attention of decoding sequences. Shifts are added to the host terms of the same name,
+    in seconds, as far as none falls below zero. `versions`, `models`, `weights`, `kv`, `gpu_counts` of an instance,
+    `precisions` (of weights and KV together, those with points enough), `layouts` (tp, pp, dp, ep) and `limits` (W and
+    MHz that slow the GPU, 0 for none) say what was measured; `source` says where; `held_out` the median errors on
+    points not seen (see `Evidence`), `held_out_figures` of how many figures.
 
     Raises:
         BadInput: a factor that is not above 0, or an interval that does not hold its value.
@@ -62,6 +62,7 @@ class Calibration(Spec):
     weights: tuple[str, ...] = ()
     kv: tuple[str, ...] = ()
     gpu_counts: tuple[int, ...] = ()
+    precisions: tuple[tuple[str, str], ...] = ()
     layouts: tuple[tuple[int, int, int, int], ...] = ()
     limits: tuple[tuple[float, float], ...] = ()
     source: str = ""

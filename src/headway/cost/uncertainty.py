@@ -38,6 +38,7 @@ _FIGURES_LEAST: Final = 10  # of a calibration that does not say how many
 # A median of n held-out figures is unsure, and the fit was chosen by it: intervals 1 + 3.5 / n times as wide hold 90 %
 # of the TTFT and TPOT of a group's other points, mean over groups (`benchmarks/calibration.py judge`).
 _FEW: Final = 3.5
+_PICTURED: Final = "0.11"  # the release of vLLM of all rows with pictures
 _WATTS: Final = ("energy_per_token", "power")
 
 
@@ -71,7 +72,8 @@ def evidence_level(replica: Replica, metric: str) -> str:
     """Return which of `LEVELS` the estimate of one of `METRICS` rests on.
 
     With speculation no better than `family`: no measurement it was compared with declares any. The same with a power
-    limit or a locked clock that can slow the GPU: one limit of one GPU was ever compared, and no clock. Power, and
+    limit or a locked clock that can slow the GPU: one limit of one GPU was ever compared, and no clock; and with pictures
+    in prompts under other releases than the one they were measured with. Power, and
     energy with it, is of level `family` at best where the GPU's watts were never measured; where they were, but under
     other releases, it is as sure as throughput, and `seen GPU` at best.
 
@@ -83,7 +85,7 @@ def evidence_level(replica: Replica, metric: str) -> str:
     calibration = replica.calibration
     if calibration is not None and calibration.changes and _measured(calibration, replica, metric):
         return "calibrated"
-    if replica.engine.speculation is not None or any(limits(replica)):
+    if replica.engine.speculation is not None or any(limits(replica)) or _pictured(replica):
         return _unseen(replica.gpu)
     level = _seen(replica, metric)
     if metric not in _WATTS:
@@ -109,12 +111,17 @@ def _measured(calibration: Calibration, replica: Replica, metric: str) -> bool:
     return (
         _shape(replica.model) in map(_shape, calibration.models)
         and engine_facts(engine.name, engine.version, replica.gpu).since in releases
-        and replica.weights in calibration.weights
-        and replica.kv in calibration.kv
+        and (replica.weights, replica.kv) in calibration.precisions
         and limits(replica) in calibration.limits
         and bool(calibration.layouts)
         and all(min(of) <= one <= max(of) for one, of in zip(here, zip(*calibration.layouts, strict=True), strict=True))
     )
+
+
+def _pictured(replica: Replica) -> bool:
+    """Whether prompts hold pictures under a release whose host was never timed with them."""
+    engine = replica.engine
+    return replica.media != "text" and engine_facts(engine.name, engine.version, replica.gpu).since != _PICTURED
 
 
 def _seen(replica: Replica, metric: str) -> str:
