@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from headway.cost import EngineSettings, Replica, compile_replica
 from headway.cost.physics import Cost
 from headway.cost.power import power_law, resident_watts, serving, spend, waiting_watts
+from headway.cost.uncertainty import evidence_level
 from headway.errors import BadInput, UnknownName
 from headway.hardware import gpu, gpu_keys
 from headway.metrics import Prices
@@ -181,6 +182,17 @@ def test_pictures_take_watts_and_no_time_and_experts_give_some():
 def test_an_unknown_kind_of_media_suggests_the_nearest():
     with pytest.raises(UnknownName, match=r"unknown media 'images': nearest: image"):
         Replica(model="llama-3.1-8b", gpu="h100-sxm", media="images")
+
+
+def test_pictures_are_refused_where_they_were_never_measured_and_are_less_sure_elsewhere():
+    pictured = Replica(model="qwen3-32b", gpu="h100-sxm", tp=2, media="image")
+    with pytest.raises(BadInput, match="measured with vllm alone"):
+        compile_replica(msgspec.structs.replace(pictured, engine=EngineSettings(name="sglang")))
+    levels = []
+    for version in ("0.11.1", "0.12"):
+        engine = EngineSettings(version=version)
+        levels.append(evidence_level(msgspec.structs.replace(pictured, engine=engine), "tpot"))
+    assert levels == ["seen pair", "family"]
 
 
 def test_joules_add_up_and_a_gpu_that_does_nothing_counts():

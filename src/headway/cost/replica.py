@@ -147,8 +147,8 @@ def resolve(replica: Replica) -> tuple[Model, Gpu]:
     check_engine(replica.engine.name, card)
     if replica.media != "text" and replica.engine.name != "vllm":
         raise BadInput(
-            f"media={replica.media} with engine={replica.engine.name}: what pictures take on the host was measured with "
-            f"vllm alone; take that, or media=text, with prompts as long as with their pictures' tokens"
+            f"media={replica.media} with engine={replica.engine.name}: what pictures take on the host was measured "
+            f"with vllm alone; take that, or media=text, with prompts as long as with their pictures' tokens"
         )
     _check_layout(replica, spec, card)
     _check_precision(replica, spec, card)

@@ -71,10 +71,10 @@ def _file() -> _File:
 def evidence_level(replica: Replica, metric: str) -> str:
     """Return which of `LEVELS` the estimate of one of `METRICS` rests on.
 
-    With speculation no better than `family`: no measurement it was compared with declares any. The same with a power
-    limit or a locked clock that can slow the GPU: one limit of one GPU was ever compared, and no clock; and with pictures
-    in prompts under other releases than the one they were measured with. Power, and
-    energy with it, is of level `family` at best where the GPU's watts were never measured; where they were, but under
+    With speculation no better than `family`: no measurement it was compared with declares any. The same with a
+    power limit or a locked clock that can slow the GPU: one limit of one GPU was ever compared, and no clock;
+    and with pictures in prompts under other releases than the one they were measured with. Power, and energy
+    with it, is of level `family` at best where the GPU's watts were never measured; where they were, but under
     other releases, it is as sure as throughput, and `seen GPU` at best.
 
     Raises:
