@@ -86,6 +86,16 @@ def test_each_factor_scales_its_own_steps():
     assert (context.linear_s == plain.linear_s).all()
 
 
+def test_seconds_added_are_paid_for_at_a_resident_steps_watts():
+    bare = compile_replica(PLAIN)
+    own = law(few_tokens=2.5, many_tokens=2.5, context=2.5)
+    slower = compile_replica(msgspec.structs.replace(PLAIN, calibration=own))
+    for step in ((8, 8 * 1024, 0), (64, 64 * 2048, 0)):
+        added_s = slower.step_seconds(*step) - bare.step_seconds(*step)
+        added_j = slower.step_joules(*step) - bare.step_joules(*step)
+        assert added_s > 0.0 and added_j == pytest.approx(bare.resident_watts * added_s)
+
+
 def test_host_shifts_add_their_seconds():
     plain = compile_replica(PLAIN)
     table = compile_replica(with_law(law(step_s=1e-3, intake_s=5e-3, sequence_s=1e-5)))

@@ -169,7 +169,7 @@ def shifted(host: HostTerms, shifts: dict[str, float]) -> HostTerms:
 
 
 def calibrated(calibration: Calibration, host: HostTerms, compile_: Compile) -> StepTable:
-    """Return the step table of a replica by its calibration; joules stay those of the law.
+    """Return the step table of a replica by its calibration; seconds it adds draw what a step does that does nothing.
 
     `compile_` returns its table with the host terms given instead of `host`, its engine's own.
     """
@@ -185,14 +185,21 @@ def calibrated(calibration: Calibration, host: HostTerms, compile_: Compile) -> 
         "decode_ctx_s": table.decode_ctx_s * (1.0 + context),
         "decode_window_s": table.decode_window_s * (1.0 + context),
     }
-    for values in arrays.values():
-        values.flags.writeable = False
     scalars = {
         name: getattr(table, name) * (1.0 + many)
         for name in ("prefill_base_s", "prefill_area_s", "prefill_window_area_s")
     }
+    joules = {}
+    for name, seconds in (*arrays.items(), *scalars.items()):
+        shipped_j = getattr(table, f"{name[:-1]}j")
+        joules[f"{name[:-1]}j"] = np.maximum(shipped_j + table.resident_watts * (seconds - getattr(table, name)), 0.0)
+    joules = {name: values if values.ndim else float(values) for name, values in joules.items()}
+    arrays |= {"linear_j": np.maximum.accumulate(joules.pop("linear_j"))}
+    for values in (*arrays.values(), *joules.values()):
+        if isinstance(values, np.ndarray):
+            values.flags.writeable = False
     origin = table.provenance | _estimates(calibration)
-    return msgspec.structs.replace(table, provenance=origin, **arrays, **scalars)
+    return msgspec.structs.replace(table, provenance=origin, **arrays, **scalars, **joules)
 
 
 def _estimates(calibration: Calibration) -> dict[str, Estimate]:
