@@ -58,10 +58,10 @@ def _targets(found: WhatIf) -> str:
 
 
 def _judged(result: Result) -> str:
-    """``met (90.0%)``: the share that was asked for; "" without limits."""
+    """``met (target 90%)``; "" without limits."""
     if result.slo.met is None:
         return ""
-    target = "" if result.slo.target is None else f" ({w.share(result.slo.target)})"
+    target = "" if result.slo.target is None else f" (target {w.share(result.slo.target)})"
     return f"{'met' if result.slo.met else 'missed'}{target}"
 
 
