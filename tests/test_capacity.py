@@ -17,6 +17,7 @@ from headway.plan.day import fewest
 from headway.plan.slots import parts_of
 from headway.sim import Deployment, Policies, Pool, simulate
 from headway.workload import WorkloadSpec, parse_arrival, parse_length, workload, write
+from report_cases import plan
 
 SLO = Slo(ttft_s=0.5, tpot_s=0.05, attainment=0.95)
 REPLICA = Replica(model="llama-3.2-1b", gpu="l4")
@@ -102,6 +103,13 @@ def test_pools_grow_together():
         first, second = slot.pools
         assert second == 2 * first and slot.replicas == first + second
     assert found.slots[0].pools == (1, 2)
+    assert "The pools grow together, as 1:2" in found.message
+
+
+def test_a_flat_day_saves_nothing_and_an_empty_slot_keeps_one(found):
+    flat = capacity(ONE, lengths(), SLO, curve=[4, 5], workers=1).message
+    assert flat.startswith("1 replica all day: ") and " to " not in flat and "%" not in flat
+    assert "one replica stays up with its GPU" in found.message and "stays up" not in flat
 
 
 def test_what_no_number_serves_is_said_and_nothing_is_summed():
@@ -226,6 +234,26 @@ def test_a_curve_is_scaled_to_the_rate_asked_for(file):
     words = ("--curve", "1,3", "--rate", "20", "--json", "-", "-q")
     data = json.loads(run("capacity", file, *WORK, *words).stdout)
     assert [slot["rate_req_s"] for slot in data["slots"]] == [10, 30]
+
+
+def test_a_plan_is_its_best_with_its_workload_and_limits(tmp_path):
+    made = plan()
+    strict = msgspec.structs.replace(made.question, slo=msgspec.structs.replace(made.question.slo, attainment=0.97))
+    (tmp_path / "plan.json").write_text(msgspec.structs.replace(made, question=strict).to_json())
+    done = run("capacity", tmp_path / "plan.json", "--curve", "1,2", "--workers", "1", "--json", "-")
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert (data["slo"]["ttft_s"], data["slo"]["attainment"]) == (strict.slo.ttft_s, 0.97)
+    assert "the workload is that of" in done.stderr
+    assert data["deployment"]["pools"][0]["replica"] == made.best.deployment["pools"][0]["replica"]
+
+
+def test_a_curve_over_a_trace_says_that_its_times_are_left_out(file, tmp_path):
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,input_tokens,output_tokens\n0.5,100,10\n1,50,10\n")
+    done = run("capacity", file, "--workload", trace, "--curve", "1,2", "--ttft", "500ms", "--workers", "1")
+    assert done.exit_code == 0, done.output
+    assert "as Poisson arrivals at its rates; their own times are left out" in done.stderr
 
 
 def test_a_trace_of_one_request_is_a_day_and_an_empty_one_is_refused(file, tmp_path):

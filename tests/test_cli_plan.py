@@ -208,7 +208,7 @@ def test_an_interrupted_plan_prints_what_is_known(asked):
     asked["answer"] = made_plan(interrupted=True)
     result = run(*ASK)
     assert result.exit_code == 130
-    assert result.stdout.startswith("Interrupted after 4 deployments: what follows is known so far.")
+    assert result.stdout.startswith("Interrupted after 4 deployments: what follows is known so far.\nSo far: run ")
 
 
 def test_without_an_answer_no_deployment_is_written(asked, tmp_path):

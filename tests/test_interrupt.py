@@ -171,6 +171,7 @@ def test_ctrl_c_while_a_plan_is_told_costs_neither_json_nor_yaml(monkeypatch, tm
     assert json.loads(files["json"].read_text())["feasible"]
     assert files["yaml"].exists() and not files["html"].exists()
     assert f"interrupted: {files['html']} was not written" in result.stderr
+    assert f"`headway report {files['json']} --html {files['html']}` writes it" in " ".join(result.stderr.split())
 
 
 def test_a_plan_that_was_interrupted_early_does_not_say_that_nothing_will_do():

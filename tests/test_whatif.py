@@ -1,6 +1,7 @@
 """What if: equal cases do not differ, signs turn with the sides, pairs survive a rate, the model's error is honest."""
 
 import json
+import re
 
 import msgspec
 import pytest
@@ -225,6 +226,7 @@ def test_a_change_inside_the_noise_is_said_to_be(file):
         (("--slo", "ttft"), ("LIMIT=VALUE",)),
         (("--policy", "route=least-requests"), ("nothing would be different",)),
         (("--tp", "2", "--run", "x"), ("is no log",)),
+        (("--gpu", "a100-80gb-sxm", "--kv", "fp8"), ("--gpu a100-80gb-sxm", "take --weights bf16 --kv bf16")),
         (("--rate", "2x", "--arrival", "closed:4"), ("no rate to multiply",)),
         (("--tp", "2", "--workload", "nothing.csv"), ("nothing.csv: no such file",)),
     ],
@@ -294,3 +296,19 @@ def test_a_price_does_not_follow_to_another_gpu(file):
     done = run("whatif", file, *SMALL, "--rate", "4", "--gpu", "l40s", "--json", "-")
     assert json.loads(done.stdout)["after"]["cost"]["usd_per_hour"] < 99.0
     assert "$99.00 per GPU hour was the price of l4" in done.stderr
+
+
+def test_whether_both_sides_meet_the_slo_is_said(file):
+    done = run("whatif", file, *SMALL, "--rate", "8", "--slo", "ttft=1us", "--json", "-")
+    sides = json.loads(done.stdout)["slo"]
+    assert sides == {"before": {"met": True, "target": 0.9}, "after": {"met": False, "target": 0.9}}
+    told = run("whatif", file, *SMALL, "--rate", "8", "--slo", "ttft=1us").stdout
+    assert "The SLO is met (target 90%) as it is, and missed (target 90%) otherwise." in " ".join(told.split())
+    assert re.search(r"^ ?SLO +met \(target 90%\) +missed \(target 90%\)", told, re.M)
+
+
+def test_an_interval_of_a_share_leaves_no_room_beyond_none_and_all():
+    few = case(workload=requests(count=60), slo=Slo(ttft_s=0.13, tpot_s=0.03))
+    for other in (Slo(ttft_s=1e-6), Slo(ttft_s=60.0)):
+        one = by_figure(whatif(few, few._replace(slo=other), []))["attainment"]
+        assert -one.a <= one.low <= one.difference <= one.high <= 1 - one.a

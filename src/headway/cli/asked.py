@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from headway.workload import Workload
 
 DEFAULT_WORKLOAD = "chat"
+PEEK_BYTES = 100  # of a file, for its schema
 LEAVE_OUT = "(skip_bad leaves such lines out)"  # what a reader of traces advises; here it is an option
 SEEN_REQUESTS = 1024  # the first of them tell whether an order has something to go by
 REPLICA_PATHS = {  # where the short options live in a deployment file
@@ -60,10 +62,19 @@ def deployment_of(file: str | None, asked: Options, assignments: list[str]) -> D
         if short:
             change = f"--set {REPLICA_PATHS[short[0]]}={asked[short[0]]}"
             raise BadInput(f"--{short[0]} beside the file {file}: change what is in the file with {change}")
-        data = read_yaml(file)
+        data = chosen(plan_of(file), None, file) if is_plan(file) else read_yaml(file)
         data.pop("gateway", None)  # how `headway serve` reaches the replicas
         deployment = from_mapping(Deployment, data, file)
     return override(with_policies(deployment, asked["policies"]), assignments)
+
+
+def is_plan(file: str) -> bool:
+    """Return whether the file is a plan's JSON, by its first field."""
+    try:
+        with Path(file).open("rb") as opened:
+            return re.match(rb'\s*\{\s*"schema":\s*"headway\.plan/', opened.read(PEEK_BYTES)) is not None
+    except OSError:
+        return False
 
 
 def plan_of(file: str) -> Plan:

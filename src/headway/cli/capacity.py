@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from headway.cli import options as o
-from headway.cli.asked import deployment_of, slo_of, split_assignments, workforce_of, workload_of
+from headway.cli.asked import deployment_of, is_plan, plan_of, slo_of, split_assignments, workforce_of, workload_of
 from headway.cli.blame import users_fault
 from headway.cli.calibration import with_calibration
 from headway.cli.terminal import Terminal, check_files, note_interpreted
@@ -18,6 +19,8 @@ from headway.errors import BadInput
 from headway.units import parse_rate
 
 if TYPE_CHECKING:
+    from headway.metrics import Slo
+    from headway.plan import Question
     from headway.plan.day import Capacity
 
 NO_ANSWER = 1
@@ -26,7 +29,7 @@ CSV_FIELDS = ("start_s", "end_s", "rate_req_s", "replicas", "gpus", "attainment"
 
 
 @click.command(cls=o.Verb, short_help="Replicas hour by hour over a day, against those of its peak.")
-@click.argument("deployment_file", required=False, metavar="[DEPLOYMENT.yaml]")
+@click.argument("deployment_file", required=False, metavar="[DEPLOYMENT.yaml|PLAN.json]")
 @o.options(o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS[:1], o.DAY, o.TRACES, o.SLO, o.CALIBRATION, o.WORKERS, o.SEED)
 @o.options(o.OUTPUT, o.CSV, o.QUIET)
 @click.pass_context
@@ -34,7 +37,8 @@ def capacity(ctx: click.Context, /, deployment_file: str | None, **asked: Any) -
     """Find the fewest replicas for each hour of a day, and what that saves against the peak's number all day.
 
     The day is that of diurnal arrivals, of a trace with times, or of --curve. What is copied is the deployment: of
-    several pools the proportion stays.
+    several pools the proportion stays, so that it is the fewest copies of all of them together. Of a plan it is the
+    best, with its workload and limits where no others are given.
 
     \b
     headway capacity best.yaml --rate 100 --arrival diurnal:peak_to_trough=5 --ttft 500ms --attainment 0.99
@@ -65,6 +69,10 @@ def _found(terminal: Terminal, file: str | None, asked: o.Options) -> Capacity:
     from headway.plan.day import capacity as run
 
     sets = split_assignments(asked["assignments"])
+    planned = plan_of(file).question if file is not None and is_plan(file) else None
+    if planned is not None and asked["workload"] is None and asked["input"] is None:
+        asked = asked | {"workload": planned.workload}
+        terminal.keep(f"the workload is that of {file}, --workload names another")
     deployment = deployment_of(file, asked, sets["deployment"])
     deployment = with_calibration(deployment, asked["calibration_from"], terminal)
     curve = None if asked["curve"] is None else curve_of(asked["curve"])
@@ -72,12 +80,31 @@ def _found(terminal: Terminal, file: str | None, asked: o.Options) -> Capacity:
     workload = workload_of(asked | {"rate": rate, "requests": None}, sets["workload"], terminal)
     if curve is not None and asked["rate"] is not None:
         curve = [each * asked["rate"] * len(curve) / (sum(curve) or 1.0) for each in curve]
+    if curve is not None and workload.spec.trace is not None:
+        terminal.keep(
+            "--curve: the trace's requests come as Poisson arrivals at its rates; their own times are left out"
+        )
+    slo = slo_of(asked, sets["slo"]) or _planned_slo(planned, asked)
     note_interpreted(terminal)
     with users_fault(deployment.policies), terminal.stdout_for_data(), terminal.bar("sizing the day") as bar:
         return run(
-            deployment, workload, slo_of(asked, sets["slo"]) or Slo(), curve=curve, slot_s=asked["slot"],
+            deployment, workload, slo or Slo(), curve=curve, slot_s=asked["slot"],
             seed=asked["seed"], workers=workforce_of(asked), progress=bar.tell,
         )  # fmt: skip
+
+
+def _planned_slo(planned: Question | None, asked: o.Options) -> Slo | None:
+    """The limits that a plan was asked for, with another share where one is given."""
+    import msgspec
+
+    from headway.metrics import Slo
+
+    if planned is None:
+        return None
+    given = click.get_current_context().get_parameter_source("attainment")
+    if given is ParameterSource.DEFAULT:
+        return planned.slo
+    return msgspec.structs.replace(planned.slo, attainment=Slo.parse(attainment=asked["attainment"]).attainment)
 
 
 def curve_of(text: str) -> list[float]:

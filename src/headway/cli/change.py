@@ -88,9 +88,28 @@ def changed(case: Case, asked: Options, terminal: Terminal, question: Question |
         _workload(case.workload, rates_of(asked["rates"]).factor, sets["workload"]),
         _slo(case.slo, asked["limits"], sets["slo"]),
     )
+    if asked["gpu"] is not None:
+        _runs_there(after.deployment, asked["gpu"])
     if (after.deployment, after.workload.spec, after.slo) == (case.deployment, case.workload.spec, case.slo):
         raise BadInput(f"{', '.join(changes_of(asked))}: that is what there is, so nothing would be different")
     return after
+
+
+def _runs_there(deployment: Deployment, gpu: str) -> None:
+    """Refuse another GPU that lacks the precision of what ran on the one before, with what to try.
+
+    Raises:
+        BadInput: it computes in others.
+    """
+    from headway.sim.run import compiled
+
+    try:
+        for pool in deployment.pools:
+            compiled(pool.replica)
+    except BadInput as error:
+        if not str(error).startswith(("weights=", "kv=")):
+            raise
+        raise BadInput(f"--gpu {gpu}: {error}; take --weights bf16 --kv bf16") from None
 
 
 def changed_deployment(deployment: Deployment, asked: Options) -> Deployment:

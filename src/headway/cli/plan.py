@@ -61,7 +61,10 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
             found = _explained(found, made, workforce, terminal)
         _print(terminal, found, asked)
     if asked["html_to"] and (found.interrupted or ctrl_c.came):
-        terminal.note(f"interrupted: {asked['html_to']} was not written, a report takes too long; --json FILE does not")
+        kept = asked["json_to"] if asked["json_to"] not in (None, "-") else None
+        first = "" if kept else "--json FILE keeps the plan, and "
+        later = f"{first}`headway report {kept or 'FILE'} --html {asked['html_to']}` writes it"
+        terminal.note(f"interrupted: {asked['html_to']} was not written, a report takes too long; {later}")
     elif asked["html_to"]:
         from headway.report import plan_html
 

@@ -264,6 +264,7 @@ def _attainment(a: Result, b: Result, rows: _Rows | None, slo: Slos | None, slo_
         judged = ((rows.a, shared), (rows.b, slo_b or shared))
         good_a, good_b = (attained(one, limits).astype(np.float64) for one, limits in judged)
         between, low, high = _interval(good_a, good_b, "mean", rows.paired)
+        low, high = _possible(float(good_a.mean()), low, high)
         return Difference(
             figure="attainment", unit="share", a=float(good_a.mean()), b=float(good_b.mean()), difference=between,
             low=low, high=high, requests=len(good_a),
@@ -276,7 +277,13 @@ def _attainment(a: Result, b: Result, rows: _Rows | None, slo: Slos | None, slo_
         low_a, high_a, low_b, high_b = (float(end or 0.0) for end in ends)
         low = right - left - math.hypot(right - low_b, high_a - left)
         high = right - left + math.hypot(high_b - right, left - low_a)
+        low, high = _possible(left, low, high)
     return Difference(figure="attainment", unit="share", a=left, b=right, difference=right - left, low=low, high=high)
+
+
+def _possible(share: float, low: float, high: float) -> tuple[float, float]:
+    """An interval of what is added to a share, without what would leave 0 to 1."""
+    return max(low, -share), min(high, 1.0 - share)
 
 
 def _energy(a: Result, b: Result) -> Difference:

@@ -300,7 +300,7 @@ def _summed(
     each = unit.priced().usd_per_gpu_hour
     return Capacity(
         feasible=served,
-        message=_message(slots, slo, gpu_hours, static),
+        message=_message(unit, slots, slo, gpu_hours, static),
         deployment=to_mapping(unit),
         workload=to_mapping(made.spec),
         slo=slo,
@@ -322,7 +322,7 @@ def _kwh(watts: list[float | None], hours: list[float]) -> float | None:
     return sum(w * h for w, h in zip(known, hours, strict=True)) / 1000 if len(known) == len(watts) else None
 
 
-def _message(slots: list[Slot], slo: Slo, gpu_hours: float | None, static: float | None) -> str:
+def _message(unit: Deployment, slots: list[Slot], slo: Slo, gpu_hours: float | None, static: float | None) -> str:
     if gpu_hours is None or static is None:
         lost = [slot for slot in slots if slot.replicas is None]
         least = min(lost, key=lambda slot: slot.rate_req_s)
@@ -334,7 +334,25 @@ def _message(slots: list[Slot], slo: Slo, gpu_hours: float | None, static: float
         )
     numbers = [slot.replicas or 0 for slot in slots]
     mine, peak = (f"{hours:,.1f}" if hours >= 10 else f"{hours:.3g}" for hours in (gpu_hours, static))
-    return (
-        f"{min(numbers)} to {max(numbers)} replicas over the day: {mine} GPU-hours where the peak's number "
-        f"all the time takes {peak}, {1 - gpu_hours / static:.0%} fewer."
-    )
+    few, most = min(numbers), max(numbers)
+    if few == most:
+        said = f"{most} replica{'' if most == 1 else 's'} all day: {mine} GPU-hours, and no slot does with fewer."
+    else:
+        said = (
+            f"{few} to {most} replicas over the day: {mine} GPU-hours where the peak's number all the time takes "
+            f"{peak}, {1 - gpu_hours / static:.0%} fewer."
+        )
+    return " ".join([said, *_held(unit, slots)])
+
+
+def _held(unit: Deployment, slots: list[Slot]) -> list[str]:
+    """What makes the numbers larger than they might be, in sentences."""
+    said = []
+    if not all(slot.rate_req_s for slot in slots):
+        gpus = "its GPU" if unit.gpus == 1 else f"its {unit.gpus} GPUs"
+        what = "replica" if sum(pool.count for pool in unit.pools) == 1 else "of the smallest deployment"
+        said.append(f"Where nothing arrives, one {what} stays up with {gpus}.")
+    if len(unit.pools) > 1:
+        ratio = ":".join(str(pool.count) for pool in unit.pools)
+        said.append(f"The pools grow together, as {ratio}, for the peak too: sized one by one they may take fewer.")
+    return said

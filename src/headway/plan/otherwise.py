@@ -84,9 +84,11 @@ class WhatIf(Spec, frozen=True, kw_only=True):
         return "differs" if one.noise is False else ""
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return every field as builtins, the verdicts by figure, and results without their rows."""
+        """Return every field as builtins, the verdicts by figure and on the SLO, and results without their rows."""
         data: dict[str, Any] = {"schema": self.schema, "changes": self.changes}
         data |= {name: to_mapping(getattr(self, name), defaults=True) for name in ("change", "model")}
+        sides = {"before": self.before.slo, "after": self.after.slo}
+        data["slo"] = {side: {"met": slo.met, "target": slo.target} for side, slo in sides.items()}
         data["verdicts"] = {one.figure: self.verdict(one) for one in self.change.differences}
         return data | {"before": self.before.to_mapping(), "after": self.after.to_mapping()}
 

@@ -76,11 +76,15 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the page under a heading; the page's filter stands above the figures of a `filtered` one."""
+    """A part of the page under a heading; the page's filter stands above the figures of a `filtered` one.
+
+    `told` is the note for a terminal, where that of the page says how to use it.
+    """
 
     key: str
     title: str
     note: str = ""
+    told: str = ""
     points: list[str] = []
     figures: list[Figure] = []
     facts: Facts = []

@@ -37,7 +37,8 @@ def _section(section: Section) -> list[RenderableType]:
     from rich.text import Text
 
     parts: list[RenderableType] = [Text(""), Text(section.title, style="bold underline")]
-    parts += [Text(section.note, style="dim")] if section.note else []
+    note = section.told or section.note
+    parts += [Text(note, style="dim")] if note else []
     parts += [Text(f"- {point}") for point in section.points]
     parts += [_facts(section.facts)] if section.facts else []
     for each in section.tables:

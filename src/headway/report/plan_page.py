@@ -141,10 +141,8 @@ def _front(plan: Plan) -> list[Section]:
         if _known(plan, across, up)
     ]
     what = "best in one of them, or the best compromise" if plan.feasible else "none of which meets the SLO"
-    note = (
-        f"On the front is what no other beats in {w.listed(w.OBJECTIVES[each] for each in axes)} at once: {what}. Each "
-        "point is a deployment; its figures show under the pointer, and a click leads to its row in the table."
-    )
+    told = f"On the front is what no other beats in {w.listed(w.OBJECTIVES[each] for each in axes)} at once: {what}."
+    use = "Each point is a deployment; its figures show under the pointer, and a click leads to its row in the table."
     by_name = {candidate.name: candidate for candidate in plan.ranked}
     headings = ["on the front", *(w.OBJECTIVES[each] for each in axes), "SLO"]
     rows = [
@@ -153,7 +151,7 @@ def _front(plan: Plan) -> list[Section]:
     ]
     columns = [Column(headings[0], "name"), *(Column(name, NUMBER) for name in headings[1:-1]), Column(headings[-1])]
     tables = [Table(columns, [Row([Cell(text) for text in row]) for row in rows])]
-    return [Section(key="front", title="The front", note=note, figures=figures, tables=tables)]
+    return [Section(key="front", title="The front", note=f"{told} {use}", told=told, figures=figures, tables=tables)]
 
 
 def _tradeoffs(plan: Plan) -> list[Section]:

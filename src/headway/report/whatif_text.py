@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from headway.metrics import Result
 from headway.metrics.comparison import Comparison, Difference
 from headway.plan.otherwise import ModelError, WhatIf
 from headway.report import words as w
@@ -40,12 +41,28 @@ def whatif_sentence(found: WhatIf) -> str:
     moved = [_moved(one) for one in named if one.figure not in unsure["noise"] and _apart(one)]
     gpus = (found.before.gpus, found.after.gpus)
     moved += [f"{w.counted(gpus[1], 'GPU')} in place of {gpus[0]}"] if gpus[0] != gpus[1] else []
-    said = f"With {w.listed(found.changes)}: {', '.join(moved) or 'nothing is known to change'}."
+    said = f"With {w.listed(found.changes)}: {', '.join(moved) or 'nothing is known to change'}.{_targets(found)}"
     if unsure["noise"]:
         said += f" Inside the noise: {w.listed(unsure['noise'])}."
     if unsure["model"]:
         said += f" Within the cost model's error: {w.listed(unsure['model'])}."
     return said
+
+
+def _targets(found: WhatIf) -> str:
+    """Whether the SLO is met on both sides, as a sentence; "" where there is none."""
+    before, after = _judged(found.before), _judged(found.after)
+    if not before and not after:
+        return ""
+    return f" The SLO is {before or 'not judged'} as it is, and {after or 'not judged'} otherwise."
+
+
+def _judged(result: Result) -> str:
+    """``met (target 90%)``; "" without limits."""
+    if result.slo.met is None:
+        return ""
+    target = "" if result.slo.target is None else f" (target {w.share(result.slo.target)})"
+    return f"{'met' if result.slo.met else 'missed'}{target}"
 
 
 def model_words(model: ModelError) -> str:
@@ -88,4 +105,7 @@ def _table(found: WhatIf, error: Comparison | None) -> Table:
         verdict = found.verdict(one)
         texts = [name, *first, *cells, model, CELLS[verdict]]
         table.add_row(*map(Text, texts), style="bold" if verdict == "differs" else "")
+        judged = [_judged(each) or w.NONE for each in (found.before, found.after)]
+        if one.figure == "attainment" and judged != [w.NONE, w.NONE]:
+            table.add_row(*map(Text, ["SLO", *([] if error is None else [w.NONE]), *judged]))
     return table

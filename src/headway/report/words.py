@@ -199,7 +199,8 @@ def plan_sentence(plan: Plan) -> str:
     replica = deployment.pools[0].replica
     precision = f"{replica.weights} weights and {replica.kv} KV"
     cost = "" if plan.best.usd_per_hour is None else f" for {usd(plan.best.usd_per_hour)} per hour"
-    return f"Run {replica.model} with {precision} as {pools}: {counted(plan.best.gpus, 'GPU')}{cost}."
+    run = "So far: run" if plan.interrupted else "Run"  # by runs that may be short
+    return f"{run} {replica.model} with {precision} as {pools}: {counted(plan.best.gpus, 'GPU')}{cost}."
 
 
 def _replicas_words(pool: Pool) -> str:
