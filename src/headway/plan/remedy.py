@@ -20,7 +20,8 @@ __all__ = ["Remedy", "copied", "remedy"]
 _REQUESTS_MAX = 40_000  # a few seconds of simulation for each try; the search makes no longer runs either
 _REPLICAS_MAX = 512  # routing looks at each of them
 _TRIES = 6
-_GROWTH = 16  # each try has a sixteenth more copies, so the last has a third more than the first
+_GROWTH = 16  # each try has a sixteenth more copies, so the last has a third more than the first, ...
+_FAR = 4  # ... and four times that after one that serves less than half of what it should
 
 
 class Remedy(NamedTuple):
@@ -66,7 +67,8 @@ def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | Non
         trial = try_rate(left, tables, load, question.aimed_slo, 0)
         if trial.met:
             return Remedy(frugal, copies, trial.attainment, wanted)
-        missed, copies = copies, copies + max(1, copies // _GROWTH)
+        step = max(1, copies // _GROWTH) * (_FAR if trial.attainment < question.slo.attainment / 2 else 1)
+        missed, copies = copies, copies + step
     return Remedy(frugal, missed, requests=wanted) if missed else Remedy(frugal, first)
 
 
