@@ -8,12 +8,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from headway.cost import EngineSettings
+from headway.cost import EngineSettings, Replica
 from headway.errors import BadInput, UnknownName
 from headway.metrics import Prices, Slo
 from headway.metrics.attainment import group_interval
 from headway.plan import Plan, Question, contest, plan, plans, trial
-from headway.sim import Deployment, Policies, simulate
+from headway.plan.question import OBJECTIVES
+from headway.plan.remedy import _evaluated
+from headway.sim import Deployment, Policies, Pool, simulate
 from headway.specs import from_mapping, read_yaml, write_yaml
 from headway.workload import workload
 
@@ -286,6 +288,30 @@ def test_copies_that_miss_the_slo_are_added_to_and_none_is_promised_that_was_not
     found = plan(msgspec.structs.replace(SMALL, rate_req_s=1000), workers=1)
     assert len(tried) == 3
     assert "an estimate that no simulation confirmed" in found.message and "By goodput alone about " in found.message
+
+
+def test_no_copies_are_named_that_were_evaluated_or_that_missed(monkeypatch):
+    tried = []
+
+    def missed(deployment, tables, load, slo, k):
+        tried.append(deployment.gpus)
+        return trial.Trial(False, 0.5, load.requests, 0, 0.1, 0.01, 1.0, 0.0, True)
+
+    monkeypatch.setattr("headway.plan.remedy.try_rate", missed)
+    found = plan(msgspec.structs.replace(SMALL, rate_req_s=1000), workers=1)
+    assert len(tried) == 6 and f"No number of copies tried serves it, up to {max(tried)} GPUs (" in found.message
+    assert "would do" not in found.message
+    one = Deployment(pools=(Pool(replica=Replica(model="llama-3.1-8b", gpu="h100-sxm", tp=2), count=1),))
+    eight = msgspec.structs.replace(SMALL, gpus=8)
+    assert _evaluated(one, eight) == 4
+    assert _evaluated(one, msgspec.structs.replace(eight, max_usd_per_hour=20.0)) == 2
+
+
+def test_the_front_has_the_objective_unless_it_is_given():
+    for objective in OBJECTIVES:
+        made = Question(model="llama-3.1-8b", gpu="h100-sxm", gpus=2, slo=SLO, objective=objective)
+        assert objective in made.front and len(set(made.front)) == 3
+    assert msgspec.structs.replace(SMALL, objective="ttft", front=("cost", "energy")).front == ("cost", "energy")
 
 
 def test_a_model_that_fits_nowhere_names_the_memory():

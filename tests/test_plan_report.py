@@ -56,6 +56,15 @@ def text(found) -> str:
     return told(found)
 
 
+def test_what_was_tried_counts_only_runs_that_were_made(found):
+    nothing = msgspec.structs.replace(found, ranked=[], best=None, feasible=False, front=[], long_runs=0, confirmed=0)
+    assert "runs of" not in dict(w.question_rows(nothing))["Tried"]
+    one = msgspec.structs.replace(found, requests=1, long_runs=found.evaluated)
+    assert dict(w.question_rows(one))["Tried"].endswith("by runs of 1 request" + (
+        f"; {found.confirmed:,} confirmed on further seeds" if found.confirmed else ""
+    ))  # fmt: skip
+
+
 def told(found, width=400) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(plan_text(found, None))

@@ -319,6 +319,16 @@ def test_the_front_holds_exactly_what_nobody_beats(points):
     assert all(entry in field for entry in best)
 
 
+def test_at_equal_cost_and_goodput_less_energy_comes_first():
+    entries = []
+    for name, joules in (("bf16", 2.0), ("fp8", 1.0)):
+        outcome = Outcome(Goodput(9.0), Asked(1.0, 1.0, 1.0, 0.1, 0.01, 1.0, joules, True), "tpot", 0.1, 0.2, 1, 1)
+        entries.append(Entry(msgspec.structs.replace(deployment(), name=name), outcome, True))
+    ranked = rank(entries, "cost")
+    assert [entry.deployment.name for entry in ranked] == ["fp8", "bf16"]
+    assert front(entries, ("cost", "energy", "goodput")) == ranked[:1]
+
+
 @given(st.permutations(range(4)))
 def test_the_ranking_does_not_depend_on_the_order_of_arrival(order):
     asked = Asked(1.0, 1.0, 1.0, 0.1, 0.01, 1.0, 1.0, True)

@@ -255,8 +255,9 @@ SLO = (
 SEARCH = (
     _option("Search", "--objective", type=click.Choice(OBJECTIVES), default="cost", show_default=True,
             help="What those that meet the SLO are ranked by: goodput is per GPU, rate is goodput of all."),
-    _option("Search", "--front", callback=_FRONT, default="cost,energy,goodput", show_default=True, metavar="A,B[,C]",
-            help="Two or three objectives: what no other plan beats in all of them is the front."),
+    _option("Search", "--front", callback=_FRONT, metavar="A,B[,C]",
+            help="Two or three objectives: what no other plan beats in all of them is the front. "
+            "[default: cost,energy,goodput, of which --objective replaces one]"),
     _option("Search", "--max-usd-per-hour", type=float, metavar="USD", help="No plan costs more."),
     _option("Search", "--max-tp", callback=_COUNT, metavar="N", help="No replica is cut wider."),
     _option("Search", "--spare", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",

@@ -113,7 +113,7 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
         rate_req_s=asked["rate"],
         slo=slo_of(asked, sets["slo"]) or Slo(),
         objective=asked["objective"],
-        front=_front(asked["front"]),
+        front=_front(asked["front"] or ()),
         max_usd_per_hour=asked["max_usd_per_hour"],
         max_tp=asked["max_tp"],
         spare=asked["spare"],

@@ -142,7 +142,9 @@ def _limits(question: Question) -> str:
 def too_much(entry: Entry, question: Question, rate_req_s: float, more: Remedy) -> str:
     """Return the answer when the SLO can be met, but not at this rate, with what would serve it."""
     goodput, copies = entry.outcome.goodput.req_s, f"{more.copies} times {more.entry.deployment.name}"
-    if more.attainment is None:
+    if more.attainment is None and more.requests:
+        would = f"No number of copies tried serves it, up to {more.gpus} GPUs ({copies})"
+    elif more.attainment is None:
         would = f"By goodput alone about {more.gpus} GPUs would do ({copies}): an estimate that no simulation confirmed"
     else:
         would = (
@@ -159,7 +161,8 @@ def too_much(entry: Entry, question: Question, rate_req_s: float, more: Remedy) 
 def _beyond(more: Remedy, question: Question) -> str:
     """Which other constraint the copies break."""
     usd, most = more.entry.usd_per_hour, question.max_usd_per_hour
-    if usd is None or most is None or usd * more.copies <= most:
+    untold = more.attainment is None and more.requests > 0
+    if untold or usd is None or most is None or usd * more.copies <= most:
         return ""
     return f", for ${usd * more.copies:.2f} per hour, which needs max_usd_per_hour {most:g} raised"
 

@@ -22,6 +22,15 @@ Objective = Literal["cost", "gpus", "energy", "carbon", "goodput", "rate", "ttft
 Layout = Literal["mixed", "split"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
+_FRONT: tuple[Objective, ...] = ("cost", "energy", "goodput")
+_FRONTS: dict[Objective, tuple[Objective, ...]] = {
+    **dict.fromkeys(OBJECTIVES, _FRONT),
+    "gpus": ("gpus", "energy", "goodput"),
+    "carbon": ("cost", "carbon", "goodput"),
+    "rate": ("cost", "energy", "rate"),
+    "ttft": ("cost", "energy", "ttft"),
+    "tpot": ("cost", "energy", "tpot"),
+}
 _REQUESTS = 8_000  # goodput of one seed against 64,000 requests, 70B chat on H100: -1 % and 2 to 4 % noise
 _REQUESTS_MAX = 40_000
 _GPUS_MAX = 4_096
@@ -43,7 +52,8 @@ class Question(Spec, frozen=True, kw_only=True):
         objective: what the plans that meet the SLO are ranked by: dollars per hour (cost), GPUs, joules (energy) or
             grams of CO2 (carbon) per output token, goodput per GPU or of all (rate), 90th percentile of TTFT or TPOT
             at the asked rate. Where a price is missing, GPUs stand for cost.
-        front: two or three objectives that the Pareto front is made of.
+        front: two or three objectives that the Pareto front is made of; none given takes cost, energy and goodput, of
+            which the objective replaces the one nearest to it.
         max_usd_per_hour, max_tp: no plan costs more, no replica is cut wider.
         spare: so many replicas of every pool may be down, and the SLO is still met.
         seed: of every random stream; all candidates and rates see the same requests.
@@ -78,7 +88,7 @@ class Question(Spec, frozen=True, kw_only=True):
     rate_req_s: float | None = None
     slo: Slo
     objective: Objective = "cost"
-    front: tuple[Objective, ...] = ("cost", "energy", "goodput")
+    front: tuple[Objective, ...] = ()
     max_usd_per_hour: float | None = None
     max_tp: int | None = None
     spare: int = 0
@@ -102,6 +112,8 @@ class Question(Spec, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what no search can answer."""
+        if not self.front:
+            msgspec.structs.force_setattr(self, "front", _FRONTS[self.objective])
         self._check_stock()
         self._check_limits()
         if self.rate_req_s is not None and not 0 < self.rate_req_s < math.inf:

@@ -66,15 +66,16 @@ MEASURES: dict[Objective, Callable[[Entry], float]] = {
 def rank(entries: list[Entry], objective: Objective) -> list[Entry]:
     """Return the entries, the best first.
 
-    Those that meet the SLO at the asked rate come first, by their objective; at equal cost the one that can serve more.
-    Then the others by what they serve, and those that serve nothing by how far they miss. Names break ties.
+    Those that meet the SLO at the asked rate come first, by their objective; at equal cost the one that can serve more,
+    and of those that serve as much the one with less energy. Then the others by what they serve, and those that serve
+    nothing by how far they miss. Names break ties.
     """
 
-    def key(entry: Entry) -> tuple[int, float, float, int, str]:
+    def key(entry: Entry) -> tuple[int, float, float, float, int, str]:
         goodput, gpus, name = entry.outcome.goodput.req_s, entry.deployment.gpus, entry.deployment.name
         if entry.meets:
-            return 0, entry.measure(objective), -goodput, gpus, name
-        return 1, -goodput, entry.miss, gpus, name
+            return 0, entry.measure(objective), -goodput, entry.joules, gpus, name
+        return 1, -goodput, entry.miss, entry.joules, gpus, name
 
     return sorted(entries, key=key)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import NamedTuple
 
 from headway.plan.contest import Contest
+from headway.plan.question import Question
 from headway.plan.ranking import Entry
 from headway.plan.space import resized, without
 from headway.plan.trial import Load, try_rate
@@ -15,16 +17,18 @@ from headway.workload import Workload
 
 __all__ = ["Remedy", "copied", "remedy"]
 
-_REQUESTS_MAX = 100_000  # a few seconds of simulation
+_REQUESTS_MAX = 40_000  # a few seconds of simulation for each try; the search makes no longer runs either
 _REPLICAS_MAX = 512  # routing looks at each of them
 _TRIES = 6
-_GROWTH = 16  # each try has a sixteenth more copies, so the last has a third more than the first
+_GROWTH = 16  # each try has a sixteenth more copies, so the last has a third more than the first, ...
+_FAR = 4  # ... and four times that after one that serves less than half of what it should
 
 
 class Remedy(NamedTuple):
     """Copies of a candidate for the rate asked for; simulated they met the SLO for `attainment` of `requests`.
 
-    Without an attainment they were not simulated, or no number of copies that was met it: only goodputs are behind it.
+    Without an attainment none was found: `copies` missed it and all fewer that were simulated, or with no `requests`
+    none was simulated, and only goodputs are behind it.
     """
 
     entry: Entry
@@ -51,11 +55,11 @@ def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | Non
     if not ranked or ranked[0].meets or ranked[0].outcome.goodput.req_s <= 0:
         return None
     frugal = max(ranked, key=lambda entry: entry.goodput_per_gpu)
-    first = max(2, math.ceil(rate_req_s / frugal.outcome.goodput.req_s))  # one alone was tried
+    first = max(_evaluated(frugal.deployment, question) + 1, math.ceil(rate_req_s / frugal.outcome.goodput.req_s))
     replicas = sum(pool.count for pool in frugal.deployment.pools)
     wanted = min(contest.long * first, most or _REQUESTS_MAX, _REQUESTS_MAX)
     tables = tuple(compiled(pool.replica) for pool in frugal.deployment.pools)
-    load, copies = Load(source.densest(wanted), wanted, rate_req_s, question.seed + 1), first
+    load, copies, missed = Load(source.densest(wanted), wanted, rate_req_s, question.seed + 1), first, 0
     for _ in range(_TRIES):
         if copies * replicas > _REPLICAS_MAX:
             break
@@ -63,8 +67,21 @@ def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | Non
         trial = try_rate(left, tables, load, question.aimed_slo, 0)
         if trial.met:
             return Remedy(frugal, copies, trial.attainment, wanted)
-        copies += max(1, copies // _GROWTH)
-    return Remedy(frugal, first)
+        step = max(1, copies // _GROWTH) * (_FAR if trial.attainment < question.slo.attainment / 2 else 1)
+        missed, copies = copies, copies + step
+    return Remedy(frugal, missed, requests=wanted) if missed else Remedy(frugal, first)
+
+
+def _evaluated(deployment: Deployment, question: Question) -> int:
+    """The most copies that the question's GPUs and dollars allow: fewer were evaluated, and miss the SLO."""
+    counts: Counter[str] = Counter()
+    for pool in deployment.pools:
+        counts[pool.replica.gpu] += pool.count * pool.replica.gpus
+    most = min(question.most // deployment.gpus, *(question.stock[kind] // count for kind, count in counts.items()))
+    each, usd = deployment.priced().usd_per_gpu_hour, question.max_usd_per_hour
+    if each and usd is not None:
+        most = min(most, int(usd / (each * deployment.gpus)))
+    return max(1, most)
 
 
 def copied(deployment: Deployment, copies: int) -> Deployment:

@@ -144,7 +144,8 @@ def _answer(
     sure = doubt(ranked, contest.objective, rate_req_s)
     discarded = Counter(space.discarded) + Counter(each.reason for each in contest.screened.values())
     open_yet = undecided(ranked, contest.objective, question.slo.attainment)
-    told = verdict.message, explain.undecided_words(open_yet), explain.unpriced(question), sure.words, part.words
+    tied = explain.undecided_words(open_yet if verdict.feasible else [])
+    told = verdict.message, tied, explain.unpriced(question), sure.words, part.words
     message = " ".join(filter(None, told))
     return Plan(
         question=question,

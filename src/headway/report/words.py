@@ -243,20 +243,31 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
     if plan.interrupted:
         tried += ", then interrupted"
     left = [f"{count:,} {DISCARDED.get(reason, reason)}" for reason, count in plan.discarded.items() if count]
-    runs = [f"{plan.long_runs:,} by runs of {plan.requests:,} requests, the others by shorter ones"]
-    if plan.confirmed:
-        runs.append(f"{plan.confirmed:,} confirmed on further seeds")
     rows = [
         ("Model", question.model),
         ("GPUs", f"up to {question.gpu_words}{_constraints(question)}"),
         ("Workload", f"{named} at {format_rate(plan.rate_req_s)}; seed {question.seed}"),
         ("SLO", slo),
         ("Ranked by", OBJECTIVES[question.known(question.objective)]),
-        ("Tried", "; ".join([tried, *left, *runs])),
+        ("Tried", "; ".join([tried, *left, *_runs(plan)])),
     ]
     if plan.ranked:
         rows += [("Outcome", outcome_words(plan)), ("Front", front_words(plan))]
     return rows
+
+
+def _runs(plan: Plan) -> list[str]:
+    """How long the runs were that the figures rest on; nothing where none was made."""
+    runs = []
+    simulated = [candidate.requests for candidate in plan.ranked if candidate.simulations]
+    if plan.long_runs and simulated:
+        others = ", the others by shorter ones" if plan.long_runs < plan.evaluated else ""
+        runs.append(f"{plan.long_runs:,} by runs of {counted(plan.requests, 'request')}{others}")
+    elif simulated:
+        runs.append(f"none by runs of more than {counted(max(simulated), 'request')}")
+    if plan.confirmed:
+        runs.append(f"{plan.confirmed:,} confirmed on further seeds")
+    return runs
 
 
 def front_words(plan: Plan) -> str:
