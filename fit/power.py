@@ -22,6 +22,7 @@ import pyarrow.compute as pa_compute
 import pyarrow.csv as pa_csv
 from scipy.optimize import least_squares
 
+from fit.engines import MEDIA
 from fit.read import DTYPES, PEAK_OF
 from fit.solve import errors
 from headway.accuracy.express import express
@@ -40,7 +41,6 @@ Texts = npt.NDArray[np.str_]
 DATA = Path(__file__).resolve().parents[1] / "src" / "headway" / "cost" / "data" / "power.yaml"
 SERVED = {"h100": "h100-sxm", "b200": "b200"}  # families whose watts while serving are known
 KERNELS = {"h100": "h200", "b200": "b200"}  # the card of their architecture whose kernels' watts are known
-MEDIA = ("image", "video")  # what prompts hold beside text
 FEATURES = ("resident", "memory", "compute", "experts")
 SOFT = 0.05  # residual in log watts beyond which a row counts less
 KERNEL_WEIGHT = 0.03  # of all kernel cells together against all rows of a family: chosen of 0, 0.03, 0.1, 0.3

@@ -189,17 +189,18 @@ def calibrated(calibration: Calibration, host: HostTerms, compile_: Compile) -> 
         name: getattr(table, name) * (1.0 + many)
         for name in ("prefill_base_s", "prefill_area_s", "prefill_window_area_s")
     }
-    joules = {}
-    for name, seconds in (*arrays.items(), *scalars.items()):
-        shipped_j = getattr(table, f"{name[:-1]}j")
-        joules[f"{name[:-1]}j"] = np.maximum(shipped_j + table.resident_watts * (seconds - getattr(table, name)), 0.0)
-    joules = {name: values if values.ndim else float(values) for name, values in joules.items()}
-    arrays |= {"linear_j": np.maximum.accumulate(joules.pop("linear_j"))}
-    for values in (*arrays.values(), *joules.values()):
-        if isinstance(values, np.ndarray):
-            values.flags.writeable = False
+
+    def joules(name: str, seconds: Any) -> Any:
+        shipped_j, added_s = getattr(table, f"{name[:-1]}j"), seconds - getattr(table, name)
+        return np.maximum(shipped_j + table.resident_watts * added_s, 0.0)
+
+    arrays |= {f"{name[:-1]}j": joules(name, seconds) for name, seconds in arrays.items()}
+    arrays["linear_j"] = np.maximum.accumulate(arrays["linear_j"])
+    scalars |= {f"{name[:-1]}j": float(joules(name, seconds)) for name, seconds in scalars.items()}
+    for values in arrays.values():
+        values.flags.writeable = False
     origin = table.provenance | _estimates(calibration)
-    return msgspec.structs.replace(table, provenance=origin, **arrays, **scalars, **joules)
+    return msgspec.structs.replace(table, provenance=origin, **arrays, **scalars)
 
 
 def _estimates(calibration: Calibration) -> dict[str, Estimate]:

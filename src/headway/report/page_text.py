@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from headway.report.page import NUMBER, RANGE, STRIP, Page, Section, Table
@@ -23,9 +24,9 @@ def page_text(page: Page) -> RenderableType:
     parts: list[RenderableType] = [Text(page.sentence, style="bold")]
     parts += [Text(page.verdict, style=TONES.get(page.tone, ""))] if page.verdict else []
     parts += [Text(page.lead)] if page.lead else []
-    parts += [Text(""), _facts(page.question)]
+    parts += [Text(""), facts(page.question)]
     parts += (
-        [Text(""), _facts([(each.label, f"{each.value} ({each.note})") for each in page.cards])] if page.cards else []
+        [Text(""), facts([(each.label, f"{each.value} ({each.note})") for each in page.cards])] if page.cards else []
     )
     for section in page.sections:
         if section.facts or section.tables or section.code or section.note:
@@ -40,7 +41,7 @@ def _section(section: Section) -> list[RenderableType]:
     note = section.told or section.note
     parts += [Text(note, style="dim")] if note else []
     parts += [Text(f"- {point}") for point in section.points]
-    parts += [_facts(section.facts)] if section.facts else []
+    parts += [facts(section.facts)] if section.facts else []
     for each in section.tables:
         parts += [Text(""), Text(each.title, style="bold")] if each.title else []
         parts.append(_table(each))
@@ -48,7 +49,8 @@ def _section(section: Section) -> list[RenderableType]:
     return parts
 
 
-def _facts(rows: list[tuple[str, str]], columns: int = LABEL_COLUMNS) -> RichTable:
+def facts(rows: Iterable[tuple[str, str]], columns: int = LABEL_COLUMNS) -> RichTable:
+    """Return names beside what there is to say of them, the names in a column of at least that width."""
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -84,4 +86,4 @@ def _table(table: Table) -> RenderableType:
     for note, group in itertools.groupby(noted, key=lambda one: one[1]):
         names = [name for name, _ in group]
         told.append((f"{names[0]}-{names[-1]}" if len(names) > 1 else names[0], note))
-    return Group(shown, _facts(told, columns=2)) if told else shown
+    return Group(shown, facts(told, columns=2)) if told else shown

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from headway.metrics import Latency, Result, Slo
 from headway.report import words as w
 from headway.report.measured_words import MEASURED, measured_rows
-from headway.report.page_text import page_text
+from headway.report.page_text import LABEL_COLUMNS, facts, page_text
 from headway.report.sensitivity_text import sensitivity_text
 from headway.report.trust_words import INTERVAL_HEADINGS, interval_note, interval_rows, plan_error_rows
 from headway.units import format_count, format_rate, format_seconds
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from headway.plan import Candidate, Plan
 
-LABEL_COLUMNS = 17
 GOOD, BAD, WARNING = "bold green", "bold red", "bold yellow"
 
 
@@ -39,7 +37,7 @@ def result_text(result: Result, in_full: bool = False) -> RenderableType:
     if "stopped" in result.provenance:
         stopped = f"Stopped early ({result.provenance['stopped']}): what follows covers the run so far."
         parts = [Text(stopped, style=WARNING), *parts]
-    parts += [_facts(asked_rows(result)), _latencies(result), *_error(result), _facts(_happened(result))]
+    parts += [facts(asked_rows(result)), _latencies(result), *_error(result), facts(_happened(result))]
     return Group(*parts)
 
 
@@ -78,9 +76,9 @@ def plan_text(plan: Plan, top: int | None) -> RenderableType:
     if plan.interrupted:
         stopped = f"Interrupted after {w.counted(plan.evaluated, 'deployment')}: what follows is known so far."
         parts.insert(0, Text(stopped, style=WARNING))
-    parts.append(_facts([*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)]))
+    parts.append(facts([*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)]))
     if plan.ranked:
-        parts += [_candidates(plan, top), Text("Why", style="bold"), _facts(_reasons(plan, top), columns=2)]
+        parts += [_candidates(plan, top), Text("Why", style="bold"), facts(_reasons(plan, top), columns=2)]
     if len(plan.ranked) > top:
         parts.append(
             Text(
@@ -158,18 +156,6 @@ def candidate_cells(candidate: Candidate) -> list[str]:
         w.amount(candidate.joules_per_output_token),
         w.amount(candidate.carbon_g_per_million_output_tokens),
     ]
-
-
-def _facts(rows: Iterable[tuple[str, str]], columns: int = LABEL_COLUMNS) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, min_width=columns)
-    table.add_column()
-    for name, value in rows:
-        table.add_row(Text(name, style="dim"), Text(value))
-    return table
 
 
 def asked_rows(result: Result) -> list[tuple[str, str]]:
