@@ -213,6 +213,19 @@ def test_a_cluster_that_went_away_is_not_waited_for(connected, tmp_path, monkeyp
         list(crew.answers(["fine"]))
 
 
+def test_a_client_that_could_not_connect_leaves_the_program_as_it_was(head, monkeypatch):
+    worker = pytest.importorskip("ray.util.client.worker", reason="addresses as ray:// need grpcio")
+
+    def refuse(*_, **__):
+        raise RuntimeError("Starting Ray client server failed")
+
+    with monkeypatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listener:
+        patch.setattr(worker.Worker, "__init__", refuse)
+        with pytest.raises(BadInput, match="Starting Ray client server failed"):
+            plan(ASK, workers=RayCluster(f"ray://127.0.0.1:{listener.getsockname()[1]}"))
+    assert timeless(plan(ASK, workers=RayCluster(head))) == timeless(plan(ASK, workers=1))
+
+
 CLI = ("plan", "--model", "llama-3.2-1b", "--gpu", "l4", "--gpus", "1", "--rate", "2", "--ttft", "1s")
 
 

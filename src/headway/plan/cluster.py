@@ -103,6 +103,7 @@ class Remote(Generic[J, R]):
             try:
                 ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
             except Exception as error:  # whatever its versions find to say
+                ray.shutdown()  # a ray:// that failed would leave this program in client mode, without a client
                 raise _unreachable(self.address, f"{error}") from None
             self.mine = True
         self.ray = ray
