@@ -39,6 +39,7 @@ Floats = npt.NDArray[np.float64]
 Texts = npt.NDArray[np.str_]
 
 DATA = Path(__file__).resolve().parents[1] / "src" / "headway" / "cost" / "data" / "power.yaml"
+SOURCE = "ml.energy-v3"
 SERVED = {"h100": "h100-sxm", "b200": "b200"}  # families whose watts while serving are known
 KERNELS = {"h100": "h200", "b200": "b200"}  # the card of their architecture whose kernels' watts are known
 FEATURES = ("resident", "memory", "compute", "experts")
@@ -85,6 +86,11 @@ class Points(NamedTuple):
     def of(self, rows: npt.NDArray[np.bool_]) -> Points:
         """Return some of the points."""
         return Points(*(column[rows] for column in self))
+
+    def paced(self, logs: Floats) -> Points:
+        """Return the points with steps exp(`logs`) times as long: what is done in a step is done more slowly."""
+        slower = np.column_stack([np.zeros_like(logs), logs, logs / 2.0, np.zeros_like(logs)])
+        return self._replace(terms=self.terms * np.exp(-slower))
 
     def predicted(self, law: Floats) -> Floats:
         """Return watts by the law's shares: four of what is done, then what each of the media takes of them."""
@@ -138,7 +144,7 @@ def serving_point(row: Row) -> list[float]:
 
 def serving(folder: Path) -> Points:
     """Return every trusted row with watts of a steady state under vLLM."""
-    rows = [row for row in read_rows(folder / "serving.csv.gz") if row.source == "ml.energy-v3"]
+    rows = [row for row in read_rows(folder / "serving.csv.gz") if row.source == SOURCE]
     rows = [row for row in rows if "power" in row.measured and not suspicion(row)]
     replicas = [express(row).deployment.pools[0].replica for row in rows]
     cards = [gpu(SERVED[row.gpu_key.lower()]) for row in rows]
@@ -251,8 +257,12 @@ def constant(points: Points, cells: Points, family: str) -> Floats:
     return np.array([share] + [0.0] * (len(FEATURES) - 1 + len(MEDIA)))
 
 
-def predictions(points: Points, cells: Points, fit: Fit, split: str) -> Floats:
-    """Return watts of every point by a law that has seen it, or not its pair of model and GPU, model, or GPU."""
+def predictions(points: Points, cells: Points, fit: Fit, split: str, asked: Points | None = None) -> Floats:
+    """Return watts of every point by a law that has seen it, or not its pair of model and GPU, model, or GPU.
+
+    `asked` are the same points at another pace than the one measured, which is what laws are fitted on.
+    """
+    asked = asked or points
     watts = np.zeros(len(points.watts))
     for family in sorted(set(points.family)):
         mine = points.family == family
@@ -260,7 +270,7 @@ def predictions(points: Points, cells: Points, fit: Fit, split: str) -> Floats:
             test = mine & (points.model == key) if key else mine
             out = {"seen": points.model == "", "model": points.model == key}.get(split, test)
             seen_cells = cells.of(cells.family != family) if split == "gpu" else cells
-            watts[test] = points.of(test).predicted(fit(points.of(~out), seen_cells, family))
+            watts[test] = asked.of(test).predicted(fit(points.of(~out), seen_cells, family))
     return watts
 
 

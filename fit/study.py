@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fit import power
 from fit.contest import Entrant, contest
 from fit.engines import DATA as ENGINES
 from fit.engines import NAMES, Point
 from fit.folds import Crossed, crossed, fold_by, moved_kernels, placed
+from fit.joules import Energy, energy
 from fit.measure import Sample
 from headway.accuracy import Accuracy, Outcome, Row, validate
 from headway.accuracy.ranking import Ranking, rank
@@ -49,8 +49,7 @@ class Study(NamedTuple):
     stages: dict[str, list[Floats]]  # of the ablation, in order
     lacking: dict[str, dict[int, Floats]]  # everything but one part, by place of the sample
     entrants: list[Entrant]
-    watts: dict[str, Floats]  # log ratios by what was left out
-    joules: dict[str, Floats]
+    energy: Energy
     rank_unseen: Ranking
 
 
@@ -77,10 +76,9 @@ def studied(rows: Sequence[Row], samples: list[Sample], pool: Executor, folder: 
     print("  ablated", flush=True)
     entrants = _contested(pointed, doubted, fold_by("pair", points, keys), splits["pair"], stages["data sheet"])
     print("  predictors compared", flush=True)
-    watts, joules = _energy(folder, pointed, splits)
     return Study(
-        shipped, sheet, pointed, doubted, splits, stages, lacking, entrants, watts, joules,
-        _ranked(pointed, splits["pair"]),
+        shipped, sheet, pointed, doubted, splits, stages, lacking, entrants,
+        energy(folder, pointed, keys, splits), _ranked(pointed, splits["pair"]),
     )  # fmt: skip
 
 
@@ -225,27 +223,6 @@ def _contested(
         np.array([pairs_out.logs[i][0] for i in at]),
         sizes,
     )
-
-
-def _energy(
-    folder: Path, samples: list[Sample], splits: dict[str, Crossed]
-) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Log ratios of watts at the measured pace, and of joules per token with the pace predicted as well."""
-    points, cells = power.serving(folder), power.kernels(folder)
-    rows = [(i, s) for i, s in enumerate(samples) if s.row.source == "ml.energy-v3" and "power" in s.row.measured]
-    rows = [(i, s) for i, s in rows if not suspicion(s.row)]
-    watts, joules = {}, {}
-    for split in ("pair", "model", "gpu"):
-        watts[split] = np.log(power.predictions(points, cells, power.fitted, split) / points.watts)
-        if len(rows) != len(points.watts):
-            continue
-        pace = []
-        for i, sample in rows:
-            assert sample.whole is not None
-            kinds = [figure.kind for figure in sample.whole.figures]
-            pace.append(splits[split].logs[i][kinds.index("rate")] if "rate" in kinds else np.nan)
-        joules[split] = (watts[split] + np.array(pace))[~np.isnan(pace)]
-    return watts, joules
 
 
 def _ranked(samples: list[Sample], pairs_out: Crossed) -> Ranking:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fit.joules import SEEN
 from fit.study import SERVED, Flags, Floats, Study, figures, is_from
 from headway.accuracy import Replay
 
 DENSE = "Llama"  # in the names of the recorded runs
-PACE = {"power": ", at the measured pace", "energy per token": ""}
 MARGIN = "0.01"  # on limits on the time per token, as `plan` keeps it
 
 
@@ -92,20 +92,32 @@ def _new_gpu(study: Study, served: Flags) -> list[Target]:
 
 
 def _energy(study: Study) -> list[Target]:
+    timed, watts, joules = study.energy
+    power, tokens = ((study.shipped.errors[name], study.shipped.trusted[name], study.sheet.errors[name])
+                     for name in ("power", "energy_per_token"))  # fmt: skip
+    lines = (
+        ("power, unseen pair, at the measured pace", power, timed.get("pair"), 0.10),
+        ("the same, at the predicted pace", power, watts.get("pair"), 0.10),
+        ("power, seen pair", power, watts.get(SEEN), 0.10),
+        ("energy per token, unseen pair", tokens, joules.get("pair"), 0.15),
+        ("energy per token, seen pair", tokens, joules.get(SEEN), 0.10),
+    )
     found = []
-    lines = (("power", study.watts, study.shipped.errors["power"], study.sheet.errors["power"], (0.10, 0.10)),
-             ("energy per token", study.joules, study.shipped.errors["energy_per_token"],
-              study.sheet.errors["energy_per_token"], (0.15, 0.10)))  # fmt: skip
-    for name, logs, shipped, sheet, (unseen, seen) in lines:
-        if "pair" in logs and shipped.median is not None and sheet.median is not None:
-            median = float(np.median(np.abs(np.expm1(logs["pair"]))))
-            clean = study.shipped.trusted["power" if name == "power" else "energy_per_token"].median
-            trusted = f"{100 * (clean or 0.0):.1f}"
-            found.append(Target(f"{name}, unseen pair{PACE[name]}", f"{100 * unseen:g}", "", f"{100 * median:.1f}",
-                                f"{100 * sheet.median:.1f}", _yes(median <= unseen), len(logs["pair"])))  # fmt: skip
-            found.append(Target(f"{name}, as shipped (seen)", f"{100 * seen:g}", f"{100 * shipped.median:.1f}", trusted,
-                                f"{100 * sheet.median:.1f}", _yes(shipped.median <= seen), shipped.n))  # fmt: skip
+    for what, (_, _, sheet), logs, wanted in lines:
+        if logs is not None and sheet.median is not None:
+            median = float(np.median(np.abs(np.expm1(logs))))
+            found.append(_of_energy(what, wanted, None, median, sheet.median, len(logs)))
+    for what, (every, clean, sheet), wanted in (("power", power, 0.10), ("energy per token", tokens, 0.15)):
+        if every.median is not None and clean.median is not None and sheet.median is not None:
+            what = f"{what}, shipped law on all rows"
+            found.append(_of_energy(what, wanted, every.median, clean.median, sheet.median, every.n))
     return found
+
+
+def _of_energy(what: str, wanted: float, every: float | None, median: float, sheet: float, rows: int) -> Target:
+    all_rows = "" if every is None else f"{100 * every:.1f}"
+    verdict = _yes(median <= wanted)
+    return Target(what, f"{100 * wanted:g}", all_rows, f"{100 * median:.1f}", f"{100 * sheet:.1f}", verdict, rows)
 
 
 def _choices(study: Study) -> list[Target]:

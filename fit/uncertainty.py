@@ -383,9 +383,8 @@ def _regrets(table: Any, margin: float) -> tuple[float, float]:
         if not allowed.any():
             continue
         offered = np.where(predicted_pace <= limit_s * (1 - margin), predicted, -np.inf)
-        chosen = int(offered.argmax())
-        kept = offered[chosen] > -np.inf and allowed[chosen]
-        total += 1.0 - value[chosen] / value[allowed].max() if kept else 1.0
+        chosen = int(offered.argmax() if offered.max() > -np.inf else predicted_pace.argmin())  # else the nearest
+        total += 1.0 - value[chosen] / value[allowed].max() if allowed[chosen] else 1.0
         count += 1.0
     return total, count
 

@@ -35,7 +35,8 @@ def chosen(rows, limit_s):
     for row in rows:
         if row[5] <= limit_s and (best is None or row[4] > best[4]):
             best = row
-    its = [rate for tp, _, rate, pace, _, _ in rows if best and tp == best[0] and pace <= limit_s]
+    best = best or min(rows, key=lambda row: row[5])  # what comes nearest
+    its = [rate for tp, _, rate, pace, _, _ in rows if tp == best[0] and pace <= limit_s]
     return 1 - max(its) / max(possible) if its else 1.0
 
 
@@ -55,6 +56,13 @@ def test_regret_of_deployments_matches_brute_force_and_is_never_above_that_with_
     if expected:
         assert found.deployments.mean == pytest.approx(sum(expected) / len(expected))
         assert found.deployments.mean <= found.throughput_per_gpu.mean + 1e-9
+
+
+def test_where_nothing_is_predicted_to_keep_the_limit_the_nearest_is_chosen():
+    rows = [(1, 4, 90.0, 0.014, 90.0, 0.017), (2, 4, 60.0, 0.013, 60.0, 0.016), (4, 4, 50.0, 0.012, 50.0, 0.012)]
+    one = rank(judged(rows[:2])).deployments  # of limits of 15, 25, 50 and 100 ms; under the first TP 2 is nearest
+    assert one.mean == pytest.approx((1 - 60 / 90) / 4) and one.kept == 1.0
+    assert rank(judged(rows)).deployments.mean == pytest.approx((1 - 50 / 90) / 4)
 
 
 def test_a_load_just_missed_costs_a_deployment_no_more_than_the_load_below():

@@ -91,8 +91,10 @@ def express(row: Row) -> Case:
     Raises:
         Inexpressible: with the reason.
     """
-    if row.mode not in ("agg", "disagg", "single-stream"):
+    if row.mode in ("prefill-only", "decode-only"):
         raise Inexpressible(f"mode {row.mode}: no load is stated")
+    if row.mode not in ("agg", "disagg", "single-stream"):
+        raise Inexpressible(f"mode {row.mode!r} is none of agg, disagg and single-stream")
     if why := exclusion(row):
         raise Inexpressible(why)
     if "per-request file" in row.dist_note:

@@ -20,6 +20,7 @@ _METER: Final = 1.05  # watts over a limit: a limit holds on average over millis
 _JOULES: Final = 1.5  # energy per token may be of another part of the run than power and throughput
 _PARTS: Final = 2 / 3  # mean of a request's parts against the mean of requests whose lengths differ
 _ROUNDED: Final = 1.01  # of percentiles read from a histogram
+_UNITS: Final = 0.05  # of what is possible: nobody errs so much in measuring, but by a factor of a thousand in units
 _CACHED = re.compile(r"prefix[-_ ]?cach\w*[= ]+(on|true|yes|1)\b|\bcached\b", re.IGNORECASE)
 
 
@@ -87,7 +88,7 @@ def _too_fast(row: Row, case: Case, floors: _Floors) -> Iterator[str]:
     came = row.measured
     for name in ("tpot_mean", "tpot_p50", "itl_mean", "itl_p50"):
         if came.get(name, floors.token_s) < floors.token_s:
-            yield f"{name} below the time to read the weights"
+            yield f"{name} below the time to read the weights{_units(came[name], floors.token_s)}"
     ratio = 1 + floors.prompt_tokens / floors.output_tokens
     rate = came.get("output_throughput", 0.0) * ratio if len(case.deployment.pools) == 1 else 0.0
     if rate * 2 * floors.body > floors.peak:
@@ -96,10 +97,14 @@ def _too_fast(row: Row, case: Case, floors: _Floors) -> Iterator[str]:
         yield "end before the weights can be read for every token"
     first_s = came.get("ttft_mean", float("inf"))
     if first_s < floors.weights_s:
-        yield "ttft_mean below the time to read the weights"
+        yield f"ttft_mean below the time to read the weights{_units(first_s, floors.weights_s)}"
     computed = row.isl_mean and not _CACHED.search(f"{row.notes} {row.dist_note} {suspicion(row)}")
     if computed and first_s < floors.prompt_s:
         yield "ttft_mean below the time of the prompt's FLOPs at the GPUs' peak"
+
+
+def _units(came_s: float, least_s: float) -> str:
+    return "; are these seconds in a column of milliseconds?" if came_s < _UNITS * least_s else ""
 
 
 def _too_much_power(row: Row, case: Case, floors: _Floors) -> Iterator[str]:

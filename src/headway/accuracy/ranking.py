@@ -32,9 +32,9 @@ class Agreement(Spec):
 class Regret(Spec):
     """What choices cost against the best measured ones, as fractions of these: 0 is the best.
 
-    A choice that measured above its limit, or none where one was possible, costs 1. `kept` is the share of choices
-    that kept the limit, `mean_kept` their mean regret, `by_margin` the mean regret where predictions must stay so
-    much below the limit.
+    Where nothing is predicted to keep the limit, the nearest to it is chosen, as `plan` then names it. A choice that
+    measured above its limit costs 1. `kept` is the share of choices that kept the limit, `mean_kept` their mean
+    regret, `by_margin` the mean regret where predictions must stay so much below the limit.
     """
 
     mean: float | None
@@ -191,8 +191,9 @@ def _choices(tables: list[NDArray[np.float64]], margin: float, most: bool) -> ND
                 continue
             best = float((sign * value[allowed]).max())
             offered = np.where(predicted_pace <= limit_s * (1 - margin), sign * predicted, -np.inf)
-            its = allowed & (number == number[int(offered.argmax())])
-            if offered.max() == -np.inf or not its.any():
+            chosen = offered.argmax() if offered.max() > -np.inf else predicted_pace.argmin()
+            its = allowed & (number == number[int(chosen)])
+            if not its.any():
                 found.append((1.0, 0.0))
             else:
                 found.append((abs(best - float((sign * value[its]).max())) / abs(best), 1.0))

@@ -19,7 +19,8 @@ RESTS = {
     "family": "timings of this GPU or its relatives, no measurement of it on this GPU and engine release",
     "data sheet": "the data sheet: no timings of this vendor's GPUs without measured serving",
 }
-NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E", "output_throughput": "throughput", "energy_per_token": "J/token"}
+NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E", "output_throughput": "throughput", "energy_per_token": "J/token",
+         "power": "power"}  # fmt: skip
 
 
 LARGE = 3.0  # as a factor, not as a percentage
@@ -48,6 +49,9 @@ def interval_rows(result: Result) -> list[tuple[str, list[str]]]:
     if joules is not None:
         ends = " to ".join(w.joules(end) for end in error.around("energy_per_token", joules))
         rows.append(("J/token", [_factor(error.energy_per_token), ends, "", _level(error, "energy_per_token")]))
+    if result.energy.mean_watts is not None:
+        ends = " to ".join(f"{w.amount(end)} W" for end in error.around("power", result.energy.mean_watts))
+        rows.append(("Power", [_factor(error.power), ends, "", _level(error, "power")]))
     return rows
 
 
