@@ -15,6 +15,10 @@ REJECTED = 1
 FAILED = 2
 UNFINISHED = 3
 
+OPEN = cython.declare(cython.int, UNFINISHED)
+NAN = cython.declare(cython.double, float("nan"))
+NEVER = cython.declare(cython.double, float("inf"))
+
 
 class HashChains:
     """Block ids of one batch of requests, back to back; a sequence holds its slice of them."""
@@ -48,13 +52,12 @@ class Sequence(Request):
         output_tokens: cython.longlong,
     ) -> cython.int:
         """Set every field; after `Sequence.__new__` this makes a sequence at a third of a constructor's price."""
-        nan: cython.double = float("nan")
         self.id = id
         self.arrival_s = arrival_s
         self.prompt_tokens = prompt_tokens
-        self.predicted_output_tokens = nan
+        self.predicted_output_tokens = NAN
         self.priority = 0
-        self.deadline_s = float("inf")
+        self.deadline_s = NEVER
         self.slo_class = 0
         self.tenant = 0
         self.session = -1
@@ -68,16 +71,16 @@ class Sequence(Request):
         self.recomputed = 0
         self.most = 0
         self.preemptions = 0
-        self.status = UNFINISHED
+        self.status = OPEN
         self.handoff = False
         self.serial = 0
         self.join_step = 0
         self.finish_step = 0
         self.cross_step = 0
-        self.ready_s = -float("inf")
-        self.admitted_s = nan
-        self.first_s = nan
-        self.last_s = nan
+        self.ready_s = -NEVER
+        self.admitted_s = NAN
+        self.first_s = NAN
+        self.last_s = NAN
         self.pool = 0
         self.replica = -1
         self.source = -1

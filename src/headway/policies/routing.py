@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cython
 
 from headway.errors import BadInput
@@ -33,7 +35,7 @@ def least_loaded(pool: PoolState, by_tokens: cython.bint) -> cython.Py_ssize_t:
     load: cython.longlong
     least: cython.longlong = -1
     replica: ReplicaState
-    replicas: list[ReplicaState] = pool.replicas
+    replicas: list[Any] = pool.replicas
     for i in range(len(replicas)):
         replica = cython.cast(ReplicaState, replicas[i])
         load = replica.waiting + replica.running
@@ -80,7 +82,7 @@ class WeightedRequests(Policy):
         share: cython.double
         least: cython.double = -1.0
         replica: ReplicaState
-        replicas: list[ReplicaState] = pool.replicas
+        replicas: list[Any] = pool.replicas
         for i in range(len(replicas)):
             replica = cython.cast(ReplicaState, replicas[i])
             share = replica.waiting + replica.running + 1
@@ -141,7 +143,7 @@ class PrefixAffinity(Policy):
         cached: cython.longlong
         hit: cython.longlong = 0
         replica: ReplicaState
-        replicas: list[ReplicaState] = pool.replicas
+        replicas: list[Any] = pool.replicas
         for i in range(len(replicas)):
             replica = cython.cast(ReplicaState, replicas[i])
             cached = replica.cached_tokens(request)
@@ -175,7 +177,7 @@ class LateBinding(Policy):
         load: cython.longlong
         least: cython.longlong = 0
         replica: ReplicaState
-        replicas: list[ReplicaState] = pool.replicas
+        replicas: list[Any] = pool.replicas
         for i in range(len(replicas)):
             replica = cython.cast(ReplicaState, replicas[i])
             load = replica.waiting + replica.running

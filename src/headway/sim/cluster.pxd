@@ -9,6 +9,7 @@ from headway.sim.clock cimport EngineClock
 from headway.sim.held cimport HeldLines
 from headway.sim.recorder cimport Recorder
 from headway.sim.scaling cimport Scaler
+from headway.state.decisions cimport Route
 from headway.state.views cimport ClusterState, PoolState
 
 

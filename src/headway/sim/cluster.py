@@ -291,11 +291,12 @@ class Cluster:
         if self.refreshes:
             for engine in view.replicas:
                 engine.refresh(now, self.late(engine.slot, now))
-        decision = self.route.route(seq, view)
-        if not isinstance(decision, Route):
-            if isinstance(decision, Hold):
+        answer = self.route.route(seq, view)
+        if not isinstance(answer, Route):
+            if isinstance(answer, Hold):
                 return None
-            raise BadInput(f"route policy answered {decision!r} for request {seq.id}: a Route or Hold is expected")
+            raise BadInput(f"route policy answered {answer!r} for request {seq.id}: a Route or Hold is expected")
+        decision: Route = answer
         choice: cython.Py_ssize_t = decision.index
         if choice < 0 or choice >= len(view.replicas):
             raise BadInput(

@@ -1,3 +1,7 @@
+cimport cython
+
+
+@cython.no_gc
 cdef class Request:
     cdef readonly long long id
     cdef readonly double arrival_s
