@@ -32,10 +32,10 @@ from headway.plan.trial import STEP, Load
 from headway.plan.wish import Wish, wishes
 from headway.sim import CtrlC, Deployment, Pool
 from headway.sim.run import compiled
-from headway.specs import to_mapping
+from headway.specs import from_mapping, to_mapping
 from headway.workload import Workload, workload
 
-__all__ = ["plan"]
+__all__ = ["confirmed", "plan"]
 
 _SEEDS = 6  # the interval is then 1.05 standard deviations of a seed to either side; with 4 seeds it is 1.6
 
@@ -144,7 +144,7 @@ def _answer(
 ) -> Plan:
     ranked, question, rate_req_s, requests = contest.ranked(), contest.question, contest.rate_req_s, contest.long
     verdict = _verdict(contest, ranked, space, beyond, part, interrupted)
-    candidates = [_candidate(entry, ranked[0], contest) for entry in ranked]
+    candidates = [_candidate(entry, ranked[0], question, rate_req_s) for entry in ranked]
     sure = doubt(ranked, contest.objective, rate_req_s)
     discarded = Counter(space.discarded) + Counter(each.reason for each in contest.screened.values())
     open_yet = undecided(ranked, contest.objective, question.slo.attainment)
@@ -265,8 +265,26 @@ def _nothing(question: Question, space: Space, changes: list[Wish]) -> _Verdict:
 _UNKNOWN = Asked(None, None, None, None, None, None, None, False)
 
 
-def _candidate(entry: Entry, best: Entry, contest: Contest) -> Candidate:
-    question, rate_req_s = contest.question, contest.rate_req_s
+def confirmed(plan: Plan, candidate: Candidate) -> Candidate:
+    """Return a candidate of a plan as it is on seeds that had no part in the choice, by runs of full length.
+
+    Raises:
+        KeyboardInterrupt: while it simulated.
+    """
+    question = plan.question
+    source = workload(question.workload, skip_bad=question.skip_bad).densest(plan.requests)
+    seeds = _seeds(question, source)
+    if candidate.confirmed or (not seeds and candidate.requests == plan.requests):
+        return candidate
+    deployment = from_mapping(Deployment, candidate.deployment, candidate.name)
+    job = Job(0, deployment, plan.requests, candidate.goodput_req_s or None, seeds=seeds)
+    outcome = Evaluator(question, source, plan.rate_req_s)(job)
+    entry = Entry(deployment, outcome, outcome.asked is not None and outcome.asked.meets)
+    made = _candidate(entry, entry, question, plan.rate_req_s)
+    return msgspec.structs.replace(made, reason=candidate.reason)
+
+
+def _candidate(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> Candidate:
     outcome, deployment = entry.outcome, entry.deployment
     asked, goodput = outcome.asked or _UNKNOWN, outcome.goodput
     return Candidate(

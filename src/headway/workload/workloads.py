@@ -123,6 +123,10 @@ class Workload:
         parts = tuple(part.at_rate(times * (part.rate_req_s or 0.0)) for part in self._parts)
         return Workload(self.spec, parts=parts)
 
+    def part(self, slo_class: int) -> Workload:
+        """The workload of a class that has one of its own, by its number."""
+        return self._parts[slo_class]
+
     def cut(self, requests: int) -> Workload:
         """Return its first so many requests; of a synthetic workload there may be more than it has now."""
         most = min(requests, self.requests) if self.ends else requests
