@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from headway.cost import StepTable
 from headway.metrics import Histogram, Result, Slo, warmup_requests
-from headway.metrics.attainment import attained, group_interval
+from headway.metrics.attainment import group_interval
 from headway.metrics.records import Records
 from headway.plan.bounds import Lengths
 from headway.sim import Deployment, simulate
@@ -165,12 +165,17 @@ def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, 
     Where the SLO limits neither TTFT nor E2E, requests could wait for ever: then a rate is met only if the deployment
     keeps up, that is, if the quantile of TTFT stays within a tenth of the time in which the requests arrive.
     """
-    if not isinstance(slo, Slo) or slo.itl_s is not None:
+    slos = [slo] if isinstance(slo, Slo) else slo.values()
+    if any(each.itl_s is not None for each in slos):
         return judged(_simulate(deployment, load, slo, k, tables), slo)
-    recorder = Recorder(False, load.requests, load.skipped, [slo.limits()], BINS)
+    rows = not isinstance(slo, Slo)  # of each class, which no histogram tells apart
+    recorder = Recorder(rows, load.requests, load.skipped, [each.limits() for each in slos], BINS)
     cluster, _ = build(deployment, load.at(k), tables, recorder, load.seed)
     while cluster.advance(_EVENTS_AT_ONCE):
         pass
+    if not isinstance(slo, Slo):
+        kept = Records(recorder.columns())
+        return _classed(kept, np.arange(len(kept)) >= load.skipped, slo, 0.0)
     measured, attained = (sum(counts.values()) for counts in recorder.by_class())
     tallies = (recorder.ttft, recorder.tpot, recorder.e2e)
     ttft_s, tpot_s, e2e_s = (_quantile(Histogram(tally.as_array()), slo) for tally in tallies)
@@ -215,7 +220,7 @@ def interval(trials: Sequence[Trial]) -> tuple[float, float, float]:
 def _simulate(
     deployment: Deployment, load: Load, slo: Slos, k: int, tables: tuple[StepTable, ...] | None = None
 ) -> Result:
-    rows = not isinstance(slo, Slo)  # of each class, which no histogram tells apart
+    rows = not isinstance(slo, Slo)
     result = simulate(deployment, load.at(k), slo=slo, seed=load.seed, records=rows, warmup=load.warmup, tables=tables)
     if "stopped" in result.provenance:
         raise KeyboardInterrupt
@@ -229,7 +234,7 @@ def judged(result: Result, slo: Slos) -> Trial:
     """
     if not isinstance(slo, Slo):
         assert result.records is not None
-        return _classed(result, result.records, slo)
+        return _classed(result.records, result.records["measured"], slo, result.itl_s.p99 or 0.0)
     ttft_s, tpot_s, e2e_s = (getattr(result, name).p90 or 0.0 for name in ("ttft_s", "tpot_s", "e2e_s"))
     keeps_up = _keeps_up(slo, result.slo.measured, ttft_s, result.window.end_s)
     outcome = result.slo
@@ -246,31 +251,31 @@ def judged(result: Result, slo: Slos) -> Trial:
     )
 
 
-def _classed(result: Result, rows: Records, slos: Mapping[int, Slo]) -> Trial:
-    """What a result says of each class; latencies are quantiles at the class's target."""
-    measured, good, finished = rows["measured"], attained(rows, slos), rows.finished
-    itl_s, last_arrival_s = result.itl_s.p99 or 0.0, float(rows["arrival_s"].max())
-    by_class = []
+def _classed(rows: Records, measured: NDArray[np.bool_], slos: Mapping[int, Slo], itl_s: float) -> Trial:
+    """What the rows of a run say of each class; latencies are quantiles at the class's target."""
+    ttft_s, tpot_s, e2e_s, finished = rows.ttft_s, rows.tpot_s, rows.e2e_s, rows.finished
+    last_arrival_s, classes = float(rows["arrival_s"].max()), rows["slo_class"]
+    by_class, good = [], 0
     for number, slo in slos.items():
-        own = measured & (rows["slo_class"] == number)
-        count, told = int(own.sum()), own & finished
+        own = measured & (classes == number)
+        count, told = int(own.sum()), np.flatnonzero(own & finished)
         if not count:
             continue
-        share = int((own & good).sum()) / count
-        ttft_s, tpot_s, e2e_s = (
-            _exact(values[told], slo.attainment) for values in (rows.ttft_s, rows.tpot_s, rows.e2e_s)
-        )
-        keeps_up = _keeps_up(slo, count, ttft_s, last_arrival_s)
-        met = share >= slo.attainment and keeps_up and (slo.itl_s is None or itl_s <= slo.itl_s)
-        failed = count - int(told.sum())
-        by_class.append((number, slo, Trial(met, share, count, failed, ttft_s, tpot_s, e2e_s, itl_s, keeps_up)))
+        latencies = ttft_s[told], tpot_s[told], e2e_s[told]
+        within = int(slo.met(*latencies).sum())
+        first_s, each_s, last_s = (_kept_to(seconds, slo.attainment) for seconds in latencies)
+        keeps_up = _keeps_up(slo, count, first_s, last_arrival_s)
+        met = within / count >= slo.attainment and keeps_up and (slo.itl_s is None or itl_s <= slo.itl_s)
+        share, failed = within / count, count - len(told)
+        by_class.append((number, slo, Trial(met, share, count, failed, first_s, each_s, last_s, itl_s, keeps_up)))
+        good += within
     whole = [each for _, _, each in by_class]
     total = sum(each.measured for each in whole)
     return Trial(
         all(each.met for each in whole),
-        int((measured & good).sum()) / total,
+        good / total,
         total,
-        result.requests.failed,
+        sum(each.failed for each in whole),
         max(each.ttft_s for each in whole),
         max(each.tpot_s for each in whole),
         max(each.e2e_s for each in whole),
@@ -280,9 +285,11 @@ def _classed(result: Result, rows: Records, slos: Mapping[int, Slo]) -> Trial:
     )
 
 
-def _exact(seconds: NDArray[np.float64], share: float) -> float:
+def _kept_to(seconds: NDArray[np.float64], share: float) -> float:
+    """What this share of finished requests kept to."""
     known = seconds[~np.isnan(seconds)]
-    return float(np.quantile(known, share)) if len(known) else 0.0
+    place = max(0, math.ceil(share * len(known)) - 1)
+    return float(np.partition(known, place)[place]) if len(known) else 0.0
 
 
 def _quantile(histogram: Histogram, slo: Slo) -> float:
