@@ -8,6 +8,7 @@ Start reading in `run.py` (`plan`), then `contest.py` (what is simulated, and ho
 from headway.plan.answer import Candidate, Plan
 from headway.plan.crew import RayCluster
 from headway.plan.day import Capacity, capacity
+from headway.plan.fleet import fleet
 from headway.plan.many import plans
 from headway.plan.otherwise import Case, WhatIf, whatif
 from headway.plan.question import Question
@@ -22,6 +23,7 @@ __all__ = [
     "RayCluster",
     "WhatIf",
     "capacity",
+    "fleet",
     "plan",
     "plans",
     "whatif",

@@ -14,11 +14,28 @@ from headway.plan.leaders import Course, LoadCurve
 from headway.plan.question import Question
 from headway.specs import Spec, from_json, json_text, to_mapping
 
-__all__ = ["SCHEMA", "Binding", "Candidate", "Kind", "Plan", "Sensitivity", "Variant"]
+__all__ = ["SCHEMA", "Binding", "Candidate", "ClassShare", "Kind", "Plan", "Sensitivity", "Variant"]
 
 SCHEMA = "headway.plan/1"
 Binding = Literal["memory", "ttft", "tpot", "itl", "e2e", "rate"]
 Kind = Literal["base", "rate", "lengths", "model", "replicas"]
+
+
+class ClassShare(Spec, frozen=True, kw_only=True):
+    """What a candidate does at the asked rate for one class of several.
+
+    Attainment has its 95 % interval as the candidate's own. `ttft_s`, `tpot_s` and `e2e_s` are the quantile at the
+    share `target`, to be held against the limits of the class.
+    """
+
+    attainment: float
+    attainment_low: float
+    attainment_high: float
+    target: float
+    meets: bool
+    ttft_s: float
+    tpot_s: float
+    e2e_s: float
 
 
 class Candidate(Spec, frozen=True, kw_only=True):
@@ -37,6 +54,8 @@ class Candidate(Spec, frozen=True, kw_only=True):
             are of what is left when `question.spare` replicas of every pool are down; what it costs, draws
             and emits is of all of them.
         attainment_all_up: attainment with every replica up: the same where none may be down.
+        by_class: what it does for each class, by name, where classes have SLOs of their own: it then meets the SLO when
+            every class reaches its own target; binding_class: the class whose limit `binding` is.
         attainment_low, attainment_high: 95 % interval: by batches of one run, by the seeds where several were run.
         usd_per_hour, usd_per_million_output_tokens: of the GPUs, idle ones too; None without a price.
         meets: whether it meets the SLO at the asked rate; confirmed: whether `attainment_low` reaches the target.
@@ -83,6 +102,8 @@ class Candidate(Spec, frozen=True, kw_only=True):
     carbon_g_per_million_output_tokens: float | None = None
     embodied_g_per_million_output_tokens: float | None = None
     attainment_all_up: float | None = None
+    by_class: dict[str, ClassShare] = msgspec.field(default_factory=dict)
+    binding_class: str = ""
 
 
 class Variant(Spec, frozen=True, kw_only=True):

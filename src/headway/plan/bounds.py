@@ -34,6 +34,7 @@ Floats = NDArray[np.float64]
 class Lengths(NamedTuple):
     """Tokens of the measured requests, which arrive within `span_s` at the rate asked for.
 
+    `classes`: the number of each one's class.
     With `cached`, prompts may be found in a prefix cache. They come at `pace` times the rate asked for, as a part of a
     trace may, whose rate is that of all of it.
     """
@@ -43,6 +44,17 @@ class Lengths(NamedTuple):
     cached: bool
     span_s: float = math.inf
     pace: float = 1.0
+    classes: Ints | None = None
+
+    def by_class(self, count: int) -> list[tuple[int, Lengths]]:
+        """The requests of each of so many classes that has any, with its number; all of them where there is but one."""
+        if count == 1 or self.classes is None:
+            return [(0, self)]
+        rows = [(i, self.classes == i) for i in range(count)]
+        return [
+            (i, self._replace(prompt=self.prompt[own], output=self.output[own], classes=None))
+            for i, own in rows if own.any()
+        ]  # fmt: skip
 
     def sample(self) -> Lengths:
         """A few requests whose prompts are spread like those of all, each with the mean output."""
@@ -172,10 +184,13 @@ class Guess:
     The lower of two rates: prompts queue until TTFT is missed; the batch grows until TPOT is missed, prompts beside it
     prolonging its steps in a mixed pool, or until requests wait for KV pages or for a place in the batch. Mixed pools
     side by side serve what each would alone. What a pool can do is worked out once for all deployments that have it.
+    Of several classes the first that misses its SLO decides, served together with the others.
     """
 
-    def __init__(self, lengths: Lengths, slo: Slo) -> None:
-        self.sample, self.slo, self.pace = lengths.sample(), slo, lengths.pace
+    def __init__(self, lengths: Lengths, *slos: Slo) -> None:
+        self.slos, self.pace = slos, lengths.pace
+        self.samples = [(slos[i], own.sample()) for i, own in lengths.by_class(len(slos))]
+        self.sample = lengths.sample() if len(slos) > 1 else self.samples[0][1]
         self.known: dict[tuple[str, StepTable, int], float] = {}
 
     def __call__(self, deployment: Deployment, tables: tuple[StepTable, ...]) -> float:
@@ -190,25 +205,32 @@ class Guess:
     def _rate(self, role: str, table: StepTable, count: int) -> float:
         key = role, table, count
         if key not in self.known:
-            prompt_s = np.maximum(_prompt_s(table, self.sample), _step_s(table) / table.stages)
+            prompt_s = self._prompt_s(table, self.sample)
             rates = []
-            if role != "decode":
-                rates.append(self._prompts(table, count, prompt_s))
-            if role != "prefill":
-                rates.append(self._tokens(table, count, float(prompt_s.mean()) if role == "mixed" else 0.0))
+            for slo, sample in self.samples:
+                if role != "decode":
+                    own_s = prompt_s if sample is self.sample else self._prompt_s(table, sample)
+                    rates.append(self._prompts(table, count, slo, prompt_s, own_s))
+                if role != "prefill":
+                    beside_s = float(prompt_s.mean()) if role == "mixed" else 0.0
+                    rates.append(self._tokens(table, count, slo, beside_s))
             self.known[key] = min(rates)
         return self.known[key]
 
-    def _prompts(self, table: StepTable, count: int, prompt_s: Floats) -> float:
-        ttft_max, _, e2e_max = self.slo.limits()
-        wait_max = min(ttft_max, e2e_max)
-        spare_s = wait_max - table.stages * prompt_s if wait_max < math.inf else np.full(_SAMPLE, math.inf)
-        return _QUEUE_USED * _queued_rate(prompt_s, count, spare_s, 1 - self.slo.attainment)
+    def _prompt_s(self, table: StepTable, sample: Lengths) -> Floats:
+        return np.asarray(np.maximum(_prompt_s(table, sample), _step_s(table) / table.stages))
 
-    def _tokens(self, table: StepTable, count: int, beside_s: float) -> float:
+    def _prompts(self, table: StepTable, count: int, slo: Slo, prompt_s: Floats, own_s: Floats) -> float:
+        """By the wait behind all prompts, which those of a class, `own_s`, can spare."""
+        ttft_max, _, e2e_max = slo.limits()
+        wait_max = min(ttft_max, e2e_max)
+        spare_s = wait_max - table.stages * own_s if wait_max < math.inf else np.full(_SAMPLE, math.inf)
+        return _QUEUE_USED * _queued_rate(prompt_s, count, spare_s, 1 - slo.attainment)
+
+    def _tokens(self, table: StepTable, count: int, slo: Slo, beside_s: float) -> float:
         places = _places(table, self.sample)
-        most = places * _no_wait(places * count, 1 - self.slo.attainment)
-        return count * _decode_rate(table, self.sample, _TPOT_USED * self.slo.limits()[1], beside_s, most)
+        most = places * _no_wait(places * count, 1 - slo.attainment)
+        return count * _decode_rate(table, self.sample, _TPOT_USED * slo.limits()[1], beside_s, most)
 
 
 def _places(table: StepTable, sample: Lengths) -> float:

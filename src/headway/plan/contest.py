@@ -25,7 +25,10 @@ _HOPE, _HOPE_REQUESTS = 0.15, 1_000  # by which share short runs may underrate a
 
 
 class Contest:
-    """The outcomes so far, and the jobs that follow from them: the same whoever does them in whatever order."""
+    """The outcomes so far, and the jobs that follow from them: the same whoever does them in whatever order.
+
+    The class with the fewest requests has a share `least` of them.
+    """
 
     def __init__(
         self,
@@ -35,8 +38,9 @@ class Contest:
         options: list[Option],
         screened: dict[int, Screened],
         seeds: tuple[int, ...],
+        least: float = 1.0,
     ) -> None:
-        self.seeds = seeds
+        self.seeds, self.least = seeds, least
         self.question, self.rate_req_s, self.options, self.screened = question, rate_req_s, options, screened
         self.long = requests
         rungs = ((1, len(options)),) if question.exhaustive else _RUNGS
@@ -152,15 +156,14 @@ class Contest:
         outcome = self.outcomes[index]
         meets = outcome.asked is not None and outcome.asked.meets
         if hopeful and not self._final(outcome):
-            hope = 1 + _HOPE * math.sqrt(_HOPE_REQUESTS / outcome.requests)
+            hope = 1 + _HOPE * math.sqrt(_HOPE_REQUESTS / (outcome.requests * self.least))
             meets = meets or outcome.goodput.req_s * hope >= self.rate_req_s
         elif hopeful and not outcome.seeds and self.seeds:
             meets = meets or (outcome.goodput.req_s > 0 and self._may_meet(outcome))
         return Entry(self.options[index].deployment, outcome, meets)
 
     def _may_meet(self, outcome: Outcome) -> bool:
-        high = outcome.asked.attainment_high if outcome.asked else None
-        return high is not None and high >= self.question.slo.attainment
+        return outcome.asked is not None and outcome.asked.may_meet(self.question.slo.attainment)
 
     def _final(self, outcome: Outcome) -> bool:
         """Whether longer runs would tell nothing new."""

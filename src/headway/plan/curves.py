@@ -107,8 +107,8 @@ class _Looker:
     """Answers one look after another; the same answer in whatever process and order."""
 
     def __init__(self, question: Question, source: Workload, rate_req_s: float) -> None:
-        self.slo, self.spare = question.aimed_slo, question.spare
-        self.load = Evaluator(question, source, rate_req_s).load
+        evaluator = Evaluator(question, source, rate_req_s)
+        self.slo, self.spare, self.load = evaluator.classes.slo, question.spare, evaluator.load
 
     def __call__(self, look: _Look) -> LoadPoint | Course:
         loads = [self.load(look.requests, seed) for seed in look.seeds]

@@ -8,16 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headway.cost import StepTable
 from headway.cost.stretched import stretched
 from headway.metrics import Result, Slo
 from headway.metrics.result import EnergyKind
 from headway.plan.answer import Binding
-from headway.plan.bounds import Floats, Guess, Reach, reach
+from headway.plan.bounds import Floats, Guess, Reach
+from headway.plan.classes import Classes, classes_of, hopes
 from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.search import Bracket, search
 from headway.plan.space import resized, without
-from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled, probit, try_rate
+from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled, try_rate
 from headway.sim import Deployment, Pool
 from headway.sim.run import compiled
 from headway.workload import Workload
@@ -26,7 +28,6 @@ __all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome"]
 
 _ALONE = 0.05  # mean requests in flight at the lowest rate tried
 _ALONE_REQUESTS = 500
-_MISSED = Trial(False, 0.0, 0, 0, 0.0, 0.0, 0.0, 0.0, False)
 _KEPT_BYTES = 16 << 20  # of the requests of each further seed
 
 
@@ -47,11 +48,24 @@ class Job(NamedTuple):
     steps: float = 1.0
 
 
+class ByClass(NamedTuple):
+    """One class of several at the rate asked for: attainment with interval, latencies by the quantile of its target."""
+
+    attainment: float
+    attainment_low: float
+    attainment_high: float
+    target: float
+    meets: bool
+    ttft_s: float
+    tpot_s: float
+    e2e_s: float
+
+
 class Asked(NamedTuple):
     """At the rate asked for.
 
     Attainment and latencies are of the fleet that is judged: with the spare replicas down. `attainment_all_up`, energy
-    and cost are of the whole.
+    and cost are of the whole. `by_class`: by name, where classes have SLOs of their own.
     """
 
     attainment: float | None
@@ -70,6 +84,13 @@ class Asked(NamedTuple):
     carbon_g_per_million_output_tokens: float | None = None
     embodied_g_per_million_output_tokens: float | None = None
     attainment_all_up: float | None = None
+    by_class: dict[str, ByClass] = {}  # noqa: RUF012 - never changed
+
+    def may_meet(self, target: float) -> bool:
+        """Whether the interval reaches the target, or of several classes that of each its own."""
+        if self.by_class:
+            return all(each.attainment_high >= each.target for each in self.by_class.values())
+        return self.attainment_high is not None and self.attainment_high >= target
 
 
 class Goodput(NamedTuple):
@@ -93,7 +114,7 @@ class Outcome(NamedTuple):
 
     `binding` breaks first: it comes to `worst_s` against the SLO's `limit_s` (both 0 where it is no latency). Without
     `asked` a bound proves that no rate meets the SLO; `worst_s` is that bound while there are no simulations.
-    `seeds` confirmed it; none: the question's own was run.
+    `seeds` confirmed it; none: the question's own was run. `binding_class` is the class whose limit that is.
     """
 
     goodput: Goodput
@@ -104,6 +125,7 @@ class Outcome(NamedTuple):
     requests: int
     simulations: int
     seeds: tuple[int, ...] = ()
+    binding_class: str = ""
 
 
 class Evaluator:
@@ -111,6 +133,7 @@ class Evaluator:
 
     def __init__(self, question: Question, workload: Workload, rate_req_s: float) -> None:
         self.question, self.workload, self.rate_req_s = question, workload, rate_req_s
+        self.classes = classes_of(question, workload)
         self.loads: dict[tuple[int, int, tuple[float, float]], Load] = {}
 
     def load(self, requests: int, seed: int | None = None, longer: tuple[float, float] = (1.0, 1.0)) -> Load:
@@ -127,18 +150,20 @@ class Evaluator:
         Raises:
             KeyboardInterrupt: while it simulated.
         """
-        deployment, slo = job.deployment, self.question.aimed_slo
+        deployment, classes, slo = job.deployment, self.classes, self.classes.slo
         left = without(deployment, self.question.spare)
         loads = [self.load(job.requests, seed, job.longer) for seed in job.seeds or (None,)]
         load = loads[0]
         tables = tuple(stretched(compiled(pool.replica), job.steps) for pool in deployment.pools)
         lengths = load.lengths
-        hope = reach(left, tables, lengths, slo)
+        hope = hopes(left, tables, lengths, classes.aimed)
         if job.alone:
             missed = try_rate(left, tables, load, slo, _idle_place(hope, load))
-            return Outcome(Goodput(), None, *_binding(missed, slo), job.requests, 1)
-        if not job.seeds and hope.attainment < slo.attainment:
-            return _hopeless(hope, slo, job.requests)
+            return self._outcome(Goodput(), None, missed, job, 1)
+        short = [(i, each) for i, each in hope if each.attainment < classes.aimed[i].attainment]
+        if not job.seeds and short:
+            i, each = short[0]
+            return _hopeless(each, classes.aimed[i], job.requests)._replace(binding_class=classes.name(i))
         whole = [ask(deployment, each, slo, tables) for each in loads]
         heard = whole if left is deployment else [ask(left, each, slo, tables) for each in loads]
         trials = {0: pooled([each for each, _ in heard], slo)}
@@ -149,14 +174,21 @@ class Evaluator:
             return trials[k]
 
         asked = trials[0]
-        near = job.near_req_s or Guess(lengths, slo)(left, tables)
-        start = _place(near, load)
-        found = search(trial, start, _idle_place(hope, load), probit(slo.attainment, asked.measured))
-        binding, worst_s, limit_s = _binding(found.last, slo)
+        near = job.near_req_s or Guess(lengths, *classes.aimed)(left, tables)
+        found = search(trial, _place(near, load), _idle_place(hope, load), asked.target(slo))
         fields = _fields(heard, [result for _, result in whole], asked.met)
-        goodput, runs = _goodput(found, load), len(trials) * len(loads) + (0 if whole is heard else len(whole))
-        return Outcome(goodput, fields, binding, worst_s, limit_s, job.requests, runs, job.seeds)
+        if asked.by_class:
+            fields = fields._replace(by_class=_by_class(asked, heard, classes))
+        runs = len(trials) * len(loads) + (0 if whole is heard else len(whole))
+        return self._outcome(_goodput(found, load), fields, found.last, job, runs)
 
+    def _outcome(self, goodput: Goodput, asked: Asked | None, missed: Trial, job: Job, runs: int) -> Outcome:
+        """An outcome, with what the missed trial misses."""
+        slo, name = self.classes.aimed[0], ""
+        if missed.by_class:
+            place, slo, missed = missed.nearest
+            name = self.classes.name(place)
+        return Outcome(goodput, asked, *_binding(missed, slo), job.requests, runs, job.seeds, name)
 
     def meets_alone(self, deployment: Deployment) -> bool:
         """Whether one replica of each pool meets the SLO when requests hardly meet.
@@ -164,7 +196,11 @@ class Evaluator:
         Raises:
             KeyboardInterrupt: while it simulated.
         """
-        return self._alone(resized(deployment, [1 for _ in deployment.pools]), self.question.aimed_slo, sure=False).met
+        one = resized(deployment, [1 for _ in deployment.pools])
+        load, tables, hope = self._alone(one)
+        if any(each.attainment < self.classes.aimed[i].attainment for i, each in hope):
+            return False
+        return try_rate(one, tables, load, self.classes.slo, _idle_place(hope, load)).met
 
     def needs_s(self, low: Floor) -> float:
         """What the latency of a floor comes to on its replica when requests hardly meet: the quantile of the target.
@@ -172,26 +208,42 @@ class Evaluator:
         Raises:
             KeyboardInterrupt: while it simulated.
         """
-        slo = Slo(**{f"{low.binding}_s": low.limit_s}, attainment=self.question.slo.attainment)
-        return _binding(self._alone(Deployment(pools=(Pool(replica=low.replica),)), slo, sure=True), slo)[1]
+        one = Deployment(pools=(Pool(replica=low.replica),))
+        load, tables, hope = self._alone(one)
+        target = self.classes.asked[low.slo_class].attainment
+        slo = Slo(**{f"{low.binding}_s": low.limit_s}, attainment=target)
+        slos = {i: slo if i == low.slo_class else Slo() for i in range(len(self.classes.aimed))}
+        tried = try_rate(one, tables, load, slos if self.classes.several else slo, _idle_place(hope, load))
+        return _binding(next((each for i, _, each in tried.by_class if i == low.slo_class), tried), slo)[1]
 
-    def _alone(self, one: Deployment, slo: Slo, *, sure: bool) -> Trial:
-        """A short run at the lowest rate; unless `sure`, none where a bound tells."""
+    def _alone(self, one: Deployment) -> tuple[Load, tuple[StepTable, ...], list[tuple[int, Reach]]]:
+        """What a short run at the lowest rate takes, and what it may reach at best."""
         load = self.load(min(_ALONE_REQUESTS, self.workload.requests))
         tables = tuple(compiled(pool.replica) for pool in one.pools)
-        hope = reach(one, tables, load.lengths, slo)
-        if not sure and hope.attainment < slo.attainment:
-            return _MISSED
-        return try_rate(one, tables, load, slo, _idle_place(hope, load))
+        return load, tables, hopes(one, tables, load.lengths, self.classes.aimed)
+
+
+def _by_class(asked: Trial, heard: Sequence[tuple[Trial, Result]], classes: Classes) -> dict[str, ByClass]:
+    """What runs at the asked rate say of each class: one of them with its own interval, several pooled."""
+    found = {}
+    for place, slo, each in asked.by_class:
+        first = heard[0][1].slo.by_class[f"{place}"]
+        low, high = first.attainment_low or 0.0, first.attainment_high or 1.0
+        if len(heard) > 1:
+            _, low, high = interval([one for trial, _ in heard for i, _, one in trial.by_class if i == place])
+        latencies = each.ttft_s, each.tpot_s, each.e2e_s
+        found[classes.name(place)] = ByClass(each.attainment, low, high, slo.attainment, each.met, *latencies)
+    return found
 
 
 def _place(rate_req_s: float, load: Load) -> float:
     return math.log(rate_req_s / load.rate_req_s) / math.log(STEP)
 
 
-def _idle_place(hope: Reach, load: Load) -> int:
+def _idle_place(hope: list[tuple[int, Reach]], load: Load) -> int:
     """The place of the grid's lowest rate, below the asked one, at which requests hardly ever meet."""
-    return min(-1, math.floor(_place(_ALONE / float(hope.e2e_s.mean()) / load.lengths.pace, load)))
+    e2e_s = float(np.concatenate([each.e2e_s for _, each in hope]).mean())
+    return min(-1, math.floor(_place(_ALONE / e2e_s / load.lengths.pace, load)))
 
 
 def _goodput(found: Bracket, load: Load) -> Goodput:

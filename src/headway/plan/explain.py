@@ -10,6 +10,7 @@ from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
 from headway.hardware import gpu
 from headway.model import model
+from headway.plan.evaluate import Asked, Outcome
 from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
@@ -57,16 +58,14 @@ def verdict(best: Entry, question: Question, rate_req_s: float, first: int) -> s
     """Return the answer of a feasible plan; `first`: the place in its trace of the first request simulated."""
     asked, goodput = best.outcome.asked, best.outcome.goodput
     assert asked is not None
-    assert asked.attainment is not None and asked.attainment_low is not None and asked.attainment_high is not None
+    assert asked.attainment is not None and asked.attainment_low is not None
     cost = "" if best.usd_per_hour is None else f", ${best.usd_per_hour:.2f} per hour"
     cost += f", {best.joules:.3g} J per output token"
-    interval = f"95% interval {asked.attainment_low:.1%} to {asked.attainment_high:.1%}"
     seeds = best.outcome.seeds
     runs = f" on {len(seeds)} seeds that had no part in the choice" if seeds else ""
     text = (
         f"{best.deployment.name}: {_gpus(best.deployment)}{cost}. {_when(best, question)} {format_rate(rate_req_s)} "
-        f"{asked.attainment:.1%} of requests meet the SLO{_less(question)}{runs} ({interval}; target "
-        f"{question.slo.attainment:.0%}); "
+        f"{_attained(asked, question)}{runs}{_interval(asked, question)}; "
         + (f"{_unbounded(best)}." if goodput.open_ended else f"it serves up to {format_rate(goodput.req_s)}.")
     )
     if question.spare and asked.attainment_all_up is not None:
@@ -75,9 +74,27 @@ def verdict(best: Entry, question: Question, rate_req_s: float, first: int) -> s
     those = "these runs, one each" if seeds else "this run"
     options = _limits(question) + _down(best, question) + (f" --set workload.first={first}" if first else "")
     text += f" `headway simulate` with --requests {best.outcome.requests}{options} --seed {again} repeats {those}."
-    if asked.attainment_low < question.slo.attainment:
+    slos = [(each.attainment_low, each.target) for each in asked.by_class.values()]
+    if any(low < target for low, target in slos or [(asked.attainment_low, question.slo.attainment)]):
         text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."
     return text
+
+
+def _attained(asked: Asked, question: Question) -> str:
+    """How many requests meet the SLO, of each class where each has its own."""
+    if not asked.by_class:
+        return f"{asked.attainment:.1%} of requests meet the SLO{_less(question)}"
+    each = [f"{one.attainment:.1%} of {name}" for name, one in asked.by_class.items()]
+    return f"{', '.join(each[:-1])} and {each[-1]} meet the SLO of their class{_less(question)}"
+
+
+def _interval(asked: Asked, question: Question) -> str:
+    if not asked.by_class:
+        interval = f"95% interval {asked.attainment_low:.1%} to {asked.attainment_high:.1%}"
+        return f" ({interval}; target {question.slo.attainment:.0%})"
+    name, least = min(asked.by_class.items(), key=lambda one: one[1].attainment_low - one[1].target)
+    interval = f"95% interval {least.attainment_low:.1%} to {least.attainment_high:.1%}"
+    return f" (least of {name}, {interval}; target {least.target:.0%})"
 
 
 def _unbounded(entry: Entry) -> str:
@@ -126,7 +143,9 @@ def _gpus(deployment: Deployment) -> str:
 
 def _less(question: Question) -> str:
     """That limits on the time per token were taken tighter, where that is so."""
-    names = [name for name, limit in (("TPOT", question.slo.tpot_s), ("ITL", question.slo.itl_s)) if limit is not None]
+    slos = (question.slo, *question.slos.values())
+    limits = ("TPOT", [slo.tpot_s for slo in slos]), ("ITL", [slo.itl_s for slo in slos])
+    names = [name for name, each in limits if any(limit is not None for limit in each)]
     return f" with {question.margin:.0%} of margin on {' and '.join(names)}" if names and question.margin else ""
 
 
@@ -135,7 +154,12 @@ def _limits(question: Question) -> str:
     aimed = question.aimed_slo
     if not question.margin:
         return ""
-    tpot = "" if aimed.tpot_s is None else f" --tpot {1000 * aimed.tpot_s:.12g}ms"
+    classes = "".join(
+        f" --slo {name}:tpot={1000 * limit:.12g}ms"
+        for name, slo in question.slos.items()
+        if (limit := question.aimed(slo).tpot_s) is not None
+    )
+    tpot = classes + "" if aimed.tpot_s is None else f" --tpot {1000 * aimed.tpot_s:.12g}ms"
     return tpot if aimed.itl_s is None else f"{tpot} --set slo.itl_s={aimed.itl_s:.12g}"
 
 
@@ -172,13 +196,22 @@ def undecided_words(entries: list[Entry]) -> str:
     if not entries:
         return ""
     first = entries[0]
-    asked = first.outcome.asked
-    assert asked is not None and asked.attainment_low is not None and asked.attainment_high is not None
+    low, high = _in_doubt(first)
     more = f" and {len(entries) - 1} more" if len(entries) > 1 else ""
     return (
         f"Tied with it by what simulation tells: {first.deployment.name}{more}, which would be better, and meets the "
-        f"SLO for {asked.attainment_low:.1%} to {asked.attainment_high:.1%} on {len(first.outcome.seeds)} seeds."
+        f"SLO for {low:.1%} to {high:.1%} on {len(first.outcome.seeds)} seeds."
     )
+
+
+def _in_doubt(entry: Entry) -> tuple[float, float]:
+    """The interval of its attainment, of several classes that of the one nearest to missing."""
+    asked = entry.outcome.asked
+    assert asked is not None and asked.attainment_low is not None and asked.attainment_high is not None
+    if not asked.by_class:
+        return asked.attainment_low, asked.attainment_high
+    least = min(asked.by_class.values(), key=lambda each: each.attainment_low - each.target)
+    return least.attainment_low, least.attainment_high
 
 
 def unpriced(question: Question) -> str:
@@ -218,18 +251,21 @@ def _unlucky(entry: Entry, question: Question) -> str:
     asked, target = outcome.asked, question.slo.attainment
     if not outcome.seeds or not asked or not asked.attainment or asked.attainment_high is None:
         return ""
-    near = "within the noise of" if asked.attainment_high >= target else "below"
+    near = "within the noise of" if asked.may_meet(target) else "below"
     told = f"{asked.attainment:.1%} ({asked.attainment_low:.1%} to {asked.attainment_high:.1%})"
+    if asked.by_class:
+        name, least = min(asked.by_class.items(), key=lambda one: one[1].attainment_low - one[1].target)
+        told = f"{name} {least.attainment:.1%} ({least.attainment_low:.1%} to {least.attainment_high:.1%})"
     return f"{near} the target on {len(outcome.seeds)} further seeds: {told}; "
 
 
 def too_tight(entry: Entry, question: Question, changes: list[Wish]) -> str:
     """Return the answer when no rate meets the SLO; `entry` comes nearest, at a rate at which requests hardly meet."""
-    outcome, target = entry.outcome, question.slo.attainment
+    outcome, target = entry.outcome, question.slo_of(entry.outcome.binding_class).attainment
     who = f"the nearest, {entry.deployment.name},"
     if outcome.binding not in _NAMES:
         return f"No plan on {question.gpu_words} works: in {who} {_breaks(entry)}.{_otherwise(changes)}"
-    name, limit, takes = _NAMES[outcome.binding], format_seconds(outcome.limit_s), format_seconds(outcome.worst_s)
+    name, limit, takes = _named(outcome), format_seconds(outcome.limit_s), format_seconds(outcome.worst_s)
     start = f"No plan on {question.gpu_words} meets the SLO at any rate:"
     if outcome.worst_s <= outcome.limit_s:
         return (
@@ -246,9 +282,12 @@ def too_tight(entry: Entry, question: Question, changes: list[Wish]) -> str:
     )
 
 
-def below_floor(low: Floor, needs_s: float | None, question: Question, changes: list[Wish]) -> str:
-    """Return the answer when a limit is below what the data sheet allows at all; simulated alone it `needs_s`."""
-    name, limit, least = _NAMES[low.binding], format_seconds(low.limit_s), format_seconds(low.least_s)
+def below_floor(low: Floor, whose: str, needs_s: float | None, question: Question, changes: list[Wish]) -> str:
+    """Return the answer when a limit is below what the data sheet allows at all; simulated alone it `needs_s`.
+
+    `whose`: the class with that limit, where there are several.
+    """
+    name, limit, least = _NAMES[low.binding] + _of(whose), format_seconds(low.limit_s), format_seconds(low.least_s)
     layout = f"tp{low.replica.tp}" + (f"pp{low.replica.pp}" if low.replica.pp > 1 else "")
     ask = f"Ask for clearly more than {least}"
     if needs_s == 0.0:
@@ -330,14 +369,23 @@ def _limit(entry: Entry) -> str:
     outcome = entry.outcome
     if outcome.binding not in _NAMES:
         return _breaks(entry)
-    return f"{_NAMES[outcome.binding]} takes {format_seconds(outcome.worst_s)} of {format_seconds(outcome.limit_s)}"
+    return f"{_named(outcome)} takes {format_seconds(outcome.worst_s)} of {format_seconds(outcome.limit_s)}"
 
 
 def _breaks(entry: Entry) -> str:
     binding = entry.outcome.binding
     if binding == "memory":
         return "requests exceed its KV cache or the context"
-    return "its queue grows without end" if binding == "rate" else f"{_NAMES[binding]} breaks"
+    return "its queue grows without end" if binding == "rate" else f"{_named(entry.outcome)} breaks"
+
+
+def _named(outcome: Outcome) -> str:
+    """The limit that binds, and of which class."""
+    return _NAMES[outcome.binding] + _of(outcome.binding_class)
+
+
+def _of(slo_class: str) -> str:
+    return f" of {slo_class}" if slo_class else ""
 
 
 def _value(entry: Entry, question: Question) -> str:

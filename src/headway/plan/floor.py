@@ -22,13 +22,17 @@ __all__ = ["Floor", "floor", "token_bytes", "token_s"]
 
 
 class Floor(NamedTuple):
-    """The limit that is below its floor, seconds of both, the replica that comes lowest, and what it has to do."""
+    """The limit that is below its floor, seconds of both, the replica that comes lowest, and what it has to do.
+
+    `slo_class`: whose limit that is, by number.
+    """
 
     binding: Binding
     limit_s: float
     least_s: float
     replica: Replica
     why: str
+    slo_class: int = 0
 
 
 def floor(replicas: Iterable[Replica], lengths: Lengths, slo: Slo) -> Floor | None:

@@ -49,6 +49,8 @@ class Question(Spec, frozen=True, kw_only=True):
         workload: a preset's name, a trace file, a YAML file or the spec itself. Not a closed loop.
         skip_bad: broken lines of its trace are left out, and not refused.
         rate_req_s: mean arrival rate to serve; None takes the workload's own.
+        slo: limits and the share of requests that must meet them; slos: those of classes of the workload by their
+            names, in place of `slo`: then every class must reach its own share.
         objective: what the plans that meet the SLO are ranked by: dollars per hour (cost), GPUs, joules (energy) or
             grams of CO2 (carbon) per output token, goodput per GPU or of all (rate), 90th percentile of TTFT or TPOT
             at the asked rate. Where a price is missing, GPUs stand for cost.
@@ -86,7 +88,8 @@ class Question(Spec, frozen=True, kw_only=True):
     workload: str | WorkloadSpec = "chat"
     skip_bad: bool = False
     rate_req_s: float | None = None
-    slo: Slo
+    slo: Slo = Slo()
+    slos: dict[str, Slo] = msgspec.field(default_factory=dict)
     objective: Objective = "cost"
     front: tuple[Objective, ...] = ()
     max_usd_per_hour: float | None = None
@@ -122,7 +125,8 @@ class Question(Spec, frozen=True, kw_only=True):
             raise BadInput(f"requests {self.requests}: a simulation needs at least 1")
         if self.seed < 0:
             raise BadInput(f"seed {self.seed}: give 0 or more")
-        if all(limit is None for limit in (self.slo.ttft_s, self.slo.tpot_s, self.slo.itl_s, self.slo.e2e_s)):
+        limits = [limit for slo in (self.slo, *self.slos.values()) for limit in (*slo.limits(), slo.itl_s or math.inf)]
+        if min(limits) == math.inf:
             raise BadInput("the SLO limits nothing, so any deployment meets it: give a TTFT, TPOT, ITL or E2E limit")
         if self.policies.scale != "fixed":
             raise BadInput(
@@ -250,9 +254,17 @@ class Question(Spec, frozen=True, kw_only=True):
     @property
     def aimed_slo(self) -> Slo:
         """The SLO that candidates are judged by: limits on the time per token less the margin."""
+        return self.aimed(self.slo)
+
+    def aimed(self, slo: Slo) -> Slo:
+        """The SLO with its limits on the time per token less the margin."""
         share = 1 - self.margin
-        tpot_s, itl_s = (None if limit is None else limit * share for limit in (self.slo.tpot_s, self.slo.itl_s))
-        return msgspec.structs.replace(self.slo, tpot_s=tpot_s, itl_s=itl_s)
+        tpot_s, itl_s = (None if limit is None else limit * share for limit in (slo.tpot_s, slo.itl_s))
+        return msgspec.structs.replace(slo, tpot_s=tpot_s, itl_s=itl_s)
+
+    def slo_of(self, name: str) -> Slo:
+        """The SLO of a class by its name, as asked."""
+        return self.slos.get(name, self.slo)
 
 
 def default_requests(slo: Slo, rate_req_s: float, output_tokens: float) -> int:

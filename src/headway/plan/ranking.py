@@ -99,8 +99,8 @@ def undecided(ranked: list[Entry], objective: Objective, target: float) -> list[
     best = ranked[0].measure(objective) if ranked and ranked[0].meets else math.inf
 
     def open_yet(entry: Entry) -> bool:
-        high = entry.outcome.asked.attainment_high if entry.outcome.asked else None
-        in_doubt = not entry.meets and bool(entry.outcome.seeds) and high is not None and high >= target
+        may = entry.outcome.asked is not None and entry.outcome.asked.may_meet(target)
+        in_doubt = not entry.meets and bool(entry.outcome.seeds) and may
         return in_doubt and entry.measure(objective) < best
 
     return [entry for entry in ranked if open_yet(entry)]

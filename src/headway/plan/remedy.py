@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
+from headway.plan.classes import classes_of
 from headway.plan.contest import Contest
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
@@ -59,12 +60,13 @@ def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | Non
     replicas = sum(pool.count for pool in frugal.deployment.pools)
     wanted = min(contest.long * first, most or _REQUESTS_MAX, _REQUESTS_MAX)
     tables = tuple(compiled(pool.replica) for pool in frugal.deployment.pools)
+    slo = classes_of(question, source).slo
     load, copies, missed = Load(source.densest(wanted), wanted, rate_req_s, question.seed + 1), first, 0
     for _ in range(_TRIES):
         if copies * replicas > _REPLICAS_MAX:
             break
         left = without(copied(frugal.deployment, copies), question.spare)
-        trial = try_rate(left, tables, load, question.aimed_slo, 0)
+        trial = try_rate(left, tables, load, slo, 0)
         if trial.met:
             return Remedy(frugal, copies, trial.attainment, wanted)
         step = max(1, copies // _GROWTH) * (_FAR if trial.attainment < question.slo.attainment / 2 else 1)

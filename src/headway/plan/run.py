@@ -13,16 +13,17 @@ import msgspec
 from headway.cost import Replica
 from headway.errors import BadInput
 from headway.plan import explain
-from headway.plan.answer import Binding, Candidate, Plan
+from headway.plan.answer import Binding, Candidate, ClassShare, Plan
 from headway.plan.bounds import Guess
+from headway.plan.classes import Classes, classes_of, long_requests, lowest
 from headway.plan.contest import Contest
 from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.curves import with_curves
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.extent import extent
-from headway.plan.floor import Floor, floor
-from headway.plan.question import Question, default_requests
+from headway.plan.floor import Floor
+from headway.plan.question import Question
 from headway.plan.ranking import Entry, undecided
 from headway.plan.remedy import Remedy, remedy
 from headway.plan.screen import screen
@@ -31,11 +32,10 @@ from headway.plan.trial import STEP, Load
 from headway.plan.wish import Wish, wishes
 from headway.sim import CtrlC, Deployment, Pool
 from headway.sim.run import compiled
-from headway.specs import to_mapping
+from headway.specs import from_mapping, to_mapping
 from headway.workload import Workload, workload
-from headway.workload.arrivals import Replay
 
-__all__ = ["plan"]
+__all__ = ["confirmed", "plan"]
 
 _SEEDS = 6  # the interval is then 1.05 standard deviations of a seed to either side; with 4 seeds it is 1.6
 
@@ -69,20 +69,22 @@ def plan(
     with CtrlC() as ctrl_c:
         source = made or workload(question.workload, skip_bad=question.skip_bad)
         rate_req_s = _rate(question, source)
-        requests = _requests(question, source, rate_req_s, made is not None)
+        classes = classes_of(question, source)
+        requests = _requests(question, classes, source, rate_req_s, made is not None)
         whole, source = source, source.densest(requests)
         lengths = Load(source, requests, rate_req_s, question.seed).lengths
-        guess = Guess(lengths, question.aimed_slo)
+        guess = Guess(lengths, *classes.aimed)
         space = enumerate_space(question, lambda replica: _alone(replica, guess))
         replicas = (pool.replica for option in space.options for pool in option.deployment.pools)
-        low = floor(replicas, lengths, question.slo)
+        low = lowest(list(replicas), lengths, classes.asked)
         if low:
             space = Space([], {**space.discarded, "floor": len(space.options)}, space.nearest)
         every = question.exhaustive
         screened = {} if every else screen(space.options, guess, lengths, question, rate_req_s)
-        contest = Contest(question, rate_req_s, requests, space.options, screened, _seeds(question, source))
+        seeds = _seeds(question, source)
+        contest = Contest(question, rate_req_s, requests, space.options, screened, seeds, classes.least)
         crew: Crew[Job, Outcome] = muster(Evaluator, (question, source, rate_req_s), workers)
-        finite = made is not None or source.spec.trace is not None
+        finite = made is not None or source.ends
         more = partial(_beyond, contest, whole, whole.requests if finite else None, low)
         interrupted, found = _evaluate(contest, crew, progress, ctrl_c, more)
         part = _Part(
@@ -117,6 +119,7 @@ class _Beyond(NamedTuple):
     """What was found besides the candidates, where none of them will do."""
 
     low: Floor | None = None
+    whose: str = ""
     needs_s: float | None = None
     more: Remedy | None = None
     changes: list[Wish] = []  # noqa: RUF012 - never changed
@@ -132,7 +135,8 @@ def _beyond(contest: Contest, source: Workload, most: int | None, low: Floor | N
         return _Beyond(changes=wishes(question, lambda deployment: True))
     evaluator = Evaluator(question, source, contest.rate_req_s)
     needs_s = None if low is None else evaluator.needs_s(low)
-    return _Beyond(low, needs_s, changes=wishes(question, evaluator.meets_alone))
+    whose = evaluator.classes.name(low.slo_class) if low else ""
+    return _Beyond(low, whose, needs_s, changes=wishes(question, evaluator.meets_alone))
 
 
 def _answer(
@@ -140,7 +144,7 @@ def _answer(
 ) -> Plan:
     ranked, question, rate_req_s, requests = contest.ranked(), contest.question, contest.rate_req_s, contest.long
     verdict = _verdict(contest, ranked, space, beyond, part, interrupted)
-    candidates = [_candidate(entry, ranked[0], contest) for entry in ranked]
+    candidates = [_candidate(entry, ranked[0], question, rate_req_s) for entry in ranked]
     sure = doubt(ranked, contest.objective, rate_req_s)
     discarded = Counter(space.discarded) + Counter(each.reason for each in contest.screened.values())
     open_yet = undecided(ranked, contest.objective, question.slo.attainment)
@@ -207,15 +211,15 @@ def _rate(question: Question, source: Workload) -> float:
     return rate or 1.0  # whatever: one request waits for no other
 
 
-def _requests(question: Question, source: Workload, rate_req_s: float, made: bool) -> int:
+def _requests(question: Question, classes: Classes, source: Workload, rate_req_s: float, made: bool) -> int:
     """Requests of a long run; a trace ends, and a workload that the caller made has as many as it has."""
-    wanted = question.requests or default_requests(question.slo, rate_req_s, source.mean_output_tokens)
-    return min(wanted, source.requests) if made or source.spec.trace is not None else wanted
+    wanted = question.requests or long_requests(classes.asked, rate_req_s, source.mean_output_tokens)
+    return min(wanted, source.requests) if made or source.ends else wanted
 
 
 def _seeds(question: Question, source: Workload) -> tuple[int, ...]:
     """Seeds that confirm a candidate: none where a trace is replayed as recorded, which is the same with any."""
-    if source.spec.trace is not None and isinstance(source.spec.process, Replay):
+    if source.recorded:
         return ()
     return tuple(range(question.seed + 1, question.seed + 1 + _SEEDS))
 
@@ -231,7 +235,7 @@ def _verdict(
 ) -> _Verdict:
     question, rate_req_s = contest.question, contest.rate_req_s
     if beyond.low is not None:
-        words = explain.below_floor(beyond.low, beyond.needs_s, question, beyond.changes)
+        words = explain.below_floor(beyond.low, beyond.whose, beyond.needs_s, question, beyond.changes)
         return _Verdict(False, beyond.low.binding, words)
     if not space.options:
         return _nothing(question, space, beyond.changes)
@@ -261,8 +265,26 @@ def _nothing(question: Question, space: Space, changes: list[Wish]) -> _Verdict:
 _UNKNOWN = Asked(None, None, None, None, None, None, None, False)
 
 
-def _candidate(entry: Entry, best: Entry, contest: Contest) -> Candidate:
-    question, rate_req_s = contest.question, contest.rate_req_s
+def confirmed(plan: Plan, candidate: Candidate) -> Candidate:
+    """Return a candidate of a plan as it is on seeds that had no part in the choice, by runs of full length.
+
+    Raises:
+        KeyboardInterrupt: while it simulated.
+    """
+    question = plan.question
+    source = workload(question.workload, skip_bad=question.skip_bad).densest(plan.requests)
+    seeds = _seeds(question, source)
+    if candidate.confirmed or (not seeds and candidate.requests == plan.requests):
+        return candidate
+    deployment = from_mapping(Deployment, candidate.deployment, candidate.name)
+    job = Job(0, deployment, plan.requests, candidate.goodput_req_s or None, seeds=seeds)
+    outcome = Evaluator(question, source, plan.rate_req_s)(job)
+    entry = Entry(deployment, outcome, outcome.asked is not None and outcome.asked.meets)
+    made = _candidate(entry, entry, question, plan.rate_req_s)
+    return msgspec.structs.replace(made, reason=candidate.reason)
+
+
+def _candidate(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> Candidate:
     outcome, deployment = entry.outcome, entry.deployment
     asked, goodput = outcome.asked or _UNKNOWN, outcome.goodput
     return Candidate(
@@ -296,4 +318,6 @@ def _candidate(entry: Entry, best: Entry, contest: Contest) -> Candidate:
         carbon_g_per_million_output_tokens=asked.carbon_g_per_million_output_tokens,
         embodied_g_per_million_output_tokens=asked.embodied_g_per_million_output_tokens,
         attainment_all_up=asked.attainment_all_up,
+        by_class={name: ClassShare(**each._asdict()) for name, each in asked.by_class.items()},
+        binding_class=outcome.binding_class,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from headway.plan.bounds import Guess, Lengths, overloaded
+from headway.plan.bounds import Guess, Lengths
+from headway.plan.classes import beyond
 from headway.plan.question import Question
 from headway.plan.space import Option, without
 from headway.sim.run import compiled
@@ -46,7 +47,7 @@ def screen(
         gpus, usd = option.deployment.gpus, option.deployment.priced().usd_per_gpu_hour
         price = gpus * (usd if usd is not None and not question.unpriced else 1.0)
         one = _Estimate(place, gpus, price, guess(left, tables))
-        if overloaded(left, tables, lengths, question.aimed_slo):
+        if beyond(left, tables, lengths, guess.slos):
             out[place] = Screened("rate", one.guess)
         elif one.guess < BEHIND * rate_req_s:
             out[place] = Screened("estimate", one.guess)

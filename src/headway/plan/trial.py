@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from headway.cost import StepTable
 from headway.metrics import Histogram, Result, Slo, warmup_requests
 from headway.metrics.attainment import group_interval
+from headway.metrics.records import Records
 from headway.plan.bounds import Lengths
 from headway.sim import Deployment, simulate
 from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build
 from headway.workload import Batch, Workload
-from headway.workload.arrivals import Replay
 
 __all__ = ["STEP", "Load", "Trial", "ask", "interval", "judged", "pooled", "probit", "try_rate"]
 
 STEP = 1.03  # from one rate of the grid to the next: the tolerance of a goodput
+
+Slos = Slo | dict[int, Slo]  # one for all requests, or one for each class by its number
 
 _EVENTS_AT_ONCE = 50_000  # some 20 ms between looks at signals
 _WARMUP = 0.05
@@ -35,7 +37,8 @@ _QUEUE_SHARE = 0.10
 class Trial(NamedTuple):
     """What a simulation says of one rate; latencies in seconds, quantiles at the attainment target.
 
-    `sure` is the attainment that runs of several seeds leave no doubt of; None for a single run.
+    `sure` is the attainment that runs of several seeds leave no doubt of; None for a single run. Where classes have
+    SLOs of their own, `by_class` has number, SLO and trial of each that had requests: all of them have to be met.
     """
 
     met: bool
@@ -48,11 +51,27 @@ class Trial(NamedTuple):
     itl_s: float
     keeps_up: bool
     sure: float | None = None
+    by_class: tuple[tuple[int, Slo, Trial], ...] = ()
 
     @property
     def score(self) -> float:
-        """What decides, on a scale on which it falls about evenly with the logarithm of the rate."""
+        """What decides, on a scale on which it falls about evenly with the logarithm of the rate.
+
+        Of several classes that of the `nearest`, less its target.
+        """
+        if self.by_class:
+            _, slo, nearest = self.nearest
+            return nearest.score - nearest.target(slo)
         return probit(self.attainment if self.sure is None else self.sure, self.measured)
+
+    def target(self, slo: Slo | Mapping[int, Slo]) -> float:
+        """The score that just reaches what the SLO asks."""
+        return probit(slo.attainment, self.measured) if isinstance(slo, Slo) else 0.0
+
+    @property
+    def nearest(self) -> tuple[int, Slo, Trial]:
+        """The class that misses its target by most, or else is the first to miss it at a higher rate."""
+        return min(self.by_class, key=lambda each: (each[2].met, each[2].score - each[2].target(each[1])))
 
 
 def probit(share: float, measured: int) -> float:
@@ -70,9 +89,8 @@ class _Kept(Workload):
     def __init__(
         self, made: Workload, requests: int, rate_req_s: float, seed: int, longer: tuple[float, float]
     ) -> None:
-        at_rate = made.at_rate(rate_req_s)
-        spec = msgspec.structs.replace(at_rate.spec, requests=requests)
-        super().__init__(spec, at_rate._trace, at_rate._recorded)
+        cut = made.at_rate(rate_req_s).cut(requests)
+        super().__init__(cut.spec, cut._trace, cut._recorded, cut._parts)
         batches = super().batches(seed)
         self._made = list(batches) if longer == (1.0, 1.0) else [batch.lengthened(*longer) for batch in batches]
 
@@ -82,16 +100,16 @@ class _Kept(Workload):
 
     def lengths(self, skipped: int) -> Lengths:
         """Tokens of all requests but the first `skipped`."""
-        prompt, output = (
+        prompt, output, classes = (
             np.concatenate([getattr(batch, name) for batch in self._made])[skipped:]
-            for name in ("prompt_tokens", "output_tokens")
+            for name in ("prompt_tokens", "output_tokens", "slo_class")
         )
         arrival_s = np.concatenate([batch.arrival_s for batch in self._made])[skipped:]
         span_s = float(arrival_s[-1] - arrival_s[0])
         pace = 1.0
-        if self.spec.trace is not None and isinstance(self.spec.process, Replay) and span_s > 0:
+        if self.recorded and span_s > 0:
             pace = (len(arrival_s) - 1) / span_s / (self.rate_req_s or math.inf)
-        return Lengths(prompt, output, self.block_tokens > 0, span_s, pace)
+        return Lengths(prompt, output, self.block_tokens > 0, span_s, pace, classes)
 
 
 class Load:
@@ -128,7 +146,7 @@ class Load:
 
 
 def ask(
-    deployment: Deployment, load: Load, slo: Slo, tables: tuple[StepTable, ...] | None = None, k: int = 0
+    deployment: Deployment, load: Load, slo: Slos, tables: tuple[StepTable, ...] | None = None, k: int = 0
 ) -> tuple[Trial, Result]:
     """Simulate at the rate asked for, or at place k of the grid, and return everything there is to say of it.
 
@@ -141,18 +159,23 @@ def ask(
     return judged(result, slo), result
 
 
-def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, slo: Slo, k: int) -> Trial:
+def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, slo: Slos, k: int) -> Trial:
     """Simulate at place k of the grid; attainment is that of `simulate` to the bit.
 
     Where the SLO limits neither TTFT nor E2E, requests could wait for ever: then a rate is met only if the deployment
     keeps up, that is, if the quantile of TTFT stays within a tenth of the time in which the requests arrive.
     """
-    if slo.itl_s is not None:
+    slos = [slo] if isinstance(slo, Slo) else slo.values()
+    if any(each.itl_s is not None for each in slos):
         return judged(_simulate(deployment, load, slo, k, tables), slo)
-    recorder = Recorder(False, load.requests, load.skipped, [slo.limits()], BINS)
+    rows = not isinstance(slo, Slo)  # of each class, which no histogram tells apart
+    recorder = Recorder(rows, load.requests, load.skipped, [each.limits() for each in slos], BINS)
     cluster, _ = build(deployment, load.at(k), tables, recorder, load.seed)
     while cluster.advance(_EVENTS_AT_ONCE):
         pass
+    if not isinstance(slo, Slo):
+        kept = Records(recorder.columns())
+        return _classed(kept, np.arange(len(kept)) >= load.skipped, slo, 0.0)
     measured, attained = (sum(counts.values()) for counts in recorder.by_class())
     tallies = (recorder.ttft, recorder.tpot, recorder.e2e)
     ttft_s, tpot_s, e2e_s = (_quantile(Histogram(tally.as_array()), slo) for tally in tallies)
@@ -161,7 +184,7 @@ def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, 
     return Trial(met, attained / measured, measured, recorder.failed, ttft_s, tpot_s, e2e_s, 0.0, keeps_up)
 
 
-def pooled(trials: Sequence[Trial], slo: Slo) -> Trial:
+def pooled(trials: Sequence[Trial], slo: Slos) -> Trial:
     """Return what trials of several seeds say together: a rate is met when the lower end of the interval is.
 
     Latencies are means over the seeds. Where all requests of all seeds were in time, more cannot be asked.
@@ -175,6 +198,13 @@ def pooled(trials: Sequence[Trial], slo: Slo) -> Trial:
         float(np.mean([getattr(trial, name) for trial in trials])) for name in ("ttft_s", "tpot_s", "e2e_s", "itl_s")
     )
     keeps_up = all(trial.keeps_up for trial in trials)
+    by_class: tuple[tuple[int, Slo, Trial], ...] = ()
+    if not isinstance(slo, Slo):
+        of = [(i, own, [each for trial in trials for j, _, each in trial.by_class if j == i]) for i, own in slo.items()]
+        by_class = tuple((i, own, pooled(theirs, own)) for i, own, theirs in of if theirs)
+        failed = sum(trial.failed for trial in trials)
+        met = all(each.met for _, _, each in by_class)
+        return Trial(met, attainment, measured, failed, ttft_s, tpot_s, e2e_s, itl_s, keeps_up, sure, by_class)
     met = sure >= slo.attainment and keeps_up and (slo.itl_s is None or itl_s <= slo.itl_s)
     failed = sum(trial.failed for trial in trials)
     return Trial(met, attainment, measured, failed, ttft_s, tpot_s, e2e_s, itl_s, keeps_up, sure)
@@ -188,19 +218,23 @@ def interval(trials: Sequence[Trial]) -> tuple[float, float, float]:
 
 
 def _simulate(
-    deployment: Deployment, load: Load, slo: Slo, k: int, tables: tuple[StepTable, ...] | None = None
+    deployment: Deployment, load: Load, slo: Slos, k: int, tables: tuple[StepTable, ...] | None = None
 ) -> Result:
-    result = simulate(deployment, load.at(k), slo=slo, seed=load.seed, records=False, warmup=load.warmup, tables=tables)
+    rows = not isinstance(slo, Slo)
+    result = simulate(deployment, load.at(k), slo=slo, seed=load.seed, records=rows, warmup=load.warmup, tables=tables)
     if "stopped" in result.provenance:
         raise KeyboardInterrupt
     return result
 
 
-def judged(result: Result, slo: Slo) -> Trial:
-    """Return what a result says of its rate.
+def judged(result: Result, slo: Slos) -> Trial:
+    """Return what a result says of its rate; by class it has to have its rows.
 
     Its latencies are 90th percentiles, whatever the target: a result has no others near it.
     """
+    if not isinstance(slo, Slo):
+        assert result.records is not None
+        return _classed(result.records, result.records["measured"], slo, result.itl_s.p99 or 0.0)
     ttft_s, tpot_s, e2e_s = (getattr(result, name).p90 or 0.0 for name in ("ttft_s", "tpot_s", "e2e_s"))
     keeps_up = _keeps_up(slo, result.slo.measured, ttft_s, result.window.end_s)
     outcome = result.slo
@@ -215,6 +249,47 @@ def judged(result: Result, slo: Slo) -> Trial:
         result.itl_s.p99 or 0.0,
         keeps_up,
     )
+
+
+def _classed(rows: Records, measured: NDArray[np.bool_], slos: Mapping[int, Slo], itl_s: float) -> Trial:
+    """What the rows of a run say of each class; latencies are quantiles at the class's target."""
+    ttft_s, tpot_s, e2e_s, finished = rows.ttft_s, rows.tpot_s, rows.e2e_s, rows.finished
+    last_arrival_s, classes = float(rows["arrival_s"].max()), rows["slo_class"]
+    by_class, good = [], 0
+    for number, slo in slos.items():
+        own = measured & (classes == number)
+        count, told = int(own.sum()), np.flatnonzero(own & finished)
+        if not count:
+            continue
+        latencies = ttft_s[told], tpot_s[told], e2e_s[told]
+        within = int(slo.met(*latencies).sum())
+        first_s, each_s, last_s = (_kept_to(seconds, slo.attainment) for seconds in latencies)
+        keeps_up = _keeps_up(slo, count, first_s, last_arrival_s)
+        met = within / count >= slo.attainment and keeps_up and (slo.itl_s is None or itl_s <= slo.itl_s)
+        share, failed = within / count, count - len(told)
+        by_class.append((number, slo, Trial(met, share, count, failed, first_s, each_s, last_s, itl_s, keeps_up)))
+        good += within
+    whole = [each for _, _, each in by_class]
+    total = sum(each.measured for each in whole)
+    return Trial(
+        all(each.met for each in whole),
+        good / total,
+        total,
+        sum(each.failed for each in whole),
+        max(each.ttft_s for each in whole),
+        max(each.tpot_s for each in whole),
+        max(each.e2e_s for each in whole),
+        itl_s,
+        all(each.keeps_up for each in whole),
+        by_class=tuple(by_class),
+    )
+
+
+def _kept_to(seconds: NDArray[np.float64], share: float) -> float:
+    """What this share of finished requests kept to."""
+    known = seconds[~np.isnan(seconds)]
+    place = max(0, math.ceil(share * len(known)) - 1)
+    return float(np.partition(known, place)[place]) if len(known) else 0.0
 
 
 def _quantile(histogram: Histogram, slo: Slo) -> float:

@@ -48,6 +48,26 @@ class Threshold(Policy):
         return Choose(request.models[place], f"{self.attribute} reaches {step} of {len(self.at)} thresholds")
 
 
+class ByClass(Policy):
+    """The model named for the request's SLO class: `models` has one for each class, by number, the last for all higher.
+
+    Where that one may not serve the request, or no replica of it answers, the first that may does.
+    """
+
+    reads_progress = False
+
+    def __init__(self, models: list[str] | None = None) -> None:
+        self.models = list(models or [])
+
+    def choose_model(self, request: Request, cluster: ClusterState) -> Any:
+        """Look it up."""
+        if self.models:
+            wanted = self.models[min(request.slo_class, len(self.models) - 1)]
+            if wanted in request.models:
+                return Choose(wanted, "the model of its class")
+        return Choose(request.models[0], "its class has no model of its own")
+
+
 class InTime(Policy):
     """The first model that computes the request's prompt in time, behind the prompts that wait before it.
 

@@ -33,6 +33,7 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
     "choose_model": {
         "first": choosing.First,
         "threshold": choosing.Threshold,
+        "by-class": choosing.ByClass,
         "in-time": choosing.InTime,
     },
     "scale": {"fixed": scaling.Fixed, "target-load": scaling.TargetLoad},

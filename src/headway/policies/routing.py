@@ -61,8 +61,8 @@ class WeightedRequests(Policy):
     """The replica with the fewest requests for its weight: for pools of unlike replicas, as of two GPUs side by side.
 
     The smallest (waiting + running + 1) / weight wins, the rule of weighted least connections that proxies have.
-    `weights` has for a role a number above 0 per replica, in the order of the pools; who has none there has 1,
-    and with equal weights it is `LeastRequests`.
+    `weights` has for a role, or for a model whose pools have one role, a number above 0 per replica, in the order of
+    the pools; who has none there has 1, and with equal weights it is `LeastRequests`.
     """
 
     reads_progress = False
@@ -76,7 +76,7 @@ class WeightedRequests(Policy):
 
     def route(self, request: Request, pool: PoolState) -> object:
         """Take the first of the least loaded for its weight."""
-        weights: tuple[float, ...] = self.weights.get(pool.role, ())
+        weights: tuple[float, ...] = self.weights.get(pool.model) or self.weights.get(pool.role, ())
         best: cython.Py_ssize_t = 0
         i: cython.Py_ssize_t
         share: cython.double

@@ -61,6 +61,16 @@ class Batch(msgspec.Struct, frozen=True, eq=False):
         first, last = int(offsets[0]), int(offsets[-1])
         return Batch(**columns, hash_offsets=offsets - first, hashes=self.hashes[first:last])
 
+    def take(self, which: Ints) -> Batch:
+        """Return the requests at these places, in this order."""
+        columns = {name: getattr(self, name)[which] for name in COLUMNS}
+        if self.hash_offsets is None or self.hashes is None:
+            return Batch(**columns)
+        lengths = np.diff(self.hash_offsets)[which]
+        offsets = offsets_of(lengths)
+        places = np.arange(offsets[-1]) + np.repeat(self.hash_offsets[which] - offsets[:-1], lengths)
+        return Batch(**columns, hash_offsets=offsets, hashes=self.hashes[places])
+
     def lengthened(self, prompts: float, outputs: float) -> Batch:
         """Return the requests with prompts and outputs so many times as long, at least a token; chains stay."""
         prompt_tokens, output_tokens = (

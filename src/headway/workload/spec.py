@@ -79,10 +79,14 @@ class Sessions(Spec, kw_only=True):
 class RequestClass(Spec, kw_only=True):
     """A kind of request: its `share` of all (any scale), and how it is to be treated.
 
-    `model`: the name that it asks for, of a model or an alias; "" leaves the choice to the deployment.
+    `model`: the name that it asks for, of a model or an alias; "" leaves the choice to the deployment. With a
+    `workload` of its own (a preset, a trace, a YAML file or a spec, not a closed loop) its requests are that one's, at
+    `rate_req_s` or at its own rate.
     """
 
     name: str
+    workload: str | WorkloadSpec | None = None
+    rate_req_s: float | None = None
     share: float = 1.0
     priority: int = 0  # lower is more urgent
     tenant: int = 0
@@ -92,6 +96,12 @@ class RequestClass(Spec, kw_only=True):
     def __post_init__(self) -> None:
         if not 0 < self.share < math.inf:
             raise BadInput(f"share {self.share}: expected a positive, finite number")
+        if self.workload is None and self.rate_req_s is not None:
+            raise BadInput(f"class {self.name} has rate_req_s and no workload: its share of all requests is its rate")
+        if self.workload is not None and self.share != 1.0:
+            raise BadInput(f"class {self.name} has a share and a workload: rate_req_s says how many of it come")
+        if self.rate_req_s is not None and not 0 < self.rate_req_s < math.inf:
+            raise BadInput(f"rate_req_s {self.rate_req_s} of class {self.name}: expected a positive, finite rate")
         if self.deadline_s is not None and not 0 < self.deadline_s < math.inf:
             raise BadInput(f"deadline_s {self.deadline_s}: expected a positive, finite number of seconds")
 
@@ -99,7 +109,8 @@ class RequestClass(Spec, kw_only=True):
 class WorkloadSpec(Spec, kw_only=True):
     """Requests over time: when they come, how long they are, what they share.
 
-    Either `prompt` and `output` are given, or `trace`: a file whose requests are taken in their order.
+    Either `prompt` and `output` are given, or `trace`: a file whose requests are taken in their order; or each of
+    `classes` has a workload of its own, and all of them come side by side, each at its own rate.
     Without an `arrival` they come when the trace says, or as Poisson at 1 request/s; without `requests` all
     of the trace come, or 10,000. `first`: so many of the trace are left out before them, and its clock starts
     there.
@@ -127,6 +138,11 @@ class WorkloadSpec(Spec, kw_only=True):
             raise BadInput(f"first {self.first}: expected 0 or more, of a trace")
         if not 0 <= self.prediction_sigma < math.inf:
             raise BadInput(f"prediction_sigma {self.prediction_sigma}: expected a finite number, 0 or more")
+        names = [each.name for each in self.classes]
+        if len(set(names)) < len(names):
+            raise BadInput(f"classes {', '.join(names)}: give each a name of its own")
+        if self.mixed:
+            return self._check_mixed()
         drawn = self.prompt is not None and self.output is not None
         if drawn == (self.trace is not None) or (self.prompt is None) != (self.output is None):
             raise BadInput("expected prompt and output, or trace alone")
@@ -138,6 +154,19 @@ class WorkloadSpec(Spec, kw_only=True):
             raise BadInput("sessions need modelled arrivals or a closed loop")
         if isinstance(self.arrival, Closed) and any(c.deadline_s is not None for c in self.classes):
             raise BadInput("deadline_s counts from the arrival, which a closed loop does not know beforehand")
+
+    def _check_mixed(self) -> None:
+        alone = [each.name for each in self.classes if each.workload is None]
+        if alone:
+            raise BadInput(f"class {alone[0]} has no workload, and others do: give one to each class, or to none")
+        for name in ("arrival", "prompt", "output", "trace", "shared_prefix", "sessions", "prediction_sigma"):
+            if getattr(self, name):
+                raise BadInput(f"{name} beside classes that have workloads of their own: each brings its own")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether its classes have workloads of their own."""
+        return any(each.workload is not None for each in self.classes)
 
     @property
     def process(self) -> Arrival:

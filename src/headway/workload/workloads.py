@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from headway.workload.batch import Batch, stream
 from headway.workload.files import Header, write_batches
 from headway.workload.generate import arrival_times, independent, traced
 from headway.workload.lengths import expected_tokens
+from headway.workload.mixture import merged, seed_of
 from headway.workload.readers import read_trace
 from headway.workload.sessions import session_batches, session_means
 from headway.workload.spec import WorkloadSpec
@@ -34,21 +36,31 @@ class Workload:
     columns. `spec` says what it is made of, its arrival included.
     """
 
-    def __init__(self, spec: WorkloadSpec, trace: Trace | None = None, recorded: Trace | None = None) -> None:
-        """Take the requests of `spec.trace`, and the file whose arrival times are replayed, if any."""
-        self._trace, self._recorded = trace, recorded
+    def __init__(
+        self,
+        spec: WorkloadSpec,
+        trace: Trace | None = None,
+        recorded: Trace | None = None,
+        parts: tuple[Workload, ...] = (),
+    ) -> None:
+        """Take the requests of `spec.trace`, the file whose times are replayed, and the workloads of its classes."""
+        self._trace, self._recorded, self._parts = trace, recorded, parts
         if trace is not None and spec.first:
             self._trace = trace.part(spec.first, spec.requests or len(trace.requests))
             self._recorded = self._trace if recorded is trace else recorded
         if (spec.trace and trace is None) or (isinstance(spec.process, Replay) and recorded is None):
             raise BadInput(f"workload {spec.name} needs its trace: make it with workload(spec)")
-        have = min((len(file.requests) for file in self._files()), default=None)
+        if parts:
+            spec = _with_rates(spec, parts)
+            have = _least_finite(parts)
+        else:
+            have = min((len(file.requests) for file in self._files()), default=None)
         self.requests: int = spec.requests or have or _REQUESTS
         if have is not None and self.requests > have:
             raise BadInput(
                 f"requests {self.requests}: the trace of {spec.name} holds {have}; ask for no more"
             )
-        self.spec = msgspec.structs.replace(spec, arrival=spec.process)
+        self.spec = spec if parts else msgspec.structs.replace(spec, arrival=spec.process)
         self.name = spec.name
         rate_req_s = self.rate_req_s
         if rate_req_s is not None and self.requests > rate_req_s * _LONGEST_S:
@@ -67,6 +79,8 @@ class Workload:
             raise BadInput(
                 f"chunk {chunk}, seed {seed}: expected a chunk of at least 1 request and a seed of at least 0"
             )
+        if self._parts:
+            return self._mixed(seed, rate_req_s, chunk)
         spec = self.spec if rate_req_s is None else self.at_rate(rate_req_s).spec
         if spec.sessions is not None:
             return session_batches(spec, self.requests, seed, chunk)
@@ -85,8 +99,39 @@ class Workload:
         Raises:
             BadInput: the rate is not positive and finite, or the workload is a closed loop.
         """
+        if self._parts:
+            return self._mixed_at(rate_req_s)
         spec = msgspec.structs.replace(self.spec, arrival=at_rate(self.spec.process, rate_req_s))
         return Workload(spec, self._trace, self._recorded)
+
+    def _mixed(self, seed: int, rate_req_s: float | None, chunk: int) -> Iterator[Batch]:
+        made = self if rate_req_s is None else self.at_rate(rate_req_s)
+        streams = [
+            partial(part.cut(made.requests)._chunks, seed_of(seed, part.name)) for part in made._parts
+        ]
+        shares = [(part.rate_req_s or 0.0) / (made.rate_req_s or 1.0) for part in made._parts]
+        return merged(streams, shares, made.requests, chunk, made.block_tokens > 0)
+
+    def _chunks(self, seed: int, chunk: int) -> Iterator[Batch]:
+        return self.batches(seed, chunk=chunk)
+
+    def _mixed_at(self, rate_req_s: float) -> Workload:
+        """All classes at as many times their rates."""
+        if not 0 < rate_req_s < math.inf:
+            raise BadInput(f"rate {rate_req_s:g} req/s: expected a positive, finite rate")
+        times = rate_req_s / sum(part.rate_req_s or 0.0 for part in self._parts)
+        parts = tuple(part.at_rate(times * (part.rate_req_s or 0.0)) for part in self._parts)
+        return Workload(self.spec, parts=parts)
+
+    def part(self, slo_class: int) -> Workload:
+        """The workload of a class that has one of its own, by its number."""
+        return self._parts[slo_class]
+
+    def cut(self, requests: int) -> Workload:
+        """Return its first so many requests; of a synthetic workload there may be more than it has now."""
+        most = min(requests, self.requests) if self.ends else requests
+        spec = msgspec.structs.replace(self.spec, requests=most)
+        return Workload(spec, self._trace, self._recorded, self._parts)
 
     def densest(self, requests: int) -> Workload:
         """Return so many requests in a row of a trace replayed as recorded, those that bring the most tokens a second.
@@ -102,6 +147,8 @@ class Workload:
     @property
     def rate_req_s(self) -> float | None:
         """The mean arrival rate; None in a closed loop and where a trace's requests all come at once."""
+        if self._parts:
+            return sum(part.rate_req_s or 0.0 for part in self._parts)
         arrival = self.spec.process
         if isinstance(arrival, Closed):
             return None
@@ -130,6 +177,8 @@ class Workload:
     @property
     def block_tokens(self) -> int:
         """Tokens that one id of a chain stands for; 0 without prefix identity."""
+        if self._parts:
+            return max(part.block_tokens for part in self._parts)
         source = self._trace or self.spec.sessions or self.spec.shared_prefix
         return source.block_tokens if source else 0
 
@@ -137,6 +186,8 @@ class Workload:
     def mean_prompt_tokens(self) -> float:
         """The mean prompt: measured of a trace, expected of a model, of sessions over a fixed sample."""
         spec = self.spec
+        if self._parts:
+            return self._mean("mean_prompt_tokens")
         if self._trace is not None:
             return float(self._trace.requests.prompt_tokens[: self.requests].mean())
         if spec.sessions is not None:
@@ -148,12 +199,32 @@ class Workload:
     def mean_output_tokens(self) -> float:
         """The mean output, known like the mean prompt; where it depends on it, over a fixed sample."""
         spec = self.spec
+        if self._parts:
+            return self._mean("mean_output_tokens")
         if self._trace is not None:
             return float(self._trace.requests.output_tokens[: self.requests].mean())
         if spec.sessions is not None:
             return session_means(spec.prompt, spec.output, spec.sessions).output_tokens
         assert spec.prompt is not None and spec.output is not None
         return expected_tokens(spec.output, spec.prompt.draw(stream(0, "means"), _CHUNK))
+
+    def _mean(self, name: str) -> float:
+        """A mean over its classes, by their rates."""
+        rates = [part.rate_req_s or 0.0 for part in self._parts]
+        means: list[float] = [getattr(part, name) for part in self._parts]
+        return sum(rate * mean for rate, mean in zip(rates, means, strict=True)) / sum(rates)
+
+    @property
+    def ends(self) -> bool:
+        """Whether it has no more requests than it says, as a trace."""
+        return bool(self._files())
+
+    @property
+    def recorded(self) -> bool:
+        """Whether its requests are a trace's as recorded, the same with any seed."""
+        if self._parts:
+            return all(part.recorded for part in self._parts)
+        return self.spec.trace is not None and isinstance(self.spec.process, Replay)
 
     @property
     def skipped(self) -> int:
@@ -167,6 +238,8 @@ class Workload:
 
     def _files(self) -> list[Trace]:
         """The traces behind it, each once."""
+        if self._parts:
+            return [trace for part in self._parts for trace in part._files()]
         again = self._recorded is self._trace
         return [trace for trace in (self._trace, None if again else self._recorded) if trace is not None]
 
@@ -198,6 +271,10 @@ def workload(
         return traces[path]
 
     spec = _spec(source, load)
+    if spec.mixed:
+        if arrival is not None:
+            raise BadInput(f"arrival {arrival} against the classes of {spec.name}: each has a workload with its own")
+        return _mixture(spec, rate, requests, skip_bad, spread_steps)
     if arrival is not None:
         spec = _with_arrival(spec, arrival, load)
     recorded = load(spec.process.path) if isinstance(spec.process, Replay) else None
@@ -207,6 +284,53 @@ def workload(
         spec = msgspec.structs.replace(spec, requests=parse_count(requests))
     made = Workload(spec, load(spec.trace) if spec.trace else None, recorded)
     return made if rate is None else made.at_rate(parse_rate(rate))
+
+
+def _mixture(
+    spec: WorkloadSpec, rate: float | str | None, requests: int | str | None, skip_bad: bool, spread_steps: bool
+) -> Workload:
+    """The workloads of all classes side by side."""
+    parts = []
+    for each in spec.classes:
+        assert each.workload is not None
+        own = workload(each.workload, skip_bad=skip_bad, spread_steps=spread_steps)
+        if own.spec.classes or own.rate_req_s is None:
+            what = "classes of its own" if own.spec.classes else "no rate of its own, as a closed loop has none"
+            raise BadInput(f"class {each.name} of {spec.name}: workload {own.name} has {what}; give another")
+        label = msgspec.structs.replace(each, workload=None, rate_req_s=None)
+        named = msgspec.structs.replace(own.spec, name=each.name, classes=(label,))
+        part = Workload(named, own._trace, own._recorded)
+        parts.append(part if each.rate_req_s is None else part.at_rate(each.rate_req_s))
+    if requests is not None:
+        spec = msgspec.structs.replace(spec, requests=parse_count(requests))
+    made = Workload(spec, parts=tuple(parts))
+    return made if rate is None else made.at_rate(parse_rate(rate))
+
+
+def _with_rates(spec: WorkloadSpec, parts: tuple[Workload, ...]) -> WorkloadSpec:
+    """The spec with the rate of every class, and the blocks of those that have prefixes compared.
+
+    Raises:
+        BadInput: blocks of two sizes.
+    """
+    sizes = {part.block_tokens: part.name for part in parts if part.block_tokens}
+    if len(sizes) > 1:
+        (one, first), (other, second), *_ = sizes.items()
+        raise BadInput(
+            f"class {first} names prefixes in blocks of {one} tokens, class {second} in blocks of {other}: side by "
+            "side they need one size"
+        )
+    classes = zip(spec.classes, parts, strict=True)
+    return msgspec.structs.replace(
+        spec, classes=tuple(msgspec.structs.replace(each, rate_req_s=part.rate_req_s) for each, part in classes)
+    )
+
+
+def _least_finite(parts: tuple[Workload, ...]) -> int | None:
+    """Requests of all classes until the first of their traces ends; None where none is a trace."""
+    total = sum(part.rate_req_s or 0.0 for part in parts)
+    ending = [part for part in parts if part.ends]
+    return min((int(part.requests * total / (part.rate_req_s or total)) for part in ending), default=None)
 
 
 def workload_names() -> list[str]:
