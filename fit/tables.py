@@ -314,9 +314,9 @@ def _ranks(study: Study) -> str:
         "## Order and regret\n\nRegret in percent of choosing by prediction among the measured "
         "configurations of a model,\n"
         "GPU and workload under 15, 25, 50 and 100 ms a token; where nothing is predicted to keep the limit, what is\n"
-        "predicted nearest to it is chosen. A deployment chosen runs at its best measured load that keeps the limit and\n"
-        "counts as 100 where none does; where the load is chosen with it, a choice that measured above its limit counts\n"
-        "as 100.\n\n"
+        "predicted nearest to it is chosen. A deployment chosen runs at its best measured load that keeps the\n"
+        "limit and counts as 100 where none does; where the load is chosen with it, a choice that measured above\n"
+        "its limit counts as 100.\n\n"
         + lines(head, rows)
         + "\nKendall's tau-b within sweeps, mean / median (sweeps):\n\n"
         + lines(("model", "tokens/s per GPU", "TPOT", "TTFT"), taus)
