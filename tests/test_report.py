@@ -166,6 +166,13 @@ def test_a_plan_is_told_with_the_answer_first_and_why_the_others_lost():
     assert found.ranked[3].name not in text
 
 
+def test_a_goodput_that_requests_are_too_few_to_tell_is_no_number():
+    few = plan([candidate(goodput_req_s=136_424.0, goodput_high_req_s=None, goodput_req_s_per_gpu=68_212.0)])
+    for said in (printed(plan_text(few, 3), 200), Seen(plan_html(few)).text):
+        assert " open " in said and "136,424" not in said and "68,212" not in said
+    assert " open " not in printed(plan_text(plan(), 3), 200)
+
+
 def test_neighbours_that_lost_for_the_same_reason_are_told_together():
     ranked = [candidate(name, reason=why) for name, why in (("a", "won"), ("b", "dear"), ("c", "dear"), ("d", "slow"))]
     lines = printed(plan_text(plan(ranked), 4)).partition("Why\n")[2].splitlines()

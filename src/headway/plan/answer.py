@@ -105,6 +105,11 @@ class Candidate(Spec, frozen=True, kw_only=True):
     by_class: dict[str, ClassShare] = msgspec.field(default_factory=dict)
     binding_class: str = ""
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether every rate tried met the SLO: its requests are too few to tell what is served at most."""
+        return self.goodput_req_s > 0 and self.goodput_high_req_s is None
+
 
 class Variant(Spec, frozen=True, kw_only=True):
     """The plan's best with one thing changed, in words in `what`.

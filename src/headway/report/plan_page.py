@@ -86,7 +86,9 @@ def _cards(best: Candidate) -> list[Card]:
             format_seconds(best.ttft_p90_s),
             f"then {format_seconds(best.tpot_p90_s)} a token",
         ),
-        Card("Goodput", format_rate(best.goodput_req_s), f"{format_rate(best.goodput_req_s_per_gpu)} per GPU"),
+        Card("Goodput", w.OPEN, "every rate tried was met: so few requests do not tell the most")
+        if best.open_ended
+        else Card("Goodput", format_rate(best.goodput_req_s), f"{format_rate(best.goodput_req_s_per_gpu)} per GPU"),
         Card(
             "Cost",
             f"{w.usd(best.usd_per_hour)}/h",

@@ -143,13 +143,13 @@ def energy_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def candidate_cells(candidate: Candidate) -> list[str]:
     """Return a candidate's figures under `candidate_headings`."""
+    rates = (candidate.goodput_req_s, candidate.goodput_req_s_per_gpu)
     return [
         f"{candidate.gpus}",
         w.share(candidate.attainment),
         format_seconds(candidate.ttft_p90_s),
         format_seconds(candidate.tpot_p90_s),
-        w.amount(candidate.goodput_req_s),
-        w.amount(candidate.goodput_req_s_per_gpu),
+        *(w.OPEN if candidate.open_ended else w.amount(rate) for rate in rates),
         w.usd(candidate.usd_per_hour),
         w.usd(candidate.usd_per_million_output_tokens),
         w.amount(candidate.mean_watts),

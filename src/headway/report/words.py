@@ -71,6 +71,9 @@ def grams(value: float | None) -> str:
     return f"{value / 1000:,.3g} kg" if value >= 1000 else f"{value:.3g} g"
 
 
+OPEN = "open"  # a goodput of which only is known that every rate tried was met
+
+
 def amount(value: float | None) -> str:
     """Return a bare number: whole from a hundred on, else three digits."""
     if value is None or math.isnan(value):
