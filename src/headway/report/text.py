@@ -252,13 +252,14 @@ def attainment_rows(result: Result) -> list[tuple[str, str]]:
     """Return attainment with its interval: of the run, and of each class where there are several."""
     whole = [("Attainment", result.slo)] if result.slo.attainment is not None else []
     named = dict(enumerate(each["name"] for each in (result.workload or {}).get("classes", ())))
+    classes = ((f"Class {named.get(int(key), key)}", each) for key, each in result.slo.by_class.items())
     return [
         (
             name,
             f"{w.share(slo.attainment)} (95% interval {w.share(slo.attainment_low)} to {w.share(slo.attainment_high)})"
             f", target {w.share(slo.target)}",
         )
-        for name, slo in [*whole, *((f"Class {named.get(int(key), key)}", each) for key, each in result.slo.by_class.items())]
+        for name, slo in [*whole, *classes]
     ]
 
 
