@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headway.metrics import Slo
     from headway.plan import Plan
     from headway.plan.crew import Workforce
+    from headway.plan.fleet_answer import Fleet
     from headway.sim import Deployment
     from headway.workload import Workload
 
@@ -23,6 +24,7 @@ DEFAULT_WORKLOAD = "chat"
 PEEK_BYTES = 100  # of a file, for its schema
 LEAVE_OUT = "(skip_bad leaves such lines out)"  # what a reader of traces advises; here it is an option
 SEEN_REQUESTS = 1024  # the first of them tell whether an order has something to go by
+LIMITS = ("ttft", "tpot", "itl", "e2e", "attainment")
 REPLICA_PATHS = {  # where the short options live in a deployment file
     "model": "pools.0.replica.model",
     "gpu": "pools.0.replica.gpu",
@@ -62,17 +64,17 @@ def deployment_of(file: str | None, asked: Options, assignments: list[str]) -> D
         if short:
             change = f"--set {REPLICA_PATHS[short[0]]}={asked[short[0]]}"
             raise BadInput(f"--{short[0]} beside the file {file}: change what is in the file with {change}")
-        data = chosen(plan_of(file), None, file) if is_plan(file) else read_yaml(file)
+        data = chosen(answer_of(file), None, file) if is_plan(file) else read_yaml(file)
         data.pop("gateway", None)  # how `headway serve` reaches the replicas
         deployment = from_mapping(Deployment, data, file)
     return override(with_policies(deployment, asked["policies"]), assignments)
 
 
 def is_plan(file: str) -> bool:
-    """Return whether the file is a plan's JSON, by its first field."""
+    """Return whether the file is the JSON of a plan or of a fleet, by its first field."""
     try:
         with Path(file).open("rb") as opened:
-            return re.match(rb'\s*\{\s*"schema":\s*"headway\.plan/', opened.read(PEEK_BYTES)) is not None
+            return re.match(rb'\s*\{\s*"schema":\s*"headway\.(plan|fleet)/', opened.read(PEEK_BYTES)) is not None
     except OSError:
         return False
 
@@ -85,19 +87,42 @@ def plan_of(file: str) -> Plan:
     """
     from headway.plan import Plan
 
+    found = answer_of(file)
+    if not isinstance(found, Plan):
+        raise BadInput(f"{file}: pools for several classes; this verb takes the plan of one pool, or a YAML file")
+    return found
+
+
+def answer_of(file: str) -> Plan | Fleet:
+    """Return what `headway plan --json` wrote: a plan, or pools for several classes.
+
+    Raises:
+        BadInput: it cannot be read, or is neither.
+    """
+    from headway.plan import Plan
+    from headway.plan.fleet_answer import Fleet
+
     try:
         text = Path(file).read_bytes()
     except OSError as error:
         raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
-    return Plan.from_json(text, file)
+    return Fleet.from_json(text, file) if b"headway.fleet/" in text[:PEEK_BYTES] else Plan.from_json(text, file)
 
 
-def chosen(plan: Plan, name: str | None, file: str) -> dict[str, Any]:
+def chosen(plan: Plan | Fleet, name: str | None, file: str) -> dict[str, Any]:
     """Return the deployment of the candidate asked for, by default of the best.
 
     Raises:
         UnknownName: no such candidate. BadInput: there is no best.
     """
+    from headway.plan import Plan
+
+    if not isinstance(plan, Plan):
+        if name is not None:
+            raise BadInput(f"{file}: --candidate {name}: its pools were chosen together; --set changes one of them")
+        if plan.deployment is None:
+            raise BadInput(f"{file}: there is no deployment for all classes: {plan.missing}")
+        return plan.deployment
     if name is not None:
         by_name = {each.name: each for each in plan.ranked}
         if name not in by_name:
@@ -216,6 +241,47 @@ def slo_of(asked: Options, assignments: list[str]) -> Slo | None:
     slo = override(Slo.parse(**limits, attainment=asked["attainment"]), assignments, "--set slo")
     no_limit = all(limit is None for limit in (slo.ttft_s, slo.tpot_s, slo.itl_s, slo.e2e_s))
     return None if no_limit else slo
+
+
+def slos_of(asked: Options) -> dict[str, Slo]:
+    """Return the SLOs of classes by their names; none where none was given.
+
+    Raises:
+        BadInput: another form, a class twice, a limit or share that is wrong. UnknownName: a limit that there is not.
+    """
+    from headway.metrics import Slo
+
+    slos: dict[str, Slo] = {}
+    for text in asked["by_class"]:
+        name, colon, limits = text.partition(":")
+        given = dict(part.strip().partition("=")[::2] for part in limits.split(","))
+        if not colon or not name or not all(given.values()):
+            raise BadInput(f"--slo {text!r}: write CLASS:LIMIT=VALUE[,...], as in chat:ttft=300ms,tpot=30ms")
+        if name in slos:
+            raise BadInput(f"--slo {text!r}: class {name} has its SLO already; give all of its limits at once")
+        for limit in given:
+            if limit not in LIMITS:
+                raise UnknownName(f"limit of --slo {name}", limit, LIMITS)
+        slos[name] = Slo.parse(**{"attainment": asked["attainment"], **given})
+    return slos
+
+
+def slo_by_class(asked: Options, assignments: list[str], workload: Workload) -> Slo | dict[int, Slo] | None:
+    """Return the SLO of all requests, or one for each class by its number; None where no limit was given.
+
+    Raises:
+        BadInput: as `slo_of` and `slos_of`. UnknownName: a class that the workload does not have.
+    """
+    from headway.metrics import Slo
+
+    slo, slos = slo_of(asked, assignments), slos_of(asked)
+    if not slos:
+        return slo
+    names = [each.name for each in workload.spec.classes]
+    for name in slos:
+        if name not in names:
+            raise UnknownName(f"class of the workload {workload.name}", name, names)
+    return {place: slos.get(name, slo or Slo()) for place, name in enumerate(names)}
 
 
 def workforce_of(asked: Options) -> Workforce:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
-from headway.cli.asked import chosen, deployment_of, plan_of
+from headway.cli.asked import answer_of, chosen, deployment_of
 from headway.cli.terminal import Terminal
 from headway.errors import BadInput
 
 if TYPE_CHECKING:
     from headway.export import Exported
+    from headway.gateway import SloClass
     from headway.metrics import Slo
+    from headway.plan import Plan
+    from headway.plan.fleet_answer import Fleet
     from headway.sim import Deployment
 
 # fmt: off
@@ -65,8 +68,8 @@ def export(file: str | None, **asked: Any) -> None:
         terminal.note(f"note: {note}")
 
 
-def _read(file: str | None, asked: o.Options) -> tuple[Deployment, Slo | None]:
-    """The deployment, and of a plan the SLO that it was made for."""
+def _read(file: str | None, asked: o.Options) -> tuple[Deployment, Slo | list[SloClass] | None]:
+    """The deployment, and of a plan the SLO that it was made for, of several classes all of theirs."""
     if file is None or not file.endswith(".json"):
         if asked["candidate"]:
             raise BadInput("--candidate chooses from a plan: give a PLAN.json, as `headway plan --json` writes it")
@@ -74,12 +77,25 @@ def _read(file: str | None, asked: o.Options) -> tuple[Deployment, Slo | None]:
     from headway.sim import Deployment
     from headway.specs import from_mapping, override
 
-    plan = plan_of(file)
+    plan = answer_of(file)
     for name in ("model", "gpu", "replicas", "tp", "pp", "weights", "kv", "policies"):
         if asked[name]:
             raise BadInput(f"--{name} beside the plan {file}: change what it found with --set, or plan again")
     deployment = from_mapping(Deployment, chosen(plan, asked["candidate"], file), file)
-    return override(deployment, asked["assignments"]), plan.question.slo
+    return override(deployment, asked["assignments"]), promised(plan)
+
+
+def promised(plan: Plan | Fleet) -> Slo | list[SloClass]:
+    """Return what a gateway in front of a plan promises: the SLO of all, or that of each class."""
+    from headway.gateway import SloClass
+    from headway.plan import Plan
+
+    if isinstance(plan, Plan):
+        return plan.question.slo
+    return [
+        SloClass(name=each.name, slo=each.slo, priority=each.priority, deadline_s=each.deadline_s)
+        for each in plan.classes
+    ]
 
 
 def _write(folder: Path, made: Exported, terminal: Terminal) -> None:

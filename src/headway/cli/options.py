@@ -252,6 +252,15 @@ SLO = (
     _option("SLO", "--attainment", default="0.9", show_default=True, metavar="SHARE",
             help="Share of all requests that must meet every limit."),
 )
+CLASSES = (
+    _option("SLO", "--slo", "by_class", multiple=True, metavar="CLASS:LIMIT=VALUE[,...]",
+            help="Of a class of the workload, in place of the above: chat:ttft=300ms,tpot=30ms,attainment=95%. "
+            "Repeatable."),
+)
+SHARING = (
+    _option("Search", "--together", is_flag=True,
+            help="All classes share every replica: no pools of their own are compared."),
+)
 SEARCH = (
     _option("Search", "--objective", type=click.Choice(OBJECTIVES), default="cost", show_default=True,
             help="What those that meet the SLO are ranked by: goodput is per GPU, rate is goodput of all."),

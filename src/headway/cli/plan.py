@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from headway.cli import options as o
-from headway.cli.asked import DEFAULT_WORKLOAD, note_idle_order, slo_of, split_assignments, workforce_of, workload_of
+from headway.cli.asked import (
+    DEFAULT_WORKLOAD,
+    note_idle_order,
+    slo_of,
+    slos_of,
+    split_assignments,
+    workforce_of,
+    workload_of,
+)
 from headway.cli.blame import users_fault
 from headway.cli.calibration import ask_calibrated
 from headway.cli.terminal import Terminal, check_files, note_interpreted
@@ -17,6 +25,7 @@ from headway.errors import BadInput, UnknownName
 if TYPE_CHECKING:
     from headway.plan import Plan, Question
     from headway.plan.crew import Workforce
+    from headway.plan.fleet_answer import Fleet
     from headway.plan.question import Objective
     from headway.workload import Workload
 
@@ -29,7 +38,7 @@ MISSING = {
 
 
 @click.command(cls=o.Verb, short_help="Which deployment to run, ranked, and why the others lost.")
-@o.options(o.KINDS, o.WORKLOAD, o.TRACES, o.SLO, o.SEARCH, o.CALIBRATION, o.SEED)
+@o.options(o.KINDS, o.WORKLOAD, o.TRACES, o.SLO, o.CLASSES, o.SEARCH, o.SHARING, o.CALIBRATION, o.SEED)
 @o.options(o.OUTPUT, o.BEST, o.TEXT, o.TOP, o.QUIET)
 @click.pass_context
 def plan(ctx: click.Context, /, **asked: Any) -> None:
@@ -39,13 +48,18 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
     apart, token budgets, precisions, several kinds of GPU. What may win is simulated, and its goodput
     found by search on the rate.
 
+    Several classes of requests with SLOs of their own, and several models, share the GPUs: then the answer says which
+    classes share replicas, which have their own, and what that saves.
+
     \b
     headway plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --workload chat --rate 20 \\
         --ttft 500ms --tpot 50ms --html plan.html --yaml best.yaml
     headway plan --model llama-3.1-70b --gpu h100-sxm:8,a100-80gb-sxm:16 --rate 20 --ttft 500ms --tpot 50ms
+    headway plan --gpu h100-sxm --gpus 16 --workload office.yaml --slo chat:ttft=300ms,tpot=30ms --slo batch:e2e=60s
     headway simulate best.yaml --workload chat --rate 20 --ttft 500ms --tpot 50ms
     headway export best.yaml --to vllm --out launch
     """
+    from headway.plan import fleet
     from headway.plan import plan as run
     from headway.sim import CtrlC
 
@@ -54,9 +68,13 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
     question, made = question_of(asked, terminal)
     workforce = workforce_of(asked)
     note_interpreted(terminal)
+    found: Plan | Fleet
     with CtrlC(math.inf) as ctrl_c:
         with users_fault(question.policies), terminal.stdout_for_data(), terminal.bar("planning") as bar:
-            found = run(question, made=made, workers=workforce, progress=bar.tell)
+            if _has_parts(question, asked):
+                found = fleet(question, workers=workforce, progress=bar.tell)
+            else:
+                found = run(question, made=made, workers=workforce, progress=bar.tell)
         if asked["why"] and not found.interrupted:
             found = _explained(found, made, workforce, terminal)
         _print(terminal, found, asked)
@@ -75,12 +93,27 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
         ctx.exit(NO_ANSWER)
 
 
-def _explained(found: Plan, made: Workload | None, workers: Workforce, terminal: Terminal) -> Plan:
-    """The plan with what becomes of its best where something is otherwise."""
+def _has_parts(question: Question, asked: o.Options) -> bool:
+    """Whether classes may have pools of their own: where they have SLOs of their own, or name several models."""
+    if asked["together"] or isinstance(question.workload, str):
+        return False
+    classes = question.workload.classes
+    return len({each.model or question.model for each in classes}) > 1 or (len(classes) > 1 and bool(question.slos))
+
+
+def _explained(found: Plan | Fleet, made: Workload | None, workers: Workforce, terminal: Terminal) -> Plan | Fleet:
+    """The plan, or each of a fleet's, with what becomes of its best where something is otherwise."""
     import msgspec
 
+    from headway.plan import Plan
     from headway.plan.sensitivity import sensitivity
 
+    if not isinstance(found, Plan):
+        parts = []
+        for part in found.parts:
+            plan = _explained(msgspec.structs.replace(part.plan, best=part.candidate), None, workers, terminal)
+            parts.append(msgspec.structs.replace(part, plan=plan))
+        return msgspec.structs.replace(found, parts=parts)
     faults = users_fault(found.question.policies)
     with faults, terminal.stdout_for_data(), terminal.bar("asking how far it holds") as bar:
         seen = sensitivity(found, made=made, workers=workers, progress=bar.tell)
@@ -97,21 +130,25 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
     from headway.plan import Question
     from headway.specs import override
 
-    for name in ("model", "gpu"):
-        if asked[name] is None:
-            raise BadInput(f"--{name} is missing: {MISSING[name]}")
+    if asked["gpu"] is None or (asked["model"] is None and asked["workload"] is None):
+        name = "gpu" if asked["model"] else "model"
+        raise BadInput(f"--{name} is missing: {MISSING[name]}")
     gpu, gpus = _stock(asked["gpu"], asked["gpus"])
     sets = split_assignments(asked["assignments"])
     workload = workload_of(asked, sets["workload"], terminal)
-    changed = sets["workload"] or asked["input"] or asked["output"]
+    model = asked["model"] or next((each.model for each in workload.spec.classes if each.model), None)
+    if model is None:
+        raise BadInput(f"--model is missing: {MISSING['model']}")
+    changed = sets["workload"] or asked["input"] or asked["output"] or workload.spec.classes
     question = Question(
-        model=asked["model"],
+        model=model,
         gpu=gpu,
         gpus=gpus,
         workload=workload.spec if changed else asked["workload"] or DEFAULT_WORKLOAD,
         skip_bad=asked["skip_bad"],
         rate_req_s=asked["rate"],
         slo=slo_of(asked, sets["slo"]) or Slo(),
+        slos=slos_of(asked),
         objective=asked["objective"],
         front=_front(asked["front"] or ()),
         max_usd_per_hour=asked["max_usd_per_hour"],
@@ -165,7 +202,7 @@ def _with_engine(question: Question, named: tuple[str, str] | None, assignments:
     return msgspec.structs.replace(question, engine=engine)
 
 
-def _print(terminal: Terminal, found: Plan, asked: o.Options) -> None:
+def _print(terminal: Terminal, found: Plan | Fleet, asked: o.Options) -> None:
     """The table, the JSON and the best deployment: what an interruption must not cost."""
     if not terminal.quiet:
         from headway.report import plan_text
@@ -173,13 +210,30 @@ def _print(terminal: Terminal, found: Plan, asked: o.Options) -> None:
         terminal.show(plan_text(found, None if asked["in_full"] else asked["top"]))
     if asked["json_to"]:
         terminal.write(asked["json_to"], found.to_json() + "\n")
-    if asked["yaml_to"] and found.best is not None:
-        from headway.specs import write_yaml
-
-        terminal.write(asked["yaml_to"], write_yaml(found.best.deployment))
-    if found.best is not None:
+    if asked["yaml_to"] and found.feasible:
+        terminal.write(asked["yaml_to"], _yaml(found))
+    if found.feasible:
         kept = asked["yaml_to"] or asked["json_to"]
         file = kept if kept and kept != "-" else "plan.json"
         engine = found.question.engine.name
         first = "" if file == kept else f"--json {file} keeps the plan; "
         terminal.note(f"{first}`headway export {file} --to {engine} --out launch` writes the commands that start it")
+
+
+def _yaml(found: Plan | Fleet) -> str:
+    """The deployment; with classes it says what a gateway in front of it promises each, where one can be."""
+    from headway.plan import Plan
+    from headway.specs import from_mapping, write_yaml
+
+    if isinstance(found, Plan):
+        assert found.best is not None
+        return write_yaml(found.best.deployment)
+    from headway.cli.export import promised
+    from headway.export import export
+    from headway.sim import Deployment
+
+    assert found.deployment is not None
+    deployment = from_mapping(Deployment, found.deployment, "deployment")
+    if any(pool.role != "mixed" for pool in deployment.pools):
+        return write_yaml(found.deployment)
+    return export(deployment, "gateway", slo=promised(found)).files["gateway.yaml"]

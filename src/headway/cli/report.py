@@ -13,7 +13,7 @@ from headway.cli import options as o
 from headway.cli.terminal import Terminal, check_files
 from headway.errors import BadInput
 
-PLAN, RESULT = "headway.plan/1", "headway.result/1"
+PLAN, FLEET, RESULT = "headway.plan/1", "headway.fleet/1", "headway.result/1"
 
 
 @click.command(cls=o.Verb, short_help="What is in a plan's or a result's file, told again.")
@@ -31,11 +31,12 @@ def report(file: str, **asked: Any) -> None:
     terminal = Terminal(quiet=asked["quiet"])
     check_files(asked["html_to"])
     schema, text = _read(file)
-    if schema == PLAN:
+    if schema != RESULT:
         from headway.plan import Plan
+        from headway.plan.fleet_answer import Fleet
         from headway.report import plan_html, plan_text
 
-        plan = Plan.from_json(text, file)
+        plan = Plan.from_json(text, file) if schema == PLAN else Fleet.from_json(text, file)
         terminal.show(plan_text(plan, None if asked["in_full"] else asked["top"]))
         make = partial(plan_html, plan)
     else:
@@ -60,6 +61,6 @@ def _read(file: str) -> tuple[str, bytes]:
     except ValueError:
         raise BadInput(f"{file}: not JSON; a plan or a result is expected, as --json writes it") from None
     schema = data.get("schema") if isinstance(data, dict) else None
-    if schema not in (PLAN, RESULT):
-        raise BadInput(f"{file}: schema {schema!r}; {PLAN} or {RESULT} is expected, as --json writes them")
+    if schema not in (PLAN, FLEET, RESULT):
+        raise BadInput(f"{file}: schema {schema!r}; {PLAN}, {FLEET} or {RESULT} is expected, as --json writes them")
     return schema, text

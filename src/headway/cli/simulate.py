@@ -12,7 +12,7 @@ from headway.cli.asked import (
     check_records,
     deployment_of,
     note_idle_order,
-    slo_of,
+    slo_by_class,
     split_assignments,
     workload_of,
 )
@@ -32,7 +32,7 @@ STOPPED_ROWS = 100_000  # written after Ctrl-C: as text that takes 0.5 s
 
 @click.command(cls=o.Verb, short_help="What one deployment does under one workload.")
 @click.argument("deployment_file", required=False, metavar="[DEPLOYMENT.yaml]")
-@o.options(o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS, o.TRACES, o.SLO)
+@o.options(o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS, o.TRACES, o.SLO, o.CLASSES)
 @o.options(o.CALIBRATION, o.SEED, o.OUTPUT, o.RECORDS, o.QUIET)
 @click.pass_context
 def simulate(ctx: click.Context, /, deployment_file: str | None, **asked: Any) -> None:
@@ -65,13 +65,13 @@ def simulate(ctx: click.Context, /, deployment_file: str | None, **asked: Any) -
 
 def _asked(
     terminal: Terminal, deployment_file: str | None, asked: o.Options
-) -> tuple[Deployment, Workload, Slo | None, bool]:
+) -> tuple[Deployment, Workload, Slo | dict[int, Slo] | None, bool]:
     """What is to be simulated, and whether rows are kept."""
     sets = split_assignments(asked["assignments"])
     deployment = deployment_of(deployment_file, asked, sets["deployment"])
     deployment = with_calibration(deployment, asked["calibration_from"], terminal)
     workload = workload_of(asked, sets["workload"], terminal)
-    slo = slo_of(asked, sets["slo"])
+    slo = slo_by_class(asked, sets["slo"], workload)
     note_interpreted(terminal)
     note_idle_order(deployment.policies.order, workload, terminal)
     return deployment, workload, slo, _keeps_records(asked, workload, terminal)

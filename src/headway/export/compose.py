@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from headway.export.images import HEALTH, image
 from headway.export.place import Placed
 from headway.export.routers import ROUTER_PORT, router_command, router_image, router_notes
 from headway.export.script import commented, nvidia_smi
+from headway.gateway import SloClass
 from headway.metrics import Slo
 from headway.sim import Deployment
 from headway.specs import write_yaml
@@ -26,7 +28,7 @@ RUN pip install --no-cache-dir 'headway[serve]'
 
 
 def compose(
-    deployment: Deployment, placed: list[Placed], asks: list[Ask], slo: Slo | None, head: str
+    deployment: Deployment, placed: list[Placed], asks: list[Ask], slo: Slo | Sequence[SloClass] | None, head: str
 ) -> tuple[dict[str, str], list[str]]:
     """Return the files and notes.
 
@@ -86,7 +88,7 @@ def _service(each: Placed, words: tuple[str, ...], env: dict[str, str], engine: 
 
 
 def _front(
-    deployment: Deployment, placed: list[Placed], asks: list[Ask], slo: Slo | None, head: str
+    deployment: Deployment, placed: list[Placed], asks: list[Ask], slo: Slo | Sequence[SloClass] | None, head: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What stands before the replicas: the gateway, or between prefill and decode the engine's own router."""
     after = {each.name: {"condition": "service_healthy"} for each in placed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from headway.errors import BadInput
@@ -11,8 +12,10 @@ from headway.sim import Deployment
 from headway.specs import from_mapping, to_mapping
 
 
-def gateway_file(deployment: Deployment, upstreams: list[str], slo: Slo | None, listen: str = "") -> dict[str, Any]:
-    """Return the file as builtins.
+def gateway_file(
+    deployment: Deployment, upstreams: list[str], slo: Slo | Sequence[SloClass] | None, listen: str = ""
+) -> dict[str, Any]:
+    """Return the file as builtins; `slo` is the promise of the first class, or there are the classes.
 
     Raises:
         BadInput: prefill and decode pools, whose replicas hand over among themselves.
@@ -26,6 +29,7 @@ def gateway_file(deployment: Deployment, upstreams: list[str], slo: Slo | None, 
     section |= {"upstreams": upstreams}
     section |= {"models": list(deployment.models)} if len(deployment.models) == 1 else {}  # else the pools say them
     if slo is not None:
-        section["classes"] = [to_mapping(SloClass(slo=slo))]
+        classes = [SloClass(slo=slo)] if isinstance(slo, Slo) else slo
+        section["classes"] = [to_mapping(each) for each in classes]
     from_mapping(GatewaySpec, section, "gateway")
     return to_mapping(deployment) | {"gateway": section}

@@ -15,6 +15,7 @@ from headway.export.llmd import llm_d
 from headway.export.place import addresses, asked, place
 from headway.export.script import commented, scripts
 from headway.export.target import Exported, Target, target
+from headway.gateway import SloClass
 from headway.metrics import Slo
 from headway.sim import Deployment
 from headway.specs import write_yaml
@@ -23,13 +24,19 @@ __all__ = ["export"]
 
 
 def export(
-    deployment: Deployment, to: str, *, model_path: str = "", hosts: Sequence[str] = (), slo: Slo | None = None
+    deployment: Deployment,
+    to: str,
+    *,
+    model_path: str = "",
+    hosts: Sequence[str] = (),
+    slo: Slo | Sequence[SloClass] | None = None,
 ) -> Exported:
     """Return a deployment as files for a target: "vllm", "kubernetes", ... (`targets`).
 
     `model_path` is a repository of Hugging Face or a folder on the hosts, in the deployment's precision; by default the
     repository that the catalogue read the model from. `hosts` are the hosts' addresses where they matter, `slo` the
-    promise of the gateway's first class. What the target cannot express is in the notes, and as comments in the files.
+    promise of the gateway's first class, or there are all its classes. What the target cannot express is in the notes,
+    and as comments in the files.
 
     Raises:
         UnknownName: no such target. BadInput: a setting that the target cannot be given, or a deployment that it cannot
@@ -77,7 +84,9 @@ def export(
     return Exported(target=to_, files=files, notes=tuple(notes))
 
 
-def _gateway(deployment: Deployment, to: Target, head: str, hosts: Sequence[str], slo: Slo | None) -> Exported:
+def _gateway(
+    deployment: Deployment, to: Target, head: str, hosts: Sequence[str], slo: Slo | Sequence[SloClass] | None
+) -> Exported:
     placed = place(deployment)
     at = addresses(placed, hosts)
     file = gateway_file(deployment, [f"{at[each.hosts[0]]}:{each.port}" for each in placed], slo)

@@ -8,9 +8,9 @@ Start reading in `run.py` (`plan`), then `contest.py` (what is simulated, and ho
 from headway.plan.answer import Candidate, Plan
 from headway.plan.crew import RayCluster
 from headway.plan.day import Capacity, capacity
-from headway.plan.fleet import fleet
 from headway.plan.many import plans
 from headway.plan.otherwise import Case, WhatIf, whatif
+from headway.plan.pools import fleet
 from headway.plan.question import Question
 from headway.plan.run import plan
 

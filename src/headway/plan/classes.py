@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from headway.cost import Replica, StepTable
-from headway.errors import UnknownName
+from headway.errors import BadInput, UnknownName
 from headway.metrics import Slo
 from headway.plan.bounds import Lengths, Reach, overloaded, reach
 from headway.plan.floor import Floor, floor
@@ -40,6 +40,21 @@ class Classes(NamedTuple):
     def name(self, slo_class: int) -> str:
         """The name of a class; "" of a single one."""
         return self.names[slo_class] if self.several else ""
+
+    def check(self, lengths: Lengths) -> None:
+        """Refuse to judge a class by none of its requests.
+
+        Raises:
+            BadInput: a run has no requests of a class.
+        """
+        there = {i for i, _ in lengths.by_class(len(self.aimed))}
+        for i, name in enumerate(self.names):
+            if i not in there:
+                raise BadInput(
+                    f"none of the {len(lengths.prompt)} requests of a run is of class {name}, {self.shares[i]:.2g} of "
+                    f"all: ask for longer runs, as by --set requests={round(1000 / self.shares[i], -3):.0f}, or plan "
+                    "for it by itself"
+                )
 
     @property
     def least(self) -> float:

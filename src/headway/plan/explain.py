@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
 from headway.hardware import gpu
+from headway.metrics import Slo
 from headway.model import model
 from headway.plan.evaluate import Asked, Outcome
 from headway.plan.floor import Floor
@@ -154,13 +155,16 @@ def _limits(question: Question) -> str:
     aimed = question.aimed_slo
     if not question.margin:
         return ""
-    classes = "".join(
-        f" --slo {name}:tpot={1000 * limit:.12g}ms"
-        for name, slo in question.slos.items()
-        if (limit := question.aimed(slo).tpot_s) is not None
-    )
+    classes = "".join(f" --slo {name}:{_all_limits(question.aimed(slo))}" for name, slo in question.slos.items())
     tpot = classes + "" if aimed.tpot_s is None else f" --tpot {1000 * aimed.tpot_s:.12g}ms"
     return tpot if aimed.itl_s is None else f"{tpot} --set slo.itl_s={aimed.itl_s:.12g}"
+
+
+def _all_limits(slo: Slo) -> str:
+    """An SLO as `--slo` takes it."""
+    named = (("ttft", slo.ttft_s), ("tpot", slo.tpot_s), ("itl", slo.itl_s), ("e2e", slo.e2e_s))
+    limits = [f"{name}={1000 * limit:.12g}ms" for name, limit in named if limit is not None]
+    return ",".join([*limits, f"attainment={slo.attainment:g}"])
 
 
 def too_much(entry: Entry, question: Question, rate_req_s: float, more: Remedy) -> str:

@@ -6,14 +6,26 @@ from typing import Any
 
 import msgspec
 
+from headway.metrics import Slo
 from headway.metrics.attainment import Attainment
 from headway.plan.answer import Candidate, Plan
 from headway.plan.question import Question
 from headway.specs import Spec, from_json, json_text, to_mapping
 
-__all__ = ["SCHEMA", "Fleet", "Part", "Together", "Way"]
+__all__ = ["SCHEMA", "AskedClass", "Fleet", "Part", "Together", "Way"]
 
 SCHEMA = "headway.fleet/1"
+
+
+class AskedClass(Spec, frozen=True, kw_only=True):
+    """A class as it was asked for; their order is that of the workload, which numbers them."""
+
+    name: str
+    model: str
+    rate_req_s: float
+    slo: Slo
+    priority: int = 0
+    deadline_s: float | None = None
 
 
 class Part(Spec, frozen=True, kw_only=True):
@@ -58,7 +70,7 @@ class Fleet(Spec, frozen=True, kw_only=True):
     """The answer to a `Question` about several classes or models.
 
     Attributes:
-        rate_req_s: of all classes.
+        rate_req_s: of all classes. classes: what each of them asked for.
         feasible: whether every class is served within its SLO by the GPUs there are.
         message: the answer in some sentences.
         interrupted: cut short by Ctrl-C: it rests on the groups of classes that were planned for by then.
@@ -75,6 +87,7 @@ class Fleet(Spec, frozen=True, kw_only=True):
     schema: str = SCHEMA
     question: Question
     rate_req_s: float
+    classes: list[AskedClass]
     feasible: bool
     message: str
     interrupted: bool
@@ -97,6 +110,11 @@ class Fleet(Spec, frozen=True, kw_only=True):
     def to_json(self, indent: int = 2) -> str:
         """Return the schema headway.fleet/1 as JSON text."""
         return json_text(self.to_mapping(), indent)
+
+    @property
+    def missing(self) -> str:
+        """What stands in the way, in a few words."""
+        return "; ".join(self.short) or "all of them together take more than there is"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "fleet") -> Fleet:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from headway.plan.fleet_answer import Fleet, Part, Way
 from headway.plan.question import Question
 
-__all__ = ["amount", "kinds", "listed", "message", "supply"]
+__all__ = ["amount", "kinds", "listed", "message", "supply", "told"]
 
 _LIMITS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "memory": "memory", "rate": "the rate"}
 
@@ -22,24 +22,30 @@ def message(made: Fleet, least: Mapping[str, int] | None) -> str:
     served = "; ".join(_part(part) for part in made.parts)
     cost = "" if made.usd_per_hour is None else f", ${made.usd_per_hour:.2f} per hour"
     also = f", {amount(made.value, made.question)}" if made.question.objective in ("energy", "carbon") else ""
-    return f"{so_far}{served}: {kinds(made.gpus)}{cost}{also} in all.{_sharing(made)}{_first_to_break(made)}"
+    return f"{so_far}{served}: {kinds(made.gpus)}{cost}{also} in all. {told(made)}"
+
+
+def told(made: Fleet) -> str:
+    """Return whether sharing pays, and what breaks first, of an answer with pools."""
+    limits = [f"{_limit(part)} in {part.serves}" for part in made.parts]
+    return " ".join([*_sharing(made), f"First to break at a higher rate: {listed(limits)}."])
 
 
 def _part(part: Part) -> str:
     return f"{listed(part.classes)} on {part.candidate.name} of {part.model}"
 
 
-def _sharing(made: Fleet) -> str:
+def _sharing(made: Fleet) -> list[str]:
     """Of each model with several classes: one pool for all against a pool for each, and who is the best."""
-    told = []
+    said = []
     for model in dict.fromkeys(way.model for way in made.ways):
         ways = [way for way in made.ways if way.model == model]
         fewest, most = min(ways, key=lambda way: len(way.pools)), max(ways, key=lambda way: len(way.pools))
-        told.append(f" {_compared(fewest, most, made.question)}")
+        said.append(_compared(fewest, most, made.question))
         if ways[0] not in (fewest, most):
             pools = " | ".join(listed(each) for each in ways[0].pools)
-            told.append(f" Best of all is {pools}: {amount(ways[0].value, made.question)}.")
-    return "".join(told)
+            said.append(f"Best of all is {pools}: {amount(ways[0].value, made.question)}.")
+    return said
 
 
 def _compared(shared: Way, apart: Way, question: Question) -> str:
@@ -59,11 +65,6 @@ def _compared(shared: Way, apart: Way, question: Question) -> str:
     return f"{start} {how} saves {amount(more - less, question)} ({1 - less / more:.0%})."
 
 
-def _first_to_break(made: Fleet) -> str:
-    told = [f"{_limit(part)} in {part.serves}" for part in made.parts]
-    return f" First to break at a higher rate: {listed(told)}."
-
-
 def _limit(part: Part) -> str:
     whose = part.candidate.binding_class or (part.classes[0] if len(part.classes) == 1 else "")
     return _LIMITS[part.candidate.binding] + (f" of {whose}" if whose else "")
@@ -77,8 +78,8 @@ def _nothing(made: Fleet, least: Mapping[str, int] | None) -> str:
             f"Every class can be served by itself, but not all of them on {supply(made.question)}: the best choice "
             f"takes {kinds(least)}."
         )
-    told = " ".join(f"{names}: {said}" for names, said in made.short.items())
-    return f"Not every class can be served on {supply(made.question)}. {told}"
+    short = " ".join(f"{names}: {said}" for names, said in made.short.items())
+    return f"Not every class can be served on {supply(made.question)}. {short}"
 
 
 def supply(question: Question) -> str:

@@ -43,7 +43,7 @@ def joined(question: Question, shares: Sequence[Share], asks: Mapping[int, str],
             serves = "" if share.serves == pool.replica.model else share.serves
             pools.append(msgspec.structs.replace(pool, serves=serves))
         theirs = share.deployment.policies
-        if theirs.route != policies.route:  # by weights that were found for it
+        if theirs.route != question.policies.route:  # by weights that were found for it
             policies = msgspec.structs.replace(policies, route=theirs.route)
             weights[share.serves] = theirs.params["route"]["weights"]["mixed"]
     params: dict[str, dict[str, Any]] = {**policies.params}

@@ -73,6 +73,7 @@ def plan(
         requests = _requests(question, classes, source, rate_req_s, made is not None)
         whole, source = source, source.densest(requests)
         lengths = Load(source, requests, rate_req_s, question.seed).lengths
+        classes.check(lengths)
         guess = Guess(lengths, *classes.aimed)
         space = enumerate_space(question, lambda replica: _alone(replica, guess))
         replicas = (pool.replica for option in space.options for pool in option.deployment.pools)

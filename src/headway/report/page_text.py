@@ -44,7 +44,7 @@ def _section(section: Section) -> list[RenderableType]:
     parts += [facts(section.facts)] if section.facts else []
     for each in section.tables:
         parts += [Text(""), Text(each.title, style="bold")] if each.title else []
-        parts.append(_table(each))
+        parts.append(rows_table(each))
     parts += [Text(section.code)] if section.code else []
     return parts
 
@@ -62,8 +62,8 @@ def facts(rows: Iterable[tuple[str, str]], columns: int = LABEL_COLUMNS) -> Rich
     return grid
 
 
-def _table(table: Table) -> RenderableType:
-    """The rows, and below them their notes by the first cell; neighbours that share one are told together."""
+def rows_table(table: Table) -> RenderableType:
+    """Return the rows, and below them their notes by the first cell; neighbours that share one are told together."""
     from rich import box
     from rich.console import Group
     from rich.table import Table as RichTable

@@ -12,11 +12,12 @@ import msgspec
 
 from headway.report import plan_charts as charts
 from headway.report import words as w
+from headway.report.class_table import class_table
 from headway.report.page import NUMBER, Card, Cell, Column, Figure, Filter, Page, Row, Section, Table, rendered
 from headway.report.plan_tables import assumptions, course_table, load_tables, money_tables
 from headway.report.result_page import sources
 from headway.report.sensitivity_text import HEADINGS, basis_words, sensitivity_words, variant_cells
-from headway.report.text import candidate_cells, candidate_headings, energy_rows
+from headway.report.text import CLASSES_OF, candidate_cells, candidate_headings, energy_rows
 from headway.report.trust_words import plan_error_rows
 from headway.sim import Deployment
 from headway.sim.run import compiled, to_mapping_all
@@ -25,18 +26,25 @@ from headway.units import format_rate, format_seconds
 
 if TYPE_CHECKING:
     from headway.plan import Candidate, Plan
+    from headway.plan.fleet_answer import Fleet
     from headway.plan.question import Objective
 
 MOST_BEST, MOST_REST = 1500, 200  # candidates: the page stays below 2 MB
 HIGHER_IS_BETTER = ("goodput", "rate")
 
 
-def plan_html(plan: Plan) -> str:
+def plan_html(plan: Plan | Fleet) -> str:
     """Return the report of a plan as one HTML page.
 
     Raises:
         MissingExtra: a library of the extra `report` is not installed.
     """
+    from headway.plan import Plan
+
+    if not isinstance(plan, Plan):
+        from headway.report.fleet_page import fleet_html
+
+        return fleet_html(plan)
     return rendered(plan_page(plan, selected(plan, MOST_BEST, MOST_REST)))
 
 
@@ -56,8 +64,8 @@ def plan_page(plan: Plan, shown: list[Candidate] | None = None) -> Page:
         question=[*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)],
         cards=_cards(plan.best) if plan.best else [],
         sections=_filtered([
-            *_front(plan), *_tradeoffs(plan), *_load(plan), *_course(plan), *_spent(plan), *_sensitivity(plan),
-            *_candidates(plan, shown), *_best(plan),
+            *_front(plan), *_by_class(plan), *_tradeoffs(plan), *_load(plan), *_course(plan), *_spent(plan),
+            *_sensitivity(plan), *_candidates(plan, shown), *_best(plan),
         ]),
         datasets={charts.CANDIDATES: charts.candidate_columns(plan, shown)} if shown else {},
         filters=_filters(plan, shown) if len(shown) > 1 else [],
@@ -154,6 +162,15 @@ def _front(plan: Plan) -> list[Section]:
     columns = [Column(headings[0], "name"), *(Column(name, NUMBER) for name in headings[1:-1]), Column(headings[-1])]
     tables = [Table(columns, [Row([Cell(text) for text in row]) for row in rows])]
     return [Section(key="front", title="The front", note=f"{told} {use}", told=told, figures=figures, tables=tables)]
+
+
+def _by_class(plan: Plan) -> list[Section]:
+    first = [each for each in plan.ranked if each.by_class][:CLASSES_OF]
+    if not first:
+        return []
+    slos = "; ".join(f"{name}: {w.limits(slo)}" for name, slo in plan.question.slos.items())
+    note = f"Each class has to reach its own target ({slos}). Latencies are what that share of the class keeps to."
+    return [Section(key="classes", title="Attainment by class", note=note, tables=[class_table(plan, first)])]
 
 
 def _tradeoffs(plan: Plan) -> list[Section]:

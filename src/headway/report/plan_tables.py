@@ -114,11 +114,16 @@ def assumptions(plan: Plan) -> Table:
     """Return what the plan was told or takes for granted, and where that is from."""
     question, prices = plan.question, plan.question.prices
     defaults = type(prices)()
-    aimed = question.aimed_slo
+    slos = question.slos or {"": question.slo}
+    aimed = [
+        (f"limits of {name} judged by" if name else "limits judged by", question.aimed(slo))
+        for name, slo in slos.items()
+    ]
     rows = [
         ["arrivals", f"{format_rate(plan.rate_req_s)}, seed {question.seed}", "the question"],
-        ["limits judged by", f"{w.limits(aimed)} for {w.share(aimed.attainment)}",
-         f"the question, less {question.margin:.0%} of margin on the time per token (accuracy.md, \"How sure\")"],
+        *([what, f"{w.limits(slo)} for {w.share(slo.attainment)}",
+           f"the question, less {question.margin:.0%} of margin on the time per token (accuracy.md, \"How sure\")"]
+          for what, slo in aimed),
         *([f"price of {kind}", f"{w.usd(question.usd_per_hour(kind))} per GPU and hour", question.price_source(kind)]
           for kind in question.stock),
         ["carbon intensity", f"{w.amount(prices.carbon_g_per_kwh)} g CO2 per kWh",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from headway.metrics import Latency, Result, Slo
 from headway.report import words as w
 from headway.report.measured_words import MEASURED, measured_rows
-from headway.report.page_text import LABEL_COLUMNS, facts, page_text
+from headway.report.page_text import LABEL_COLUMNS, facts, page_text, rows_table
 from headway.report.sensitivity_text import sensitivity_text
 from headway.report.trust_words import INTERVAL_HEADINGS, interval_note, interval_rows, plan_error_rows
 from headway.units import format_count, format_rate, format_seconds
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from headway.plan import Candidate, Plan
+    from headway.plan.fleet_answer import Fleet
 
+CLASSES_OF = 3  # candidates whose classes are told one by one
 GOOD, BAD, WARNING = "bold green", "bold red", "bold yellow"
 
 
@@ -59,7 +61,7 @@ def _error(result: Result) -> list[RenderableType]:
     return [table, Text(interval_note(result), style="dim"), Text("")]
 
 
-def plan_text(plan: Plan, top: int | None) -> RenderableType:
+def plan_text(plan: Plan | Fleet, top: int | None) -> RenderableType:
     """Return a plan as the answer, the question, its `top` candidates and why they are not the best.
 
     Without a number all that its page says, every candidate too.
@@ -67,6 +69,12 @@ def plan_text(plan: Plan, top: int | None) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
+    from headway.plan import Plan
+
+    if not isinstance(plan, Plan):
+        from headway.report.fleet_page import fleet_text
+
+        return fleet_text(plan, top)
     if top is None:
         from headway.report.plan_page import plan_page
 
@@ -86,6 +94,11 @@ def plan_text(plan: Plan, top: int | None) -> RenderableType:
                 style="dim",
             )
         )
+    if plan.ranked and plan.ranked[0].by_class:
+        from headway.report.class_table import class_table
+
+        first = [each for each in plan.ranked[:top] if each.by_class][:CLASSES_OF]
+        parts += [Text(""), Text("By class", style="bold"), rows_table(class_table(plan, first))]
     if plan.sensitivity is not None:
         parts += [Text(""), sensitivity_text(plan.sensitivity)]
     return Group(*parts)
@@ -238,13 +251,15 @@ def _happened(result: Result) -> list[tuple[str, str]]:
 def attainment_rows(result: Result) -> list[tuple[str, str]]:
     """Return attainment with its interval: of the run, and of each class where there are several."""
     whole = [("Attainment", result.slo)] if result.slo.attainment is not None else []
+    named = dict(enumerate(each["name"] for each in (result.workload or {}).get("classes", ())))
+    classes = ((f"Class {named.get(int(key), key)}", each) for key, each in result.slo.by_class.items())
     return [
         (
             name,
             f"{w.share(slo.attainment)} (95% interval {w.share(slo.attainment_low)} to {w.share(slo.attainment_high)})"
             f", target {w.share(slo.target)}",
         )
-        for name, slo in [*whole, *((f"Class {key}", each) for key, each in result.slo.by_class.items())]
+        for name, slo in [*whole, *classes]
     ]
 
 

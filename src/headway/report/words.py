@@ -115,7 +115,8 @@ def listed(words: Iterable[str]) -> str:
 def limits(slo: Slo) -> str:
     """Return the limits of an SLO: ``TTFT 500 ms and TPOT 50 ms``."""
     named = (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s), ("E2E", slo.e2e_s), ("p99 ITL", slo.itl_s))
-    return listed(f"{name} {format_seconds(limit)}" for name, limit in named if limit is not None)
+    said = [f"{name} {format_seconds(limit)}" for name, limit in named if limit is not None]
+    return listed(said) if said else "no limit"
 
 
 def pool_words(pool: Pool) -> str:
@@ -160,6 +161,9 @@ def workload_words(workload: dict[str, Any] | None) -> str:
     """Return the workload a result carries, in a line."""
     if workload is None:
         return "an unnamed workload"
+    if any(each.get("workload") for each in workload.get("classes", ())):
+        each = [f"{one['name']} at {format_rate(one['rate_req_s'])}" for one in workload["classes"]]
+        return f"{workload.get('name', 'custom')}: {listed(each)}"
     arrival = workload.get("arrival", {})
     kind, rate = arrival.get("kind", ""), arrival.get("rate_req_s")
     if kind == "closed":
@@ -239,8 +243,10 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
     """Return what a plan was asked for, and what was tried."""
     question = plan.question
     named = question.workload if isinstance(question.workload, str) else question.workload.name
-    slo = f"{limits(question.slo)} for {share(question.slo.attainment)} of requests"
-    if question.margin and (question.slo.tpot_s or question.slo.itl_s):
+    slos = question.slos or {"": question.slo}
+    each = [f"{name}: {_promise(one)}" if name else f"{_promise(one)} of requests" for name, one in slos.items()]
+    slo = "; ".join(each)
+    if question.margin and any(one.tpot_s or one.itl_s for one in slos.values()):
         slo += f"; judged with {question.margin:.0%} of margin on the time per token"
     tried = f"{counted(plan.evaluated, 'deployment')} in {format_seconds(plan.seconds)}"
     if plan.interrupted:
@@ -257,6 +263,10 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
     if plan.ranked:
         rows += [("Outcome", outcome_words(plan)), ("Front", front_words(plan))]
     return rows
+
+
+def _promise(slo: Slo) -> str:
+    return f"{limits(slo)} for {share(slo.attainment)}"
 
 
 def _runs(plan: Plan) -> list[str]:

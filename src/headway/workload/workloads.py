@@ -148,7 +148,7 @@ class Workload:
     def rate_req_s(self) -> float | None:
         """The mean arrival rate; None in a closed loop and where a trace's requests all come at once."""
         if self._parts:
-            return sum(part.rate_req_s or 0.0 for part in self._parts)
+            return sum(each.rate_req_s or 0.0 for each in self.spec.classes)
         arrival = self.spec.process
         if isinstance(arrival, Closed):
             return None
@@ -320,10 +320,12 @@ def _with_rates(spec: WorkloadSpec, parts: tuple[Workload, ...]) -> WorkloadSpec
             f"class {first} names prefixes in blocks of {one} tokens, class {second} in blocks of {other}: side by "
             "side they need one size"
         )
-    classes = zip(spec.classes, parts, strict=True)
-    return msgspec.structs.replace(
-        spec, classes=tuple(msgspec.structs.replace(each, rate_req_s=part.rate_req_s) for each, part in classes)
-    )
+    classes = []
+    for each, part in zip(spec.classes, parts, strict=True):
+        rate_req_s, asked = part.rate_req_s or 0.0, each.rate_req_s or 0.0
+        kept = asked if math.isclose(asked, rate_req_s) else rate_req_s  # without what arrivals round
+        classes.append(msgspec.structs.replace(each, rate_req_s=kept))
+    return msgspec.structs.replace(spec, classes=tuple(classes))
 
 
 def _least_finite(parts: tuple[Workload, ...]) -> int | None:

@@ -13,7 +13,7 @@ from headway.plan import fleet_words as words
 from headway.plan.answer import Candidate, Plan
 from headway.plan.classes import long_requests
 from headway.plan.crew import Workforce
-from headway.plan.fleet_answer import Fleet, Part, Together, Way
+from headway.plan.fleet_answer import AskedClass, Fleet, Part, Together, Way
 from headway.plan.groups import Group, groupings, groups_of, question_of, tokens_per_s
 from headway.plan.joined import Share, joined
 from headway.plan.many import plans
@@ -239,6 +239,7 @@ class _Search:
         made = Fleet(
             question=self.question,
             rate_req_s=self.source.rate_req_s or 0.0,
+            classes=self._asked(),
             feasible=best is not None,
             message="",
             interrupted=interrupted,
@@ -259,6 +260,18 @@ class _Search:
             together=together,
         )
         return msgspec.structs.replace(made, message=words.message(made, self._least() if best is None else None))
+
+    def _asked(self) -> list[AskedClass]:
+        given, rate_req_s = self.source.spec.classes, self.source.rate_req_s or 0.0
+        total = sum(each.share for each in given)
+        return [
+            AskedClass(
+                name=each.name, model=each.model or self.question.model, slo=self.question.slo_of(each.name),
+                rate_req_s=each.rate_req_s or rate_req_s * each.share / total,
+                priority=each.priority, deadline_s=each.deadline_s,
+            )
+            for each in given
+        ]  # fmt: skip
 
     def _least(self) -> dict[str, int] | None:
         """The GPUs of the best choice if there were any number of them; None where that does not help either."""
