@@ -229,7 +229,7 @@ class Guess:
             prompt_s, rates = own_s + shared_s, []
             for slo, sample in self.samples:
                 if role != "decode":
-                    theirs_s = prompt_s if sample is self.sample else sum(self._prompt_s(table, sample))
+                    theirs_s = prompt_s if sample is self.sample else np.add(*self._prompt_s(table, sample))
                     rates.append(self._prompts(table, count, slo, prompt_s, theirs_s))
                 if role != "prefill":
                     beside = (float(own_s.mean()), float(shared_s.mean())) if role == "mixed" else (0.0, 0.0)
