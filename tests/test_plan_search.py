@@ -42,6 +42,12 @@ def deployment(split=False, count=1, **replica):
     return Deployment(name="d", pools=tuple(pools) if split else (Pool(count=count, replica=one),))
 
 
+RANKS = [
+    {"model": "qwen3-30b-a3b", "tp": tp, "dp": dp, "ep": ep}
+    for tp, dp, ep in ((1, 2, 1), (1, 2, 2), (1, 4, 4), (1, 8, 8), (2, 2, 4), (4, 2, 1))
+]
+
+
 def tables(plan):
     return tuple(compiled(pool.replica) for pool in plan.pools)
 
@@ -91,13 +97,14 @@ def test_every_candidate_is_a_deployment_of_at_most_the_gpus_there_are():
 # --- bounds -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    tp=st.sampled_from([1, 2, 4]), pp=st.sampled_from([1, 2]), weights=st.sampled_from(["bf16", "fp8"]),
+    cut=st.builds(lambda tp, pp: {"tp": tp, "pp": pp}, st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
+    | st.sampled_from(RANKS), weights=st.sampled_from(["bf16", "fp8"]),
     split=st.booleans(), rate=st.sampled_from([0.5, 20.0, 200.0]), seed=st.integers(0, 9),
 )  # fmt: skip
-def test_no_request_is_faster_than_its_bound(tp, pp, weights, split, rate, seed):
-    plan = deployment(split, tp=tp, pp=pp, weights=weights)
+def test_no_request_is_faster_than_its_bound(cut, weights, split, rate, seed):
+    plan = deployment(split, weights=weights, **cut)
     made = workload("chat", rate=rate, requests=60)
     records = simulate(plan, made, seed=seed, warmup=0.0).records
     order = np.argsort(records["id"])
@@ -131,6 +138,17 @@ def test_the_guess_is_near_what_is_found():
         found = evaluator(Job(0, plan, 1000)).goodput.req_s
         guess = Guess(evaluator.load(1000).lengths, SLO)(plan, tables(plan))
         assert 0.6 < guess / found < 1.6
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("cut", RANKS, ids=lambda cut: "tp{tp}dp{dp}ep{ep}".format(**cut))
+def test_the_guess_is_near_what_is_found_of_ranks(cut, split):
+    slo = Slo(ttft_s=1.0, tpot_s=0.05)
+    evaluator = Evaluator(msgspec.structs.replace(QUESTION, slo=slo), workload("chat"), 10.0)
+    plan = deployment(split, **cut)
+    found = evaluator(Job(0, plan, 4000)).goodput.req_s  # at a hundred a second fewer would be served from a queue
+    guess = Guess(evaluator.load(4000).lengths, evaluator.question.aimed_slo)(plan, tables(plan))
+    assert 0.6 < guess / found < 1.6
 
 
 # --- search -------------------------------------------------------------------------------------------------

@@ -41,12 +41,15 @@ def changed(**changes):
 @given(
     st.sampled_from(["llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v3", "gemma-3-27b", "gpt-oss-120b", "llama-3.2-1b"]),
     st.sampled_from(["h100-sxm", "a100-80gb-sxm", "mi300x", "b200", "l40s"]), st.sampled_from([1, 2, 4, 8]),
-    st.sampled_from([1, 2]), st.sampled_from(["vllm", "sglang"]), st.integers(1, 30_000), st.integers(1, 3_000),
+    st.sampled_from([1, 2]), st.sampled_from([(1, False), (2, False), (8, False), (8, True)]),
+    st.sampled_from(["vllm", "sglang"]), st.integers(1, 30_000), st.integers(1, 3_000),
 )  # fmt: skip
-def test_no_replica_is_faster_than_its_floor(name, card, tp, pp, engine, prompt, output):
+def test_no_replica_is_faster_than_its_floor(name, card, tp, pp, ranks, engine, prompt, output):
+    dp, divided = ranks
     replica = Replica(
-        model=name, gpu=card, tp=tp, pp=pp, weights=model(name).native_dtype, engine=EngineSettings(name=engine)
-    )
+        model=name, gpu=card, tp=tp, pp=pp, dp=dp, ep=tp * dp if divided else 1, weights=model(name).native_dtype,
+        engine=EngineSettings(name=engine),
+    )  # fmt: skip
     try:
         deployment, tables = Deployment(pools=(Pool(replica=replica),)), (compiled(replica),)
         memory_fit(replica)
@@ -76,6 +79,20 @@ def test_a_floor_is_weights_over_bandwidth_and_operations_over_peak():
     assert found_again.least_s == pytest.approx(token_s(replica))
     mixture = Replica(model="deepseek-v3", gpu="h200", tp=8, weights="fp8")
     assert token_bytes(mixture) < 1.3 * model("deepseek-v3").active_params()
+
+
+def test_a_token_of_a_rank_reads_what_is_no_expert_from_its_own_gpus_alone():
+    spec, card = model("deepseek-v3"), gpu("h200")
+    ranks = Replica(model=spec.key, gpu=card.key, dp=8, ep=8, weights="fp8")
+    alone = msgspec.structs.replace(ranks, tp=8, dp=1, ep=1)
+    experts = spec.moe_layers() * spec.experts_per_token * spec.expert_params()
+    rest = token_bytes(ranks) - experts
+    assert token_s(ranks) == pytest.approx((rest + experts / 8) / card.memory_bytes_per_s)
+    assert token_s(alone) == pytest.approx((rest + experts) / 8 / card.memory_bytes_per_s)
+    lengths = Lengths(np.array([100]), np.array([100]), cached=False)
+    low = floor([ranks], lengths, Slo(tpot_s=0.0005))
+    assert f"{rest / 1e9:.3g} GB of them on the 1 of its own rank" in low.why
+    assert floor([ranks, alone], lengths, Slo(tpot_s=0.0005)).replica == alone
 
 
 def test_requests_that_the_target_lets_go_may_be_below_the_floor():

@@ -14,7 +14,7 @@ from headway.errors import BadInput, UnknownName
 from headway.hardware import Gpu
 from headway.specs import Spec, from_mapping
 
-__all__ = ["EngineFacts", "HostTerms", "check_engine", "engine_facts", "engine_names"]
+__all__ = ["EngineFacts", "HostTerms", "check_engine", "engine_facts", "engine_names", "spreads"]
 
 
 class HostTerms(Law, kw_only=True):
@@ -95,6 +95,17 @@ def check_engine(name: str, card: Gpu) -> None:
             f"engine {name} against gpu {card.key}: it runs on GPUs of {only} alone, and this one is {card.vendor}'s; "
             f"name another of the two (engines without that limit: {others})"
         )
+
+
+def spreads(name: str, tp: int, dp: int, ep: int) -> bool:
+    """Return whether an engine starts data-parallel ranks, or groups of experts, of these degrees.
+
+    vLLM divides the experts among all GPUs of a stage (`--enable-expert-parallel`) or cuts each over all of them; in
+    TensorRT-LLM each GPU attends its own sequences (`enable_attention_dp`) or all share them.
+    """
+    if dp == ep == 1 or name == "sglang":
+        return True
+    return {"vllm": ep in (1, tp * dp), "trtllm": dp == 1 or tp == 1}.get(name, False)
 
 
 @functools.cache

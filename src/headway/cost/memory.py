@@ -219,8 +219,9 @@ def _explain(replica: Replica, spec: Model, card: Gpu, fit: MemoryFit, least: in
     )
     listed = ", ".join(f"{_gib(size)} {name}" for name, size in parts)
     share = f"{replica.engine.memory_utilization:.0%} of {_gib(card.memory_bytes)}"
+    ranks = f", dp={replica.dp}" if replica.dp > 1 else ""
     return (
-        f"{spec.key} ({replica.weights}, tp={replica.tp}, pp={replica.pp}) does not fit on {card.key}: each "
+        f"{spec.key} ({replica.weights}, tp={replica.tp}, pp={replica.pp}{ranks}) does not fit on {card.key}: each "
         f"GPU needs {_gib(fit.needed_bytes + least)} ({listed}) and has {_gib(room)} ({share})"
     )
 
@@ -268,7 +269,7 @@ def _smallest_tp(replica: Replica, spec: Model, card: Gpu) -> int:
 
 
 def _would_fit(replica: Replica, spec: Model, card: Gpu, tp: int) -> bool:
-    candidate = msgspec.structs.replace(replica, gpu=card.key, tp=tp)
+    candidate = msgspec.structs.replace(replica, gpu=card.key, tp=tp, ep=1)  # groups change nothing in what a GPU holds
     try:
         resolve(candidate)
     except BadInput:

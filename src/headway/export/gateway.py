@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
+
+import msgspec
 
 from headway.errors import BadInput
 from headway.gateway import GatewaySpec, SloClass
@@ -32,4 +35,17 @@ def gateway_file(
         classes = [SloClass(slo=slo)] if isinstance(slo, Slo) else slo
         section["classes"] = [to_mapping(each) for each in classes]
     from_mapping(GatewaySpec, section, "gateway")
-    return to_mapping(deployment) | {"gateway": section}
+    return to_mapping(_by_replica(deployment)) | {"gateway": section}
+
+
+def _by_replica(deployment: Deployment) -> Deployment:
+    """The deployment with one weight per replica: the simulator's router sees each rank, a gateway's one address."""
+    route = deployment.policies.params.get("route", {})
+    each = route.get("weights", {}).get("mixed")
+    if not each or all(pool.replica.dp == 1 for pool in deployment.pools):
+        return deployment
+    ends = list(accumulate(pool.replica.dp for pool in deployment.pools for _ in range(pool.count)))
+    weights = [sum(each[first:end]) for first, end in pairwise([0, *ends]) if first < len(each)]
+    params = {**deployment.policies.params, "route": {**route, "weights": {"mixed": weights}}}
+    policies = msgspec.structs.replace(deployment.policies, params=params)
+    return msgspec.structs.replace(deployment, policies=policies)

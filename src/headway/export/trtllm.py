@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from headway.cost import memory_fit
+from headway.cost.engines import spreads
 from headway.errors import BadInput, UnknownName
 from headway.export import engine as e
 from headway.export.recorded import parse
@@ -52,7 +53,7 @@ def command(ask: e.Ask) -> e.Command:
     """
     replica = ask.replica
     e.online_quantization(ask, ())
-    if replica.dp > 1 and replica.tp > 1:
+    if not spreads("trtllm", replica.tp, replica.dp, replica.ep):
         raise BadInput(
             f"{ask.where}.replica: dp={replica.dp} with tp={replica.tp}: in TensorRT-LLM each GPU of a stage attends "
             "its own sequences (enable_attention_dp) or all share them; set tp or dp to 1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from headway.cost.engines import spreads
 from headway.errors import BadInput
 from headway.export import engine as e
 from headway.export.recorded import parse
@@ -85,7 +86,7 @@ def read(built: e.Command) -> dict[str, Any]:
 
 def _check_experts(ask: e.Ask) -> None:
     replica = ask.replica
-    if replica.ep not in (1, replica.tp * replica.dp):
+    if not spreads("vllm", replica.tp, replica.dp, replica.ep):
         raise BadInput(
             f"{ask.where}.replica.ep={replica.ep}: vLLM divides the experts among all tp * dp GPUs of a stage "
             f"(--enable-expert-parallel) or among none; set ep to 1 or {replica.tp * replica.dp}"

@@ -1,8 +1,9 @@
 """What is known of a deployment before simulating it: limits it misses for certain, and a guess of its goodput.
 
 The bounds are proofs: a step takes at least as long as its tokens' share of `linear_s` (which never decreases), a
-prompt is computed once, and a token comes out of a step that went through all stages. The guess is none: the search
-only starts there.
+prompt is computed once, and a token comes out of a step that went through all stages. Data-parallel ranks step
+together: as long as each of them alone, and then as long as the experts take for the tokens of all, which are no fewer
+than those of one and no more than `ranks` times the most of any. The guess is no proof: the search only starts there.
 """
 
 from __future__ import annotations
@@ -142,7 +143,9 @@ class _Work(NamedTuple):
         paces = []
         for count, table in replicas:
             most = table.max_seqs if decodes_alone else len(table.linear_s) - 1
-            token_s = float((table.linear_s[1 : most + 1] / np.arange(1, most + 1)).min()) * _kept(table)
+            token_s = _token_share_s(table.linear_s, most) * _kept(table)
+            if table.shared_s is not None:  # of a step in which all ranks have a token each
+                token_s += table.ranks * _token_share_s(table.shared_s, table.ranks * most)
             paces.append((count, token_s, table.prefill_area_s, float(table.decode_ctx_s[1:].min())))
         area, context = (min(pace[i] / pace[1] for pace in paces) for i in (2, 3))
         work = np.sort(self.tokens + area * self.area + max(0.0, context) * self.context)
@@ -150,10 +153,20 @@ class _Work(NamedTuple):
         return float(needed) > sum(count / token_s for count, token_s, *_ in paces) * within_s * (1 + _EPSILON)
 
 
+def _token_share_s(step_s: Floats, most: int) -> float:
+    """The least seconds per token of steps with up to `most` tokens."""
+    return float((step_s[1 : most + 1] / np.arange(1, most + 1)).min())
+
+
 def _step_s(table: StepTable) -> float:
     """The shortest step through all stages."""
-    stage_s = float(table.linear_s[1]) + float(table.seq_s[1:].min())
+    stage_s = float(table.linear_s[1]) + float(table.seq_s[1:].min()) + _together_s(table)
     return table.stages * stage_s + (table.stages - 1) * float(table.p2p_s[1:].min())
+
+
+def _together_s(table: StepTable) -> float:
+    """What ranks share of a step takes at least; 0 without."""
+    return 0.0 if table.shared_s is None else float(table.shared_s[1:].min())
 
 
 def _kept(table: StepTable) -> float:
@@ -167,12 +180,19 @@ def _kept(table: StepTable) -> float:
 
 
 def _prompt_s(table: StepTable, lengths: Lengths) -> Floats:
-    """Seconds one stage computes at each prompt, in however many chunks and whatever runs beside it."""
+    """Seconds one stage computes at each prompt at least, in however many chunks and whatever runs beside it."""
+    own_s, shared_s = _prompt_parts(table, lengths)
+    return own_s + shared_s
+
+
+def _prompt_parts(table: StepTable, lengths: Lengths) -> tuple[Floats, Floats]:
+    """Seconds of each prompt at least: those of the rank that has it, and those that all ranks take together for it."""
     if lengths.cached:
-        return np.zeros(len(lengths.prompt))
+        return np.zeros(len(lengths.prompt)), np.zeros(len(lengths.prompt))
     tokens = lengths.prompt.astype(np.float64)
-    per_token_s = float((table.linear_s[1:] / np.arange(1, len(table.linear_s))).min())
-    return np.asarray(per_token_s * tokens + table.prefill_area_s * tokens * (tokens + 1) / 2)
+    own_s = _token_share_s(table.linear_s, len(table.linear_s) - 1) * tokens
+    own_s = own_s + table.prefill_area_s * tokens * (tokens + 1) / 2
+    return own_s, (0.0 if table.shared_s is None else _token_share_s(table.shared_s, len(table.shared_s) - 1)) * tokens
 
 
 # --- the guess ----------------------------------------------------------------------------------------------
@@ -205,32 +225,34 @@ class Guess:
     def _rate(self, role: str, table: StepTable, count: int) -> float:
         key = role, table, count
         if key not in self.known:
-            prompt_s = self._prompt_s(table, self.sample)
-            rates = []
+            own_s, shared_s = self._prompt_s(table, self.sample)
+            prompt_s, rates = own_s + shared_s, []
             for slo, sample in self.samples:
                 if role != "decode":
-                    own_s = prompt_s if sample is self.sample else self._prompt_s(table, sample)
-                    rates.append(self._prompts(table, count, slo, prompt_s, own_s))
+                    theirs_s = prompt_s if sample is self.sample else np.add(*self._prompt_s(table, sample))
+                    rates.append(self._prompts(table, count, slo, prompt_s, theirs_s))
                 if role != "prefill":
-                    beside_s = float(prompt_s.mean()) if role == "mixed" else 0.0
-                    rates.append(self._tokens(table, count, slo, beside_s))
+                    beside = (float(own_s.mean()), float(shared_s.mean())) if role == "mixed" else (0.0, 0.0)
+                    rates.append(self._tokens(table, count, slo, beside))
             self.known[key] = min(rates)
         return self.known[key]
 
-    def _prompt_s(self, table: StepTable, sample: Lengths) -> Floats:
-        return np.asarray(np.maximum(_prompt_s(table, sample), _step_s(table) / table.stages))
+    def _prompt_s(self, table: StepTable, sample: Lengths) -> tuple[Floats, Floats]:
+        """Seconds of each prompt on its own rank, a step at least, and what all ranks share while all have prompts."""
+        own_s, shared_s = _prompt_parts(table, sample)
+        return np.maximum(own_s, _step_s(table) / table.stages), table.ranks * shared_s
 
-    def _prompts(self, table: StepTable, count: int, slo: Slo, prompt_s: Floats, own_s: Floats) -> float:
-        """By the wait behind all prompts, which those of a class, `own_s`, can spare."""
+    def _prompts(self, table: StepTable, count: int, slo: Slo, prompt_s: Floats, theirs_s: Floats) -> float:
+        """By the wait behind all prompts, which those of a class, `theirs_s`, can spare."""
         ttft_max, _, e2e_max = slo.limits()
         wait_max = min(ttft_max, e2e_max)
-        spare_s = wait_max - table.stages * own_s if wait_max < math.inf else np.full(_SAMPLE, math.inf)
+        spare_s = wait_max - table.stages * theirs_s if wait_max < math.inf else np.full(_SAMPLE, math.inf)
         return _QUEUE_USED * _queued_rate(prompt_s, count, spare_s, 1 - slo.attainment)
 
-    def _tokens(self, table: StepTable, count: int, slo: Slo, beside_s: float) -> float:
+    def _tokens(self, table: StepTable, count: int, slo: Slo, beside: tuple[float, float]) -> float:
         places = _places(table, self.sample)
         most = places * _no_wait(places * count, 1 - slo.attainment)
-        return count * _decode_rate(table, self.sample, _TPOT_USED * slo.limits()[1], beside_s, most)
+        return count * _decode_rate(table, self.sample, _TPOT_USED * slo.limits()[1], beside, most)
 
 
 def _places(table: StepTable, sample: Lengths) -> float:
@@ -262,15 +284,19 @@ def _queued_rate(service_s: Floats, servers: int, spare_s: Floats, missing: floa
     return servers / mean_s * _highest(lambda load: missed(load) <= missing, 1 - 1e-6)
 
 
-def _decode_rate(table: StepTable, sample: Lengths, tpot_max: float, beside_s: float, most: float) -> float:
-    """Rate of a replica at which a token takes `tpot_max` or `most` requests are in it.
+def _decode_rate(
+    table: StepTable, sample: Lengths, tpot_max: float, beside: tuple[float, float], most: float
+) -> float:
+    """Rate of a replica, or of a rank, at which a token takes `tpot_max` or `most` requests are in it.
 
-    Each prompt holds up its steps for `beside_s`.
+    Each prompt holds up the steps beside it for as long as its own rank computes at it, and then for what all ranks'
+    prompts take together (`beside`).
     """
     prompt, output = float(sample.prompt.mean()), float(sample.output[0])
+    alone_s, together_s = beside
 
     def token_s(rate: float) -> float:
-        spare = 1 - rate * beside_s
+        spare = 1 - rate * (alone_s * _apart(rate * tpot_max, table.ranks) + together_s)
         seconds = 0.0
         for _ in range(_BISECTIONS):  # a fixed point, by Little's law: the batch sets the step, the step the batch
             n = rate * output * seconds
@@ -282,12 +308,22 @@ def _decode_rate(table: StepTable, sample: Lengths, tpot_max: float, beside_s: f
     return _highest(lambda rate: token_s(rate) <= tpot_max, most / (output * _step_s(table)))
 
 
+def _apart(prompts: float, ranks: int) -> float:
+    """How many times a rank's own prompts hold all ranks up, where it gets so many a step.
+
+    As the most that any rank gets: all of them at low load, then a mean and some sqrt(2 ln ranks) deviations of it.
+    """
+    return min(ranks, 1 + math.sqrt(2 * math.log(ranks) / prompts)) if ranks > 1 and prompts > 0 else 1.0
+
+
 def _token_s(table: StepTable, n: float, context: float) -> float:
-    """Seconds of one token through all stages, in a batch of n per stage."""
+    """Seconds of one token through all stages, in a batch of n per stage and rank."""
     i = min(int(n), table.max_seqs, table.max_batched_tokens)
     attended = min(context, table.window) if table.window else 0.0
     stage_s = float(table.linear_s[i] + table.seq_s[i] + table.decode_s[i])
     stage_s += n * float(table.decode_ctx_s[i] * context + table.decode_window_s[i] * attended)
+    if table.shared_s is not None:
+        stage_s += float(table.shared_s[i * table.ranks])
     return table.stages * stage_s + (table.stages - 1) * float(table.p2p_s[i])
 
 

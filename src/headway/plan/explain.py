@@ -16,6 +16,7 @@ from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
 from headway.plan.remedy import Remedy
+from headway.plan.shapes import shape_of
 from headway.plan.space import without
 from headway.plan.wish import Wish
 from headway.sim import Deployment
@@ -292,7 +293,6 @@ def below_floor(low: Floor, whose: str, needs_s: float | None, question: Questio
     `whose`: the class with that limit, where there are several.
     """
     name, limit, least = _NAMES[low.binding] + _of(whose), format_seconds(low.limit_s), format_seconds(low.least_s)
-    layout = f"tp{low.replica.tp}" + (f"pp{low.replica.pp}" if low.replica.pp > 1 else "")
     ask = f"Ask for clearly more than {least}"
     if needs_s == 0.0:
         ask = "Besides, its requests exceed the KV cache or the context"
@@ -304,15 +304,16 @@ def below_floor(low: Floor, whose: str, needs_s: float | None, question: Questio
         )
     return (
         f"{name} {limit} is below the physical floor of {least}, so nothing was searched. On the quickest replica that "
-        f"{question.gpu_words} allow{_bounds(question)}, {low.replica.model} as {layout}: {low.why} All else comes on "
-        f"top. {ask}" + (f", or {_changes(changes)}." if changes else ".")
+        f"{question.gpu_words} allow{_bounds(question)}, {low.replica.model} as {shape_of(low.replica)}: {low.why} "
+        f"All else comes on top. {ask}" + (f", or {_changes(changes)}." if changes else ".")
     )
 
 
 def _bounds(question: Question) -> str:
     """The constraints that a replica's latency depends on."""
     said = [f"max_tp {question.max_tp}"] if question.max_tp is not None else []
-    said += [f"{name} {', '.join(map(str, each))}" for name in ("tp", "weights") if (each := getattr(question, name))]
+    listed = {name: getattr(question, name) for name in ("tp", "dp", "ep", "weights")}
+    said += [f"{name} {', '.join(map(str, each))}" for name, each in listed.items() if each]
     return f" with {' and '.join(said)}" if said else ""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from headway.cost import Replica
 from headway.hardware import gpu
 from headway.metrics import Slo
-from headway.model import Model, model
+from headway.model import DTYPE_BYTES, Model, model
 from headway.plan.answer import Binding
 from headway.plan.bounds import Floats, Lengths
 
@@ -65,10 +65,13 @@ def floor(replicas: Iterable[Replica], lengths: Lengths, slo: Slo) -> Floor | No
 
 
 def _reads(replica: Replica) -> str:
-    per_s = gpu(replica.gpu).memory_bytes_per_s
+    per_s, whole = gpu(replica.gpu).memory_bytes_per_s, token_bytes(replica)
     several = f", some {replica.engine.step_tokens} tokens at a time" if replica.engine.speculation else ""
+    own = ""
+    if replica.dp > 1:
+        own = f", {(whole - _expert_bytes(replica)) / 1e9:.3g} GB of them on the {replica.tp} of its own rank"
     return (
-        f"each token reads {token_bytes(replica) / 1e9:.3g} GB of weights ({replica.weights}){several}, and "
+        f"each token reads {whole / 1e9:.3g} GB of weights ({replica.weights}){several}{own}, and "
         f"{replica.tp * replica.dp} {replica.gpu} read {per_s / 1e12:.3g} TB/s{_each(replica.tp * replica.dp)}."
     )
 
@@ -95,10 +98,20 @@ def token_bytes(replica: Replica) -> float:
     return float(spec.weight_bytes(replica.weights) - table)
 
 
+def _expert_bytes(replica: Replica) -> float:
+    """Bytes of `token_bytes` that are experts' weights."""
+    spec = _active(replica.model)
+    return spec.moe_layers() * spec.experts * spec.expert_params() * DTYPE_BYTES[replica.weights]
+
+
 def token_s(replica: Replica) -> float:
-    """Seconds of one token at least: the stages come one after the other, the GPUs of a stage read side by side."""
+    """Seconds of one token at least: the stages come one after the other, the GPUs of a stage read side by side.
+
+    All of them the experts, those of the token's own data-parallel rank the rest.
+    """
+    whole, experts = token_bytes(replica), _expert_bytes(replica)
     per_s = gpu(replica.gpu).memory_bytes_per_s * replica.tp * replica.dp
-    return token_bytes(replica) / per_s / replica.engine.step_tokens
+    return (whole + (replica.dp - 1) * (whole - experts)) / per_s / replica.engine.step_tokens
 
 
 def _read_s(replica: Replica) -> float:
@@ -107,6 +120,7 @@ def _read_s(replica: Replica) -> float:
 
 
 def _compute_s(replica: Replica, tokens: float) -> float:
+    """Seconds of a prompt's operations at least; of ranks as if they shared them all, not the experts' alone."""
     return _flops(replica) * tokens / (_peak(replica) * replica.gpus)
 
 

@@ -63,6 +63,11 @@ class Question(Spec, frozen=True, kw_only=True):
             ends.
         tp, pp: degrees to try. None tries every power of two that cuts the model for tp; for pp 2 and 4 as well where a
             replica spans nodes, where links in the node are slow, or where nothing fits without.
+        dp, ep: of a model with experts, numbers of data-parallel ranks that attend their own sequences, and of groups
+            that the experts are divided among. None tries ranks of powers of two: in a node; over up to 4 nodes where
+            no replica holds the model on less than one; in split pools only on whole nodes (or half of the GPUs there
+            are), and of as few GPUs as hold it where less than a node does. Their experts are cut over all GPUs, or
+            divided among all.
         weights, kv: precisions to try; None tries what the GPU computes in, bf16 and fp8.
         budget_tokens: token budgets of a step to try on mixed replicas. A prefill pool takes the largest (it hardly
             matters there: 3 % of goodput), a decode pool, which computes no prompts, the smallest.
@@ -100,6 +105,8 @@ class Question(Spec, frozen=True, kw_only=True):
     requests: int | None = None
     tp: tuple[int, ...] | None = None
     pp: tuple[int, ...] | None = None
+    dp: tuple[int, ...] | None = None
+    ep: tuple[int, ...] | None = None
     weights: tuple[str, ...] | None = None
     kv: tuple[str, ...] | None = None
     budget_tokens: tuple[int, ...] = (2048, 8192)
@@ -135,11 +142,12 @@ class Question(Spec, frozen=True, kw_only=True):
             )
         if not 0 <= self.margin < 1:
             raise BadInput(f"margin {self.margin:g}: give a share of the limit from 0 to below 1, as in 0.05")
-        for name in ("tp", "pp", "weights", "kv", "budget_tokens", "cap_watts", "clock_mhz", "layouts"):
+        degrees = ("tp", "pp", "dp", "ep")
+        for name in (*degrees, "weights", "kv", "budget_tokens", "cap_watts", "clock_mhz", "layouts"):
             tried = getattr(self, name)
             if tried is None:
                 continue
-            if not tried or (name in ("tp", "pp") and min(tried) < 1):
+            if not tried or (name in degrees and min(tried) < 1):
                 raise BadInput(f"{name} {list(tried)}: give at least one value to try, degrees from 1")
             if len(set(tried)) < len(tried):
                 raise BadInput(f"{name} {list(tried)}: give each value to try once")

@@ -12,16 +12,15 @@ import msgspec
 from headway.cost import Replica, memory_fit
 from headway.cost.engines import check_engine
 from headway.cost.power import power_law, waiting_watts
-from headway.cost.replica import drafting_model, tp_degrees
 from headway.errors import BadInput, DoesNotFit
 from headway.hardware import Gpu, gpu
 from headway.model import Model, model
 from headway.plan.question import Question
+from headway.plan.shapes import Shape, shapes_of
 from headway.sim import Deployment, Policies, Pool
 
 __all__ = ["Option", "Space", "enumerate_space", "priced", "resized", "singles", "without"]
 
-_STAGES = (1, 2, 4)
 _FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
 _ROUNDING = 1e-9
 _EVERY_COUNT = 16  # replicas of a pool are counted one by one up to here, then in steps of an eighth
@@ -56,27 +55,13 @@ class Throttle(NamedTuple):
         return cap if self.clock_mhz is None else f"{cap} {self.clock_mhz:g}MHz"
 
 
-class Shape(NamedTuple):
-    """How a replica spreads over GPUs."""
-
-    tp: int
-    pp: int
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of one replica."""
-        return self.tp * self.pp
-
-    def __str__(self) -> str:
-        return f"tp{self.tp}" + (f"pp{self.pp}" if self.pp > 1 else "")
-
-
 def enumerate_space(question: Question, weigh: Callable[[Replica], float] = lambda _: 1.0) -> Space:
-    """Return every candidate: GPUs of each kind used, tp, pp, replicas, mixed or split, budget, precisions, power.
+    """Return every candidate: GPUs of each kind used, layouts, replicas, mixed or split, budget, precisions, power.
 
-    The pools of a split may differ in TP and in GPU; they are pipelines only where nothing fits otherwise.
-    `Question.pp` tells when mixed replicas are. Two kinds of GPU side by side have the same KV precision and token
-    budget; requests are routed to their replicas by the rate that `weigh` expects of one.
+    The pools of a split may differ in layout and in GPU; they are pipelines only where nothing fits otherwise.
+    `Question.pp` tells when mixed replicas are, `Question.dp` where there are ranks. Two kinds of GPU side by side have
+    the same KV precision and token budget; requests are routed to their replicas by the rate that `weigh` expects of
+    one.
 
     Raises:
         UnknownName: model or GPU. BadInput: a degree, a precision, a power limit or a clock that the model or no GPU
@@ -165,22 +150,52 @@ class _Kind(NamedTuple):
     def replica(self, shape: Shape, budget_tokens: int) -> Replica:
         engine = msgspec.structs.replace(self.question.engine, max_batched_tokens=budget_tokens)
         return Replica(
-            model=self.question.model, gpu=self.gpu, tp=shape.tp, pp=shape.pp, weights=self.weights,
-            kv=self.kv, **self.throttle._asdict(), engine=engine, calibration=self.question.calibration,
+            model=self.question.model, gpu=self.gpu, **shape._asdict(), weights=self.weights, kv=self.kv,
+            **self.throttle._asdict(), engine=engine, calibration=self.question.calibration,
         )  # fmt: skip
 
     def mixed(self) -> list[Shape]:
-        """Shapes of mixed replicas: pipelines where they may be of use."""
-        card = gpu(self.gpu)
-        if self.question.pp is not None or card.link_kind not in _FAST_LINKS or self.split() == self.shapes:
-            return self.shapes
-        return [shape for shape in self.shapes if shape.pp == 1 or shape.gpus > card.gpus_per_node]
+        """Shapes of mixed replicas: pipelines and ranks where they may be of use."""
+        card, alone = gpu(self.gpu), [shape for shape in self.shapes if shape.dp == 1]
+        anyhow = self.question.pp is not None or card.link_kind not in _FAST_LINKS or self._split_alone() == alone
+        pipes = alone if anyhow else [shape for shape in alone if shape.pp == 1 or shape.gpus > card.gpus_per_node]
+        return pipes + self._ranks()
 
     def split(self) -> list[Shape]:
-        """Shapes of replicas in split pools: pipelines where nothing fits otherwise."""
-        plain = [shape for shape in self.shapes if shape.pp == 1]
-        smallest = min(self.question.budget_tokens)
-        return plain if any(self.fits.try_(self.replica(shape, smallest)) for shape in plain) else self.shapes
+        """Shapes of replicas in split pools: pipelines where nothing fits otherwise, ranks on large replicas.
+
+        Where less than a node holds the model, and the space is large, ranks of as few GPUs as can be.
+        """
+        ranks, large = self._ranks(), min(gpu(self.gpu).gpus_per_node, self.most // 2)
+        if self.question.dp is None:
+            ranks = [shape for shape in ranks if shape.gpus >= large]
+        if self.question.dp is None and not self._wide():
+            least = min((shape.tp for shape in ranks if self._holds(shape)), default=0)
+            ranks = [shape for shape in ranks if shape.tp == least]
+        return self._split_alone() + ranks
+
+    def _split_alone(self) -> list[Shape]:
+        """Those that are no ranks."""
+        alone = [shape for shape in self.shapes if shape.dp == 1]
+        plain = [shape for shape in alone if shape.pp == 1]
+        return plain if any(map(self._holds, plain)) else alone
+
+    def _ranks(self) -> list[Shape]:
+        """Shapes of ranks: in a node, and over several where no replica holds the model on less than one."""
+        ranks, node = [shape for shape in self.shapes if shape.dp > 1], gpu(self.gpu).gpus_per_node
+        if self.question.dp is not None or not ranks:
+            return ranks
+        wide = self._wide()
+        return [shape for shape in ranks if shape.gpus <= node or (wide and shape.gpus % node == 0)]
+
+    def _wide(self) -> bool:
+        """Whether no replica holds the model on less than a node."""
+        node = gpu(self.gpu).gpus_per_node
+        return not any(shape.gpus < node and shape.pp == 1 and self._holds(shape) for shape in self.shapes)
+
+    def _holds(self, shape: Shape) -> bool:
+        """Whether replicas of a shape fit, at the smallest budget."""
+        return self.fits.try_(self.replica(shape, min(self.question.budget_tokens)))
 
     def goes_with(self, other: _Kind) -> bool:
         """Whether plans combine the two: precisions are alike where both GPUs have them."""
@@ -237,7 +252,7 @@ def _together(one: _Kind, other: _Kind, weigh: Callable[[Replica], float]) -> It
     for budget in question.budget_tokens:
         for left, right in product(one.fitting(one.mixed(), budget), other.fitting(other.mixed(), budget)):
             pools = Pool(replica=one.replica(left, budget)), Pool(replica=other.replica(right, budget))
-            rates = [weigh(pool.replica) for pool in pools]
+            rates = [weigh(pool.replica) / pool.replica.dp for pool in pools]  # of each rank
             weights = [float(f"{rate / min(rates):.2g}") for rate in rates]
             for first, second in _both_counts(one, left, other, right):
                 name = f"{one.name(f'{first}x {left}')} + {other.name(f'{second}x {right}')} b{budget}"
@@ -284,7 +299,7 @@ def _routed(deployment: Deployment, weights: list[float]) -> Deployment:
     policies = deployment.policies
     if policies.route != Policies().route:
         return deployment
-    each = [weight for weight, pool in zip(weights, deployment.pools, strict=True) for _ in range(pool.count)]
+    each = [weight for weight, pool in zip(weights, deployment.pools, strict=True) for _ in range(pool.ranks)]
     params = {**policies.params, "route": {"weights": {"mixed": each}}}
     routed = msgspec.structs.replace(policies, route="weighted-requests", params=params)
     return msgspec.structs.replace(deployment, policies=routed)
@@ -300,8 +315,8 @@ def resized(deployment: Deployment, counts: list[int]) -> Deployment:
         firsts: Counter[str] = Counter()
         for pool, count in zip(deployment.pools, counts, strict=True):
             given = route["weights"].get(pool.role, [])[firsts[pool.role] :]
-            weights.setdefault(pool.role, []).extend((given or [1.0])[:1] * count)
-            firsts[pool.role] += pool.count
+            weights.setdefault(pool.role, []).extend((given or [1.0])[:1] * count * pool.replica.dp)
+            firsts[pool.role] += pool.ranks
         params = {**policies.params, "route": {**route, "weights": weights}}
         policies = msgspec.structs.replace(policies, params=params)
     return msgspec.structs.replace(deployment, pools=pools, policies=policies)
@@ -332,7 +347,8 @@ def _kinds(question: Question, fits: _Fits) -> list[_Kind]:
         card = gpu(name)
         try:
             check_engine(question.engine.name, card)
-            shapes, throttles = _shapes(question, most, spec, card), _throttles(question, card)
+            shapes = shapes_of(question, question.engine.name, most, spec, card)
+            throttles = _throttles(question, card)
         except BadInput as refusal:
             refused.append(refusal)
             continue
@@ -342,30 +358,6 @@ def _kinds(question: Question, fits: _Fits) -> list[_Kind]:
         wanted = f"weights {list(question.weights or ())}, kv {list(question.kv or ())}"
         raise (refused or [BadInput(f"{wanted}: none of {', '.join(question.stock)} takes these precisions")])[0]
     return kinds
-
-
-def _shapes(question: Question, most: int, spec: Model, card: Gpu) -> list[Shape]:
-    """TP: powers of two within one node, unless the question names degrees; no more stages than layers.
-
-    With speculation no pipelines, and the TP degrees that cut the draft too.
-    """
-    speculation = question.engine.speculation
-    stages = question.pp or (_STAGES if speculation is None else (1,))
-    draft = None if speculation is None else drafting_model(speculation)
-    allowed = [tp for tp in tp_degrees(spec, card) if draft is None or tp in tp_degrees(draft, card)]
-    degrees = question.tp or [tp for tp in allowed if tp & (tp - 1) == 0]
-    degrees = [tp for tp in degrees if question.max_tp is None or tp <= question.max_tp]
-    shapes = [Shape(tp, pp) for tp, pp in product(degrees, stages) if pp <= spec.layers]
-    fitting = [shape for shape in shapes if shape.gpus <= most]
-    if not shapes:
-        raise BadInput(f"pp {list(stages)} against the {spec.layers} layers of {spec.key}: a stage needs at least one")
-    if not fitting:
-        degrees_asked = [f"{name} {list(of)}" for name, of in (("tp", question.tp), ("pp", question.pp)) if of]
-        raise BadInput(
-            f"gpus {most} of {card.key} against {' and '.join(degrees_asked)}: the smallest replica asked for takes "
-            f"{min(shape.gpus for shape in shapes)} GPUs; raise the one or lower the other"
-        )
-    return fitting
 
 
 def _has(card: Gpu, weights: str) -> bool:

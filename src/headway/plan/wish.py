@@ -17,7 +17,7 @@ __all__ = ["Wish", "wishes"]
 
 _NODES = 4  # a replica over more of them is hardly served
 _TOLD = 3
-_LISTS = ("tp", "pp", "weights", "kv", "cap_watts", "clock_mhz")
+_LISTS = ("tp", "pp", "dp", "ep", "weights", "kv", "cap_watts", "clock_mhz")
 _BOTH = ("mixed", "split")
 
 Meets = Callable[[Deployment], bool]

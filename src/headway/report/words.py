@@ -212,7 +212,8 @@ def plan_sentence(plan: Plan) -> str:
 
 def _replicas_words(pool: Pool) -> str:
     replica, role = pool.replica, "" if pool.role == "mixed" else f"{pool.role} "
-    layout = f"tp {replica.tp}" + (f", pp {replica.pp}" if replica.pp > 1 else "")
+    degrees = [(name, getattr(replica, name)) for name in ("pp", "dp", "ep")]
+    layout = f"tp {replica.tp}" + "".join(f", {name} {degree}" for name, degree in degrees if degree > 1)
     each = "each on" if pool.count > 1 else "on"
     return f"{counted(pool.count, f'{role}replica')} {each} {replica.gpus} {replica.gpu} ({layout})"
 
