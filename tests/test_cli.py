@@ -141,7 +141,7 @@ def test_every_option_is_documented_and_no_other(verb):
 
 def documented_commands():
     blocks = re.findall(r"```sh\n(.*?)```", DOC, re.S)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("headway ")]
+    return [line for block in blocks for line in block.replace("\\\n", "").splitlines() if line.startswith("headway ")]
 
 
 @pytest.mark.parametrize("line", documented_commands())
