@@ -17,60 +17,65 @@ from headway.accuracy.reading import suspicion
 
 Floats = npt.NDArray[np.float64]
 SEEN = "rows"  # the split in which a pair's other rows are known
+OUT = 1000  # added to the fold of a suspect row
 
 
 class Energy(NamedTuple):
     """Log ratios of predicted to measured figures by what was left out; empty where no row has watts.
 
     `timed` are watts where the pace is the measured one, `watts` and `joules` where it is predicted too, as in any
-    simulation. Of `SEEN` all are moved by what the pair's other rows tell by kriging.
+    simulation. Of `SEEN` all are moved by what the pair's other rows tell by kriging. Suspect rows, which `trusted` is
+    false of, are predicted but not fitted on.
     """
 
     timed: dict[str, Floats]
     watts: dict[str, Floats]
     joules: dict[str, Floats]
+    trusted: npt.NDArray[np.bool_]
 
 
 def energy(folder: Path, samples: Sequence[Sample], keys: Sequence[str], splits: dict[str, Crossed]) -> Energy:
     """Return all; `keys` are equal for rows that repeat one another."""
-    found = Energy({}, {}, {})
-    points, cells = power.serving(folder), power.kernels(folder)
-    rows = [i for i, s in enumerate(samples) if s.row.source == power.SOURCE and "power" in s.row.measured]
-    rows = [i for i in rows if not suspicion(samples[i].row) and "rate" in _kinds(samples[i])]
-    if len(rows) != len(points.watts):
+    at = [i for i, s in enumerate(samples) if s.row.source == power.SOURCE and "power" in s.row.measured]
+    at = [i for i in at if "rate" in _kinds(samples[i])]
+    rows = [samples[i] for i in at]
+    found = Energy({}, {}, {}, np.array([not suspicion(sample.row) for sample in rows], dtype=bool))
+    known, every, cells = power.serving(folder), power.serving(folder, suspects=True), power.kernels(folder)
+    if len(rows) != len(every.watts):
         return found
     for split in ("pair", "model", "gpu"):
-        pace = _pace([samples[i] for i in rows], [splits[split].logs[i] for i in rows])
-        paced = points.paced(pace)
-        for said, asked in ((found.timed, points), (found.watts, paced)):
-            said[split] = np.log(power.predictions(points, cells, power.fitted, split, asked) / points.watts)
+        pace = _pace(rows, [splits[split].logs[i] for i in at])
+        for said, asked in ((found.timed, every), (found.watts, every.paced(pace))):
+            said[split] = np.log(power.predictions(known, cells, power.fitted, split, asked) / every.watts)
         found.joules[split] = found.watts[split] + pace
-    some = [samples[i] for i in rows]
-    pace = _pace(some, [splits[SEEN].kriged[i] for i in rows])
-    folds = np.array(fold_by(SEEN, [_point(sample) for sample in some], [keys[i] for i in rows]))
-    found.timed[SEEN] = _told(points, cells, points, some, folds)
-    found.watts[SEEN] = _told(points, cells, points.paced(pace), some, folds)
+    pace = _pace(rows, [splits[SEEN].kriged[i] for i in at])
+    folds = np.array(fold_by(SEEN, [_point(sample) for sample in rows], [keys[i] for i in at]))
+    for said, asked in ((found.timed, every), (found.watts, every.paced(pace))):
+        said[SEEN] = told(every, cells, asked, rows, np.where(found.trusted, folds, folds + OUT))
     found.joules[SEEN] = found.watts[SEEN] + pace
     return found
 
 
-def _told(
+def told(
     points: power.Points, cells: power.Points, asked: power.Points, samples: Sequence[Sample], folds: npt.NDArray
 ) -> Floats:
-    """Log ratios of watts by a law without a row's fold, moved by what the pair's other rows tell."""
+    """Return log ratios of watts by a law without a row's fold, moved by what the pair's other rows tell.
+
+    Rows of folds from `OUT` on tell nothing of others: they are left out with each, and predicted with their own.
+    """
     logs = np.zeros(len(folds))
     places = [placed(sample) for sample in samples]
     marks = [_point(sample)._replace(figures=(Figure("watts", 1.0, (), 1.0),)) for sample in samples]
-    for fold in sorted(set(folds)):
-        out = folds == fold
-        residuals = np.zeros(len(folds))
+    for fold in sorted(set(folds % OUT)):
+        out = folds % OUT == fold
+        seen, residuals = ~out & (folds < OUT), np.zeros(len(folds))
         for family in sorted(set(points.family)):
             mine = points.family == family
-            law = power.fitted(points.of(~out), cells, family)
+            law = power.fitted(points.of(seen), cells, family)
             residuals[mine] = np.log(points.of(mine).predicted(law) / points.watts[mine])
             logs[out & mine] = np.log(asked.of(out & mine).predicted(law) / points.watts[out & mine])
-        seen = np.flatnonzero(~out)
-        move = likeness([marks[i] for i in seen], list(residuals[seen, None]), [places[i] for i in seen])
+        at = np.flatnonzero(seen)
+        move = likeness([marks[i] for i in at], list(residuals[at, None]), [places[i] for i in at])
         for i in np.flatnonzero(out):
             logs[i] -= move(marks[i], places[i])[0]
     return logs

@@ -142,10 +142,10 @@ def serving_point(row: Row) -> list[float]:
     return [1.0, of_law["memory"] / step_s, of_law["compute"] * stretch**0.5 / step_s, experts]
 
 
-def serving(folder: Path) -> Points:
-    """Return every trusted row with watts of a steady state under vLLM."""
+def serving(folder: Path, suspects: bool = False) -> Points:
+    """Return every trusted row with watts of a steady state under vLLM, or suspects too."""
     rows = [row for row in read_rows(folder / "serving.csv.gz") if row.source == SOURCE]
-    rows = [row for row in rows if "power" in row.measured and not suspicion(row)]
+    rows = [row for row in rows if "power" in row.measured and (suspects or not suspicion(row))]
     replicas = [express(row).deployment.pools[0].replica for row in rows]
     cards = [gpu(SERVED[row.gpu_key.lower()]) for row in rows]
     return Points(
@@ -260,15 +260,16 @@ def constant(points: Points, cells: Points, family: str) -> Floats:
 def predictions(points: Points, cells: Points, fit: Fit, split: str, asked: Points | None = None) -> Floats:
     """Return watts of every point by a law that has seen it, or not its pair of model and GPU, model, or GPU.
 
-    `asked` are the same points at another pace than the one measured, which is what laws are fitted on.
+    `asked` are points to predict in place of those that laws are fitted on.
     """
     asked = asked or points
-    watts = np.zeros(len(points.watts))
-    for family in sorted(set(points.family)):
-        mine = points.family == family
-        for key in sorted(set(points.model[mine])) if split in ("pair", "model") else [""]:
-            test = mine & (points.model == key) if key else mine
-            out = {"seen": points.model == "", "model": points.model == key}.get(split, test)
+    watts = np.zeros(len(asked.watts))
+    for family in sorted(set(asked.family)):
+        mine = asked.family == family
+        for key in sorted(set(asked.model[mine])) if split in ("pair", "model") else [""]:
+            test, same = (mine & (asked.model == key) if key else mine), points.model == key
+            here = points.family == family
+            out = {"seen": points.model == "", "model": same, "pair": here & same}.get(split, here)
             seen_cells = cells.of(cells.family != family) if split == "gpu" else cells
             watts[test] = asked.of(test).predicted(fit(points.of(~out), seen_cells, family))
     return watts

@@ -51,6 +51,7 @@ class Study(NamedTuple):
     entrants: list[Entrant]
     energy: Energy
     rank_unseen: Ranking
+    rank_unseen_trusted: Ranking
 
 
 def studied(rows: Sequence[Row], samples: list[Sample], pool: Executor, folder: Path) -> Study:
@@ -78,7 +79,8 @@ def studied(rows: Sequence[Row], samples: list[Sample], pool: Executor, folder: 
     print("  predictors compared", flush=True)
     return Study(
         shipped, sheet, pointed, doubted, splits, stages, lacking, entrants,
-        energy(folder, pointed, keys, splits), _ranked(pointed, splits["pair"]),
+        energy(folder, pointed, keys, splits), _ranked(pointed, splits["pair"].logs),
+        _ranked(*_some(pointed, splits["pair"].logs, ~doubted)),
     )  # fmt: skip
 
 
@@ -225,10 +227,15 @@ def _contested(
     )
 
 
-def _ranked(samples: list[Sample], pairs_out: Crossed) -> Ranking:
+def _some(samples: list[Sample], logs: list[Floats], keep: Flags) -> tuple[list[Sample], list[Floats]]:
+    at = np.flatnonzero(keep)
+    return [samples[i] for i in at], [logs[i] for i in at]
+
+
+def _ranked(samples: list[Sample], pairs_out: list[Floats]) -> Ranking:
     """Ranks and regret where every prediction is of a pair left out."""
     judged = []
-    for sample, logs in zip(samples, pairs_out.logs, strict=True):
+    for sample, logs in zip(samples, pairs_out, strict=True):
         assert sample.whole is not None
         said = {}
         for figure, value in zip(sample.whole.figures, logs, strict=True):

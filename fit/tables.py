@@ -300,7 +300,8 @@ def _ranks(study: Study) -> str:
     named = (("shipped, all rows", study.shipped.regret), ("shipped, trusted", study.shipped.trusted_regret),
              ("shipped, InferenceX and sweeps, trusted", _rank_served(study)),
              ("data sheet, all rows", study.sheet.regret), ("data sheet, trusted", study.sheet.trusted_regret),
-             ("pairs left out, all rows", study.rank_unseen))  # fmt: skip
+             ("pairs left out, all rows", study.rank_unseen),
+             ("pairs left out, trusted", study.rank_unseen_trusted))  # fmt: skip
     for name, ranking in named:
         for what, regret in (("deployment, tokens/s per GPU", ranking.deployments),
                              ("with its load, tokens/s per GPU", ranking.throughput_per_gpu),

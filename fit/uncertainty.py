@@ -438,14 +438,13 @@ def document(rows: list[Seen], found: list[Residual], spread: dict[str, dict[str
     for metric in METRICS:
         logs = np.array([abs(one.log) for one in kept["seen pair", "", metric]])
         tails[metric] = round(float(np.quantile(logs, 0.9) / np.median(logs)), 2)
-    seen_pairs: dict[str, Any] = {}
-    for (engine, since, card, name), metrics in sorted(record(rows).items()):
-        key = " ".join(metric for metric in METRICS if metric in metrics)
-        seen_pairs.setdefault(engine, {}).setdefault(since, {}).setdefault(card, {}).setdefault(key, []).append(name)
+    together = [one for one in rows if one.row.mode != "disagg"]
+    seen_split = [one for one in rows if one.row.mode == "disagg"]
     head = (
         "# How far predictions are off: quantiles of ln(predicted / measured) by evidence, engine and metric.\n"
         "# `tails`: 90th percentile of the absolute error over its median. `ranking`: 90th percentile of |ln| of the\n"
-        "# error of ratios of two layouts. `seen`: engine, release, GPU, what was measured, models fitted on.\n"
+        "# error of ratios of two layouts. `seen`: engine, release, GPU, what was measured, models fitted on;\n"
+        "# `seen_split`: with prefill and decode in pools of their own.\n"
         "# By fit/uncertainty.py.\n"
     )
     source = (
@@ -455,8 +454,17 @@ def document(rows: list[Seen], found: list[Residual], spread: dict[str, dict[str
     )
     rounded = {m: {level: round(value, 3) for level, value in of.items()} for m, of in spread.items()}
     body = {"source": source, "probabilities": list(PROBABILITIES), "tails": tails, "ranking": rounded,
-            "cells": listed, "seen": seen_pairs}  # fmt: skip
+            "cells": listed, "seen": _places(together), "seen_split": _places(seen_split)}  # fmt: skip
     return head + yaml.safe_dump(body, sort_keys=False, width=118, default_flow_style=None)
+
+
+def _places(rows: list[Seen]) -> dict[str, Any]:
+    """Engine, release, GPU, metrics between spaces: models."""
+    found: dict[str, Any] = {}
+    for (engine, since, card, name), metrics in sorted(record(rows).items()):
+        key = " ".join(metric for metric in METRICS if metric in metrics)
+        found.setdefault(engine, {}).setdefault(since, {}).setdefault(card, {}).setdefault(key, []).append(name)
+    return found
 
 
 if __name__ == "__main__":

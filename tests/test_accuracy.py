@@ -272,8 +272,8 @@ def test_a_full_name_says_more_than_the_key():
         ),
         ({"measured": {"e2e_mean": 0.02}}, "breaks physics: end before the weights can be read for every token"),
         ({"measured": {"tpot_mean": 2e-3}}, "breaks physics: tpot_mean below the time to read the weights"),
-        ({"measured": {"tpot_mean": 1e-5}}, "breaks physics: tpot_mean below the time to read the weights; are these "
-         "seconds in a column of milliseconds?"),
+        ({"measured": {"tpot_mean": 1e-5}}, "breaks physics: tpot_mean below the time to read the weights (are these "
+         "seconds in a column of milliseconds?)"),
         ({"measured": {"output_throughput": 1e7}}, "breaks physics: throughput above the GPUs' peak"),
         ({"measured": {"tokens_per_furlong": 1.0}}, "no figure of ours was measured"),
     ],
@@ -426,6 +426,7 @@ HEADER = "row_id,source,engine,model_key,gpu_key,gpu_count,mode,tpot_mean_ms\n"
     ("text", "parts"),
     [
         ("", ("column 'row_id' is missing",)),
+        (HEADER.replace(",", ";"), ("cells stand between ';'", "commas are expected")),
         (HEADER, ("holds a header and no rows",)),
         (HEADER.replace("gpu_key", "gpu_kye"), ("column 'gpu_key' is missing",)),
         (HEADER.replace(",mode,", ",mode,tpto_p50_ms,"), ("column 'tpto_p50_ms' is unknown", "tpot_p50_ms")),

@@ -236,6 +236,26 @@ def test_a_row_that_breaks_physics_is_reported_and_not_fitted():
     assert found.calibration.few_tokens.value == pytest.approx(1.2, abs=0.08)
 
 
+def test_a_table_of_which_much_breaks_physics_is_refused():
+    grid = measured_grid(law(few_tokens=1.2))
+    fast = [measured(load, 1024.0, None, noise=0.01, row_id=f"fast-{load:g}") for load in range(2, 2 + len(grid) // 3)]
+    with pytest.raises(BadInput, match=rf"{len(fast)} of {len(grid) + len(fast)} rows cannot .*read the weights"):
+        calibrate([*grid, *fast], prior=PRIOR)
+    alone = [measured(load, 1024.0, None, noise=0.001, row_id=f"s-{load:g}") for load in range(1, 12)]
+    with pytest.raises(BadInput, match=r"0 usable points.*seconds in a column of milliseconds\?\)\. Mend these rows"):
+        calibrate(alone, prior=PRIOR)
+
+
+def test_points_that_scatter_are_told():
+    grid = measured_grid(law(few_tokens=1.2))
+    noisy = []
+    for i, row in enumerate(grid):
+        off = {name: value * (1.9, 0.75)[i % 2] for name, value in row.measured.items()}
+        noisy.append(msgspec.structs.replace(row, measured=off))
+    assert any("the points scatter" in said for said in calibrate(noisy, prior=PRIOR).advice)
+    assert not any("scatter" in said for said in calibrate(grid, prior=PRIOR).advice)
+
+
 def test_repeats_that_disagree_are_named_and_exact_ones_dropped():
     rows = measured_grid(law(few_tokens=1.2))
     other = msgspec.structs.replace(

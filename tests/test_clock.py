@@ -66,11 +66,11 @@ def test_a_lower_clock_takes_longer_and_draws_less(key, flops, bytes_moved, one,
 
 
 @given(cards, clocks, st.floats(0.05, 1.0))
-def test_what_flops_set_goes_with_the_inverse_and_power_above_idle_with_the_cube(key, clock, flops):
-    cost, idle_watts = operator(flops, 0.0), gpu(key).idle_watts
+def test_what_flops_set_goes_with_the_inverse_and_power_above_waiting_with_the_cube(key, clock, flops):
+    cost, waiting = operator(flops, 0.0), waiting_watts(power_law(key), gpu(key))
     assert float(spent(key, cost, clock).seconds) == pytest.approx(1 / clock)
-    above = watts(key, cost) - idle_watts
-    assert watts(key, cost, clock) - idle_watts == pytest.approx(above * clock**3)
+    above = watts(key, cost) - waiting
+    assert watts(key, cost, clock) - waiting == pytest.approx(above * clock**3)
 
 
 @given(cards, clocks, shares)
@@ -90,12 +90,11 @@ def test_of_a_clock_and_a_cap_the_lower_holds(key, flops, bytes_moved, clock, ca
 
 
 @pytest.mark.parametrize("key", [key for key in gpu_keys() if gpu(key).boost_mhz])
-def test_power_in_all_states_goes_with_the_cube(key):
+def test_what_steps_draw_goes_with_the_cube_and_waiting_costs_the_same(key):
     law, card = power_law(key), gpu(key)
     half = 0.5 * card.boost_mhz
     assert 300 < card.boost_mhz < 3500
-    above = waiting_watts(law, card) - card.idle_watts
-    assert waiting_watts(law, card, None, half) == pytest.approx(card.idle_watts + above / 8)
+    assert waiting_watts(law, card, None, half) == waiting_watts(law, card) > card.idle_watts
     assert resident_watts(law, card, None, half) == pytest.approx(resident_watts(law, card) / 8)
 
 

@@ -233,6 +233,18 @@ def test_what_slows_no_gpu_lowers_no_level(slowed):
     assert levels([msgspec.structs.replace(SEEN, **slowed)]) == levels([SEEN])
 
 
+def test_pools_of_their_own_are_as_sure_only_where_they_were_measured_so():
+    for metric in ("ttft", "tpot"):
+        assert evidence_level(SEEN, metric) == "seen pair" and evidence_level(SEEN, metric, split=True) == "seen GPU"
+        (low, high, _), (wider_low, wider_high, _) = interval(SEEN, metric), interval(SEEN, metric, split=True)
+        assert wider_low <= low and high <= wider_high
+    measured = Replica(model="deepseek-v3", gpu="b200", tp=8, engine=EngineSettings(name="sglang"))
+    assert evidence_level(measured, "ttft", split=True) == "seen pair"
+    pools = (Pool(replica=SEEN, role="prefill"), Pool(replica=SEEN, role="decode"))
+    result = simulate(Deployment(pools=pools), workload("chat", rate=2, requests=20))
+    assert result.uncertainty is not None and result.uncertainty.levels == levels([SEEN], split=True)
+
+
 def test_a_deployment_is_as_unsure_as_its_least_sure_replica():
     sure, unsure = (at_every_level("vllm")[level] for level in ("seen pair", "data sheet"))
     together = factors([sure, unsure])

@@ -48,6 +48,8 @@ PROMPTS: Final = (128, 1024, 8192)
 CONTRADICTION: Final = {"ttft": 1.6, "tpot": 1.25, "output_throughput": 1.25, "e2e": 1.25}
 SHOWN: Final = 12  # row ids in one line
 CONTRADICTED_MOST: Final = 0.2  # of the settings: with more no fit can tell which figures are right
+BROKEN_MOST: Final = 0.2  # of the rows: with more a unit, a column or the setting named is wrong, in the others too
+SCATTER: Final = {"tpot": 0.2, "output_throughput": 0.2, "e2e": 0.2}  # held out at the median: four times the usual
 CONTRADICTS: Final = "contradicts a repeat of its setting"
 UNIT_RATIO: Final = 20.0  # measured to predicted, at the median: a wrong unit, or another quantity
 ERROR_MOST: Final = 0.5  # median after the fit: what the law describes was not measured
@@ -86,7 +88,8 @@ def calibrate(
 
     Raises:
         BadInput: several GPUs or engines, fewer than ten usable points, all of them at one load, repeats that disagree
-            in over a fifth of the settings, or figures that no calibration brings near: a wrong unit.
+            in over a fifth of the settings, over a fifth of rows that break physics, or figures that no calibration
+            brings near: a wrong unit.
     """
     prior = prior or shipped_prior()
     gpu_key, engine = measured_on(rows)
@@ -96,6 +99,7 @@ def calibrate(
         _check_units(points)
     points, contradictions = _agreeing(points, left_out)
     _check_enough(points, left_out)
+    _check_physics(len(points), left_out)
     judged = judge_fit(points, prior, UNSEEN_STRENGTHS if described else STRENGTHS)
     found = fit(_figures(points, judged.without), prior, judged.strength or 1.0)
     if judged.strength and any(point.case.kind == "open" for point in points):
@@ -123,7 +127,7 @@ def calibrate(
         broken={row_id: reason for row_id, reason in left_out.items() if reason.startswith(PHYSICS)},
         suspects={point.row.row_id: why for point in points if (why := suspicion(point.row))},
         contradictions=contradictions,
-        advice=_advice(points, found, judged.without, evidence.after),
+        advice=[*_scattered(evidence.held_out), *_advice(points, found, judged.without, evidence.after)],
     )
 
 
@@ -258,8 +262,33 @@ def _check_enough(points: list[Point], left_out: dict[str, str]) -> None:
     )
     reasons = Counter(_kind(reason) for reason in left_out.values()).most_common(3)
     unusable = "; ".join(f"{count} rows left out: {reason}" for reason, count in reasons)
+    said = f"{missing}{'; ' + unusable if unusable else ''}"
+    if not points:
+        raise BadInput(f"{said}. Mend these rows first")
     nexts = "; ".join(_uncovered(points)) or "repeat the points you have at further loads"
-    raise BadInput(f"{missing}{'; ' + unusable if unusable else ''}. Measure next: {nexts}")
+    raise BadInput(f"{said}. Measure next: {nexts}")
+
+
+def _check_physics(points: int, left_out: dict[str, str]) -> None:
+    """Refuse a table of which so much cannot have been measured that the rest is in doubt."""
+    broken = Counter(_kind(reason) for reason in left_out.values() if reason.startswith(PHYSICS))
+    if broken.total() > BROKEN_MOST * (points + broken.total()):
+        said = "; ".join(f"{count} rows: {reason}" for reason, count in broken.most_common(3))
+        raise BadInput(
+            f"{broken.total()} of {points + broken.total()} rows cannot have been measured as they stand ({said}): "
+            "check the units, the GPU, TP and precision they name, or choose rows with --where"
+        )
+
+
+def _scattered(held_out: dict[str, float]) -> list[str]:
+    """A warning where points left out are predicted badly by the others: no law goes through them all."""
+    far = [f"{metric} {100 * error:.0f} %" for metric, error in held_out.items() if error > SCATTER.get(metric, 1.0)]
+    if not far:
+        return []
+    return [
+        f"the points scatter: those held out stay {', '.join(far)} off at the median (5 % is usual); repeat some, and "
+        "name what differs between them in its column"
+    ]
 
 
 def _kind(reason: str) -> str:

@@ -51,7 +51,8 @@ def judge(row: Row, calibration: Calibration | None = None) -> Outcome:
             return Outcome({}, "no figure of ours was measured")
         replicas = [pool.replica for pool in case.deployment.pools]
         gpus = row.gpu_count or case.deployment.gpus
-        return Outcome(predicted, gpus=gpus, levels=levels(replicas), factors=factors(replicas))
+        split = case.deployment.split
+        return Outcome(predicted, gpus=gpus, levels=levels(replicas, split), factors=factors(replicas, split))
     except Inexpressible as error:
         return Outcome({}, str(error))
     except HeadwayError as error:

@@ -104,7 +104,7 @@ def _too_fast(row: Row, case: Case, floors: _Floors) -> Iterator[str]:
 
 
 def _units(came_s: float, least_s: float) -> str:
-    return "; are these seconds in a column of milliseconds?" if came_s < _UNITS * least_s else ""
+    return " (are these seconds in a column of milliseconds?)" if came_s < _UNITS * least_s else ""
 
 
 def _too_much_power(row: Row, case: Case, floors: _Floors) -> Iterator[str]:

@@ -82,7 +82,7 @@ def read_rows(path: str | Path) -> list[Row]:
     path = Path(path)
     try:
         with open_bytes(path) as file:
-            reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+            reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
             header = next(reader, [])
             _check_header(path, header)
             rows = [_row(path, reader.line_num, header, cells) for cells in reader if cells]
@@ -94,6 +94,9 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _check_header(path: Path, header: list[str]) -> None:
+    between = next((sign for sign in (";", "\t") if len(header) == 1 and sign in header[0]), "")
+    if between:
+        raise BadInput(f"{path}: cells stand between {between!r}; commas are expected, as in a CSV file")
     missing = [name for name in _NEEDED if name not in header]
     if missing:
         raise BadInput(

@@ -26,7 +26,7 @@ from headway.cost.physics import (
 )
 from headway.cost.power import resident_watts, serving, spend, waiting_watts
 from headway.cost.provenance import provenance
-from headway.cost.replica import Replica, resolve
+from headway.cost.replica import Replica, limits, resolve
 from headway.cost.shard import Precision, Shard, precision, shard
 from headway.cost.steptable import StepTable
 from headway.errors import BadInput
@@ -111,16 +111,16 @@ def _table(
     site = _Site(replica, spec, card, part, laws, facts, low, expert, plain, queries)
 
     curves = _curves(site)
-    limits, power = (replica.cap_watts, replica.clock_mhz), serving(laws.power, spec.experts > 0, replica.media)
-    idle_watts = waiting_watts(power, card, *limits)
-    spent = [spend(power, card, curve.cost, curve.gpus, *limits) for curve in curves]
+    throttle, power = (replica.cap_watts, replica.clock_mhz), serving(laws.power, spec.experts > 0, replica.media)
+    idle_watts = waiting_watts(power, card, *throttle)
+    spent = [spend(power, card, curve.cost, curve.gpus, *throttle) for curve in curves]
     budget, seqs = replica.engine.max_batched_tokens, replica.engine.max_seqs
     return StepTable(
         **{f"{curve.name}_s": curve.filled(each.seconds) for curve, each in zip(curves, spent, strict=True)},
         **{f"{curve.name}_j": curve.filled(each.joules) for curve, each in zip(curves, spent, strict=True)},
         p2p_s=_frozen(_between_stages(site, np.arange(budget + 1.0))),
         idle_watts=idle_watts * replica.rank_gpus,
-        resident_watts=resident_watts(power, card, *limits) * replica.rank_gpus,
+        resident_watts=resident_watts(power, card, *throttle) * replica.rank_gpus,
         gpus=replica.rank_gpus,
         stages=replica.pp,
         max_batched_tokens=budget,
@@ -204,7 +204,7 @@ def _laws_used(site: _Site) -> dict[str, Law]:
     if site.spec.attention == "mla":
         used["mla"] = laws.mla
     power = laws.power
-    if site.queries > 1 or site.replica.clock_mhz not in (None, card.boost_mhz):  # no watts were measured there
+    if site.queries > 1 or any(limits(site.replica)):  # no watts were measured there
         power = msgspec.structs.replace(power, kind="modelled")
     return used | {"decode": laws.decode, "prefill": laws.prefill, "host": site.engine.host, "power": power}
 

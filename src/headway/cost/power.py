@@ -19,7 +19,7 @@ __all__ = [
     "PowerLaw", "Spent", "media_kinds", "power_law", "resident_watts", "serving", "spend", "waiting_watts",
 ]
 
-_EXPONENT: Final = 3.0  # of the clock, for power above idle: see `spend`
+_EXPONENT: Final = 3.0  # of the clock, for power above waiting: see `spend`
 _CLOCK_LEAST: Final = 0.1  # of the boost clock: no GPU can be locked lower, gigahertz given as megahertz are
 
 
@@ -103,7 +103,8 @@ def waiting_watts(
     Raises:
         BadInput: a power limit that this alone exceeds, a clock the GPU does not have.
     """
-    watts = card.idle_watts + law.waiting * (card.tdp_watts - card.idle_watts) * _dynamic(card, clock_mhz)
+    _slower(card, clock_mhz)  # refuses; waiting costs the same at any clock
+    watts = card.idle_watts + law.waiting * (card.tdp_watts - card.idle_watts)
     if cap_watts is not None and cap_watts <= watts:
         raise BadInput(
             f"cap_watts={cap_watts:g}: a {card.key} with an engine loaded draws {watts:.0f} W before it does anything; "
@@ -116,14 +117,10 @@ def resident_watts(
     law: PowerLaw, card: Gpu, cap_watts: float | None = None, clock_mhz: float | None = None
 ) -> float:
     """Return what a GPU draws, above what it draws while it waits, in a step of which no operator runs."""
-    watts = card.idle_watts + law.resident * (card.tdp_watts - card.idle_watts) * _dynamic(card, clock_mhz)
-    most = watts if cap_watts is None else min(watts, cap_watts)
-    return most - waiting_watts(law, card, cap_watts, clock_mhz)
-
-
-def _dynamic(card: Gpu, clock_mhz: float | None) -> float:
-    """The share of its power above idle that a GPU has at a clock."""
-    return float(_slower(card, clock_mhz) ** -_EXPONENT)
+    waiting = waiting_watts(law, card, cap_watts, clock_mhz)
+    slower: float = _slower(card, clock_mhz) ** -_EXPONENT
+    above = (law.resident - law.waiting) * (card.tdp_watts - card.idle_watts) * slower
+    return above if cap_watts is None else min(above, cap_watts - waiting)
 
 
 def _slower(card: Gpu, clock_mhz: float | None) -> float:
@@ -150,11 +147,12 @@ def spend(
 
     `law` is one of `serving`. Watts are ``idle + (TDP - idle) (resident + memory B + compute sqrt(F))``, at most TDP; B
     and F are the shares of the data sheet's bandwidth and FLOP/s in use. A limit lowers the clock until watts keep it.
-    Power above idle goes with the cube of the clock (frequency times voltage squared, and voltage follows frequency: T.
-    Mudge, "Power: a first-class architectural design constraint", IEEE Computer 34(4), 2001); time goes with its
-    inverse as far as FLOPs set it, the elasticity ``F^2 / (F^2 + B^2)`` of a roofline with a round corner. Splitwise
-    (P. Patel et al., ISCA 2024) takes 1.30 times for prompts and 1.00 for decoding on H100 at half of TDP; this gives
-    1.27 for 4,096 tokens and 1.00. A locked clock does the same to every operator; of both the lower clock holds.
+    Power above that of a waiting GPU goes with the cube of the clock (frequency times voltage squared, and voltage
+    follows frequency: T. Mudge, "Power: a first-class architectural design constraint", IEEE Computer 34(4), 2001), as
+    what a loaded GPU draws waiting is memory's and leaks; time goes with its inverse as far as FLOPs set it, the
+    elasticity ``F^2 / (F^2 + B^2)`` of a roofline with a round corner. Splitwise (P. Patel et al., ISCA 2024) takes 1.30
+    times for prompts and 1.00 for decoding on H100 at half of TDP; this gives 1.30 for 4,096 tokens and 1.00. A locked
+    clock does the same to every operator; of both the lower clock holds.
 
     Raises:
         BadInput: a clock above the GPU's boost clock, or of a GPU whose boost clock is not known.
@@ -165,15 +163,14 @@ def spend(
     locked, cap = _slower(card, clock_mhz), min(card.tdp_watts if cap_watts is None else cap_watts, card.tdp_watts)
     if cap == card.tdp_watts and locked == 1.0:
         return Spent(cost.seconds, (share_s - law.waiting * cost.seconds) * (span * gpus))
-    limit = (cap - card.idle_watts) / span
-    over = np.maximum(_ratio(share_s, limit * cost.seconds, 1.0), 1.0)
+    above_s, above = share_s - law.waiting * cost.seconds, (cap - card.idle_watts) / span - law.waiting
+    over = np.maximum(_ratio(above_s, above * cost.seconds, 1.0), 1.0)
     slower = np.maximum(over ** (1.0 / _EXPONENT), locked)
     by_flops = _ratio(cost.flop_s**2, cost.flop_s**2 + cost.byte_s**2, 0.0)
     longer = 1.0 + by_flops * (slower - 1.0)
     seconds = cost.seconds * longer
-    dynamic = _dynamic(card, clock_mhz)
-    locked_s = share_s if locked == 1.0 else share_s * dynamic * longer
-    return Spent(seconds, (np.minimum(locked_s, limit * seconds) - law.waiting * dynamic * seconds) * (span * gpus))
+    locked_s = above_s if locked == 1.0 else above_s * locked**-_EXPONENT * longer
+    return Spent(seconds, np.minimum(locked_s, above * seconds) * (span * gpus))
 
 
 def _ratio(above: Floats, below: Floats, otherwise: float) -> Floats:

@@ -53,13 +53,17 @@ class _Cell(Spec):
     logs: tuple[float, ...]
 
 
+_Places = dict[str, dict[str, dict[str, dict[str, list[str]]]]]  # the innermost key: metrics, spaces between them
+
+
 class _File(Spec):
     source: str
     probabilities: tuple[float, ...]
     cells: list[_Cell]
     tails: dict[str, float]
     ranking: dict[str, dict[str, float]]
-    seen: dict[str, dict[str, dict[str, dict[str, list[str]]]]]  # the innermost key: metrics, spaces between them
+    seen: _Places
+    seen_split: _Places  # prefill and decode in pools of their own
 
 
 @functools.cache
@@ -68,14 +72,15 @@ def _file() -> _File:
 
 
 @functools.lru_cache(maxsize=4096)
-def evidence_level(replica: Replica, metric: str) -> str:
+def evidence_level(replica: Replica, metric: str, split: bool = False) -> str:
     """Return which of `LEVELS` the estimate of one of `METRICS` rests on.
 
-    With speculation no better than `family`: no measurement it was compared with declares any. The same with a
-    power limit or a locked clock that can slow the GPU: one limit of one GPU was ever compared, and no clock;
-    and with pictures in prompts under other releases than the one they were measured with. Power, and energy
-    with it, is of level `family` at best where the GPU's watts were never measured; where they were, but under
-    other releases, it is as sure as throughput, and `seen GPU` at best.
+    Where prefill and decode are `split` over pools, a pair is seen that was measured so, and no other. With
+    speculation no better than `family`: no measurement it was compared with declares any. The same with a power
+    limit or a locked clock that can slow the GPU: one limit of one GPU was ever compared, and no clock; and with
+    pictures in prompts under other releases than the one they were measured with. Power, and energy with it, is
+    of level `family` at best where the GPU's watts were never measured; where they were, but under other releases,
+    it is as sure as throughput, and `seen GPU` at best.
 
     Raises:
         UnknownName: a model, a GPU or an engine that is not known. BadInput: another metric.
@@ -83,17 +88,21 @@ def evidence_level(replica: Replica, metric: str) -> str:
     if metric not in METRICS:
         raise BadInput(f"no interval is known of {metric!r}; of {', '.join(METRICS)} one is")
     calibration = replica.calibration
-    if calibration is not None and calibration.changes and _measured(calibration, replica, metric):
+    if calibration is not None and calibration.changes and not split and _measured(calibration, replica, metric):
         return "calibrated"
     if replica.engine.speculation is not None or any(limits(replica)) or _pictured(replica):
         return _unseen(replica.gpu)
-    level = _seen(replica, metric)
+    level = _seen(replica, metric, _file().seen)
+    if split and _seen(replica, metric, _file().seen_split) != "seen pair":
+        level = max("seen GPU", level, key=LEVELS.index)
+    elif split:
+        level = "seen pair"
     if metric not in _WATTS:
         return level
     if power_law(replica.gpu).evidence != "own":
         return max(level, "family", key=LEVELS.index)
     if level in ("family", "data sheet"):
-        return max("seen GPU", evidence_level(replica, "output_throughput"), key=LEVELS.index)
+        return max("seen GPU", evidence_level(replica, "output_throughput", split), key=LEVELS.index)
     return level
 
 
@@ -124,11 +133,11 @@ def _pictured(replica: Replica) -> bool:
     return replica.media != "text" and engine_facts(engine.name, engine.version, replica.gpu).since != _PICTURED
 
 
-def _seen(replica: Replica, metric: str) -> str:
-    """The level by what was measured of a metric under the release."""
+def _seen(replica: Replica, metric: str, places: _Places) -> str:
+    """The level by what was measured of a metric under the release, by these records."""
     engine = replica.engine
     since = engine_facts(engine.name, engine.version, replica.gpu).since
-    groups = _file().seen.get(engine.name, {}).get(since, {}).get(replica.gpu, {})
+    groups = places.get(engine.name, {}).get(since, {}).get(replica.gpu, {})
     models = [name for metrics, members in groups.items() if metric in metrics.split() for name in members]
     if not models:
         return _unseen(replica.gpu)
@@ -150,14 +159,16 @@ def _unseen(key: str) -> str:
     return "family" if timed or card.vendor.lower() == "nvidia" else "data sheet"
 
 
-def levels(replicas: Iterable[Replica]) -> dict[str, str]:
+def levels(replicas: Iterable[Replica], split: bool = False) -> dict[str, str]:
     """Return the level of every metric for a deployment of these replicas: the poorest of theirs."""
     replicas = list(replicas)
-    return {name: max((evidence_level(one, name) for one in replicas), key=LEVELS.index) for name in METRICS}
+    return {name: max((evidence_level(one, name, split) for one in replicas), key=LEVELS.index) for name in METRICS}
 
 
 @functools.lru_cache(maxsize=4096)
-def interval(replica: Replica, metric: str, coverage: float = COVERAGE) -> tuple[float, float, str]:
+def interval(
+    replica: Replica, metric: str, coverage: float = COVERAGE, split: bool = False
+) -> tuple[float, float, str]:
     """Return what a predicted metric is to be multiplied by for the ends of its interval, and its level.
 
     The interval holds the prediction and `coverage` of the measurements of that level, as far as past ones tell.
@@ -166,13 +177,14 @@ def interval(replica: Replica, metric: str, coverage: float = COVERAGE) -> tuple
         replica: what the prediction is of.
         metric: one of `METRICS`; its times are means or medians, not tails.
         coverage: above 0, up to 0.90.
+        split: whether prefill and decode are in pools of their own.
 
     Raises:
         BadInput: another metric or coverage.
     """
     if not 0.0 < coverage <= COVERAGE:
         raise BadInput(f"coverage {coverage:g}: give a share above 0 and up to {COVERAGE:g}")
-    level, engine, calibration = evidence_level(replica, metric), replica.engine, replica.calibration
+    level, engine, calibration = evidence_level(replica, metric, split), replica.engine, replica.calibration
     own = None
     if calibration is not None and _measured(calibration, replica, metric):
         own = _width(calibration, metric) * _share_of_tail(metric, coverage)
@@ -191,9 +203,9 @@ def _width(calibration: Calibration, metric: str) -> float:
     return log1p(dict(calibration.held_out)[metric]) * _file().tails[metric] * (1.0 + _FEW / figures)
 
 
-def factors(replicas: Iterable[Replica], coverage: float = COVERAGE) -> dict[str, tuple[float, float]]:
+def factors(replicas: Iterable[Replica], split: bool = False) -> dict[str, tuple[float, float]]:
     """Return `interval` of every metric for a deployment of these replicas: the widest of theirs."""
-    found = {metric: [interval(replica, metric, coverage) for replica in replicas] for metric in METRICS}
+    found = {metric: [interval(replica, metric, split=split) for replica in replicas] for metric in METRICS}
     return {name: (min(each[0] for each in ends), max(each[1] for each in ends)) for name, ends in found.items()}
 
 

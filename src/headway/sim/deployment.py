@@ -163,6 +163,11 @@ class Deployment(Spec, frozen=True, kw_only=True):
             )
 
     @property
+    def split(self) -> bool:
+        """Whether prefill and decode are in pools of their own, of any model."""
+        return any(pool.role != "mixed" for pool in self.pools)
+
+    @property
     def gpus(self) -> int:
         """GPUs of all pools."""
         return sum(pool.count * pool.replica.gpus for pool in self.pools)

@@ -12,5 +12,5 @@ __all__ = ["uncertainty"]
 def uncertainty(deployment: Deployment) -> Uncertainty:
     """Return the 90 % intervals of a deployment's figures, as factors of the predictions."""
     replicas = [pool.replica for pool in deployment.pools]
-    found = levels(replicas)
-    return Uncertainty(level=found["tpot"], levels=found, coverage=COVERAGE, **factors(replicas))
+    found = levels(replicas, deployment.split)
+    return Uncertainty(level=found["tpot"], levels=found, coverage=COVERAGE, **factors(replicas, deployment.split))
