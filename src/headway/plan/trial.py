@@ -90,7 +90,7 @@ class _Kept(Workload):
     ) -> None:
         cut = made.at_rate(rate_req_s).cut(requests)
         super().__init__(cut.spec, cut._trace, cut._recorded, cut._parts)
-        batches = super().folded(seed)
+        batches = cut.folded(seed)
         self._made = list(batches) if longer == (1.0, 1.0) else [batch.lengthened(*longer) for batch in batches]
 
     def batches(self, seed: int, rate_req_s: float | None = None, chunk: int = 0) -> Iterator[Batch]:
