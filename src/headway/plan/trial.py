@@ -30,7 +30,6 @@ Slos = Slo | dict[int, Slo]  # one for all requests, or one for each class by it
 _EVENTS_AT_ONCE = 50_000  # some 20 ms between looks at signals
 _WARMUP = 0.05
 _KEPT_BYTES = 64 << 20  # of requests at different rates, kept because candidates come back to the same rates
-_REQUEST_BYTES, _BLOCK_BYTES = 80, 8
 _QUEUE_SHARE = 0.10
 
 
@@ -91,12 +90,18 @@ class _Kept(Workload):
     ) -> None:
         cut = made.at_rate(rate_req_s).cut(requests)
         super().__init__(cut.spec, cut._trace, cut._recorded, cut._parts)
-        batches = super().batches(seed)
+        batches = cut.folded(seed)
         self._made = list(batches) if longer == (1.0, 1.0) else [batch.lengthened(*longer) for batch in batches]
 
     def batches(self, seed: int, rate_req_s: float | None = None, chunk: int = 0) -> Iterator[Batch]:
         """Return what was made."""
         return iter(self._made)
+
+    @property
+    def nbytes(self) -> int:
+        """What is kept."""
+        arrays = [getattr(batch, name) for batch in self._made for name in batch.__struct_fields__]
+        return sum(array.nbytes for array in arrays if array is not None)
 
     def lengths(self, skipped: int) -> Lengths:
         """Tokens of all requests but the first `skipped`."""
@@ -130,10 +135,9 @@ class Load:
         self.rate_req_s, self.seed, self.requests = rate_req_s, seed, requests
         self.warmup = 0.0 if workload.spec.trace is not None else _WARMUP
         self.skipped = warmup_requests(requests, self.warmup)
-        blocks = workload.mean_prompt_tokens / workload.block_tokens if workload.block_tokens else 0.0
-        kept = int(kept_bytes / (requests * (_REQUEST_BYTES + _BLOCK_BYTES * blocks)))
-        self._make = functools.lru_cache(max(1, kept))(lambda k: _Kept(workload, requests, self.rate(k), seed, longer))
         self._asked = _Kept(workload, requests, rate_req_s, seed, longer)
+        kept = max(1, kept_bytes // self._asked.nbytes)
+        self._make = functools.lru_cache(kept)(lambda k: _Kept(workload, requests, self.rate(k), seed, longer))
         self.lengths = self._asked.lengths(self.skipped)
 
     def rate(self, k: float) -> float:

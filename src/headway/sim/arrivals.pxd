@@ -25,6 +25,7 @@ cdef class Arrivals:
     cdef int[::1] tenant
     cdef long long[::1] session
     cdef long long[::1] offsets
+    cdef long long[::1] chained
     cdef HashChains chains
     cdef int refill(self) except -1
     cdef Sequence take(self)

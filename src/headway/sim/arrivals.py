@@ -59,7 +59,9 @@ class Arrivals:
             self.session = buffer(batch.session.astype(np.int64, copy=False))
             self.with_chains = batch.hash_offsets is not None
             if self.with_chains:
+                counts = np.diff(batch.hash_offsets) if batch.hash_counts is None else batch.hash_counts
                 self.offsets = buffer(batch.hash_offsets.astype(np.int64, copy=False))
+                self.chained = buffer(counts.astype(np.int64, copy=False))
                 self.chains = HashChains(buffer(batch.hashes.astype(np.int64, copy=False)))
         self.next_s = self.arrival_s[self.at] + self.intake_s
         return 0
@@ -80,7 +82,7 @@ class Arrivals:
         if self.with_chains:
             seq.chains = self.chains
             seq.hash_start = self.offsets[i]
-            seq.hash_count = self.offsets[i + 1] - self.offsets[i]
+            seq.hash_count = self.chained[i]
         self.taken += 1
         self.at += 1
         if self.at == self.size:

@@ -29,6 +29,10 @@ class Batch(msgspec.Struct, frozen=True, eq=False):
     `Workload.block_tokens` tokens, from the first token on. Equal ids mean equal tokens in this block and in
     all before it, so the shared prefix of two requests is the run of equal leading ids. Ids beyond the prompt
     name blocks that hold generated tokens too. Without prefix identity both arrays are None.
+
+    With `hash_counts` the chain is ``hashes[hash_offsets[i]:hash_offsets[i] + hash_counts[i]]`` instead, and chains may
+    overlap: so the calls of a session need one chain together. Only `folded` batches of a workload are like that, for
+    who reads them as they are: `rows`, `take` and `join` want them apart.
     """
 
     id: Ints
@@ -43,6 +47,7 @@ class Batch(msgspec.Struct, frozen=True, eq=False):
     session: Ints  # -1 when in none
     hash_offsets: Ints | None = None  # n + 1 entries, the first 0
     hashes: Ints | None = None
+    hash_counts: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.id)

@@ -89,6 +89,12 @@ class Workload:
             return traced(spec, self._trace.requests.rows(0, self.requests), seed, chunk, arrivals)
         return independent(spec, self.requests, seed, chunk, arrivals)
 
+    def folded(self, seed: int) -> Iterator[Batch]:
+        """Return the requests as `batches` does, where the calls of a session have one chain together: see `Batch`."""
+        if self.spec.sessions is None:
+            return self.batches(seed)
+        return session_batches(self.spec, self.requests, seed, _CHUNK, folded=True)
+
     def at_rate(self, rate_req_s: float) -> Workload:
         """Return the same requests at another mean rate, with common random numbers.
 
