@@ -349,6 +349,8 @@ def nothing_allowed(
     """
     spare = f"spare {question.spare}" if question.spare else ""
     start = f"No plan on {question.gpu_words} is allowed:"
+    if discarded.get("watts"):
+        return f"{start} {_power(discarded, question, spare)}{_otherwise(changes, 'would fit')}"
     if discarded.get("budget"):
         most = f"max_usd_per_hour {question.max_usd_per_hour:g}"
         against = f"{most} against {spare}" if spare else most
@@ -368,6 +370,19 @@ def nothing_allowed(
             f"are.{_otherwise(changes, 'would fit')}"
         )
     return ""
+
+
+def _power(discarded: Mapping[str, int], question: Question, spare: str) -> str:
+    """That the GPUs of all that are left may draw too much, or cost too much."""
+    named = {"max_watts": question.max_watts, "watts_per_rack": question.watts_per_rack}
+    power = " and ".join(f"{name} {most:g}" for name, most in named.items() if most is not None)
+    dear, money = discarded.get("budget", 0), f"max_usd_per_hour {question.max_usd_per_hour or 0:g}"
+    against = " and ".join(filter(None, (money if dear else "", spare))) or question.gpu_words
+    costs = f" or cost more ({dear:,})" if dear else ""
+    return (
+        f"{power} against {against} leaves none, as all whose replicas fit may draw more at their power limit or TDP "
+        f"({discarded['watts']:,}){costs}."
+    )
 
 
 def _limit(entry: Entry) -> str:
