@@ -14,6 +14,7 @@ from headway.metrics import Slo
 from headway.plan import Question, plan
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Goodput, Outcome
+from headway.plan.fleet import fleet
 from headway.plan.ranking import Entry
 from headway.plan.space import enumerate_space
 from headway.sim import Deployment, Policies, simulate
@@ -156,6 +157,18 @@ def test_watts_that_leave_nothing_are_answered_with_the_pair_and_what_would_do()
     rack = plan(changed(tp=(2,), watts_per_rack=1000.0, gpus_per_rack=3), workers=1)
     assert "watts_per_rack 1000 against 3 h100-sxm leaves none" in rack.message
     assert "raise watts_per_rack 1000 (" in rack.message
+
+
+def test_copies_that_would_do_say_that_they_need_more_watts():
+    found = plan(changed(rate_req_s=60.0, max_watts=1500.0), workers=1)
+    assert not found.feasible and found.binding == "rate"
+    assert "which needs max_watts 1500 raised" in found.message
+    assert "raised" not in plan(changed(rate_req_s=60.0, max_watts=15_000.0), workers=1).message
+
+
+def test_watts_are_not_shared_out_among_the_pools_of_a_fleet():
+    with pytest.raises(BadInput, match="max_watts 2000 against classes that may have pools of their own"):
+        fleet(changed(max_watts=2000.0), workers=1)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 
+import msgspec
+
 from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
 from headway.hardware import gpu
@@ -17,7 +19,7 @@ from headway.plan.question import Question
 from headway.plan.ranking import Entry
 from headway.plan.remedy import Remedy
 from headway.plan.shapes import shape_of
-from headway.plan.space import without
+from headway.plan.space import powered_copies, without
 from headway.plan.wish import Wish
 from headway.sim import Deployment
 from headway.units import format_rate, format_seconds
@@ -188,12 +190,17 @@ def too_much(entry: Entry, question: Question, rate_req_s: float, more: Remedy) 
 
 
 def _beyond(more: Remedy, question: Question) -> str:
-    """Which other constraint the copies break."""
+    """Which other constraints the copies break."""
     usd, most = more.entry.usd_per_hour, question.max_usd_per_hour
-    untold = more.attainment is None and more.requests > 0
-    if untold or usd is None or most is None or usd * more.copies <= most:
+    if more.attainment is None and more.requests > 0:
         return ""
-    return f", for ${usd * more.copies:.2f} per hour, which needs max_usd_per_hour {most:g} raised"
+    needs = []
+    if usd is not None and most is not None and usd * more.copies > most:
+        needs.append(f", for ${usd * more.copies:.2f} per hour, which needs max_usd_per_hour {most:g} raised")
+    together = msgspec.structs.replace(question, watts_per_rack=None, gpus_per_rack=None)
+    if powered_copies(more.entry.deployment, together) < more.copies:
+        needs.append(f", which needs max_watts {question.max_watts:g} raised")
+    return " and".join(needs)
 
 
 def undecided_words(entries: list[Entry]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, permutations, product
@@ -20,7 +21,7 @@ from headway.plan.setups import Setup, check_policies, policed, setups_of
 from headway.plan.shapes import Shape, shapes_of
 from headway.sim import Deployment, Policies, Pool
 
-__all__ = ["Option", "Space", "enumerate_space", "priced", "resized", "singles", "without"]
+__all__ = ["Option", "Space", "enumerate_space", "powered_copies", "priced", "resized", "singles", "without"]
 
 _FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
 _ROUNDING = 1e-9
@@ -82,7 +83,7 @@ def enumerate_space(question: Question, weigh: Callable[[Replica], float] = lamb
             discarded["memory"] += 1
         elif _too_dear(deployment, question):
             discarded["budget"] += 1
-        elif _overdrawn(deployment, question):
+        elif powered_copies(deployment, question) < 1:
             discarded["watts"] += 1
         else:
             options.append(Option(deployment.name, deployment))
@@ -107,7 +108,8 @@ def singles(question: Question) -> Iterator[Deployment]:
             if "mixed" not in question.layouts:
                 pools, name = _roles(kind, shape, kind, shape), kind.name(f"{count}P {shape} + {count}D {shape}")
             made = _deployment(question, name, *(_of(pool, count) for pool in pools))
-            if made.gpus <= kind.most and not _too_dear(made, question) and not _overdrawn(made, question):
+            allowed = not _too_dear(made, question) and powered_copies(made, question) >= 1
+            if made.gpus <= kind.most and allowed:
                 yield made
 
 
@@ -116,19 +118,19 @@ def _too_dear(deployment: Deployment, question: Question) -> bool:
     return most is not None and usd is not None and usd * deployment.gpus > most * (1 + _ROUNDING)
 
 
-def _overdrawn(deployment: Deployment, question: Question) -> bool:
-    """Whether its GPUs may draw more than there is, together or in racks that hold them."""
+def powered_copies(deployment: Deployment, question: Question) -> float:
+    """Return how many times a deployment's GPUs there is power for, together and in the racks that hold them."""
     if question.max_watts is None and question.watts_per_rack is None:
-        return False
-    total, used = 0.0, Counter[str]()
+        return math.inf
+    total, used, watts = 0.0, Counter[str](), dict[str, float]()
     for pool in deployment.pools:
         replica, gpus = pool.replica, pool.count * pool.replica.gpus
-        watts = question.watts(replica.gpu, replica.cap_watts)
-        total += gpus * watts
+        watts[replica.gpu] = question.watts(replica.gpu, replica.cap_watts)
         used[replica.gpu] += gpus
-        if used[replica.gpu] > question.powered(replica.gpu, watts):
-            return True
-    return question.max_watts is not None and total > question.max_watts * (1 + _ROUNDING)
+        total += gpus * watts[replica.gpu]
+    racks = min(question.powered(kind, watts[kind]) / count for kind, count in used.items())
+    together = math.inf if question.max_watts is None else question.max_watts / total
+    return min(together, racks if question.watts_per_rack is not None else math.inf) * (1 + _ROUNDING)
 
 
 class _Fits:
