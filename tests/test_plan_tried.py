@@ -11,10 +11,9 @@ from headway.cost import EngineSettings
 from headway.errors import BadInput, UnknownName
 from headway.hardware import gpu
 from headway.metrics import Slo
-from headway.plan import Question, plan
+from headway.plan import Question, fleet, plan
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Goodput, Outcome
-from headway.plan.fleet import fleet
 from headway.plan.ranking import Entry
 from headway.plan.space import enumerate_space
 from headway.sim import Deployment, Policies, simulate

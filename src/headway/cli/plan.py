@@ -247,11 +247,20 @@ def _print(terminal: Terminal, found: Plan | Fleet, asked: o.Options) -> None:
     if found.feasible:
         kept = asked["yaml_to"] or asked["json_to"]
         file = kept if kept and kept != "-" else "plan.json"
-        engine = found.question.engine.name
-        if found.question.engines:
-            engine = found.best.deployment["pools"][0]["replica"].get("engine", {}).get("name", "vllm")
+        engine = _engine_of(found)
         first = "" if file == kept else f"--json {file} keeps the plan; "
         terminal.note(f"{first}`headway export {file} --to {engine} --out launch` writes the commands that start it")
+
+
+def _engine_of(found: Plan | Fleet) -> str:
+    """The engine of the answer, where the question has several to try; else the question's own."""
+    from headway.plan import Plan
+
+    answer = found.best.deployment if isinstance(found, Plan) and found.best is not None else None
+    if not found.question.engines or answer is None:
+        return found.question.engine.name
+    name: str = answer["pools"][0]["replica"].get("engine", {}).get("name", "vllm")
+    return name
 
 
 def _yaml(found: Plan | Fleet) -> str:
