@@ -88,6 +88,45 @@ def test_options_become_the_question(asked):
     assert (asked["question"].cap_watts, asked["question"].clock_mhz) == ((60.0, 72.0), (1200.0,))
 
 
+def test_what_is_to_be_tried_and_watts_become_the_question(asked):
+    run(*SMALL, "--engine", "vllm,sglang:0.5", "--policy", "route=round-robin,prefix-affinity", "--policy", "order=sjf",
+        "--max-watts", "1.4kW", "--watts-per-rack", "20kW", "--gpus-per-rack", "16", "--set", "max_seqs=[64,512]",
+        "--set", "prefix_cache=[true,false]", "--set", "dp=[1,2]", "--set", "ep=[1]")  # fmt: skip
+    question = asked["question"]
+    assert (question.engines, question.engine.name) == (("vllm", "sglang:0.5"), "vllm")
+    assert question.policies_to_try == {"route": ("round-robin", "prefix-affinity")}
+    assert question.policies.order == "sjf"
+    assert (question.max_watts, question.watts_per_rack, question.gpus_per_rack) == (1400.0, 20_000.0, 16)
+    assert (question.max_seqs, question.prefix_cache) == ((64, 512), (True, False))
+    assert (question.dp, question.ep) == ((1, 2), (1,))
+
+
+def test_the_answer_names_the_engine_that_won(tmp_path):
+    kept = tmp_path / "plan.json"
+    said = run(*SMALL, "--engine", "sglang,vllm", "--json", kept).stderr
+    best = Plan.from_json(kept.read_text()).best
+    winner = "sglang" if "sglang" in best.name else "vllm"
+    assert f"`headway export {kept} --to {winner} --out launch`" in said
+    assert run("export", kept, "--to", winner, "--out", tmp_path / "launch").exit_code == 0
+
+
+def test_a_plan_of_ranks_is_printed_and_exported(tmp_path):
+    kept = tmp_path / "plan.json"
+    ranks = ("--model", "qwen3-30b-a3b", "--gpu", "h100-sxm", "--gpus", "2", "--rate", "5", "--ttft", "2s")
+    only = ("layouts=[mixed]", "tp=[1]", "pp=[1]", "dp=[2]", "weights=[bf16]", "kv=[bf16]", "budget_tokens=[2048]",
+            "requests=200")  # fmt: skip
+    result = run("plan", *ranks, *(word for each in only for word in ("--set", each)), "--json", kept)
+    assert result.exit_code == 0
+    assert "1x tp1dp2" in result.stdout and "1x tp1dp2ep2" in result.stdout
+    assert "1 replica on 2 h100-sxm (tp 1, dp 2" in result.stdout
+    names = [candidate.name for candidate in Plan.from_json(kept.read_text()).ranked]
+    divided = next(name for name in names if "ep2" in name)
+    for engine, flag in (("vllm", "--data-parallel-size 2"), ("compose", "--enable-expert-parallel")):
+        written = run("export", kept, "--to", engine, "--candidate", divided, "--out", tmp_path / engine)
+        assert written.exit_code == 0
+        assert any(flag in file.read_text() for file in (tmp_path / engine).rglob("*") if file.is_file())
+
+
 KIND = ("plan", "--model", "llama-3.2-1b", "--ttft", "200ms", "--gpu")
 
 
@@ -123,6 +162,15 @@ def test_the_objectives_of_the_command_are_those_of_the_question():
         (("l4:2", "--front", "cost,speed"), "unknown objective of --front 'speed'"),
         (("l4:2", "--price", "l4"), "write GPU=USD, as in h100-sxm=2.5"),
         (("l4:2", "--max-tp", "1", "--set", "tp=[2]"), "tp [2] against max_tp 1"),
+        (("l4:2", "--set", "dp=[2]"), "dp [2] against model llama-3.2-1b, which has no experts"),
+        (("l4:2", "--engine", "vllm,vlm"), "unknown engine 'vlm': nearest: vllm"),
+        (("l4:2", "--engine", "vllm,sglang", "--set", "engines=[trtllm]"), "vllm,sglang against --set engines"),
+        (("l4:2", "--max-watts", "50W"), "max_watts 50 against gpu l4, one of which draws up to 72 W"),
+        (("l4:2", "--max-watts", "much"), "power 'much' is not understood"),
+        (("l4:2", "--watts-per-rack", "20kW"), "give both"),
+        (("l4:2", "--policy", "route=round-robin,power-of-to"), "unknown route policy 'power-of-to'"),
+        (("l4:2", "--policy", "scale=fixed,target-load"), "decision point of policies_to_try 'scale'"),
+        (("l4:2", "--policy", "route"), "write KIND=NAME"),
     ],
 )
 def test_wishes_that_cannot_be_are_refused(words, message):

@@ -24,6 +24,7 @@ __all__ = [
     "parse_count",
     "parse_rate",
     "parse_seconds",
+    "parse_watts",
 ]
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*(.*?)\s*")
@@ -58,9 +59,12 @@ _RATE = {"": Fraction(1)} | {
     for unit, seconds in _PER.items()
 }
 
+_WATTS = {"": Fraction(1), "W": Fraction(1), "kW": Fraction(1000), "MW": Fraction(10**6)}
+
 _SECONDS_FORMS = "500ms, 1.5s, 2min, 3h or a number of seconds"
 _BYTES_FORMS = "80GiB, 64MB, 512KiB or a whole number of bytes"
 _RATE_FORMS = "25req/s, 90req/min, 1000req/h or a number of requests per second"
+_WATTS_FORMS = "700W, 20kW, 1.5MW or a number of watts"
 _COUNT_FORMS = "1M, 32k, 4096 (k = 1000, Ki = 1024)"
 
 
@@ -77,6 +81,11 @@ def parse_bytes(text: str | float) -> int:
 def parse_rate(text: str | float) -> float:
     """Return requests per second from ``25req/s``, ``25/s``, ``90req/min``, ``25`` or a number."""
     return float(_parse(text, _RATE, "rate", _RATE_FORMS))
+
+
+def parse_watts(text: str | float) -> float:
+    """Return watts from ``700W``, ``20kW``, ``1.5MW`` or a bare number of watts."""
+    return float(_parse(text, _WATTS, "power", _WATTS_FORMS))
 
 
 def parse_count(text: str | float) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from headway.plan import Plan
     from headway.plan.crew import Workforce
     from headway.plan.fleet_answer import Fleet
-    from headway.sim import Deployment
+    from headway.sim import Deployment, Policies
     from headway.workload import Workload
 
 DEFAULT_WORKLOAD = "chat"
@@ -153,8 +153,19 @@ def with_policies(deployment: Deployment, named: Iterable[str]) -> Deployment:
     """Return the deployment with these policies (KIND=NAME) in place of its own."""
     import msgspec
 
+    return msgspec.structs.replace(deployment, policies=chosen_policies(deployment.policies, named))
+
+
+def chosen_policies(policies: Policies, named: Iterable[str]) -> Policies:
+    """Return the policies with these (KIND=NAME) in place of those.
+
+    Raises:
+        BadInput, UnknownName: another form, or a kind that there is not.
+    """
+    import msgspec
+
     chosen = {}
-    kinds = [kind for kind in deployment.policies.__struct_fields__ if kind != "params"]
+    kinds = [kind for kind in policies.__struct_fields__ if kind != "params"]
     for text in named:
         kind, equals, name = text.partition("=")
         if not equals or not name:
@@ -162,8 +173,7 @@ def with_policies(deployment: Deployment, named: Iterable[str]) -> Deployment:
         if kind not in kinds:
             raise UnknownName("kind of policy", kind, kinds)
         chosen[kind] = name
-    policies = msgspec.structs.replace(deployment.policies, **chosen)
-    return msgspec.structs.replace(deployment, policies=policies)
+    return msgspec.structs.replace(policies, **chosen)
 
 
 def workload_of(asked: Options, assignments: list[str], terminal: Terminal) -> Workload:

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def users_fault(policies: Policies) -> Iterator[None]:
+def users_fault(policies: Policies, *others: str) -> Iterator[None]:
     """Let `module:Class` policies be found in the current folder, and turn what they raise into `BadInput`.
 
+    `others` are names of policies too.
     An exception that did not pass through their files is ours and stays as it is.
     """
-    named = [name for name in (policies.route, policies.order, policies.admit, policies.scale) if ":" in name]
+    every = (policies.route, policies.order, policies.admit, policies.scale, *others)
+    named = [name for name in every if ":" in name]
     here = os.getcwd()
     if named:
         sys.path.insert(0, here)

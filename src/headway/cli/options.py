@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from headway.errors import BadInput
-from headway.units import parse_count, parse_rate, parse_seconds
+from headway.units import parse_count, parse_rate, parse_seconds, parse_watts
 
 OTHER = "Other"  # the help's last section
 
@@ -120,9 +120,10 @@ def _prices(text: str) -> dict[str, float]:
     return prices
 
 
-def _engine(text: str) -> tuple[str, str]:
-    name, _, version = text.partition(":")
-    return name, version
+def _engines(text: str) -> tuple[tuple[str, str], ...]:
+    """Engines with their releases, "" where none is said: ``vllm,sglang:0.5``."""
+    named = (part.strip().partition(":") for part in text.split(","))
+    return tuple((name, version) for name, _, version in named)
 
 
 def _objectives(text: str) -> tuple[str, ...]:
@@ -140,8 +141,9 @@ _LENGTH = read_with(_length)
 _NUMBERS = read_with(_numbers)
 _KINDS = read_with(_kinds)
 _PRICES = read_with(_prices)
-_ENGINE = read_with(_engine)
+_ENGINES = read_with(_engines)
 _FRONT = read_with(_objectives)
+_WATTS = read_with(above_zero(parse_watts))
 _RAY = "A Ray cluster instead: HOST:PORT, ray://HOST:PORT or auto. It must be trusted."
 OBJECTIVES = ["cost", "gpus", "energy", "carbon", "goodput", "rate", "ttft", "tpot"]
 
@@ -156,8 +158,8 @@ KINDS = (
             help="From the catalogue; several kinds, each with how many there are: h100-sxm:8,a100-80gb-sxm:16."),
     _option("Deployment", "--gpus", callback=_COUNT, metavar="N",
             help="How many there are, of all kinds; fewer are tried too.  [default: the sum of those of --gpu]"),
-    _option("Deployment", "--engine", callback=_ENGINE, metavar="NAME[:VERSION]",
-            help="Whose step times and batching.  [default: vllm]"),
+    _option("Deployment", "--engine", callback=_ENGINES, metavar="NAME[:VERSION][,...]",
+            help="Whose step times and batching; of several each is tried.  [default: vllm]"),
     _option("Deployment", "--price", "prices", callback=_PRICES, metavar="GPU=USD[,...]",
             help="Dollars per hour of one GPU, in place of the catalogue's."),
 )
@@ -273,8 +275,13 @@ SEARCH = (
             help="So many replicas of every pool may be down, and the SLO is still met."),
     _option("Search", "--cap-watts", callback=_NUMBERS, metavar="W[,W]", help="Power limits of a GPU to try: 400,700."),
     _option("Search", "--clock-mhz", callback=_NUMBERS, metavar="MHZ[,MHZ]", help="Locked SM clocks of a GPU to try."),
+    _option("Search", "--max-watts", callback=_WATTS, metavar="W", help="The GPUs of no plan can draw more: 20kW."),
+    _option("Search", "--watts-per-rack", callback=_WATTS, metavar="W", help="Power of a rack; with --gpus-per-rack."),
+    _option("Search", "--gpus-per-rack", callback=_COUNT, metavar="N", help="GPUs that a rack has places for."),
+    _option("Search", "--policy", "policies", multiple=True, metavar="KIND=NAME[,...]",
+            help="route=, order= or admit= and a name or module:Class; of several each is tried. Repeatable."),
     _option("Search", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
-            help="Any field: tp=[2,4], layouts=[mixed], requests=8000, workload.arrival.cv=3. Repeatable."),
+            help="Any field: tp=[2,4], dp=[1,8], max_seqs=[128,512], layouts=[mixed], requests=8000. Repeatable."),
     _option("Search", "--workers", callback=_COUNT, metavar="N", help="Processes.  [default: one per core]"),
     _option("Search", "--ray", "ray", metavar="ADDRESS", help=_RAY),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -10,6 +11,7 @@ import click
 from headway.cli import options as o
 from headway.cli.asked import (
     DEFAULT_WORKLOAD,
+    chosen_policies,
     note_idle_order,
     slo_of,
     slos_of,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from headway.plan.crew import Workforce
     from headway.plan.fleet_answer import Fleet
     from headway.plan.question import Objective
+    from headway.sim import Policies
     from headway.workload import Workload
 
 NO_ANSWER, INTERRUPTED = 1, 130
@@ -45,8 +48,9 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
     """Find the deployments that serve a workload within its SLO, the best first.
 
     Tries the ways to use up to --gpus GPUs: replicas, tensor and pipeline parallelism, prefill and decode
-    apart, token budgets, precisions, several kinds of GPU. What may win is simulated, and its goodput
-    found by search on the rate.
+    apart, data-parallel ranks that share experts, token budgets, precisions, several kinds of GPU; engines,
+    policies and settings where several are named. What may win is simulated, and its goodput found by search
+    on the rate.
 
     Several classes of requests with SLOs of their own, and several models, share the GPUs: then the answer says which
     classes share replicas, which have their own, and what that saves.
@@ -70,7 +74,7 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
     note_interpreted(terminal)
     found: Plan | Fleet
     with CtrlC(math.inf) as ctrl_c:
-        with users_fault(question.policies), terminal.stdout_for_data(), terminal.bar("planning") as bar:
+        with users_fault(*_policies(question)), terminal.stdout_for_data(), terminal.bar("planning") as bar:
             if _has_parts(question, asked):
                 found = fleet(question, workers=workforce, progress=bar.tell)
             else:
@@ -114,7 +118,7 @@ def _explained(found: Plan | Fleet, made: Workload | None, workers: Workforce, t
             plan = _explained(msgspec.structs.replace(part.plan, best=part.candidate), None, workers, terminal)
             parts.append(msgspec.structs.replace(part, plan=plan))
         return msgspec.structs.replace(found, parts=parts)
-    faults = users_fault(found.question.policies)
+    faults = users_fault(*_policies(found.question))
     with faults, terminal.stdout_for_data(), terminal.bar("asking how far it holds") as bar:
         seen = sensitivity(found, made=made, workers=workers, progress=bar.tell)
     return msgspec.structs.replace(found, sensitivity=seen)
@@ -153,6 +157,9 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
         front=_front(asked["front"] or ()),
         max_usd_per_hour=asked["max_usd_per_hour"],
         max_tp=asked["max_tp"],
+        max_watts=asked["max_watts"],
+        watts_per_rack=asked["watts_per_rack"],
+        gpus_per_rack=asked["gpus_per_rack"],
         spare=asked["spare"],
         usd_per_gpu_hour=asked["prices"] or {},
         seed=asked["seed"],
@@ -160,6 +167,7 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
         clock_mhz=asked["clock_mhz"],
     )
     question = _with_engine(override(question, sets["deployment"]), asked["engine"], sets["deployment"])
+    question = _with_policies(question, asked["policies"])
     question = ask_calibrated(question, asked["calibration_from"], terminal)
     note_idle_order(question.policies.order, workload, terminal)
     return question, workload if workload.spec.trace else None
@@ -186,20 +194,44 @@ def _front(named: tuple[str, ...]) -> tuple[Objective, ...]:
     return cast("tuple[Objective, ...]", named)
 
 
-def _with_engine(question: Question, named: tuple[str, str] | None, assignments: list[str]) -> Question:
+def _with_engine(question: Question, named: tuple[tuple[str, str], ...] | None, assignments: list[str]) -> Question:
+    """The question for the one engine named, or with each of several to try."""
     import msgspec
 
     from headway.cost.engines import engine_facts
 
     if named is None:
         return question
+    words = [f"{name}:{version}" if version else name for name, version in named]
     for each in assignments:
-        if each.startswith(("engine.name=", "engine.version=")):
-            raise BadInput(f"--engine {named[0]} against --set {each}: give one of them")
-    for kind in question.stock:
-        engine_facts(*named, kind)
-    engine = msgspec.structs.replace(question.engine, name=named[0], version=named[1])
+        if each.startswith(("engine.name=", "engine.version=", "engines=")):
+            raise BadInput(f"--engine {','.join(words)} against --set {each}: give one of them")
+    for kind, (name, version) in product(question.stock, named):
+        engine_facts(name, version, kind)
+    if len(named) > 1:
+        return msgspec.structs.replace(question, engines=tuple(words))
+    engine = msgspec.structs.replace(question.engine, name=named[0][0], version=named[0][1])
     return msgspec.structs.replace(question, engine=engine)
+
+
+def _with_policies(question: Question, asked: tuple[str, ...]) -> Question:
+    """The question with a policy for a decision point, or with each of several to try."""
+    import msgspec
+
+    policies, several = question.policies, dict(question.policies_to_try)
+    for text in asked:
+        kind, _, names = text.partition("=")
+        listed = tuple(name.strip() for name in names.split(","))
+        if len(listed) == 1:
+            policies = chosen_policies(policies, [text])
+        else:
+            several[kind] = listed
+    return msgspec.structs.replace(question, policies=policies, policies_to_try=several)
+
+
+def _policies(question: Question) -> tuple[Policies, *tuple[str, ...]]:
+    """The question's policies, and the names of those to try."""
+    return question.policies, *(name for names in question.policies_to_try.values() for name in names)
 
 
 def _print(terminal: Terminal, found: Plan | Fleet, asked: o.Options) -> None:
@@ -215,9 +247,20 @@ def _print(terminal: Terminal, found: Plan | Fleet, asked: o.Options) -> None:
     if found.feasible:
         kept = asked["yaml_to"] or asked["json_to"]
         file = kept if kept and kept != "-" else "plan.json"
-        engine = found.question.engine.name
+        engine = _engine_of(found)
         first = "" if file == kept else f"--json {file} keeps the plan; "
         terminal.note(f"{first}`headway export {file} --to {engine} --out launch` writes the commands that start it")
+
+
+def _engine_of(found: Plan | Fleet) -> str:
+    """The engine of the answer, where the question has several to try; else the question's own."""
+    from headway.plan import Plan
+
+    answer = found.best.deployment if isinstance(found, Plan) and found.best is not None else None
+    if not found.question.engines or answer is None:
+        return found.question.engine.name
+    name: str = answer["pools"][0]["replica"].get("engine", {}).get("name", "vllm")
+    return name
 
 
 def _yaml(found: Plan | Fleet) -> str:

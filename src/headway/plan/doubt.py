@@ -44,7 +44,8 @@ class Doubt(NamedTuple):
 def doubt(ranked: list[Entry], objective: Objective, rate_req_s: float) -> Doubt:
     """Return how sure the first place is; `ranked` as the plan has them.
 
-    Errors of candidates of one model, GPU and engine are alike, so their ratio is surer than each of them. Ties are
+    Errors of candidates of one model, GPU and engine are alike, so their ratio is surer than each of them; of two
+    engines it is as unsure as both together. Ties are
     those that meet the SLO and whose objective (at an equal price: whose goodput) is within the error of a ratio.
     """
     if not ranked:
@@ -61,7 +62,7 @@ def doubt(ranked: list[Entry], objective: Objective, rate_req_s: float) -> Doubt
         for entry in ranked[1:]
         if entry.meets
         and (objective not in ("cost", "gpus") or entry.measure(objective) == best.measure(objective))
-        and _near(value(entry), value(best), spread)
+        and _near(value(entry), value(best), _between(entry, best, metric, spread))
     ]
     said = (_tied(ties, level, ratio, what), _tight(best, error, rate_req_s))
     return Doubt(error, ratio, ties, " ".join(filter(None, said)))
@@ -76,6 +77,15 @@ def _spread(error: Uncertainty, metric: str) -> float:
         low, high = getattr(error, metric)
         return math.log(high / low) / 2
     return ranking_spread(error.levels[metric], metric)
+
+
+def _between(one: Entry, best: Entry, metric: str, spread: float) -> float:
+    """ln of how far the ratio of two may be off: errors of different engines are taken to have nothing in common."""
+    names = [{pool.replica.engine.name for pool in entry.deployment.pools} for entry in (one, best)]
+    if names[0] == names[1]:
+        return spread
+    ends = [getattr(uncertainty(entry.deployment), metric) for entry in (one, best)]
+    return math.hypot(*(math.log(high / low) / 2 for low, high in ends))
 
 
 def _near(one: float, other: float, spread: float) -> bool:

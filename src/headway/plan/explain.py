@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 
+import msgspec
+
 from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
 from headway.hardware import gpu
@@ -17,7 +19,7 @@ from headway.plan.question import Question
 from headway.plan.ranking import Entry
 from headway.plan.remedy import Remedy
 from headway.plan.shapes import shape_of
-from headway.plan.space import without
+from headway.plan.space import powered_copies, without
 from headway.plan.wish import Wish
 from headway.sim import Deployment
 from headway.units import format_rate, format_seconds
@@ -188,12 +190,17 @@ def too_much(entry: Entry, question: Question, rate_req_s: float, more: Remedy) 
 
 
 def _beyond(more: Remedy, question: Question) -> str:
-    """Which other constraint the copies break."""
+    """Which other constraints the copies break."""
     usd, most = more.entry.usd_per_hour, question.max_usd_per_hour
-    untold = more.attainment is None and more.requests > 0
-    if untold or usd is None or most is None or usd * more.copies <= most:
+    if more.attainment is None and more.requests > 0:
         return ""
-    return f", for ${usd * more.copies:.2f} per hour, which needs max_usd_per_hour {most:g} raised"
+    needs = []
+    if usd is not None and most is not None and usd * more.copies > most:
+        needs.append(f", for ${usd * more.copies:.2f} per hour, which needs max_usd_per_hour {most:g} raised")
+    together = msgspec.structs.replace(question, watts_per_rack=None, gpus_per_rack=None)
+    if powered_copies(more.entry.deployment, together) < more.copies:
+        needs.append(f", which needs max_watts {question.max_watts:g} raised")
+    return " and".join(needs)
 
 
 def undecided_words(entries: list[Entry]) -> str:
@@ -349,6 +356,8 @@ def nothing_allowed(
     """
     spare = f"spare {question.spare}" if question.spare else ""
     start = f"No plan on {question.gpu_words} is allowed:"
+    if discarded.get("watts"):
+        return f"{start} {_power(discarded, question, spare)}{_otherwise(changes, 'would fit')}"
     if discarded.get("budget"):
         most = f"max_usd_per_hour {question.max_usd_per_hour:g}"
         against = f"{most} against {spare}" if spare else most
@@ -368,6 +377,19 @@ def nothing_allowed(
             f"are.{_otherwise(changes, 'would fit')}"
         )
     return ""
+
+
+def _power(discarded: Mapping[str, int], question: Question, spare: str) -> str:
+    """That the GPUs of all that are left may draw too much, or cost too much."""
+    named = {"max_watts": question.max_watts, "watts_per_rack": question.watts_per_rack}
+    power = " and ".join(f"{name} {most:g}" for name, most in named.items() if most is not None)
+    dear, money = discarded.get("budget", 0), f"max_usd_per_hour {question.max_usd_per_hour or 0:g}"
+    against = " and ".join(filter(None, (money if dear else "", spare))) or question.gpu_words
+    costs = f" or cost more ({dear:,})" if dear else ""
+    return (
+        f"{power} against {against} leaves none, as all whose replicas fit may draw more at their power limit or TDP "
+        f"({discarded['watts']:,}){costs}."
+    )
 
 
 def _limit(entry: Entry) -> str:

@@ -59,6 +59,12 @@ def fleet(
             f"objective {question.objective} against classes that may have pools of their own: it does not add up over "
             f"pools; take {', '.join(_ADD_UP)}, or plan for one pool that all classes share (--together)"
         )
+    if question.max_watts is not None or question.watts_per_rack is not None:
+        name = "max_watts" if question.max_watts is not None else "watts_per_rack"
+        raise BadInput(
+            f"{name} {getattr(question, name):g} against classes that may have pools of their own: watts are not "
+            "shared out among pools; limit gpus, or plan for one pool that all classes share"
+        )
     source = workload(question.workload, skip_bad=question.skip_bad)
     source = source if question.rate_req_s is None else source.at_rate(question.rate_req_s)
     groups = groups_of(question, source)

@@ -9,7 +9,7 @@ import msgspec
 
 from headway.cost import EngineSettings
 from headway.cost.calibration import Calibration
-from headway.errors import BadInput
+from headway.errors import BadInput, UnknownName
 from headway.hardware import gpu
 from headway.metrics import Prices, Slo
 from headway.sim import Policies
@@ -31,6 +31,11 @@ _FRONTS: dict[Objective, tuple[Objective, ...]] = {
     "ttft": ("cost", "energy", "ttft"),
     "tpot": ("cost", "energy", "tpot"),
 }
+_DEGREES = ("tp", "pp", "dp", "ep")
+_TRIED = (
+    "weights", "kv", "budget_tokens", "cap_watts", "clock_mhz", "engines", "max_seqs", "prefix_cache", "layouts",
+)  # fmt: skip
+_POINTS = ("route", "order", "admit")  # where a policy may be tried; how a plan scales is what it answers
 _REQUESTS = 8_000  # goodput of one seed against 64,000 requests, 70B chat on H100: -1 % and 2 to 4 % noise
 _REQUESTS_MAX = 40_000
 _GPUS_MAX = 4_096
@@ -57,6 +62,10 @@ class Question(Spec, frozen=True, kw_only=True):
         front: two or three objectives that the Pareto front is made of; none given takes cost, energy and goodput, of
             which the objective replaces the one nearest to it.
         max_usd_per_hour, max_tp: no plan costs more, no replica is cut wider.
+        max_watts: the GPUs of no plan can draw more together, each up to its power limit or TDP; hosts, network and
+            cooling come on top.
+        watts_per_rack, gpus_per_rack: a rack has power and places for so many; all GPUs of a kind stand in as few racks
+            as hold them, and those of a plan are spread over these. One needs the other.
         spare: so many replicas of every pool may be down, and the SLO is still met.
         seed: of every random stream; all candidates and rates see the same requests.
         requests: in a simulation of those in front; None chooses it by the rate and the limits. A trace ends where it
@@ -73,6 +82,11 @@ class Question(Spec, frozen=True, kw_only=True):
             matters there: 3 % of goodput), a decode pool, which computes no prompts, the smallest.
         cap_watts, clock_mhz: power limits of a GPU and locked SM clocks to try; TDP and boost clock are those of a GPU
             left alone. None leaves it alone.
+        engines: engines to try, each NAME or NAME:VERSION, in place of that of `engine`.
+        max_seqs, prefix_cache: most sequences in a step, and prefix caching on (true) or off, to try; with more
+            sequences than a token budget has room for, that budget is left out. None takes those of `engine`.
+        policies_to_try: names of the library, or module:Class, by decision point (route, order, admit): each is tried
+            with each deployment, routers where there is a choice.
         layouts: "mixed" replicas, or prefill and decode "split" over two pools.
         engine: every other engine setting.
         exhaustive: simulate every candidate at length, to check the search by.
@@ -99,6 +113,9 @@ class Question(Spec, frozen=True, kw_only=True):
     front: tuple[Objective, ...] = ()
     max_usd_per_hour: float | None = None
     max_tp: int | None = None
+    max_watts: float | None = None
+    watts_per_rack: float | None = None
+    gpus_per_rack: int | None = None
     spare: int = 0
     exhaustive: bool = False
     seed: int = 0
@@ -112,6 +129,10 @@ class Question(Spec, frozen=True, kw_only=True):
     budget_tokens: tuple[int, ...] = (2048, 8192)
     cap_watts: tuple[float, ...] | None = None
     clock_mhz: tuple[float, ...] | None = None
+    engines: tuple[str, ...] | None = None
+    max_seqs: tuple[int, ...] | None = None
+    prefix_cache: tuple[bool, ...] | None = None
+    policies_to_try: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     layouts: tuple[Layout, ...] = ("mixed", "split")
     margin: float = 0.01
     engine: EngineSettings = EngineSettings()
@@ -142,21 +163,65 @@ class Question(Spec, frozen=True, kw_only=True):
             )
         if not 0 <= self.margin < 1:
             raise BadInput(f"margin {self.margin:g}: give a share of the limit from 0 to below 1, as in 0.05")
-        degrees = ("tp", "pp", "dp", "ep")
-        for name in (*degrees, "weights", "kv", "budget_tokens", "cap_watts", "clock_mhz", "layouts"):
-            tried = getattr(self, name)
-            if tried is None:
-                continue
-            if not tried or (name in degrees and min(tried) < 1):
-                raise BadInput(f"{name} {list(tried)}: give at least one value to try, degrees from 1")
-            if len(set(tried)) < len(tried):
-                raise BadInput(f"{name} {list(tried)}: give each value to try once")
-
+        self._check_tried()
         self._check_budget_tokens()
+        self._check_power()
+
+    def _check_tried(self) -> None:
+        tried = {name: getattr(self, name) for name in (*_DEGREES, *_TRIED) if getattr(self, name) is not None}
+        for kind, names in self.policies_to_try.items():
+            if kind not in _POINTS:
+                raise UnknownName("decision point of policies_to_try", kind, _POINTS)
+            tried[f"policies_to_try.{kind}"] = names
+        for name, each in tried.items():
+            if not each or (name in _DEGREES and min(each) < 1):
+                raise BadInput(f"{name} {list(each)}: give at least one value to try, degrees from 1")
+            if len(set(each)) < len(each):
+                raise BadInput(f"{name} {list(each)}: give each value to try once")
+
+    def _check_power(self) -> None:
+        if (self.watts_per_rack is None) != (self.gpus_per_rack is None):
+            raise BadInput(
+                f"watts_per_rack {self.watts_per_rack} and gpus_per_rack {self.gpus_per_rack}: a rack's power says "
+                "something where it is known how many GPUs it has places for: give both"
+            )
+        if self.gpus_per_rack is not None and self.gpus_per_rack < 1:
+            raise BadInput(f"gpus_per_rack {self.gpus_per_rack}: give a number from 1")
+        for name, most in (("max_watts", self.max_watts), ("watts_per_rack", self.watts_per_rack)):
+            if most is None:
+                continue
+            if not 0 < most < math.inf:
+                raise BadInput(f"{name} {most:g}: give watts above 0")
+            lowest = min(self.cap_watts or (math.inf,))
+            least, kind = min((self.watts(kind, lowest), kind) for kind in self.stock)
+            if least > most:
+                raise BadInput(
+                    f"{name} {most:g} against gpu {kind}, one of which draws up to {least:g} W: raise the one, or try "
+                    "a power limit (cap_watts)"
+                )
+
+    def watts(self, kind: str, cap_watts: float | None) -> float:
+        """The most that a GPU of a kind draws under a power limit."""
+        return min(gpu(kind).tdp_watts, math.inf if cap_watts is None else cap_watts)
+
+    def powered(self, kind: str, watts: float) -> int:
+        """How many GPUs of a kind the racks have power for, where each draws so much."""
+        if self.watts_per_rack is None or self.gpus_per_rack is None:
+            return self.stock[kind]
+        racks = -(-self.stock[kind] // self.gpus_per_rack)
+        return racks * min(self.gpus_per_rack, int(self.watts_per_rack / watts))
 
     def _check_budget_tokens(self) -> None:
-        least, engine = min(self.budget_tokens), self.engine
-        needed = engine.max_seqs * engine.step_tokens
+        engine = self.engine
+        if self.max_seqs is not None:
+            least, fewest = max(self.budget_tokens), min(self.max_seqs)
+            if not 1 <= fewest * engine.step_tokens <= least:
+                raise BadInput(
+                    f"max_seqs {list(self.max_seqs)} against budget_tokens {list(self.budget_tokens)}: a step has room "
+                    f"for at least {engine.step_tokens} token of each sequence; raise the one or lower the other"
+                )
+            return
+        least, needed = min(self.budget_tokens), engine.max_seqs * engine.step_tokens
         if least < needed:
             each = "one token" if engine.step_tokens == 1 else f"{engine.step_tokens} tokens to verify"
             raise BadInput(

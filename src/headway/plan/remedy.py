@@ -10,7 +10,7 @@ from headway.plan.classes import classes_of
 from headway.plan.contest import Contest
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
-from headway.plan.space import resized, without
+from headway.plan.space import powered_copies, resized, without
 from headway.plan.trial import Load, try_rate
 from headway.sim import Deployment
 from headway.sim.run import compiled
@@ -83,7 +83,7 @@ def _evaluated(deployment: Deployment, question: Question) -> int:
     each, usd = deployment.priced().usd_per_gpu_hour, question.max_usd_per_hour
     if each and usd is not None:
         most = min(most, int(usd / (each * deployment.gpus)))
-    return max(1, most)
+    return max(1, int(min(most, powered_copies(deployment, question))))
 
 
 def copied(deployment: Deployment, copies: int) -> Deployment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, permutations, product
@@ -16,10 +17,11 @@ from headway.errors import BadInput, DoesNotFit
 from headway.hardware import Gpu, gpu
 from headway.model import Model, model
 from headway.plan.question import Question
+from headway.plan.setups import Setup, check_policies, policed, setups_of
 from headway.plan.shapes import Shape, shapes_of
 from headway.sim import Deployment, Policies, Pool
 
-__all__ = ["Option", "Space", "enumerate_space", "priced", "resized", "singles", "without"]
+__all__ = ["Option", "Space", "enumerate_space", "powered_copies", "priced", "resized", "singles", "without"]
 
 _FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
 _ROUNDING = 1e-9
@@ -36,7 +38,7 @@ class Option(NamedTuple):
 class Space(NamedTuple):
     """What there is to evaluate, how many were discarded for which reason, and the refusal nearest to fitting.
 
-    Reasons: "memory", a replica does not fit its GPUs; "budget", it costs too much.
+    Reasons: "memory", a replica does not fit its GPUs; "budget", it costs too much; "watts", it may draw too much.
     """
 
     options: list[Option]
@@ -74,11 +76,15 @@ def enumerate_space(question: Question, weigh: Callable[[Replica], float] = lamb
     pairs = [(one, other) for one, other in permutations(kinds, 2) if one.goes_with(other)]
     each = (_alone(kind) for kind in kinds)
     both = (_together(one, other, weigh) for one, other in pairs)
-    for deployment in chain.from_iterable((*each, *both)):
+    check_policies(question)
+    made = chain.from_iterable((*each, *both))
+    for deployment in chain.from_iterable(policed(question, one) for one in made):
         if not all(fits.try_(pool.replica) for pool in deployment.pools):
             discarded["memory"] += 1
         elif _too_dear(deployment, question):
             discarded["budget"] += 1
+        elif powered_copies(deployment, question) < 1:
+            discarded["watts"] += 1
         else:
             options.append(Option(deployment.name, deployment))
     return Space(options, dict(discarded), fits.nearest)
@@ -94,7 +100,7 @@ def singles(question: Question) -> Iterator[Deployment]:
     """
     fits, count = _Fits(), question.spare + 1
     for kind in _kinds(question, fits):
-        for shape, budget in product(kind.mixed(), question.budget_tokens):
+        for shape, budget in product(kind.mixed(), kind.budgets):
             if not fits.try_(kind.replica(shape, budget)):
                 continue
             pools: tuple[Pool, ...] = (Pool(replica=kind.replica(shape, budget)),)
@@ -102,13 +108,29 @@ def singles(question: Question) -> Iterator[Deployment]:
             if "mixed" not in question.layouts:
                 pools, name = _roles(kind, shape, kind, shape), kind.name(f"{count}P {shape} + {count}D {shape}")
             made = _deployment(question, name, *(_of(pool, count) for pool in pools))
-            if made.gpus <= kind.most and not _too_dear(made, question):
+            allowed = not _too_dear(made, question) and powered_copies(made, question) >= 1
+            if made.gpus <= kind.most and allowed:
                 yield made
 
 
 def _too_dear(deployment: Deployment, question: Question) -> bool:
     usd, most = deployment.priced().usd_per_gpu_hour, question.max_usd_per_hour
     return most is not None and usd is not None and usd * deployment.gpus > most * (1 + _ROUNDING)
+
+
+def powered_copies(deployment: Deployment, question: Question) -> float:
+    """Return how many times a deployment's GPUs there is power for, together and in the racks that hold them."""
+    if question.max_watts is None and question.watts_per_rack is None:
+        return math.inf
+    total, used, watts = 0.0, Counter[str](), dict[str, float]()
+    for pool in deployment.pools:
+        replica, gpus = pool.replica, pool.count * pool.replica.gpus
+        watts[replica.gpu] = question.watts(replica.gpu, replica.cap_watts)
+        used[replica.gpu] += gpus
+        total += gpus * watts[replica.gpu]
+    racks = min(question.powered(kind, watts[kind]) / count for kind, count in used.items())
+    together = math.inf if question.max_watts is None else question.max_watts / total
+    return min(together, racks if question.watts_per_rack is not None else math.inf) * (1 + _ROUNDING)
 
 
 class _Fits:
@@ -144,11 +166,17 @@ class _Kind(NamedTuple):
     weights: str
     kv: str
     throttle: Throttle
+    setup: Setup
     shapes: list[Shape]
     fits: _Fits
 
+    @property
+    def budgets(self) -> list[int]:
+        """Token budgets to try."""
+        return self.setup.budgets(self.question)
+
     def replica(self, shape: Shape, budget_tokens: int) -> Replica:
-        engine = msgspec.structs.replace(self.question.engine, max_batched_tokens=budget_tokens)
+        engine = msgspec.structs.replace(self.setup.engine, max_batched_tokens=budget_tokens)
         return Replica(
             model=self.question.model, gpu=self.gpu, **shape._asdict(), weights=self.weights, kv=self.kv,
             **self.throttle._asdict(), engine=engine, calibration=self.question.calibration,
@@ -195,13 +223,14 @@ class _Kind(NamedTuple):
 
     def _holds(self, shape: Shape) -> bool:
         """Whether replicas of a shape fit, at the smallest budget."""
-        return self.fits.try_(self.replica(shape, min(self.question.budget_tokens)))
+        return self.fits.try_(self.replica(shape, min(self.budgets)))
 
     def goes_with(self, other: _Kind) -> bool:
         """Whether plans combine the two: precisions are alike where both GPUs have them."""
         like = self.weights == other.weights or not _has(gpu(other.gpu), self.weights)
         like = like or not _has(gpu(self.gpu), other.weights)
-        return self.gpu != other.gpu and like and (self.kv, self.throttle) == (other.kv, other.throttle)
+        same = (self.kv, self.throttle, self.setup) == (other.kv, other.throttle, other.setup)
+        return self.gpu != other.gpu and like and same
 
     def fitting(self, shapes: list[Shape], budget_tokens: int) -> list[Shape]:
         """Those of the shapes whose replicas fit: only they are combined with another kind of GPU."""
@@ -209,7 +238,7 @@ class _Kind(NamedTuple):
 
     def name(self, pools: str) -> str:
         named = "" if isinstance(self.question.gpu, str) else f" {self.gpu}"
-        return f"{pools}{named} {self.weights}/{self.kv}{self.throttle}"
+        return f"{pools}{named} {self.weights}/{self.kv}{self.throttle}{self.setup.words}"
 
 
 def _alone(kind: _Kind) -> Iterator[Deployment]:
@@ -220,7 +249,7 @@ def _alone(kind: _Kind) -> Iterator[Deployment]:
 
 
 def _mixed(kind: _Kind) -> Iterator[Deployment]:
-    for budget, shape in product(kind.question.budget_tokens, kind.mixed()):
+    for budget, shape in product(kind.budgets, kind.mixed()):
         replica = kind.replica(shape, budget)
         for count in _counts(kind.question, kind.most // shape.gpus):
             name = f"{kind.name(f'{count}x {shape}')} b{budget}"
@@ -240,7 +269,7 @@ def _together(one: _Kind, other: _Kind, weigh: Callable[[Replica], float]) -> It
     """Two kinds of GPU: side by side, or prompts on the one and tokens on the other."""
     question = one.question
     if "split" in question.layouts:
-        large, small = max(question.budget_tokens), min(question.budget_tokens)
+        large, small = max(one.budgets), min(one.budgets)
         for before, after in product(one.fitting(one.split(), large), other.fitting(other.split(), small)):
             prefill, decode = _roles(one, before, other, after)
             for first, second in _both_counts(one, before, other, after):
@@ -249,7 +278,7 @@ def _together(one: _Kind, other: _Kind, weigh: Callable[[Replica], float]) -> It
     kinds = list(question.stock)
     if "mixed" not in question.layouts or kinds.index(one.gpu) > kinds.index(other.gpu):
         return  # side by side there is no order
-    for budget in question.budget_tokens:
+    for budget in one.budgets:
         for left, right in product(one.fitting(one.mixed(), budget), other.fitting(other.mixed(), budget)):
             pools = Pool(replica=one.replica(left, budget)), Pool(replica=other.replica(right, budget))
             rates = [weigh(pool.replica) / pool.replica.dp for pool in pools]  # of each rank
@@ -262,7 +291,7 @@ def _together(one: _Kind, other: _Kind, weigh: Callable[[Replica], float]) -> It
 
 def _roles(one: _Kind, before: Shape, other: _Kind, after: Shape) -> tuple[Pool, Pool]:
     """A prefill and a decode pool of one replica: prompts take the largest budget, a decode pool needs the least."""
-    budgets = one.question.budget_tokens
+    budgets = one.budgets
     prefill, decode = one.replica(before, max(budgets)), other.replica(after, min(budgets))
     return Pool(role="prefill", replica=prefill), Pool(role="decode", replica=decode)
 
@@ -341,19 +370,21 @@ def _counts(question: Question, most: int) -> list[int]:
 def _kinds(question: Question, fits: _Fits) -> list[_Kind]:
     """Every kind of GPU there is in every precision and power limit; what a GPU lacks is refused if no other has it."""
     spec = model(question.model)
+    setups = [setup for setup in setups_of(question) if setup.budgets(question)]
     kinds: list[_Kind] = []
     refused: list[BadInput] = []
     for name, most in question.stock.items():
         card = gpu(name)
-        try:
-            check_engine(question.engine.name, card)
-            shapes = shapes_of(question, question.engine.name, most, spec, card)
-            throttles = _throttles(question, card)
-        except BadInput as refusal:
-            refused.append(refusal)
-            continue
-        for weights, kv, throttle in product(_weights(question, spec, card), _kv(question, card), throttles):
-            kinds.append(_Kind(question, name, most, weights, kv, throttle, shapes, fits))
+        for setup in setups:
+            try:
+                check_engine(setup.engine.name, card)
+                shapes = shapes_of(question, setup.engine.name, most, spec, card)
+                throttles = _throttles(question, card)
+            except BadInput as refusal:
+                refused.append(refusal)
+                continue
+            for weights, kv, throttle in product(_weights(question, spec, card), _kv(question, card), throttles):
+                kinds.append(_Kind(question, name, most, weights, kv, throttle, setup, shapes, fits))
     if not kinds:
         wanted = f"weights {list(question.weights or ())}, kv {list(question.kv or ())}"
         raise (refused or [BadInput(f"{wanted}: none of {', '.join(question.stock)} takes these precisions")])[0]

@@ -17,7 +17,7 @@ __all__ = ["Wish", "wishes"]
 
 _NODES = 4  # a replica over more of them is hardly served
 _TOLD = 3
-_LISTS = ("tp", "pp", "dp", "ep", "weights", "kv", "cap_watts", "clock_mhz")
+_LISTS = ("tp", "pp", "dp", "ep", "weights", "kv", "cap_watts", "clock_mhz", "max_seqs")
 _BOTH = ("mixed", "split")
 
 Meets = Callable[[Deployment], bool]
@@ -60,6 +60,11 @@ def _ways(question: Question) -> dict[str, tuple[str, dict[str, Any]]]:
         ways["layouts"] = "allow layouts mixed", {"layouts": _BOTH}
     if question.max_usd_per_hour is not None:
         ways["max_usd_per_hour"] = f"raise max_usd_per_hour {question.max_usd_per_hour:g}", {"max_usd_per_hour": None}
+    for name in ("max_watts", "watts_per_rack"):
+        most = getattr(question, name)
+        if most is not None:
+            both = {"watts_per_rack": None, "gpus_per_rack": None}
+            ways[name] = f"raise {name} {most:g}", both if name in both else {name: None}
     if question.spare:
         ways["spare"] = f"lower spare {question.spare}", {"spare": 0}
     ways["gpus"] = f"have more GPUs than {question.gpu_words}", _more(question)

@@ -136,5 +136,6 @@ def assumptions(plan: Plan) -> Table:
         made = f"{w.amount(prices.embodied_kg_per_gpu)} kg CO2 per GPU over {prices.lifetime_years:g} years"
         rows.append(["making the GPUs", made, "the question"])
     engine = question.engine
-    rows.append(["engine", f"{engine.name} {engine.version}".strip(), "the question"])
+    tried = [name.replace(":", " ") for name in question.engines or ()]
+    rows.append(["engine", " or ".join(tried) or f"{engine.name} {engine.version}".strip(), "the question"])
     return table(["assumption", "value", "from"], rows)

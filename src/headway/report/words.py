@@ -27,6 +27,7 @@ OBJECTIVES = {
 FRONT_NAMED = 6
 DISCARDED = {
     "memory": "do not fit into memory", "budget": "cost more than allowed", "rate": "proven unable to serve the rate",
+    "watts": "may draw more power than allowed",
     "estimate": "estimated to be far behind", "floor": "of a latency whose floor is above its limit",
 }  # fmt: skip
 
@@ -297,6 +298,9 @@ def _constraints(question: Question) -> str:
     said = (
         question.max_usd_per_hour is not None and f"{usd(question.max_usd_per_hour)} per hour at most",
         question.max_tp is not None and f"tp {question.max_tp} at most",
+        question.max_watts is not None and f"{question.max_watts:,.0f} W at most",
+        question.watts_per_rack is not None
+        and f"racks with {question.watts_per_rack:,.0f} W for {question.gpus_per_rack} GPUs",
         question.spare > 0
         and f"the SLO met with {counted(question.spare, 'replica')} of every pool down, so attained, latencies and "
         "goodput are of what is left, money and energy of all",

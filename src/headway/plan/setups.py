@@ -1,0 +1,101 @@
+"""What is tried besides layouts: engines and their settings, policies of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import msgspec
+
+from headway.cost import EngineSettings
+from headway.cost.engines import engine_facts
+from headway.plan.question import Question
+from headway.policies import policy
+from headway.sim import Deployment
+
+__all__ = ["Setup", "check_policies", "policed", "setups_of"]
+
+Chosen = tuple[tuple[str, str], ...]  # decision points with the names tried
+
+
+class Setup(NamedTuple):
+    """How the engine of every replica is set; `words` are what candidates' names say of it."""
+
+    engine: EngineSettings
+    words: str
+
+    def budgets(self, question: Question) -> list[int]:
+        """Token budgets in which a step has room for all its sequences."""
+        least = self.engine.max_seqs * self.engine.step_tokens
+        return [budget for budget in question.budget_tokens if budget >= least]
+
+
+def setups_of(question: Question) -> list[Setup]:
+    """Return every engine times its settings to try; the question's own where it names none.
+
+    Raises:
+        UnknownName: an engine. BadInput: a version that is no number.
+    """
+    engine, setups = question.engine, []
+    cache: tuple[bool | None, ...] = question.prefix_cache or (None,)
+    for named, seqs, cached in product(question.engines or ("",), question.max_seqs or (0,), cache):
+        changes: dict[str, object] = {}
+        if named:
+            changes["name"], _, changes["version"] = named.partition(":")
+            for kind in question.stock:
+                engine_facts(str(changes["name"]), str(changes["version"]), kind)
+        if seqs:
+            changes |= {"max_seqs": seqs, "max_batched_tokens": max(question.budget_tokens)}
+        if cached is not None:
+            changes["prefix_cache"] = cached
+        words = (named, f"s{seqs}" if seqs else "", {True: "cached", False: "uncached", None: ""}[cached])
+        made = msgspec.structs.replace(engine, **changes) if changes else engine
+        setups.append(Setup(made, "".join(f" {word}" for word in words if word)))
+    return setups
+
+
+def check_policies(question: Question) -> None:
+    """Refuse policies to try that there are not, or that cannot be built.
+
+    Raises:
+        UnknownName, BadInput: see `policy`.
+    """
+    for kind, names in question.policies_to_try.items():
+        for name in names:
+            own = question.policies.params.get(kind) if name == getattr(question.policies, kind) else None
+            policy(kind, name, own)
+
+
+def policed(question: Question, deployment: Deployment) -> Iterator[Deployment]:
+    """Yield a deployment with each choice of the policies to try; as it is where the question names none.
+
+    Routers are tried where they have a choice. `params` of the question are those of the policy that it names itself;
+    weights of unlike replicas stay with the router that takes them.
+    """
+    tried = dict(question.policies_to_try)
+    if not tried:
+        yield deployment
+        return
+    if not _chooses(deployment):
+        tried.pop("route", None)
+    for names in product(*tried.values()):
+        yield _with(question, deployment, tuple(zip(tried, names, strict=True)))
+
+
+def _chooses(deployment: Deployment) -> bool:
+    """Whether some role has several schedulers to route among."""
+    roles = [pool.role for pool in deployment.pools for _ in range(min(pool.ranks, 2))]
+    return len(set(roles)) < len(roles)
+
+
+def _with(question: Question, deployment: Deployment, chosen: Chosen) -> Deployment:
+    policies, own, params = deployment.policies, question.policies, dict(deployment.policies.params)
+    for kind, name in chosen:
+        if name != getattr(policies, kind):
+            params.pop(kind, None)
+            if name == getattr(own, kind) and kind in own.params:
+                params[kind] = own.params[kind]
+    named = msgspec.structs.replace(policies, **dict(chosen), params=params)
+    words = "".join(f" {kind}={name}" for kind, name in chosen)
+    return msgspec.structs.replace(deployment, name=deployment.name + words, policies=named)
