@@ -265,7 +265,7 @@ def test_report_makes_the_page_and_the_text_that_plan_made(found, page, tmp_path
     ("content", "message"),
     [
         (None, "cannot be read"), ("{", "not JSON"), ("[]", "schema None"),
-        ('{"schema": "headway.capacity/1"}', "schema 'headway.capacity/1'; headway.plan/1, headway.fleet/1 or headway.result/1"),
+        ('{"schema": "headway.capacity/1"}', "schema 'headway.capacity/1'; headway.plan/1, headway.fleet/1 or headway"),
         ('{"schema": "headway.plan/1"}', "question"),
     ],
 )  # fmt: skip

@@ -150,9 +150,9 @@ def spend(
     Power above that of a waiting GPU goes with the cube of the clock (frequency times voltage squared, and voltage
     follows frequency: T. Mudge, "Power: a first-class architectural design constraint", IEEE Computer 34(4), 2001), as
     what a loaded GPU draws waiting is memory's and leaks; time goes with its inverse as far as FLOPs set it, the
-    elasticity ``F^2 / (F^2 + B^2)`` of a roofline with a round corner. Splitwise (P. Patel et al., ISCA 2024) takes 1.30
-    times for prompts and 1.00 for decoding on H100 at half of TDP; this gives 1.30 for 4,096 tokens and 1.00. A locked
-    clock does the same to every operator; of both the lower clock holds.
+    elasticity ``F^2 / (F^2 + B^2)`` of a roofline with a round corner. Splitwise (P. Patel et al., ISCA 2024) takes
+    1.30 times for prompts and 1.00 for decoding on H100 at half of TDP; this gives 1.30 for 4,096 tokens and 1.00. A
+    locked clock does the same to every operator; of both the lower clock holds.
 
     Raises:
         BadInput: a clock above the GPU's boost clock, or of a GPU whose boost clock is not known.
