@@ -17,8 +17,8 @@ cdef class Engine(ReplicaState):
     cdef Py_ssize_t slot
     cdef long long max_tokens
     cdef long long max_seqs
-    cdef long long window
     cdef long long max_context
+    cdef long long longest
     cdef bint alone
     cdef long long poll_steps
     cdef bint ahead

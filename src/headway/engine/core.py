@@ -52,7 +52,6 @@ class Engine(ReplicaState):
         self.role, self.slot = role, index
         self.max_tokens = settings.max_batched_tokens
         self.max_seqs = settings.max_seqs
-        self.window = law.window
         self.max_context = law.max_context
         self.alone = law.prefill_alone
         self.poll_steps = law.poll_steps if law.stages == 1 else 1
@@ -62,6 +61,7 @@ class Engine(ReplicaState):
         self.queue = WaitingQueue(order)
         self.inbox, self.incoming = Line(), Line()
         self.kv = KvPages(law, unit_tokens if settings.prefix_cache else 0)
+        self.longest = min(law.max_context, self.kv.longest())
         self.lanes = [Lane(law.block_tokens, law.window, law.window_group) for _ in range(law.stages)]
         self.gaps = gaps
         self.partial: Any = None
@@ -81,8 +81,7 @@ class Engine(ReplicaState):
 
     def fits(self, seq: Sequence) -> cython.bint:
         """Whether the sequence could ever run here, alone."""
-        tokens: cython.longlong = seq.prompt_tokens + (1 if seq.handoff else seq.output_tokens)
-        return self.kv.pages(tokens) <= self.kv_total_blocks and tokens <= self.max_context
+        return seq.prompt_tokens + (1 if seq.handoff else seq.output_tokens) <= self.longest
 
     def enqueue(self, seq: Sequence, now: cython.double, late: cython.bint) -> cython.int:
         """A request arrives; its prompt is to be computed here."""
@@ -94,13 +93,17 @@ class Engine(ReplicaState):
                 self.notice(now, late, self.poll_steps)
             return 0
         lane: Lane = self.lanes[0]
-        if self.ahead and lane.busy:
-            seq.ready_s = lane.under_way(now, late)
-            self.inbox.append(seq)
-        else:
+        looked_at: cython.bint = self.running < self.max_seqs and (self.waiting == 1 or self.queue.ordered)
+        if not self.ahead or not lane.busy:
             self.queue.push(seq)
-        if self.running < self.max_seqs and (self.waiting == 1 or self.queue.ordered):
-            self.notice(now, late)
+            return self.notice(now, late) if looked_at else 0
+        self.inbox.append(seq)
+        seq.ready_s = lane.end_s
+        if lane.leaps():
+            steps: cython.longlong = lane.steps_by(now, late, lane.planned)
+            seq.ready_s = lane.after(steps)
+            if looked_at:
+                self.next_s = lane.cut(steps)
         return 0
 
     def expect(self, seq: Sequence, now: cython.double, late: cython.bint) -> cython.int:
@@ -126,19 +129,17 @@ class Engine(ReplicaState):
 
     def notice(self, now: cython.double, late: cython.bint, grid: cython.longlong = 1) -> cython.int:
         """Look at the news at the next step boundary on the grid: now if idle, after `now` if `late` (`Cluster`)."""
-        steps: cython.longlong
         lane: Lane = self.lanes[0]
         if self.group is not None:
             self.group.notice(now)
         elif self.law.stages == 1:
             if not lane.busy:
                 self.next_s = now
-            elif lane.chunk_count == 0 and lane.planned > lane.done + 1:
-                steps = lane.steps_by(now, late, lane.planned)
+            elif lane.leaps():
+                steps: cython.longlong = lane.steps_by(now, late, lane.planned)
                 if grid > 1:
                     steps += (grid - (lane.step + steps - lane.done) % grid) % grid
-                lane.planned = min(lane.planned, steps)
-                self.next_s = lane.end_s = lane.after(lane.planned)
+                self.next_s = lane.cut(steps)
         elif len(self.flight) < len(self.lanes):
             self.next_s = min(self.next_s, max(now, self.stage_free_s))
         return 0
@@ -368,7 +369,7 @@ class Engine(ReplicaState):
         """Give the decoding sequences the pages of this step, preempting the latest; True when it had to."""
         preempted: cython.bint = False
         seq: Sequence
-        need: cython.longlong = lane.demand(lane.step, 1)
+        need: cython.longlong = lane.next_demand()
         while need > self.kv.total - self.kv.used:
             preempted = True
             if self.partial is not None:
@@ -381,7 +382,7 @@ class Engine(ReplicaState):
                     seq.last_s = lane.last_end_s
                 lane.withdraw(seq)
                 self.preempt(lane, seq, seq.prompt_tokens + seq.generated - 1)
-            need = lane.demand(lane.step, 1)
+            need = lane.next_demand()
         if need > 0:
             self.kv.take(need)
         return preempted
@@ -491,7 +492,7 @@ class Engine(ReplicaState):
         self.context_tokens = 0 if self.partial is None else self.partial.computed
         for lane in self.lanes:
             self.context_tokens += lane.ctx - lane.n + lane.chunk_context
-            if lane.busy and lane.chunk_count == 0 and self.law.stages == 1 and lane.planned > lane.done + 1:
+            if lane.busy and self.law.stages == 1 and lane.leaps():
                 steps = lane.steps_by(now, late, lane.planned) - 1 - lane.done
                 self.context_tokens += steps * lane.n
                 self.kv_used_blocks += lane.demand(lane.step + 1, steps)

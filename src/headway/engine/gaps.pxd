@@ -8,6 +8,7 @@ cdef class LogCounts:
     cdef readonly double total_s
     cdef readonly double log_min
     cdef readonly double inv_log_growth
+    @cython.final
     cdef int bin(self, double seconds) noexcept
     cpdef int add(self, double seconds, long long times) except -1
 

@@ -43,6 +43,14 @@ class KvPages:
             return blocks
         return blocks + self.window_group * min(blocks, (self.window + self.block_tokens - 2) // self.block_tokens)
 
+    def longest(self) -> cython.longlong:
+        """Tokens of the longest sequence that all pages together can hold."""
+        blocks: cython.longlong = self.total
+        if self.window > 0:
+            inside: cython.longlong = (self.window + self.block_tokens - 2) // self.block_tokens
+            blocks = max(self.total // (1 + self.window_group), self.total - self.window_group * inside)
+        return blocks * self.block_tokens
+
     def price(self, seq: Sequence, tokens: cython.longlong) -> cython.Py_ssize_t:
         """Free pages it takes to let the sequence hold `tokens` tokens instead of the `computed` it holds."""
         need: cython.longlong = self.pages(tokens) - self.pages(seq.computed)
@@ -64,7 +72,9 @@ class KvPages:
 
     def allocate(self, seq: Sequence, tokens: cython.longlong) -> cython.int:
         """Take the pages that `price` named; prompt units covered now can be shared from now on."""
-        need: cython.longlong = self.pages(tokens) - self.pages(seq.computed)
+        need: cython.longlong = self.pages(tokens)
+        if seq.computed > 0:
+            need -= self.pages(seq.computed)
         if self.unit_tokens > 0:
             covered: cython.longlong = min(tokens // self.unit_tokens, seq.hash_count)
             while seq.held < covered:
@@ -77,7 +87,8 @@ class KvPages:
     def take(self, pages: cython.longlong) -> cython.int:
         """Use pages, evicting idle cached units where no page is free otherwise."""
         self.used += pages
-        self.evict_down_to(self.used)
+        if self.unit_tokens > 0:
+            self.evict_down_to(self.used)
         if self.used > self.peak:
             self.peak = self.used
         return 0

@@ -48,12 +48,14 @@ cdef class Lane:
     cdef int leave(self, Sequence seq) except -1
     cdef int withdraw(self, Sequence seq) except -1
     cdef Sequence latest(self)
+    cdef long long next_demand(self) noexcept
     cdef long long demand(self, long long first, long long steps) noexcept
     cdef long long affordable(self, long long steps, long long pages) noexcept
     cdef int advance(self, long long steps) except -1
     cdef int drop_anchor(self, double now, StepLaw law) except -1
     cdef double after(self, long long steps) noexcept
     cdef double gap(self, long long step) noexcept
-    cdef double under_way(self, double now, bint late) noexcept
+    cdef bint leaps(self) noexcept
+    cdef double cut(self, long long steps) noexcept
     cdef long long steps_by(self, double now, bint late, long long limit) noexcept
     cdef int count_gaps(self, Gaps gaps) except -1

@@ -96,6 +96,7 @@ class Lane:
         residue: cython.longlong = (self.step - seq.target) % self.block_tokens
         if residue < 0:
             residue += self.block_tokens
+        seq.residue = residue
         seq.join_step = self.step
         seq.finish_step = self.step + seq.output_tokens - seq.generated
         seq.cross_step = -1
@@ -118,17 +119,14 @@ class Lane:
         """Take a sequence out of the sums (it is out of the finish heap already)."""
         steps: cython.longlong = self.step - seq.join_step
         reads: cython.longlong = seq.target + 1 + steps
-        residue: cython.longlong = (seq.join_step - seq.target) % self.block_tokens
-        if residue < 0:
-            residue += self.block_tokens
         self.n -= 1
         self.ctx -= reads
-        self.due[residue] -= 1
+        self.due[seq.residue] -= 1
         if self.window > 0:
             self.ctx_window -= min(reads, self.window)
             if seq.cross_step >= 0:
                 self.n_window -= 1
-                self.due_window[residue] -= 1
+                self.due_window[seq.residue] -= 1
         seq.generated += steps
         self.dirty = True
         return 0
@@ -144,10 +142,16 @@ class Lane:
         """The sequence admitted last, None when there is none."""
         best: Any = None
         seq: Sequence
-        for seq in self.finish.items[: self.finish.size]:
+        for seq in self.finish.members():
             if best is None or seq.serial > best.serial:
                 best = seq
         return best
+
+    def next_demand(self) -> cython.longlong:
+        """Pages needed by the next decode step."""
+        at: cython.longlong = self.step % self.block_tokens
+        need: cython.longlong = self.due[at] + self.window_group * self.due_window[at]
+        return need
 
     def demand(self, first: cython.longlong, steps: cython.longlong) -> cython.longlong:
         """Pages needed by `steps` decode steps, the first of them number `first`."""
@@ -179,18 +183,14 @@ class Lane:
     def advance(self, steps: cython.longlong) -> cython.int:
         """Let every sequence gain `steps` tokens; then those that reached the window stop widening it."""
         seq: Sequence
-        residue: cython.longlong
         self.step += steps
         self.done += steps
         self.ctx += self.n * steps
         self.ctx_window += self.n_window * steps
         while self.cross.size > 0 and self.cross.keys[0] == self.step:
             seq = self.cross.pop()
-            residue = (seq.join_step - seq.target) % self.block_tokens
-            if residue < 0:
-                residue += self.block_tokens
             self.n_window -= 1
-            self.due_window[residue] -= 1
+            self.due_window[seq.residue] -= 1
             seq.cross_step = -1
             self.dirty = True
         return 0
@@ -244,11 +244,15 @@ class Lane:
             steps += 1
         return steps
 
-    def under_way(self, now: cython.double, late: cython.bint) -> cython.double:
-        """When the step under way ends, also in the midst of a leap."""
-        if self.chunk_count > 0 or self.planned <= self.done + 1:
-            return self.end_s
-        return self.after(self.steps_by(now, late, self.planned))
+    def leaps(self) -> cython.bint:
+        """Whether several steps are under way at once."""
+        return self.chunk_count == 0 and self.planned > self.done + 1
+
+    def cut(self, steps: cython.longlong) -> cython.double:
+        """End the leap `steps` after its anchor, unless it ends before that; when it ends now."""
+        self.planned = min(self.planned, steps)
+        self.end_s = self.after(self.planned)
+        return self.end_s
 
     def count_gaps(self, gaps: Gaps) -> cython.int:
         """Count the token gaps of steps done+1 .. planned, n each; a stretch of one bin is counted at once."""
@@ -257,9 +261,9 @@ class Lane:
         high: cython.longlong
         middle: cython.longlong
         at: cython.int
-        if self.after(self.planned) <= gaps.since_s:
+        if self.end_s <= gaps.since_s:
             return 0
-        while self.after(first) <= gaps.since_s:
+        while first < self.planned and self.after(first) <= gaps.since_s:
             first += 1
         steps: cython.longlong = self.planned - first + 1
         before: cython.longlong = steps * (first - 1) + steps * (steps - 1) // 2
@@ -267,7 +271,7 @@ class Lane:
         gaps.add_steps(self.n, steps, ctx, steps * self.anchor_ctx_window + self.n_window * before)
         last: cython.int = gaps.bin(self.gap(self.planned))
         while first <= self.planned:
-            at = gaps.bin(self.gap(first))
+            at = gaps.bin(self.gap(first)) if first < self.planned else last
             low = first
             high = self.planned
             if at != last:

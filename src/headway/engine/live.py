@@ -93,7 +93,7 @@ class LiveReplica:
                 if lane.busy and lane.end_s <= now:
                     tokens.extend(lane.chunks.items[lane.chunks.head : lane.chunks.head + lane.chunks.size])
                     if not (engine.alone and lane.chunk_count > 0):
-                        tokens.extend(lane.finish.items[: lane.finish.size])
+                        tokens.extend(lane.finish.members())
         self.leader.step(now)
         for engine in self.engines:
             while engine.out.size > 0:

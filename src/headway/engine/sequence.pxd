@@ -26,6 +26,7 @@ cdef class Sequence(Request):
     cdef long long join_step
     cdef long long finish_step
     cdef long long cross_step
+    cdef long long residue
     cdef double ready_s
     cdef double admitted_s
     cdef double first_s
@@ -44,12 +45,17 @@ cdef class Sequence(Request):
 cdef class StepHeap:
     cdef long long[::1] keys
     cdef long long[::1] serials
+    cdef long long[::1] slots
     cdef list items
     cdef Py_ssize_t size
     cdef int push(self, long long key, Sequence seq) except -1
+    cdef int double(self) except -1
     cdef Sequence pop(self)
+    cdef Sequence take(self, Py_ssize_t at)
     cdef bint remove(self, Sequence seq) except -1
-    cdef int put(self, Py_ssize_t at, long long key, long long serial, object seq) except -1
+    cdef list members(self)
+    cdef int put(self, Py_ssize_t at, long long key, long long serial, long long slot) noexcept
+    cdef Py_ssize_t move(self, Py_ssize_t at, Py_ssize_t hole) noexcept
 
 
 @cython.final

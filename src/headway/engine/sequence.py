@@ -33,6 +33,7 @@ class Sequence(Request):
     `target`: tokens whose KV must be computed before it decodes (the prompt; after a preemption the generated
     tokens too). `computed`: of these, how many are. `held`: prefix units referenced. `most`: tokens it
     ever held before a preemption, to tell what is computed a second time. `ready_s`: it joins a step that starts later.
+    `residue`: it needs a new block for the steps of this residue modulo the block size.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Sequence(Request):
         self.join_step = 0
         self.finish_step = 0
         self.cross_step = 0
+        self.residue = 0
         self.ready_s = -NEVER
         self.admitted_s = NAN
         self.first_s = NAN
@@ -92,75 +94,98 @@ class Sequence(Request):
 
 
 class StepHeap:
-    """Binary min-heap of sequences keyed by a step number; equal keys come out in order of admission."""
+    """Binary min-heap of sequences keyed by a step number; equal keys come out in order of admission.
+
+    Only numbers move in it: `slots` says where in `items` each entry's sequence stays, and behind the heap's end which
+    places are free.
+    """
 
     def __init__(self) -> None:
         self.keys = buffer(np.zeros(64, dtype=np.int64))
         self.serials = buffer(np.zeros(64, dtype=np.int64))
-        self.items: list[Any] = []
+        self.slots = buffer(np.arange(64, dtype=np.int64))
+        self.items: list[Any] = [None] * 64
         self.size = 0
 
     def push(self, key: cython.longlong, seq: Sequence) -> cython.int:
         """Add a sequence."""
+        if self.size == len(self.items):
+            self.double()
+        self.items[self.slots[self.size]] = seq
         self.size += 1
-        if self.size > len(self.items):
-            self.items.append(None)
-            if self.size > len(self.keys):
-                more = np.zeros(self.size, dtype=np.int64)
-                self.keys = buffer(np.concatenate([np.asarray(self.keys), more]))
-                self.serials = buffer(np.concatenate([np.asarray(self.serials), more]))
-        return self.put(self.size - 1, key, seq.serial, seq)
+        return self.put(self.size - 1, key, seq.serial, self.slots[self.size - 1])
+
+    def double(self) -> cython.int:
+        """Make room for twice as many."""
+        more = np.zeros(self.size, dtype=np.int64)
+        self.keys = buffer(np.concatenate([np.asarray(self.keys), more]))
+        self.serials = buffer(np.concatenate([np.asarray(self.serials), more]))
+        self.slots = buffer(np.concatenate([np.asarray(self.slots), np.arange(self.size, 2 * self.size)]))
+        self.items += [None] * self.size
+        return 0
 
     def pop(self) -> Sequence:
         """Take the sequence with the smallest key."""
-        top: Sequence = self.items[0]
-        self.remove(top)
-        return top
+        return self.take(0)
+
+    def take(self, at: cython.Py_ssize_t) -> Sequence:
+        """Take the sequence at a place of the heap, which the last one fills."""
+        slot: cython.longlong = self.slots[at]
+        seq: Sequence = self.items[slot]
+        self.items[slot] = None
+        self.size -= 1
+        last: cython.Py_ssize_t = self.size
+        moved: cython.longlong = self.slots[last]
+        self.slots[last] = slot
+        if at < last:
+            self.put(at, self.keys[last], self.serials[last], moved)
+        return seq
 
     def remove(self, seq: Sequence) -> cython.bint:
-        """Take this sequence out, wherever it stands: O(1) at the top, else O(n), which only preemptions pay."""
+        """Take this sequence out, wherever it stands, in O(n); whether it was there."""
         at: cython.Py_ssize_t
-        last: cython.Py_ssize_t = self.size - 1
         for at in range(self.size):
-            if self.items[at] is seq:
-                self.size = last
-                moved: object = self.items[last]
-                self.items[last] = None
-                if at < last:
-                    self.put(at, self.keys[last], self.serials[last], moved)
+            if self.items[self.slots[at]] is seq:
+                self.take(at)
                 return True
         return False
 
-    def put(self, at: cython.Py_ssize_t, key: cython.longlong, serial: cython.longlong, seq: object) -> cython.int:
+    def members(self) -> list[Any]:
+        """All sequences, in no order that means anything."""
+        return [seq for seq in self.items if seq is not None]
+
+    def put(
+        self, at: cython.Py_ssize_t, key: cython.longlong, serial: cython.longlong, slot: cython.longlong
+    ) -> cython.int:
         """Fill the hole at `at` with an entry, moving the hole up or down to where the entry belongs."""
         to: cython.Py_ssize_t
         while at > 0:
             to = (at - 1) >> 1
             if self.keys[to] < key or (self.keys[to] == key and self.serials[to] < serial):
                 break
-            self.keys[at] = self.keys[to]
-            self.serials[at] = self.serials[to]
-            self.items[at] = self.items[to]
-            at = to
-        while True:
-            to = 2 * at + 1
-            if to >= self.size:
-                break
-            if to + 1 < self.size and (
-                self.keys[to + 1] < self.keys[to]
-                or (self.keys[to + 1] == self.keys[to] and self.serials[to + 1] < self.serials[to])
-            ):
-                to += 1
+            at = self.move(to, at)
+        to = 2 * at + 1
+        while to < self.size:
+            if to + 1 < self.size:
+                if self.keys[to + 1] == self.keys[to]:
+                    to += self.serials[to + 1] < self.serials[to]
+                else:
+                    to += self.keys[to + 1] < self.keys[to]  # added, not asked: which is smaller nobody can predict
             if key < self.keys[to] or (key == self.keys[to] and serial < self.serials[to]):
                 break
-            self.keys[at] = self.keys[to]
-            self.serials[at] = self.serials[to]
-            self.items[at] = self.items[to]
-            at = to
+            at = self.move(to, at)
+            to = 2 * at + 1
         self.keys[at] = key
         self.serials[at] = serial
-        self.items[at] = seq
+        self.slots[at] = slot
         return 0
+
+    def move(self, at: cython.Py_ssize_t, hole: cython.Py_ssize_t) -> cython.Py_ssize_t:
+        """Move an entry into the hole; where the hole is now."""
+        self.keys[hole] = self.keys[at]
+        self.serials[hole] = self.serials[at]
+        self.slots[hole] = self.slots[at]
+        return at
 
 
 class Line:

@@ -14,18 +14,18 @@ cdef class Arrivals:
     cdef readonly double next_s
     cdef readonly double intake_s
     cdef bint with_chains
-    cdef long long[::1] id
-    cdef double[::1] arrival_s
-    cdef long long[::1] prompt_tokens
-    cdef long long[::1] output_tokens
-    cdef double[::1] predicted
-    cdef int[::1] priority
-    cdef double[::1] deadline_s
-    cdef int[::1] slo_class
-    cdef int[::1] tenant
-    cdef long long[::1] session
-    cdef long long[::1] offsets
-    cdef long long[::1] chained
+    cdef const long long[::1] id
+    cdef const double[::1] arrival_s
+    cdef const long long[::1] prompt_tokens
+    cdef const long long[::1] output_tokens
+    cdef const double[::1] predicted
+    cdef const int[::1] priority
+    cdef const double[::1] deadline_s
+    cdef const int[::1] slo_class
+    cdef const int[::1] tenant
+    cdef const long long[::1] session
+    cdef const long long[::1] offsets
+    cdef const long long[::1] chained
     cdef HashChains chains
     cdef int refill(self) except -1
     cdef Sequence take(self)

@@ -14,6 +14,12 @@ from headway.engine.sequence import HashChains, Sequence
 NEVER = cython.declare(cython.double, float("inf"))
 
 
+def column(values: Any, kind: Any) -> Any:
+    """A column of a batch to index: as it is, where it has the right kind, when compiled; a list when interpreted."""
+    array = np.ascontiguousarray(values, dtype=kind)
+    return array if cython.compiled else array.tolist()
+
+
 class Arrivals:
     """The stream of requests; `next_s` is when the next one comes to be routed, `exhausted` when there is none left.
 
@@ -47,21 +53,21 @@ class Arrivals:
                 return 0
             self.at = 0
             self.size = len(batch)
-            self.id = buffer(batch.id.astype(np.int64, copy=False))
-            self.arrival_s = buffer(batch.arrival_s.astype(np.float64, copy=False))
-            self.prompt_tokens = buffer(batch.prompt_tokens.astype(np.int64, copy=False))
-            self.output_tokens = buffer(batch.output_tokens.astype(np.int64, copy=False))
-            self.predicted = buffer(batch.predicted_output_tokens.astype(np.float64, copy=False))
-            self.priority = buffer(batch.priority.astype(np.int32, copy=False))
-            self.deadline_s = buffer(batch.deadline_s.astype(np.float64, copy=False))
-            self.slo_class = buffer(batch.slo_class.astype(np.int32, copy=False))
-            self.tenant = buffer(batch.tenant.astype(np.int32, copy=False))
-            self.session = buffer(batch.session.astype(np.int64, copy=False))
+            self.id = column(batch.id, np.int64)
+            self.arrival_s = column(batch.arrival_s, np.float64)
+            self.prompt_tokens = column(batch.prompt_tokens, np.int64)
+            self.output_tokens = column(batch.output_tokens, np.int64)
+            self.predicted = column(batch.predicted_output_tokens, np.float64)
+            self.priority = column(batch.priority, np.int32)
+            self.deadline_s = column(batch.deadline_s, np.float64)
+            self.slo_class = column(batch.slo_class, np.int32)
+            self.tenant = column(batch.tenant, np.int32)
+            self.session = column(batch.session, np.int64)
             self.with_chains = batch.hash_offsets is not None
             if self.with_chains:
                 counts = np.diff(batch.hash_offsets) if batch.hash_counts is None else batch.hash_counts
-                self.offsets = buffer(batch.hash_offsets.astype(np.int64, copy=False))
-                self.chained = buffer(counts.astype(np.int64, copy=False))
+                self.offsets = column(batch.hash_offsets, np.int64)
+                self.chained = column(counts, np.int64)
                 self.chains = HashChains(buffer(batch.hashes.astype(np.int64, copy=False)))
         self.next_s = self.arrival_s[self.at] + self.intake_s
         return 0

@@ -7,5 +7,5 @@ cdef class EngineClock:
     cdef int[::1] heap
     cdef int[::1] place
     cdef Py_ssize_t size
-    cdef int set(self, Py_ssize_t engine, double time_s) noexcept
-    cdef bint before(self, int a, int b) noexcept
+    cdef int set(self, int engine, double time_s) noexcept
+    cdef Py_ssize_t move(self, Py_ssize_t at, Py_ssize_t hole) noexcept

@@ -21,7 +21,10 @@ NEVER = float("inf")
 
 
 class EngineClock:
-    """Binary heap of engine indices by next step time; `set` moves one engine in O(log n)."""
+    """Binary heap of engines by next step time; `set` moves one engine in O(log n).
+
+    `time_s` and `heap` are the times and the engines in the order of the heap, `place` is where in it each engine is.
+    """
 
     def __init__(self, engines: cython.int) -> None:
         self.time_s = buffer(np.full(engines, NEVER))
@@ -29,38 +32,36 @@ class EngineClock:
         self.place = np.arange(engines, dtype=np.int32)
         self.size = engines
 
-    def before(self, a: cython.int, b: cython.int) -> cython.bint:
-        """Whether engine a steps before engine b."""
-        earlier: cython.bint = self.time_s[a] < self.time_s[b]
-        return earlier or (self.time_s[a] == self.time_s[b] and a < b)
-
-    def set(self, engine: cython.Py_ssize_t, time_s: cython.double) -> cython.int:
+    def set(self, engine: cython.int, time_s: cython.double) -> cython.int:
         """Give an engine its next step time."""
-        self.time_s[engine] = time_s
         at: cython.Py_ssize_t = self.place[engine]
-        me: cython.int = self.heap[at]
-        other: cython.int
         to: cython.Py_ssize_t
+        if self.time_s[at] == time_s:
+            return 0
         while at > 0:
             to = (at - 1) >> 1
-            other = self.heap[to]
-            if not self.before(me, other):
+            if self.time_s[to] < time_s or (self.time_s[to] == time_s and self.heap[to] < engine):
                 break
-            self.heap[at] = other
-            self.place[other] = cython.cast(cython.int, at)
-            at = to
-        while True:
+            at = self.move(to, at)
+        to = 2 * at + 1
+        while to < self.size:
+            if to + 1 < self.size:
+                if self.time_s[to + 1] == self.time_s[to]:
+                    to += self.heap[to + 1] < self.heap[to]
+                else:
+                    to += self.time_s[to + 1] < self.time_s[to]
+            if time_s < self.time_s[to] or (time_s == self.time_s[to] and engine < self.heap[to]):
+                break
+            at = self.move(to, at)
             to = 2 * at + 1
-            if to >= self.size:
-                break
-            if to + 1 < self.size and self.before(self.heap[to + 1], self.heap[to]):
-                to += 1
-            other = self.heap[to]
-            if not self.before(other, me):
-                break
-            self.heap[at] = other
-            self.place[other] = cython.cast(cython.int, at)
-            at = to
-        self.heap[at] = me
-        self.place[me] = cython.cast(cython.int, at)
+        self.time_s[at] = time_s
+        self.heap[at] = engine
+        self.place[engine] = cython.cast(cython.int, at)
         return 0
+
+    def move(self, at: cython.Py_ssize_t, hole: cython.Py_ssize_t) -> cython.Py_ssize_t:
+        """Move an engine into the hole; where the hole is now."""
+        self.time_s[hole] = self.time_s[at]
+        self.heap[hole] = self.heap[at]
+        self.place[self.heap[at]] = cython.cast(cython.int, hole)
+        return at

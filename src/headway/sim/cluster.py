@@ -157,7 +157,7 @@ class Cluster:
 
     def next_event(self) -> cython.double:
         """When the next event is."""
-        now: cython.double = self.clock.time_s[self.clock.heap[0]]
+        now: cython.double = self.clock.time_s[0]
         due: cython.double
         if not self.closed and self.arrivals.next_s < now:
             now = self.arrivals.next_s

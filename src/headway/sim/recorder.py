@@ -124,7 +124,7 @@ class Recorder:
             self.recent_tokens = np.concatenate([np.asarray(self.recent_tokens)[order], np.zeros(size, dtype=np.int64)])
             self.recent_at = 0
             size *= 2
-        at: cython.Py_ssize_t = (self.recent_at + self.recent_size) % size
+        at: cython.Py_ssize_t = (self.recent_at + self.recent_size) & (size - 1)  # a power of two
         self.recent_s[at] = last_s
         self.recent_tokens[at] = tokens
         self.recent_size += 1
@@ -136,7 +136,7 @@ class Recorder:
         while self.recent_size > 0 and self.recent_s[self.recent_at] <= time_s:
             self.ended += 1
             self.ended_tokens += self.recent_tokens[self.recent_at]
-            self.recent_at = (self.recent_at + 1) % size
+            self.recent_at = (self.recent_at + 1) & (size - 1)
             self.recent_size -= 1
         return 0
 
