@@ -102,8 +102,8 @@ class Engine(ReplicaState):
         if lane.leaps():
             steps: cython.longlong = lane.steps_by(now, late, lane.planned)
             seq.ready_s = lane.after(steps)
-            if looked_at:
-                self.next_s = lane.cut(steps)
+            if looked_at:  # the step after this one leaves it out too; a trace has a row for each batch as composed
+                self.next_s = lane.cut(steps + (self.trace is None))
         return 0
 
     def expect(self, seq: Sequence, now: cython.double, late: cython.bint) -> cython.int:
