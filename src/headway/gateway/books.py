@@ -55,6 +55,11 @@ class Entry:
         """Tokens expected, and tokens set aside."""
         return self.view.prompt_tokens + self.output, self.bound
 
+    def kept(self, first_s: float | None, token_s: float | None, end_s: float) -> bool:
+        """Whether these durations are within its limits; what is not known is."""
+        most_first_s, most_token_s, most_s = self.limits
+        return (first_s or 0.0) <= most_first_s and (token_s or 0.0) <= most_token_s and end_s <= most_s
+
 
 class ReplicaBook:
     """One replica: its view, its pace, its requests, its health."""

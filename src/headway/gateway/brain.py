@@ -286,8 +286,7 @@ class Brain:
             words = "no replica that has room for it answers at the moment"
             return Refused(facts.id, 503, "no_replica", words, self.spec.health.probe_s)
         for line in self.lines:
-            own = healthy[line.model]
-            line.show(now, own, held=len(line.held.entries) // max(len(own), 1))
+            line.show(now, healthy[line.model], held=len(line.held) // max(len(healthy[line.model]), 1))
         self.cluster.show(now)
         no = self.fence.admit(entry.view, self.cluster)
         if self.shadow is not None:
@@ -421,7 +420,6 @@ class Brain:
             output = entry.output if record.caller_left and not tokens else tokens  # who leaves early is not told
             self.accounts.settle(now, facts.tenant, entry.reserved, (prompt + output, prompt + output))
             self.lines[entry.line].held.settle(entry, prompt, output)
-        most_first_s, most_token_s, most_s = entry.limits
         self._over(
             entry,
             record.status,
@@ -429,10 +427,7 @@ class Brain:
             duration_s=record.duration_s,
             replica=record.replica,
             attempts=record.attempts,
-            attained=served
-            and (record.first_s is None or record.first_s <= most_first_s)
-            and (tpot_s is None or tpot_s <= most_token_s)
-            and record.duration_s <= most_s,
+            attained=served and entry.kept(record.first_s, tpot_s, record.duration_s),
             ttft_s=record.first_s if served else None,
             tpot_s=tpot_s,
             e2e_s=record.duration_s if served else None,

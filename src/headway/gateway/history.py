@@ -32,7 +32,8 @@ class ClassHistory:
         self.over["met"] += outcome.attained
         if outcome.code or outcome.e2e_s is None:
             self.over["refused" if outcome.code else "failed"] += 1
-        for values, seconds in zip(self.durations.values(), (outcome.ttft_s, outcome.tpot_s, outcome.e2e_s), strict=True):
+        durations = outcome.ttft_s, outcome.tpot_s, outcome.e2e_s
+        for values, seconds in zip(self.durations.values(), durations, strict=True):
             if seconds is not None:
                 values.append((now, seconds))
 

@@ -65,10 +65,7 @@ class Line:
 
 def room_in(books: list[ReplicaBook]) -> bool:
     """Whether one of these replicas has room for one more."""
-    for book in books:
-        if book.room:
-            return True
-    return False
+    return any(book.room for book in books)
 
 
 def spare_of(books: list[ReplicaBook], chosen: ReplicaBook) -> ReplicaBook | None:

@@ -24,8 +24,7 @@ from typing import Any
 
 from headway.errors import BadInput, HeadwayError, MissingExtra
 from headway.gateway.envoy_config import Host, bootstrap, discovered_hosts, envoy_config
-from headway.gateway.hosts import ADDRESSES, resolved
-from headway.gateway.peers import GATEWAY
+from headway.gateway.hosts import ADDRESSES, GATEWAY, resolved
 from headway.gateway.plainhttp import ask_socket
 from headway.gateway.spec import GatewaySpec, address
 
