@@ -310,11 +310,13 @@ def _local_replies(body_bytes: int) -> list[dict[str, Any]]:
             "unknown URL: POST /v1/chat/completions, /v1/completions or /v1/embeddings",
         ),
         408: ("invalid_request_error", "request_timeout", "the request did not arrive in time: send it without pauses"),
+        403: ("invalid_request_error", "bad_request", "no other protocol is spoken here: send no Upgrade"),
         413: (
             "invalid_request_error",
             "request_too_large",
             f"the request's body exceeds the limit of {body_bytes:,} bytes",
         ),
+        426: ("invalid_request_error", "bad_request", "HTTP/1.0 is not served: send the request as HTTP/1.1"),
         431: ("invalid_request_error", "headers_too_large", "the request's headers exceed the limit"),
         503: ("server_error", "unavailable", "no decision or no replica is available: try again in a second"),
         504: ("server_error", "timeout", "no answer came in time: try again"),
@@ -328,8 +330,11 @@ def _local_replies(body_bytes: int) -> list[dict[str, Any]]:
         *(_mapper({"comparison": _equals(status, "EQ")}, *words) for status, words in said.items()),
         _mapper({"comparison": _equals(500, "GE")}, *failed),
     ]
+    invalid = {"comparison": _equals(400, "GE")}
+    odd = "invalid_request_error", "bad_request", "a header's name has an underscore: write a hyphen"
     malformed = "invalid_request_error", "bad_request", "the request is not valid HTTP"
-    return [*mappers, _mapper({"comparison": _equals(400, "GE")}, *malformed)]
+    underscored = _mapper(invalid, *odd, also="response.code_details.contains('underscore')")
+    return [*mappers, underscored, _mapper(invalid, *malformed)]
 
 
 def _equals(status: int, op: str) -> dict[str, Any]:

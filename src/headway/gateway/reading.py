@@ -231,11 +231,13 @@ class Reader:
     def plain(self, method: str, path: str, headers: dict[str, str]) -> Reply:
         """Answer what has no body: the list of models, or what else there is."""
         path = path.partition("?")[0]
-        if path in ENDPOINTS:
-            body = error_body(f"{path} takes POST, came {method[:16]}", "invalid_request_error", "method_not_allowed")
-            return Reply(405, json.dumps(body).encode(), (("allow", "POST"),))
         known = path == "/v1/models" or path.startswith("/v1/models/")
-        if not known or method != "GET":
+        takes = ("GET", "HEAD") if known else ("POST",)
+        if path in ENDPOINTS or (known and method not in takes):
+            said = f"{path[:200]} takes {takes[0]}, came {method[:16]}"
+            body = error_body(said, "invalid_request_error", "method_not_allowed")
+            return Reply(405, json.dumps(body).encode(), (("allow", ", ".join(takes)),))
+        if not known:
             offered = ", ".join(("GET /v1/models", *(f"POST {each}" for each in ENDPOINTS)))
             body = error_body(f"unknown URL: there are {offered}", "invalid_request_error", "unknown_url")
             return Reply(404, json.dumps(body).encode())
