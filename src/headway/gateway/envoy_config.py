@@ -97,7 +97,7 @@ end
 class Seen(NamedTuple):
     """What the filter on the answer has counted, 0 where it has not: `text` as it writes them.
 
-    `tokens` are events with text; `first_us` is when the first event came, in Unix time; the last three are the engine's.
+    `tokens` are events with text; `first_us` is the Unix time of the first event; the last three are the engine's.
     """
 
     events: int
