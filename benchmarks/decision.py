@@ -1,4 +1,4 @@
-"""CPU of the decision process for one request, without Envoy: question, decision, end and record, by the channel's bytes.
+"""CPU of the decision process for one request, without Envoy: question, decision, end, record, as bytes.
 
     chrt -r 3 python benchmarks/decision.py [DEPLOYMENT.yaml]
 
@@ -96,7 +96,8 @@ async def main(file: str | None) -> None:
         names = [f"{turn:08d}-0000-0000-0000-{i:012d}" for i in range(REQUESTS)]
         streams = [2 * (turn * REQUESTS + i) + 1 for i in range(REQUESTS)]
         opened = [_frame(HEADERS, END_HEADERS, stream, b"x" * 60) for stream in streams]
-        bodies = [_frame(DATA, 0, stream, question(id, served.spec.models[0])) for stream, id in zip(streams, names, strict=True)]
+        asks = [question(id, served.spec.models[0]) for id in names]
+        bodies = [_frame(DATA, 0, stream, asked_of) for stream, asked_of in zip(streams, asks, strict=True)]
         ends = [_frame(RST_STREAM, 0, stream, (8).to_bytes(4, "big")) for stream in streams]
         records = [_frame(DATA, 0, 1, record(id, port)) for id in names]
         began_s = time.process_time()
