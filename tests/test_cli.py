@@ -158,3 +158,13 @@ def test_the_command_of_the_makefile_parses():
     verb, *rest = shlex.split(f"{words[1]} --html headway-plan.html")
     with main.commands[verb].make_context(verb, rest) as ctx:
         assert ctx.params["html_to"] == "headway-plan.html"
+
+
+def test_a_policy_named_anew_leaves_the_parameters_of_the_one_before():
+    from headway.cli.asked import chosen_policies
+    from headway.sim import Policies
+
+    params = {"route": {"weights": {"mixed": [1.0]}}, "choose_model": {"at": 100}}
+    before = Policies(route="weighted-requests", choose_model="threshold", params=params)
+    assert chosen_policies(before, ["choose_model=first"]).params == {"route": params["route"]}
+    assert chosen_policies(before, ["choose_model=threshold", "order=edf"]).params == params

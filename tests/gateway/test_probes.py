@@ -140,6 +140,26 @@ def test_what_is_no_http_is_refused_and_reaches_no_engine(gateway, head):
     assert not [seen for engine in gateway.upstreams.engines for seen in engine.seen]
 
 
+@pytest.mark.parametrize(
+    ("text", "status", "says"),
+    [
+        ("GET / HTTP/1.0\r\n\r\n", 426, "HTTP/1.1"),
+        ("GET / HTTP/1.1\r\nhost: h\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n", 403, "Upgrade"),
+        ("GET / HTTP/1.1\r\nhost: h\r\nx_under: score\r\n\r\n", 400, "underscore"),
+        ("GET / HTTP/1.1\r\nhost h\r\n\r\n", 400, "valid HTTP"),
+    ],
+)
+def test_what_is_not_spoken_here_is_said(gateway, text, status, says):
+    with socket.create_connection(("127.0.0.1", gateway.port)) as caller:
+        caller.settimeout(PATIENCE_S)
+        caller.sendall(text.encode())
+        answer = b""
+        while more := caller.recv(4096):
+            answer += more
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    assert head.split()[1] == str(status) and says in json.loads(body)["error"]["message"], answer
+
+
 def test_floods_of_headers_are_refused(gateway):
     many = "".join(f"x-{i}: y\r\n" for i in range(200))
     long = f"x-long: {'y' * 200_000}\r\n"

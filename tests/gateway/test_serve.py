@@ -163,6 +163,8 @@ def test_completions_and_embeddings_pass_and_models_are_listed(gateway):
     status, text = gateway.get("/v1/nothing", headers=OURS)
     assert status == 404 and "/v1/embeddings" in str(error(text)["message"])
     assert gateway.get(CHAT, headers=OURS)[0] == 405
+    response, _ = gateway.ask({}, OURS, "/v1/models")
+    assert (response.status, response.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_a_tenant_over_its_rate_gets_429_with_retry_after_and_the_reason(gateway):

@@ -157,7 +157,7 @@ def with_policies(deployment: Deployment, named: Iterable[str]) -> Deployment:
 
 
 def chosen_policies(policies: Policies, named: Iterable[str]) -> Policies:
-    """Return the policies with these (KIND=NAME) in place of those.
+    """Return the policies with these (KIND=NAME) in place of those, whose parameters go with them.
 
     Raises:
         BadInput, UnknownName: another form, or a kind that there is not.
@@ -173,7 +173,9 @@ def chosen_policies(policies: Policies, named: Iterable[str]) -> Policies:
         if kind not in kinds:
             raise UnknownName("kind of policy", kind, kinds)
         chosen[kind] = name
-    return msgspec.structs.replace(policies, **chosen)
+    kept = {kind for kind in kinds if chosen.get(kind) in (None, getattr(policies, kind))}
+    params = {kind: each for kind, each in policies.params.items() if kind in kept}
+    return msgspec.structs.replace(policies, **chosen, params=params)
 
 
 def workload_of(asked: Options, assignments: list[str], terminal: Terminal) -> Workload:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from headway.cli import options as o
+from headway.cli.apart import apart
 from headway.cli.calibration import with_calibration
 from headway.cli.journal import followed
 from headway.cli.journal import rows as journal_rows
@@ -91,15 +92,21 @@ def serve(deployment_file: str, **asked: Any) -> None:
     """
     as_json = asked["log_as"] == "json"
     terminal = Terminal(quiet=asked["quiet"], json_notes=as_json)
-    served = served_of(deployment_file, asked["calibration_from"], terminal)
-    policies = served.policies()
     if asked["decisions_in"]:
+        served = served_of(deployment_file, asked["calibration_from"], terminal)
         ledger = Path(deployment_file).parent / served.spec.ledger
-        _decide(served, policies, (Path(asked["decisions_in"]), ledger), asked["seed"], terminal)
+        _decide(served, served.policies(), (Path(asked["decisions_in"]), ledger), asked["seed"], terminal)
+        return
+
+    def load() -> GatewaySpec:
+        return apart(lambda: _checked(deployment_file, asked["calibration_from"], terminal).spec)
+
+    if asked["check"]:
+        served = _checked(deployment_file, asked["calibration_from"], terminal)
+        refuse_places(served.spec, deployment_file)
+        _check(served, terminal)
         return
     note_interpreted(terminal)
-    _warn(served.spec, terminal)
-    refuse_places(served.spec, deployment_file)
     from headway.gateway import Supervisor
     from headway.gateway.loglines import ENVOY_FORMAT
 
@@ -107,21 +114,30 @@ def serve(deployment_file: str, **asked: Any) -> None:
     command += ["--calibration", asked["calibration_from"]] if asked["calibration_from"] else []
     command += ["--quiet"] if asked["quiet"] else []
     command += ["--log", asked["log_as"], "--decisions"]
-
-    def load() -> GatewaySpec:
-        spec = served_of(deployment_file, asked["calibration_from"], terminal).spec
-        _warn(spec, terminal)
-        return spec
-
-    supervisor = Supervisor(served.spec, load, command, terminal.note, ENVOY_FORMAT if as_json else "")
-    if asked["check"]:
-        try:
-            asyncio.run(supervisor.validate())
-        finally:
-            supervisor.clean()
-        terminal.show(summary(served))
-        return
+    spec = load()
+    refuse_places(spec, deployment_file)
+    supervisor = Supervisor(spec, load, command, terminal.note, ENVOY_FORMAT if as_json else "")
     asyncio.run(_supervise(supervisor))
+
+
+def _checked(file: str, calibration: str | None, terminal: Terminal) -> Served:
+    """Read a file as the decision process will, policies included."""
+    served = served_of(file, calibration, terminal)
+    served.policies()
+    _warn(served.spec, terminal)
+    return served
+
+
+def _check(served: Served, terminal: Terminal) -> None:
+    """Let Envoy judge what a file asks for, and say what it is."""
+    from headway.gateway import Supervisor
+
+    supervisor = Supervisor(served.spec, lambda: served.spec, [], terminal.note)
+    try:
+        asyncio.run(supervisor.validate())
+    finally:
+        supervisor.clean()
+    terminal.show(summary(served))
 
 
 def served_of(file: str, calibration: str | None, terminal: Terminal) -> Served:

@@ -5,13 +5,21 @@ May import: policies, state, metrics, workload, cost, model, hardware; never sim
 Start reading in `brain.py`, then `decider.py`; `envoy_config.py` is what Envoy is told.
 """
 
-from headway.gateway.brain import Backing, Brain
-from headway.gateway.decider import Decider
-from headway.gateway.deciding import decide
-from headway.gateway.hosts import addresses_in
-from headway.gateway.reading import Reader
-from headway.gateway.spec import GatewaySpec, SloClass, Tenant, is_loopback, with_models
-from headway.gateway.supervisor import Supervisor
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # loaded when first used: the supervisor needs neither the brain nor what that needs
+    from typing import Any
+
+    from headway.gateway.brain import Backing, Brain
+    from headway.gateway.decider import Decider
+    from headway.gateway.deciding import decide
+    from headway.gateway.hosts import addresses_in
+    from headway.gateway.reading import Reader
+    from headway.gateway.spec import GatewaySpec, SloClass, Tenant, is_loopback, with_models
+    from headway.gateway.supervisor import Supervisor
 
 __all__ = [
     "Backing",
@@ -27,3 +35,24 @@ __all__ = [
     "is_loopback",
     "with_models",
 ]
+
+_HOME = {
+    "Backing": "brain",
+    "Brain": "brain",
+    "Decider": "decider",
+    "GatewaySpec": "spec",
+    "Reader": "reading",
+    "SloClass": "spec",
+    "Supervisor": "supervisor",
+    "Tenant": "spec",
+    "addresses_in": "hosts",
+    "decide": "deciding",
+    "is_loopback": "spec",
+    "with_models": "spec",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'headway.gateway' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"headway.gateway.{_HOME[name]}"), name)

@@ -55,6 +55,11 @@ class Entry:
         """Tokens expected, and tokens set aside."""
         return self.view.prompt_tokens + self.output, self.bound
 
+    def kept(self, first_s: float | None, token_s: float | None, end_s: float) -> bool:
+        """Whether these durations are within its limits; what is not known is."""
+        most_first_s, most_token_s, most_s = self.limits
+        return (first_s or 0.0) <= most_first_s and (token_s or 0.0) <= most_token_s and end_s <= most_s
+
 
 class ReplicaBook:
     """One replica: its view, its pace, its requests, its health."""
@@ -80,6 +85,7 @@ class ReplicaBook:
         self.foreign = 0  # requests at the engine that are not ours, as its metrics say
         self.orphans = 0  # requests that an earlier decision process sent, as Envoy counts them
         self.beside = 0  # requests that other gateways have sent, as they say
+        self.others = 0  # the greater of the first two, and the third: requests here that are not in these books
         self.excess: deque[int] = deque(maxlen=DRIFT_SAMPLES)
         self.failures = 0  # to answer at all, in a row
         self.healthy = True  # may be asked: it answers, and is not left out
@@ -98,17 +104,25 @@ class ReplicaBook:
     @property
     def room(self) -> bool:
         """Whether one more may be passed on."""
-        return self.healthy and self.in_flight + self.others < self.window
-
-    @property
-    def others(self) -> int:
-        """Requests at this replica that are not in these books."""
-        return max(self.foreign, self.orphans) + self.beside
+        return self.healthy and len(self.entries) + self.others < self.window
 
     @property
     def context(self) -> int:
         """Tokens held in KV by the running requests, as predicted."""
         return max(round(self.running_tokens + self.running * self.paced), 0)
+
+    def adopt(self, active: int) -> None:
+        """So many requests are under way here; those that are not in the books are an earlier process's."""
+        self.orphans = max(active - self.in_flight, 0)
+        self._count_others()
+
+    def share(self, requests: int) -> None:
+        """Other gateways have so many requests here."""
+        self.beside = requests
+        self._count_others()
+
+    def _count_others(self) -> None:
+        self.others = max(self.foreign, self.orphans) + self.beside
 
     def turn(self, answers: bool, out_until_s: float | None) -> None:
         """Note whether it answers probes, and until when it is left out for errors."""
@@ -125,7 +139,8 @@ class ReplicaBook:
 
     def advance(self, now: float, held: int = 0) -> None:
         """Bring the books to the present, and the view with them; `held` requests more are shown as waiting."""
-        asked = now, held, self.others
+        others = self.others
+        asked = now, held, others
         if asked == self.shown:
             return  # a decision asks several times
         self.shown = asked
@@ -140,10 +155,9 @@ class ReplicaBook:
             self.running += 1
             self.running_tokens += entry.view.prompt_tokens - self.paced
         self._give_tokens(now)
-        context = self.context
-        waiting = len(self.entries) - self.running + held
-        blocks = math.ceil(context / self.block_tokens)
-        self.view.show(self.running + self.others, waiting, self.waiting_tokens, context, blocks)
+        running, context = self.running, self.context
+        waiting = len(self.entries) - running + held
+        self.view.show(running + others, waiting, self.waiting_tokens, context, -(-context // self.block_tokens))
 
     def _give_tokens(self, now: float) -> None:
         """Let the running requests be given tokens until `now`."""
@@ -215,6 +229,7 @@ class ReplicaBook:
         drift = sample.running + (sample.waiting or 0) - self.in_flight - self.beside
         self.excess.append(max(drift, 0))
         self.foreign = min(self.excess) if len(self.excess) == DRIFT_SAMPLES else 0
+        self._count_others()
         return drift
 
     def check(self) -> list[str]:

@@ -8,6 +8,7 @@ Nothing else changes what it decides: a new brain that is told the same events a
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from random import Random
@@ -24,7 +25,7 @@ from headway.gateway.fence import Fence
 from headway.gateway.figures import Figures
 from headway.gateway.health import Judge
 from headway.gateway.held import HeldQueue
-from headway.gateway.lines import Line
+from headway.gateway.lines import Line, room_in, spare_of
 from headway.gateway.live import LiveCluster, LiveRequest
 from headway.gateway.menu import Menu, menu_of
 from headway.gateway.shadow import Shadow
@@ -88,6 +89,7 @@ class Brain:
         for i, model in enumerate(self.menu.models):
             own = [book for book, backing in zip(self.books, backings, strict=True) if backing.model == model]
             self.lines.append(Line(model, own, HeldQueue(self.fence, spec, weights), Random(f"{seed}/route/{i}")))
+        self.sizes = [line.sizes for line in self.lines]
         self.judge = Judge(spec, self.lines, self.figures)
         self.cluster = LiveCluster(tuple(line.pool for line in self.lines), Random(f"{seed}/admit"))
         self.live: dict[str, Entry] = {}
@@ -106,14 +108,13 @@ class Brain:
             return [Left(facts.id)]
         if facts.id in self.live:
             return [Refused(facts.id, 409, "duplicate_id", "a request of this id is under way")]
-        klass, tenant = self._whose(facts)
-        self.figures.count("headway_arrived_total", slo_class=klass, tenant=tenant)
+        self.figures.arrived(*self._whose(facts))
         entry = self._entry(now, facts)
         refused = self._refusal(now, entry)
         if refused is not None:
             return [self._refuse(entry, refused)]
         line = self.lines[entry.line]
-        at_once = not len(line.held) and line.room
+        at_once = not line.held.entries and line.room
         answers: list[Answer] = []
         if not at_once and len(line.held) >= self.limits.held:
             loser = line.held.crowded_out(entry, now)
@@ -200,12 +201,12 @@ class Brain:
 
     def adopt(self, now: float, replica: int, active: int) -> list[Answer]:
         """A replica has so many requests under way; those that are not in the books are an earlier process's."""
-        self.books[replica].orphans = max(active - self.books[replica].in_flight, 0)
+        self.books[replica].adopt(active)
         return self._pump(now)
 
     def beside(self, now: float, replica: int, requests: int) -> list[Answer]:
         """Other gateways have so many requests at a replica."""
-        self.books[replica].beside = requests
+        self.books[replica].share(requests)
         return self._pump(now)
 
     def dated(self, now: float, unix_s: float) -> list[Answer]:
@@ -250,7 +251,8 @@ class Brain:
         klass = self.spec.classes[facts.slo_class]
         self.serial += 1
         view = LiveRequest(self.serial, now, 1)
-        patience_s = min((s for s in (facts.deadline_s, klass.deadline_s) if s is not None), default=float("inf"))
+        patience_s = math.inf if klass.deadline_s is None else klass.deadline_s
+        patience_s = patience_s if facts.deadline_s is None else min(patience_s, facts.deadline_s)
         view.describe(1.0, klass.priority, now + patience_s, facts.slo_class, facts.tenant, facts.chain)
         ttft_s, tpot_s, e2e_s = self.promised[facts.slo_class]
         limits = min(ttft_s, facts.ttft_s or ttft_s), min(tpot_s, facts.tpot_s or tpot_s), min(e2e_s, patience_s)
@@ -277,10 +279,9 @@ class Brain:
         over = self.accounts[facts.tenant].refusal(now, *entry.reserved)
         if over is not None:
             return Refused(facts.id, 429, *over)
-        allowed = {line.model: line.allowed(facts) for line in self.lines}
-        healthy = {model: [book for book in books if book.healthy] for model, books in allowed.items()}
-        models = tuple(model for model in entry.view.models if healthy[model])
-        entry.view.allow(self.menu.roomy(facts, models, [line.sizes for line in self.lines]))
+        healthy = {line.model: [book for book in line.allowed(facts) if book.healthy] for line in self.lines}
+        models = tuple([model for model in entry.view.models if healthy[model]])
+        entry.view.allow(self.menu.roomy(facts, models, self.sizes))
         if not entry.view.models:
             words = "no replica that has room for it answers at the moment"
             return Refused(facts.id, 503, "no_replica", words, self.spec.health.probe_s)
@@ -296,9 +297,9 @@ class Brain:
             return Refused(facts.id, 429, "refused_by_policy", no.reason or "refused by the admission policy", 1.0)
         line = self._chosen(entry)
         own = healthy[line.model]
-        queue_s = 0.0 if any(book.room for book in own) and not len(line.held) else line.queue_s(now, entry)
+        queue_s = 0.0 if not line.held.entries and room_in(own) else line.queue_s(now, entry)
         klass = self.spec.classes[facts.slo_class]
-        return unattainable(entry, klass, allowed[line.model], now, queue_s, line.duration_s)
+        return unattainable(entry, klass, line.allowed(facts), now, queue_s, line.duration_s)
 
     def _chosen(self, entry: Entry) -> Line:
         """Settle which model serves a request; the policy is asked where several may."""
@@ -335,8 +336,7 @@ class Brain:
         chosen = books[place]
         if self.shadow is not None:
             self.shadow.route(now, entry, books, line.pool.held, chosen)
-        others = [book for book in healthy if book is not chosen]
-        spare = min(others, key=lambda book: (not book.room, book.in_flight), default=None)
+        spare = spare_of(healthy, chosen)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
         chosen.add(entry, now)
         line.held.charge(entry)
@@ -351,7 +351,7 @@ class Brain:
     def _pump_line(self, now: float, line: Line) -> list[Answer]:
         """Those of one model, until the router holds one: an event costs one answer in vain."""
         answers: list[Answer] = []
-        while len(line.held) and line.room and (entry := line.held.first(now)) is not None:
+        while line.held.entries and line.room and (entry := line.held.first(now)) is not None:
             if now >= entry.view.deadline_s:
                 self._drop(now, entry)
                 words = "the request waited in the queue until its deadline passed"
@@ -420,7 +420,6 @@ class Brain:
             output = entry.output if record.caller_left and not tokens else tokens  # who leaves early is not told
             self.accounts.settle(now, facts.tenant, entry.reserved, (prompt + output, prompt + output))
             self.lines[entry.line].held.settle(entry, prompt, output)
-        limits = zip((record.first_s, tpot_s, record.duration_s), entry.limits, strict=True)
         self._over(
             entry,
             record.status,
@@ -428,7 +427,7 @@ class Brain:
             duration_s=record.duration_s,
             replica=record.replica,
             attempts=record.attempts,
-            attained=served and all(value is None or value <= limit for value, limit in limits),
+            attained=served and entry.kept(record.first_s, tpot_s, record.duration_s),
             ttft_s=record.first_s if served else None,
             tpot_s=tpot_s,
             e2e_s=record.duration_s if served else None,
@@ -465,10 +464,9 @@ class Brain:
         self._over(entry, refusal.status, code=refusal.code, reason=refusal.message)
         return refusal
 
-    def _over(self, entry: Entry, status: int, **more: Any) -> None:
+    def _over(self, entry: Entry, status: int, reason: str = "", replica: int | None = None, **more: Any) -> None:
         """Tell what became of a request, once for each that arrived."""
         facts, (klass, tenant) = entry.facts, self._whose(entry.facts)
-        known = {"reason": entry.reason, "replica": entry.hosts[0] if entry.hosts else None}
         outcome = Outcome(
             id=facts.id,
             slo_class=klass,
@@ -477,7 +475,9 @@ class Brain:
             model=self.lines[entry.line].model,
             arrived_s=entry.view.arrival_s,
             sent_s=entry.sent_s if entry.hosts else None,
-            **known | {name: value for name, value in more.items() if value is not None},
+            reason=reason or entry.reason,
+            replica=entry.hosts[0] if replica is None and entry.hosts else replica,
+            **more,
         )
         self.figures.over(outcome)
         self.tell(outcome)

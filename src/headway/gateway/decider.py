@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from headway.gateway.brain import Brain
 from headway.gateway.channel import Call, asking
-from headway.gateway.envoy_config import ATTEMPTS, DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT
+from headway.gateway.envoy_config import ATTEMPTS, DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT, Seen
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Outcome, Refused, Routed
 from headway.gateway.gauges import gauges_of
 from headway.gateway.ledger import Keeper, Ledger
@@ -271,8 +271,7 @@ class Decider:
     def _record(self, entry: Any) -> EndRecord:
         common, response = entry.common_properties, entry.response
         flags = common.response_flags
-        noted = common.metadata.filter_metadata["headway"].fields  # by the filter on the answer
-        seen = {name: value.string_value or value.number_value for name, value in noted.items()}
+        seen = Seen.read(common.metadata.filter_metadata["headway"].fields["seen"].string_value)
         place = place_of(common.upstream_remote_address)
         failed = (
             flags.upstream_remote_reset
@@ -280,8 +279,6 @@ class Decider:
             or flags.upstream_connection_termination
             or flags.upstream_protocol_error
         )
-        first_s = int(seen["first_us"]) * 1e-6 - seconds_of(common.start_time) if seen.get("first_us") else None
-        output = seen.get("completion_tokens") or seen.get("tokens") or (seen.get("events") or 0) - 1
         return EndRecord(
             id=common.stream_id or entry.request.request_id,  # of an attempt the header alone says it
             status=response.response_code.value,
@@ -290,12 +287,12 @@ class Decider:
             upstream_failed=bool(failed),
             caller_left=flags.downstream_connection_termination or flags.downstream_remote_reset,
             sent_s=seconds_of(common.time_to_first_upstream_tx_byte) if place else None,
-            first_s=first_s,
+            first_s=seen.first_us * 1e-6 - seconds_of(common.start_time) if seen.first_us else None,
             duration_s=seconds_of(common.duration),
-            prompt_tokens=int(seen["prompt_tokens"]) if seen.get("prompt_tokens") else None,
-            cached_tokens=int(seen["cached_tokens"]) if seen.get("cached_tokens") else None,
-            output_tokens=max(int(output), 0) or None,
-            counted_tokens=int(seen["tokens"]) if seen.get("tokens") else None,
+            prompt_tokens=seen.prompt or None,
+            cached_tokens=seen.cached or None,
+            output_tokens=seen.completion or seen.tokens or max(seen.events - 1, 0) or None,
+            counted_tokens=seen.tokens or None,
         )
 
     # --- what happens by the clock -----------------------------------------------------------------------------

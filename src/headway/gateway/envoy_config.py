@@ -38,10 +38,12 @@ EARLY_REMOVED = ("x-request-id", DESTINATION)
 
 # Counts server-sent events that carry data, and those that carry text, keeps the last count of tokens that the engine
 # reports, and notes when the first event came. Handles do not survive a yield, so each is fetched anew. It runs for
-# every token: plain searches only (patterns and copies cost 4 us an event), metadata at every 16th event only.
+# every token: plain searches only (patterns and copies cost 4 us an event), metadata at every 16th event only, and as
+# one text, of the numbers in the order of `Seen`: each field of metadata costs Envoy microseconds, and its reader, too.
 # Of the counts in the tail the last is taken; without the ^ a search in vain would begin anew at each of its bytes.
 LUA = """
 local find = string.find
+local usage = {"completion_tokens", "prompt_tokens", "cached_tokens"}
 local function said(text, field)
   local count, _, at = 0, find(text, field, 1, true)
   while at do
@@ -54,16 +56,15 @@ function envoy_on_response(handle)
   local kind = handle:headers():get("content-type") or ""
   local streamed = find(kind, "event-stream", 1, true) ~= nil
   local events, tokens, due, first, field, tail = 0, 0, 1, nil, nil, ""
+  local told = {"0", "0", "0"}
   local function note()
-    local meta = handle:streamInfo():dynamicMetadata()
-    meta:set("headway", "events", events)
-    meta:set("headway", "tokens", tokens)
-    if first then meta:set("headway", "first_us", first) end
-    if tail == "" then return end
-    for _, name in ipairs({"completion_tokens", "prompt_tokens", "cached_tokens"}) do
-      local count = string.match(tail, '^.*"' .. name .. '"%s*:%s*(%d+)')
-      if count then meta:set("headway", name, tonumber(count)) end
+    if tail ~= "" then
+      for i, name in ipairs(usage) do
+        told[i] = string.match(tail, '^.*"' .. name .. '"%s*:%s*(%d+)') or told[i]
+      end
     end
+    local seen = {events, tokens, first or "0", told[1], told[2], told[3]}
+    handle:streamInfo():dynamicMetadata():set("headway", "seen", table.concat(seen, " "))
   end
   for chunk in handle:bodyChunks() do
     local size = chunk:length()
@@ -91,6 +92,29 @@ function envoy_on_response(handle)
   note()
 end
 """
+
+
+class Seen(NamedTuple):
+    """What the filter on the answer has counted, 0 where it has not: `text` as it writes them.
+
+    `tokens` are events with text; `first_us` is the Unix time of the first event; the last three are the engine's.
+    """
+
+    events: int
+    tokens: int
+    first_us: int
+    completion: int
+    prompt: int
+    cached: int
+
+    @classmethod
+    def read(cls, text: str) -> Seen:
+        """Read what the filter wrote; "" where it saw no answer. An engine may say any number."""
+        return cls(*[int(number[:DIGITS_MAX]) for number in text.split()]) if text else NOTHING_SEEN
+
+
+DIGITS_MAX = 18
+NOTHING_SEEN = Seen(0, 0, 0, 0, 0, 0)
 
 
 class Host(NamedTuple):
@@ -286,11 +310,13 @@ def _local_replies(body_bytes: int) -> list[dict[str, Any]]:
             "unknown URL: POST /v1/chat/completions, /v1/completions or /v1/embeddings",
         ),
         408: ("invalid_request_error", "request_timeout", "the request did not arrive in time: send it without pauses"),
+        403: ("invalid_request_error", "bad_request", "no other protocol is spoken here: send no Upgrade"),
         413: (
             "invalid_request_error",
             "request_too_large",
             f"the request's body exceeds the limit of {body_bytes:,} bytes",
         ),
+        426: ("invalid_request_error", "bad_request", "HTTP/1.0 is not served: send the request as HTTP/1.1"),
         431: ("invalid_request_error", "headers_too_large", "the request's headers exceed the limit"),
         503: ("server_error", "unavailable", "no decision or no replica is available: try again in a second"),
         504: ("server_error", "timeout", "no answer came in time: try again"),
@@ -304,8 +330,11 @@ def _local_replies(body_bytes: int) -> list[dict[str, Any]]:
         *(_mapper({"comparison": _equals(status, "EQ")}, *words) for status, words in said.items()),
         _mapper({"comparison": _equals(500, "GE")}, *failed),
     ]
+    invalid = {"comparison": _equals(400, "GE")}
+    odd = "invalid_request_error", "bad_request", "a header's name has an underscore: write a hyphen"
     malformed = "invalid_request_error", "bad_request", "the request is not valid HTTP"
-    return [*mappers, _mapper({"comparison": _equals(400, "GE")}, *malformed)]
+    underscored = _mapper(invalid, *odd, also="response.code_details.contains('underscore')")
+    return [*mappers, underscored, _mapper(invalid, *malformed)]
 
 
 def _equals(status: int, op: str) -> dict[str, Any]:

@@ -41,6 +41,12 @@ class TokenCounters:
         """A tenant waits no more."""
         self.last = tenant
 
+    def pass_by(self, tenant: int) -> None:
+        """A tenant has come and need not wait, as nobody does."""
+        if tenant != self.last:
+            self.join(tenant, ())
+            self.last = tenant
+
     def charge(self, tenant: int, tokens: float) -> None:
         """Count what a tenant is served; negative for what was expected in excess."""
         self.served[tenant] += tokens / self.weights[tenant]

@@ -79,6 +79,7 @@ class Figures:
         self.spreads: dict[str, dict[Labels, Buckets]] = defaultdict(dict)
         self.known: dict[str, set[str]] = {label: set() for label in TOLD_APART}
         self.keys: dict[tuple[str, str], tuple[Labels, Labels, Labels]] = {}  # by class and tenant, which are few
+        self.seen: set[Labels] = set()  # that are as few
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""
@@ -97,22 +98,31 @@ class Figures:
             spreads[key] = Buckets(LIMITS_S.get(name, BOUNDS_S))
         spreads[key].add(seconds)
 
+    def arrived(self, slo_class: str, tenant: str) -> None:
+        """Count a request that has arrived."""
+        self._add("headway_arrived_total", self._keys(slo_class, tenant)[0], 1)
+
     def over(self, outcome: Outcome) -> None:
         """Count a request that is over."""
         key, prompt, output = self._keys(outcome.slo_class, outcome.tenant)
         if outcome.code:
             self._add("headway_refused_total", key, 1)
             return
-        self._add("headway_ended_total", (*key, ("status", str(outcome.status))), 1)
-        self._add("headway_attained_total", key, outcome.attained)
-        self._add("headway_tokens_total", prompt, outcome.prompt_tokens or 0)
-        self._add("headway_tokens_total", output, outcome.output_tokens or 0)
-        self._add("headway_cached_tokens_total", key, outcome.cached_tokens or 0)
+        counters = self.counters
+        counters["headway_ended_total"][*key, ("status", str(outcome.status))] += 1
+        counters["headway_attained_total"][key] += outcome.attained
+        tokens = counters["headway_tokens_total"]
+        tokens[prompt] += outcome.prompt_tokens or 0
+        tokens[output] += outcome.output_tokens or 0
+        counters["headway_cached_tokens_total"][key] += outcome.cached_tokens or 0
         if outcome.sent_s is not None:
             self._spread("headway_queue_seconds", key, max(outcome.sent_s - outcome.arrived_s, 0.0))
-        for name, seconds in (("ttft", outcome.ttft_s), ("tpot", outcome.tpot_s), ("e2e", outcome.e2e_s)):
-            if seconds is not None:
-                self._spread(f"headway_{name}_seconds", key, seconds)
+        if outcome.ttft_s is not None:
+            self._spread("headway_ttft_seconds", key, outcome.ttft_s)
+        if outcome.tpot_s is not None:
+            self._spread("headway_tpot_seconds", key, outcome.tpot_s)
+        if outcome.e2e_s is not None:
+            self._spread("headway_e2e_seconds", key, outcome.e2e_s)
 
     def _keys(self, slo_class: str, tenant: str) -> tuple[Labels, Labels, Labels]:
         """The labels of a class and a tenant, alone and for tokens of prompts and outputs."""
@@ -152,6 +162,9 @@ class Figures:
         return "\n".join(lines) + "\n"
 
     def _key(self, labels: dict[str, str]) -> Labels:
+        key = tuple(labels.items())
+        if key in self.seen:
+            return key
         for label, known in self.known.items():
             value = labels.get(label)
             if value is not None and value not in known:
@@ -159,4 +172,6 @@ class Figures:
                     known.add(value)
                 else:
                     labels[label] = "other"
-        return tuple(labels.items())
+        key = tuple(labels.items())
+        self.seen.add(key)
+        return key

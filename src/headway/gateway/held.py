@@ -68,9 +68,8 @@ class HeldQueue:
 
     def pass_by(self, entry: Entry, now: float) -> None:
         """A request need not wait, because nobody does."""
-        entry.level, tenant = self._level(entry, now), self._tenant(entry)
-        self.counters[entry.level].join(tenant, ())
-        self.counters[entry.level].leave(tenant)
+        entry.level = self._level(entry, now)
+        self.counters[entry.level].pass_by(self._tenant(entry))
 
     def charge(self, entry: Entry) -> None:
         """Charge a tenant for a request that is sent, whether it has waited or not."""

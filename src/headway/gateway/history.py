@@ -30,10 +30,10 @@ class ClassHistory:
         """Take in a request that is over."""
         self.over["over"] += 1
         self.over["met"] += outcome.attained
-        self.over["refused"] += bool(outcome.code)
-        self.over["failed"] += not outcome.code and outcome.e2e_s is None
-        for name, values in self.durations.items():
-            seconds: float | None = getattr(outcome, f"{name}_s")
+        if outcome.code or outcome.e2e_s is None:
+            self.over["refused" if outcome.code else "failed"] += 1
+        durations = outcome.ttft_s, outcome.tpot_s, outcome.e2e_s
+        for values, seconds in zip(self.durations.values(), durations, strict=True):
             if seconds is not None:
                 values.append((now, seconds))
 

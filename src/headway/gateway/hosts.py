@@ -12,6 +12,7 @@ from headway.gateway.envoy_config import Host
 from headway.gateway.spec import GatewaySpec, Upstream, upstream
 
 ADDRESSES = "addresses.json"  # in the folder of a decision process: IP:port by replica, as the supervisor resolved them
+GATEWAY = "gateway.id"  # there, too: what its supervisor calls the gateway
 LOOKUP_S = 3.0
 
 

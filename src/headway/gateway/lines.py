@@ -27,18 +27,20 @@ class Line:
     @property
     def room(self) -> bool:
         """Whether one more request may be passed on."""
-        return any(book.room for book in self.books)
+        return room_in(self.books)
 
     def allowed(self, facts: Arrival) -> list[ReplicaBook]:
         """Replicas that this request may go to, whether they answer or not."""
-        return [book for book in self.books if facts.only is None or book.index in facts.only]
+        if facts.only is None:
+            return self.books
+        return [book for book in self.books if book.index in facts.only]
 
     def show(self, now: float, books: list[ReplicaBook], held: int = 0, starting: int = 0) -> None:
         """Show a policy these replicas, numbered as they stand; each with `held` more waiting, from Headway's queue."""
         for place, book in enumerate(books):
             book.advance(now, held)
             book.view.renumber(place)
-        self.pool.show(now, [book.view for book in books], len(self.held), starting)
+        self.pool.show(now, [book.view for book in books], len(self.held.entries), starting)
 
     def show_all(self, now: float) -> None:
         """Show a scaling policy who answers; the others, which will be back or be replaced, are starting."""
@@ -59,3 +61,18 @@ class Line:
     def took(self, seconds: float) -> None:
         """Learn how long a request was with an engine."""
         self.duration_s += DURATION_WEIGHT * (seconds - self.duration_s)
+
+
+def room_in(books: list[ReplicaBook]) -> bool:
+    """Whether one of these replicas has room for one more."""
+    return any(book.room for book in books)
+
+
+def spare_of(books: list[ReplicaBook], chosen: ReplicaBook) -> ReplicaBook | None:
+    """Return the replica that takes over should the chosen one fail: with room if there is one, and the fewest."""
+    spare, fewest = None, (True, 0)
+    for book in books:
+        load = not book.room, len(book.entries)
+        if book is not chosen and (spare is None or load < fewest):
+            spare, fewest = book, load
+    return spare

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import msgspec
 
 from headway.gateway.decider import Decider
+from headway.gateway.hosts import GATEWAY
 from headway.gateway.spec import address
 
 TELL_S = 0.05
@@ -36,7 +37,6 @@ WRONG = {
     "many": "more gateways than 256",
 }
 SIGNATURE_BYTES = 32
-GATEWAY = "gateway.id"  # in the folder of a decision process: what its supervisor calls the gateway
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 Name = Annotated[str, msgspec.Meta(max_length=128)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
-from headway.cost import StepTable
+from headway.cost import StepTable, chunk_area
 
 LEARNING = 0.05  # weight of the newest observation: about the last forty count
 KNOWN_AFTER = 20  # observations, where no cost model says what to expect
@@ -80,9 +81,9 @@ class Learned:
 
     def relax(self, now: float) -> None:
         """Forget what is old."""
-        seen_s, ratio, variance = self.seen
-        idle_s = now - seen_s - FRESH_S
+        idle_s = now - self.seen[0] - FRESH_S
         if idle_s > 0:
+            _, ratio, variance = self.seen
             kept = 0.5 ** (idle_s / HALF_LIFE_S)
             self.ratio = min(ratio, math.exp(math.log(ratio) * kept))
             self.variance = min(variance, PRIOR_VARIANCE + (variance - PRIOR_VARIANCE) * kept)
@@ -101,6 +102,45 @@ class Learned:
             return 1.0
         sigma = max(math.sqrt(self.variance), SIGMA_LEAST)
         return 0.5 * math.erfc(-(math.log(limit_s) - math.log(predicted_s)) / (sigma * math.sqrt(2)))
+
+
+class Law:
+    """A step table's seconds in plain lists: a decision looks a dozen up, each five times as quick as in an array.
+
+    Of a pipeline a step takes as long as it takes to come out.
+    """
+
+    def __init__(self, table: StepTable) -> None:
+        self.table = table
+        self.linear_s, self.seq_s = table.linear_s.tolist(), table.seq_s.tolist()
+        self.decode_s, self.p2p_s = table.decode_s.tolist(), table.p2p_s.tolist()
+        self.context_s, self.windowed_s = table.decode_ctx_s.tolist(), table.decode_window_s.tolist()
+        self.shared_s = None if table.shared_s is None else table.shared_s.tolist()
+
+    def step_s(self, running: int, context: int, prefix: int = 0, new: int = 0) -> float:
+        """Return the seconds of a step: `StepTable.step_seconds` with one chunk, or none where `new` is 0."""
+        table, tokens = self.table, running + new
+        seconds: float = self.linear_s[tokens] + self.seq_s[running + (new > 0)]
+        if self.shared_s is not None:
+            seconds += self.shared_s[tokens * table.ranks]
+        if running:
+            windowed = min(context, running * table.window) if table.window else 0
+            seconds += self.decode_s[running]
+            seconds += self.context_s[running] * context + self.windowed_s[running] * windowed
+        if new:
+            seconds += table.prompt_step_s
+            seconds += table.prefill_base_s + table.prefill_area_s * chunk_area(prefix, new)
+            if table.prefill_window_area_s:
+                seconds += table.prefill_window_area_s * chunk_area(prefix, new, table.window)
+        if table.stages > 1:
+            seconds = table.stages * seconds + (table.stages - 1) * self.p2p_s[tokens]
+        return seconds
+
+
+@lru_cache(maxsize=64)
+def law_of(table: StepTable) -> Law:
+    """Return the law of a table, which replicas of a kind share."""
+    return Law(table)
 
 
 class Pace:
@@ -138,18 +178,21 @@ class Pace:
         """
         if self.table is None:
             return self.first.ratio * NOMINAL_TOKEN_S * new, self.first.ratio * NOMINAL_FIRST_S
+        law = law_of(self.table)
         running = min(running, self.table.max_seqs - 1)
         room = max(self.table.max_batched_tokens - running, 1)
         begun = ahead % room
-        with_it = self._prompts_s(self.table, begun + new, cached, room, running, context)
-        without = self._prompts_s(self.table, begun, 0, room, running, context)
-        return self.first.ratio * max(with_it - without, 0.0), self.first.ratio * self.table.intake_s
+        seconds = self._prompts_s(law, begun + new, cached, room, running, context)
+        if begun:
+            seconds = max(seconds - self._prompts_s(law, begun, 0, room, running, context), 0.0)
+        return self.first.ratio * seconds, self.first.ratio * self.table.intake_s
 
-    def _prompts_s(self, table: StepTable, left: int, prefix: int, room: int, running: int, context: int) -> float:
+    @staticmethod
+    def _prompts_s(law: Law, left: int, prefix: int, room: int, running: int, context: int) -> float:
         seconds = 0.0
         while left > 0:
             chunk = min(left, room)
-            seconds += self._step_s(table, running, context, [(prefix, chunk)])
+            seconds += law.step_s(running, context, prefix, chunk)
             prefix, left = prefix + chunk, left - chunk
         return seconds
 
@@ -158,16 +201,7 @@ class Pace:
         if self.table is None:
             return self.token.ratio * NOMINAL_PACE_S
         running = min(max(running, 1), self.table.max_seqs)
-        return self.token.ratio * max(self._step_s(self.table, running, context, []), 1e-6)
-
-    @staticmethod
-    def _step_s(table: StepTable, running: int, context: int, chunks: list[tuple[int, int]]) -> float:
-        windowed = min(context, running * table.window) if table.window else 0
-        seconds = table.step_seconds(running, context if running else 0, windowed if running else 0, chunks)
-        if table.stages > 1:
-            tokens = running + sum(new for _, new in chunks)
-            seconds = table.stages * seconds + (table.stages - 1) * float(table.p2p_s[tokens])
-        return seconds
+        return self.token.ratio * max(law_of(self.table).step_s(running, context), 1e-6)
 
     def learn_first(self, now: float, predicted_s: float, actual_s: float) -> None:
         """Take in how long a first token did take."""

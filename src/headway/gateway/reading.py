@@ -116,6 +116,9 @@ class Reader:
         self.spec = spec
         self.keys = Keys(spec.tenants)
         self.menu = menu or menu_of([""], spec.models)
+        self.classes = {klass.name: i for i, klass in enumerate(spec.classes)}
+        self.contexts = {name: self.menu.context(name) for name in self.menu.names}
+        self.salts = [_text(sha256(f"headway/{tenant.name}".encode()).hexdigest()) for tenant in self.keys.tenants]
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "headway"} for name in self.menu.names]
         self.models = json.dumps({"object": "list", "data": models}).encode()
 
@@ -127,17 +130,17 @@ class Reader:
         if path.partition("?")[0] not in _SHAPES:
             return self.plain("POST", path, headers)
         klass = headers.get("x-headway-class") or self.keys.tenants[tenant].slo_class
-        names = [each.name for each in self.spec.classes]
-        if klass and klass not in names:
-            said = f"header x-headway-class: {klass[:80]!r} is no class: {', '.join(names)}"
+        if klass and klass not in self.classes:
+            said = f"header x-headway-class: {klass[:80]!r} is no class: {', '.join(self.classes)}"
             return _invalid(said, "x-headway-class")
         own: dict[str, float] = {}
         for field, header in OWN_LIMITS.items():
-            try:
-                own |= {field: seconds_of_header(headers[header])} if header in headers else {}
-            except BadInput as error:
-                return _invalid(f"header {header}: {error}", header)
-        return Head(tenant, names.index(klass) if klass else 0, own)
+            if header in headers:
+                try:
+                    own[field] = seconds_of_header(headers[header])
+                except BadInput as error:
+                    return _invalid(f"header {header}: {error}", header)
+        return Head(tenant, self.classes[klass] if klass else 0, own)
 
     def read(self, id: str, path: str, headers: dict[str, str], body: bytes) -> Arrival | Reply:
         """Read a POST to one of the endpoints; `headers` as in `head`."""
@@ -160,7 +163,7 @@ class Reader:
         refused = None if asked.truncate_prompt_tokens else self._too_long(asked.model, prompt, max_tokens)
         if refused is not None:
             return refused
-        generates = not isinstance(asked, _Embedding)
+        generates, most = not isinstance(asked, _Embedding), self.contexts[asked.model]
         if max_tokens is None and self.keys.tenants[tenant].budgeted and generates:
             max_tokens = self.spec.limits.output_tokens
         return Arrival(
@@ -169,7 +172,7 @@ class Reader:
             slo_class=head.slo_class,
             prompt_bytes=len(prompt.text) + MEDIA_BYTES * prompt.media,
             prompt_tokens=prompt.tokens,
-            prompt_most=None if (most := self.menu.context(asked.model)) is None else most * prompt.prompts,
+            prompt_most=None if most is None else most * prompt.prompts,
             prompts=prompt.prompts,
             longest=None if asked.truncate_prompt_tokens else prompt.longest,
             chain=chain_of(prompt.text, self.keys.tenants[tenant].name),
@@ -196,27 +199,27 @@ class Reader:
         what the caller says of the first two is removed, and with a budget `UNCOUNTED`.
         """
         spec, tenant = self.spec, self.keys.tenants[arrival.tenant]
-        own: dict[str, Any] = {"model": model} if model else {}
+        own: dict[str, bytes] = {"model": _text(model)} if model else {}
         if spec.salts:
-            own[SALT] = sha256(f"headway/{tenant.name}".encode()).hexdigest()
+            own[SALT] = self.salts[arrival.tenant]
         if spec.engine_priority in ("low-first", "high-first"):
             sign = 1 if spec.engine_priority == "low-first" else -1
-            own[PRIORITY] = sign * spec.classes[arrival.slo_class].priority
+            own[PRIORITY] = b"%d" % (sign * spec.classes[arrival.slo_class].priority)
         removed = [SALT] if spec.engine_priority == "caller" else [SALT, PRIORITY]
         removed += UNCOUNTED if tenant.budgeted else ()
-        named = any(f'"{name}"'.encode() in body for name in removed) or b"\\u00" in body  # a name may be escaped
-        if not own and not tenant.budgeted and not named:
-            return None
+        limited = not tenant.budgeted or not arrival.generates
+        if limited and not model and not _names(body, removed):
+            return _with_more(body, own) if own else None
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        if tenant.budgeted and arrival.generates and not any(fields.get(name, NULL) != NULL for name in OUTPUT_LIMITS):
-            own[OUTPUT_LIMITS[0]] = (arrival.max_tokens or spec.limits.output_tokens) // arrival.samples
+        if not limited and not any(fields.get(name, NULL) != NULL for name in OUTPUT_LIMITS):
+            own[OUTPUT_LIMITS[0]] = b"%d" % ((arrival.max_tokens or spec.limits.output_tokens) // arrival.samples)
         kept = {name: value for name, value in fields.items() if name not in removed}
-        changed = kept | {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in own.items()}
+        changed = kept | {name: msgspec.Raw(value) for name, value in own.items()}
         return msgspec.json.encode(changed) if own or len(kept) < len(fields) else None
 
     def _too_long(self, model: str, prompt: Prompt, max_tokens: int | None) -> Reply | None:
         """Refuse what cannot fit. How many tokens a text is only its engine knows, which refuses what does not."""
-        most = self.menu.context(model)
+        most = self.contexts[model]
         if most is None or prompt.longest + (max_tokens or 0) <= most:
             return None
         least = "" if prompt.tokens is not None else "at least "
@@ -228,11 +231,13 @@ class Reader:
     def plain(self, method: str, path: str, headers: dict[str, str]) -> Reply:
         """Answer what has no body: the list of models, or what else there is."""
         path = path.partition("?")[0]
-        if path in ENDPOINTS:
-            body = error_body(f"{path} takes POST, came {method[:16]}", "invalid_request_error", "method_not_allowed")
-            return Reply(405, json.dumps(body).encode(), (("allow", "POST"),))
         known = path == "/v1/models" or path.startswith("/v1/models/")
-        if not known or method != "GET":
+        takes = ("GET", "HEAD") if known else ("POST",)
+        if path in ENDPOINTS or (known and method not in takes):
+            said = f"{path[:200]} takes {takes[0]}, came {method[:16]}"
+            body = error_body(said, "invalid_request_error", "method_not_allowed")
+            return Reply(405, json.dumps(body).encode(), (("allow", ", ".join(takes)),))
+        if not known:
             offered = ", ".join(("GET /v1/models", *(f"POST {each}" for each in ENDPOINTS)))
             body = error_body(f"unknown URL: there are {offered}", "invalid_request_error", "unknown_url")
             return Reply(404, json.dumps(body).encode())
@@ -251,6 +256,21 @@ class Reader:
         hint = f"did you mean {near[0]!r}? " if near else ""
         said = f"the model {came[:200]!r} is not served: {hint}served: {', '.join(self.menu.names)}"
         return Reply(404, json.dumps(error_body(said, "invalid_request_error", "model_not_found", "model")).encode())
+
+
+def _text(value: str) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def _names(body: bytes, fields: list[str]) -> bool:
+    """Whether a body may have one of these fields; a name may be escaped."""
+    return b"\\u00" in body or any(b'"%b"' % name.encode() in body for name in fields)
+
+
+def _with_more(body: bytes, fields: dict[str, bytes]) -> bytes:
+    """Return a JSON object, which has one field at least, with these fields more at its end."""
+    more = b"".join(b',"%b":%b' % (name.encode(), value) for name, value in fields.items())
+    return body[: body.rindex(b"}")] + more + b"}"
 
 
 def _most(asked: Any) -> tuple[int | None, int]:

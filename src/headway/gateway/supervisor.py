@@ -24,8 +24,7 @@ from typing import Any
 
 from headway.errors import BadInput, HeadwayError, MissingExtra
 from headway.gateway.envoy_config import Host, bootstrap, discovered_hosts, envoy_config
-from headway.gateway.hosts import ADDRESSES, resolved
-from headway.gateway.peers import GATEWAY
+from headway.gateway.hosts import ADDRESSES, GATEWAY, resolved
 from headway.gateway.plainhttp import ask_socket
 from headway.gateway.spec import GatewaySpec, address
 
@@ -33,7 +32,7 @@ START_S = 60.0  # a second is usual; a busy machine may take much longer
 RESTART_S = (0.1, 5.0)  # the first pause before a crashed process is started again, and the longest
 LOOK_S = 0.05
 KILL_AFTER_S = 5.0
-WATCH_S, SILENT_S, SILENT_MAX = 2.0, 3.0, 2  # how often the decision process is asked, how long, and how often in vain
+WATCH_S, SILENT_S, SILENT_MAX = 1.0, 2.0, 2  # how often the decision process is asked, how long, and how often in vain
 RESOLVE_S = 5.0  # how often names of replicas are looked up
 RETIRING_MAX = 4  # decision processes that may still finish their calls
 DRAIN_S = 24 * 3600  # what streams of a listener that was replaced are given

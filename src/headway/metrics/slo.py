@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, TypeAlias
 
 from headway.errors import BadInput
 from headway.specs import Spec
 from headway.units import parse_seconds
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["Prices", "Slo", "Slos"]
 
@@ -75,6 +76,8 @@ class Slo(Spec, frozen=True, kw_only=True):
 
         NaN meets a limit: the TPOT of a one-token output is undefined and counts as met.
         """
+        import numpy as np
+
         passed = np.ones(len(ttft_s), dtype=np.bool_)
         for values, limit in zip((ttft_s, tpot_s, e2e_s), self.limits(), strict=True):
             if limit < math.inf:
