@@ -312,6 +312,13 @@ def test_too_few_gpus_for_all_says_how_many_would_do():
     assert "not all of them on 1 h100-sxm: the best choice takes 2 h100-sxm" in found.message
 
 
+@pytest.mark.parametrize("limit", [{"max_usd_per_hour": 7.0}, {"max_watts": 1000.0}])
+def test_dollars_and_watts_are_for_all_pools_together(limit):
+    found = fleet(msgspec.structs.replace(two_models(), **limit), workers=1)
+    assert not found.feasible and "not all of them on 3 h100-sxm" in found.message
+    assert fleet(msgspec.structs.replace(two_models(), **{name: 2 * most for name, most in limit.items()})).feasible
+
+
 def test_a_class_that_nothing_serves_is_named():
     found = fleet(asked(slos=SLOS | {"batch": Slo(e2e_s=0.01)}), workers=1)
     assert not found.feasible

@@ -85,7 +85,9 @@ def _nothing(made: Fleet, least: Mapping[str, int] | None) -> str:
 def supply(question: Question) -> str:
     """Return what there is to choose from, in words."""
     usd = "" if question.max_usd_per_hour is None else f" for ${question.max_usd_per_hour:.2f} per hour"
-    return question.gpu_words + usd
+    watts = "" if question.max_watts is None else f" within {question.max_watts:,.0f} W"
+    racks = "" if question.watts_per_rack is None else f" with {question.watts_per_rack:,.0f} W per rack"
+    return question.gpu_words + usd + watts + racks
 
 
 def amount(value: float | None, question: Question) -> str:

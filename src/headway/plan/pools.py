@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -90,8 +91,7 @@ class _Search:
         self.question, self.source, self.groups = question, source, groups
         self.names = [each.name for each in source.spec.classes]
         self.models = list(dict.fromkeys(group.model for group in groups))
-        usd = question.max_usd_per_hour
-        self.supply = (*map(float, question.stock.values()), float(question.most), *([] if usd is None else [usd]))
+        self.supply = _supply(question)
         self.plans: dict[int, Plan] = {}
         self.meeting: dict[int, list[Candidate]] = {}
         self.sure: dict[tuple[int, int], Candidate] = {}
@@ -146,10 +146,15 @@ class _Search:
         return tokens_s * 3600 / 1e6 * sum(each or 0.0 for each in grams)
 
     def _used(self, candidate: Candidate) -> tuple[float, ...]:
-        counts = gpus_of(candidate)
-        each = [float(counts.get(kind, 0)) for kind in self.question.stock]
-        usd = [] if self.question.max_usd_per_hour is None else [candidate.usd_per_hour or 0.0]
-        return (*each, sum(each), *usd)
+        """What a candidate takes of each supply."""
+        question = self.question
+        counts, watts, racks = gpus_of(candidate), 0.0, dict.fromkeys(question.stock, 0.0)
+        for pool in from_mapping(Deployment, candidate.deployment, candidate.name).pools:
+            gpus, each_watts = pool.count * pool.replica.gpus, question.watts(pool.replica.gpu, pool.replica.cap_watts)
+            watts += gpus * each_watts
+            racks[pool.replica.gpu] += gpus / max(1, question.powered(pool.replica.gpu, each_watts))
+        each = [float(counts.get(kind, 0)) for kind in question.stock]
+        return (*each, sum(each), candidate.usd_per_hour or 0.0, watts, *racks.values())
 
     def ways(self) -> list[Way]:
         """Return what every grouping of a model's classes comes to with the best of all else, the best first."""
@@ -281,12 +286,20 @@ class _Search:
 
     def _least(self) -> dict[str, int] | None:
         """The GPUs of the best choice if there were any number of them; None where that does not help either."""
-        supply, self.supply = self.supply, tuple(float("inf") for _ in self.supply)
+        supply, self.supply = self.supply, tuple(math.inf for _ in self.supply)
         try:
             best = self.best()
         finally:
             self.supply = supply
         return None if best is None else self._gpus(best)
+
+
+def _supply(question: Question) -> tuple[float, ...]:
+    """What there is: GPUs of each kind and in all, dollars per hour, watts, and the racks' power for each kind."""
+    usd, watts = question.max_usd_per_hour, question.max_watts
+    racks = [math.inf if question.watts_per_rack is None else 1.0 for _ in question.stock]
+    most = math.inf if usd is None else usd, math.inf if watts is None else watts
+    return (*map(float, question.stock.values()), float(question.most), *most, *racks)
 
 
 def gpus_of(candidate: Candidate) -> Counter[str]:
