@@ -79,7 +79,7 @@ def test_the_course_is_that_of_the_run_and_being_watched_changes_nothing(found):
     assert sum(map(math.prod, zip(pool.busy, spans, strict=True))) * pool.replicas == pytest.approx(
         sum(each.busy_s for each in seen.replicas), abs=0.01
     )
-    assert 0 < max(pool.kv_most) <= seen.kv.peak_utilization
+    assert 0 < max(pool.kv_most) <= seen.kv.peak_utilization + 5e-5  # written with four decimals
     assert pool.running[-1] == pool.waiting[-1] == 0
     for mean, most in zip(pool.kv_mean, pool.kv_most, strict=True):
         assert 0 <= mean <= most <= 1

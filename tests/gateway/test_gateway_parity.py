@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from headway.cost import Replica
@@ -13,7 +14,7 @@ from headway.gateway.live import LiveCluster, LivePool, LiveReplica, LiveRequest
 from headway.policies import Policy, policy, policy_names
 from headway.sim import Deployment, Policies, Pool, simulate
 from headway.state import Accept, QueueView, Route
-from headway.workload import workload
+from headway.workload import RequestClass, workload
 
 FIELDS = ("running", "waiting", "waiting_tokens", "context_tokens", "kv_used_blocks")
 SEEN: list[Any] = []
@@ -123,7 +124,11 @@ def test_admissions_are_the_same_in_both_hosts(name):
     assert not fence.errors
 
 
-TIGHT = {"in-time": {"ttft_s": 0.2, "prompt_tokens_per_s": 2000.0}, "threshold": {"at": 300}}
+TIGHT = {
+    "in-time": {"ttft_s": 0.2, "prompt_tokens_per_s": 2000.0}, "threshold": {"at": 300},
+    "by-class": {"models": ["llama-3.2-1b", "llama-3.1-8b"]},
+}  # fmt: skip
+KINDS = (RequestClass(name="a"), RequestClass(name="b"))
 
 
 @pytest.mark.parametrize("name", policy_names("choose_model"))
@@ -132,7 +137,8 @@ def test_models_are_the_same_in_both_hosts(name):
     named = {"kind": "choose_model", "name": name, "params": TIGHT.get(name)}
     policies = Policies(choose_model=f"{__name__}:Chooser", params={"choose_model": named})
     pools = tuple(Pool(count=2, replica=Replica(model=each, gpu="l40s")) for each in ("llama-3.2-1b", "llama-3.1-8b"))
-    simulate(Deployment(pools=pools, policies=policies), workload("chat", requests=300, rate=20.0), seed=SEED)
+    load = msgspec.structs.replace(workload("chat", requests=300, rate=20.0).spec, classes=KINDS)
+    simulate(Deployment(pools=pools, policies=policies), workload(load), seed=SEED)
     fence = Fence({"choose_model": policy("choose_model", name, TIGHT.get(name))})
     live = {pool.model: LivePool("mixed", [], Random(0), pool.model) for pool in pools}
     cluster = LiveCluster(tuple(live.values()), Random(f"{SEED}/admit"))

@@ -46,7 +46,7 @@ def fleet(
 
     Args:
         question: its workload has classes; `model` is that of classes that name none. `slos` has what each must meet,
-            `slo` holds for the others. GPUs and dollars are for all pools together, everything else for each of them.
+            `slo` holds for the others. GPUs, dollars and watts are for all pools together, everything else for each.
         workers: processes to use, or a `RayCluster`; the answer does not depend on it. Default: one per core.
         progress: called with groups planned for and in all.
 
@@ -59,12 +59,6 @@ def fleet(
         raise BadInput(
             f"objective {question.objective} against classes that may have pools of their own: it does not add up over "
             f"pools; take {', '.join(_ADD_UP)}, or plan for one pool that all classes share (--together)"
-        )
-    if question.max_watts is not None or question.watts_per_rack is not None:
-        name = "max_watts" if question.max_watts is not None else "watts_per_rack"
-        raise BadInput(
-            f"{name} {getattr(question, name):g} against classes that may have pools of their own: watts are not "
-            "shared out among pools; limit gpus, or plan for one pool that all classes share"
         )
     source = workload(question.workload, skip_bad=question.skip_bad)
     source = source if question.rate_req_s is None else source.at_rate(question.rate_req_s)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.errors import BadInput, nearest
-from headway.workload.batch import Batch, Floats, join, offsets_of, stream
+from headway.workload.batch import Batch, Floats, join, stream
 from headway.workload.spool import release
 
 R = TypeVar("R")
@@ -186,14 +186,4 @@ def reading_errors() -> tuple[type[Exception], ...]:
 
 def take(batch: Batch, order: NDArray[np.intp]) -> Batch:
     """Return the requests at these places, in this order, numbered from 0."""
-    columns = {
-        name: getattr(batch, name)[order]
-        for name in batch.__struct_fields__
-        if name not in ("id", "hash_offsets", "hashes")
-    }
-    if batch.hash_offsets is None or batch.hashes is None:
-        return Batch(id=np.arange(len(order)), **columns)
-    lengths = np.diff(batch.hash_offsets)[order]
-    offsets = offsets_of(lengths)
-    source = np.repeat(batch.hash_offsets[:-1][order] - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return Batch(id=np.arange(len(order)), **columns, hash_offsets=offsets, hashes=batch.hashes[source])
+    return msgspec.structs.replace(batch.take(order), id=np.arange(len(order)))
