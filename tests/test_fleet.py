@@ -31,7 +31,7 @@ BATCH = RequestClass(name="batch", workload="summarize", rate_req_s=1, priority=
 OFFICE = WorkloadSpec(name="office", classes=(CHAT, BATCH))
 SLOS = {"chat": Slo(ttft_s=0.5, tpot_s=0.03), "batch": Slo(e2e_s=20, attainment=0.95)}
 SMALL = Question(
-    model="llama-3.1-8b", gpu="h100-sxm", gpus=3, workload=OFFICE, slos=SLOS, requests=300, kv=("bf16",), tp=(1,),
+    model="llama-3.1-8b", gpu="h100-sxm", gpus=3, workload=OFFICE, slos=SLOS, requests=150, kv=("bf16",), tp=(1,),
     weights=("fp8",), budget_tokens=(2048,), layouts=("mixed",), margin=0,
 )  # fmt: skip
 
@@ -136,7 +136,7 @@ def test_a_class_alone_has_the_plan_of_its_own_question():
 
 
 def test_the_way_to_share_is_the_best_of_all_by_brute_force():
-    question = asked(gpu={"h100-sxm": 1, "l40s": 3}, gpus=None, exhaustive=True)
+    question = asked(gpu={"h100-sxm": 1, "l40s": 3}, gpus=None, exhaustive=True, requests=80)
     found, source = fleet(question, workers=1), workload(OFFICE)
     groups = groups_of(question, source)
     meeting = [[c for c in plan(question_of(question, source, each), workers=1).ranked if c.meets] for each in groups]
@@ -345,7 +345,7 @@ def test_what_cannot_be_asked_is_refused(changes, error, said):
 
 def test_a_class_that_hardly_comes_is_not_taken_for_served():
     rare = msgspec.structs.replace(BATCH, rate_req_s=0.001)
-    with pytest.raises(BadInput, match=r"none of the 285 requests of a run is of class batch.*requests="):
+    with pytest.raises(BadInput, match=r"none of the 143 requests of a run is of class batch.*requests="):
         plan(asked(workload=msgspec.structs.replace(OFFICE, classes=(CHAT, rare))), workers=1)
 
 

@@ -22,11 +22,11 @@ from headway.workload import workload
 DRAFT = Speculation(tokens=2, acceptance=0.7, draft="mtp")
 SLO = Slo(ttft_s=1.0, tpot_s=0.05)
 QUESTION = Question(
-    model="qwen3-30b-a3b", gpu="h100-sxm", gpus=4, rate_req_s=30, slo=SLO, requests=1000, weights=("bf16",),
+    model="qwen3-30b-a3b", gpu="h100-sxm", gpus=4, rate_req_s=30, slo=SLO, requests=500, weights=("bf16",),
     kv=("bf16",), budget_tokens=(2048,), margin=0,
 )  # fmt: skip
 DEEPSEEK = Question(
-    model="deepseek-r1", gpu="h200", gpus=16, rate_req_s=30, slo=Slo(ttft_s=5.0, tpot_s=0.1), requests=1000,
+    model="deepseek-r1", gpu="h200", gpus=16, rate_req_s=30, slo=Slo(ttft_s=5.0, tpot_s=0.1), requests=600,
     kv=("fp8",), budget_tokens=(8192,), tp=(1, 8), dp=(1, 8), ep=(1,), pp=(1,), exhaustive=True,
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from headway.cost import EngineSettings
 from headway.errors import BadInput, UnknownName
 from headway.hardware import gpu
 from headway.metrics import Slo
-from headway.plan import Question, fleet, plan
+from headway.plan import Question, plan
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Goodput, Outcome
 from headway.plan.ranking import Entry
@@ -163,11 +163,6 @@ def test_copies_that_would_do_say_that_they_need_more_watts():
     assert not found.feasible and found.binding == "rate"
     assert "which needs max_watts 1500 raised" in found.message
     assert "raised" not in plan(changed(rate_req_s=60.0, max_watts=15_000.0), workers=1).message
-
-
-def test_watts_are_not_shared_out_among_the_pools_of_a_fleet():
-    with pytest.raises(BadInput, match="max_watts 2000 against classes that may have pools of their own"):
-        fleet(changed(max_watts=2000.0), workers=1)
 
 
 @pytest.mark.parametrize(
