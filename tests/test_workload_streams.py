@@ -297,3 +297,19 @@ def _session_spec() -> WorkloadSpec:
             system_tokens=640,
         ),
     )
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_folded_sessions_are_the_same_requests_with_the_same_chains(seed):
+    made = workload("agent", requests=400, rate=3.0)
+    apart, folded = join(list(made.batches(seed))), list(made.folded(seed))
+    at = shared = 0
+    for batch in folded:
+        assert batch.hash_counts is not None
+        for name in ("arrival_s", "prompt_tokens", "output_tokens", "session"):
+            assert np.array_equal(getattr(batch, name), getattr(apart, name)[at : at + len(batch)])
+        for i in range(len(batch)):
+            start = batch.hash_offsets[i]
+            assert np.array_equal(batch.hashes[start : start + batch.hash_counts[i]], chain(apart, at + i))
+        at, shared = at + len(batch), shared + len(batch.hashes)
+    assert at == len(apart) and shared < len(apart.hashes) / 2
