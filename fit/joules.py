@@ -17,7 +17,6 @@ from headway.accuracy.reading import suspicion
 
 Floats = npt.NDArray[np.float64]
 SEEN = "rows"  # the split in which a pair's other rows are known
-OUT = 1000  # added to the fold of a suspect row
 
 
 class Energy(NamedTuple):
@@ -51,24 +50,22 @@ def energy(folder: Path, samples: Sequence[Sample], keys: Sequence[str], splits:
     pace = _pace(rows, [splits[SEEN].kriged[i] for i in at])
     folds = np.array(fold_by(SEEN, [_point(sample) for sample in rows], [keys[i] for i in at]))
     for said, asked in ((found.timed, every), (found.watts, every.paced(pace))):
-        said[SEEN] = told(every, cells, asked, rows, np.where(found.trusted, folds, folds + OUT))
+        said[SEEN] = told(every, cells, asked, rows, folds, found.trusted)
     found.joules[SEEN] = found.watts[SEEN] + pace
     return found
 
 
 def told(
-    points: power.Points, cells: power.Points, asked: power.Points, samples: Sequence[Sample], folds: npt.NDArray
-) -> Floats:
-    """Return log ratios of watts by a law without a row's fold, moved by what the pair's other rows tell.
-
-    Rows of folds from `OUT` on tell nothing of others: they are left out with each, and predicted with their own.
-    """
+    points: power.Points, cells: power.Points, asked: power.Points, samples: Sequence[Sample], folds: npt.NDArray,
+    trusted: npt.NDArray[np.bool_],
+) -> Floats:  # fmt: skip
+    """Return log ratios of watts by a law without a row's fold, moved by what the pair's other trusted rows tell."""
     logs = np.zeros(len(folds))
     places = [placed(sample) for sample in samples]
     marks = [_point(sample)._replace(figures=(Figure("watts", 1.0, (), 1.0),)) for sample in samples]
-    for fold in sorted(set(folds % OUT)):
-        out = folds % OUT == fold
-        seen, residuals = ~out & (folds < OUT), np.zeros(len(folds))
+    for fold in sorted(set(folds)):
+        out = folds == fold
+        seen, residuals = ~out & trusted, np.zeros(len(folds))
         for family in sorted(set(points.family)):
             mine = points.family == family
             law = power.fitted(points.of(seen), cells, family)

@@ -43,10 +43,14 @@ def test_what_a_pair_draws_beyond_the_law_is_told_by_its_other_rows_and_not_by_t
     made = made._replace(watts=made.watts * extra)
     rows = [sample((name, "h100"), load) for name in models for load in np.linspace(0, 6, 24)]
     folds = np.arange(72) % 8
-    found = joules.told(made, CELLS, made, rows, folds)
+    found = joules.told(made, CELLS, made, rows, folds, folds >= 0)
     law = np.log(power.predictions(made, CELLS, power.fitted, "seen") / made.watts)
     assert np.median(np.abs(found)) < 0.4 * np.median(np.abs(law))
     doubled = made._replace(watts=np.where(folds == 3, 2.0 * made.watts, made.watts))
-    moved = joules.told(doubled, CELLS, doubled, rows, folds)
+    moved = joules.told(doubled, CELLS, doubled, rows, folds, folds >= 0)
     # Its own watts are in no prediction of the fold: only the figure that it is compared with has doubled.
     assert moved[folds == 3] == pytest.approx(found[folds == 3] - np.log(2.0), abs=1e-9)
+    suspect = joules.told(doubled, CELLS, doubled, rows, folds, folds != 3)  # nor in another's
+    assert suspect[folds == 3] == pytest.approx(moved[folds == 3])
+    left = joules.told(made, CELLS, made, rows, folds, folds != 3)
+    assert suspect[folds != 3] == pytest.approx(left[folds != 3])

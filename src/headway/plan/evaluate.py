@@ -12,7 +12,7 @@ from headway.cost import StepTable
 from headway.cost.stretched import stretched
 from headway.metrics import Result, Slo
 from headway.metrics.result import EnergyKind
-from headway.plan.answer import Binding
+from headway.plan.answer import Binding, ClassShare
 from headway.plan.bounds import Floats, Guess, Reach
 from headway.plan.classes import Classes, classes_of, hopes
 from headway.plan.floor import Floor
@@ -48,19 +48,6 @@ class Job(NamedTuple):
     steps: float = 1.0
 
 
-class ByClass(NamedTuple):
-    """One class of several at the rate asked for: attainment with interval, latencies by the quantile of its target."""
-
-    attainment: float
-    attainment_low: float
-    attainment_high: float
-    target: float
-    meets: bool
-    ttft_s: float
-    tpot_s: float
-    e2e_s: float
-
-
 class Asked(NamedTuple):
     """At the rate asked for.
 
@@ -84,7 +71,7 @@ class Asked(NamedTuple):
     carbon_g_per_million_output_tokens: float | None = None
     embodied_g_per_million_output_tokens: float | None = None
     attainment_all_up: float | None = None
-    by_class: dict[str, ByClass] = {}  # noqa: RUF012 - never changed
+    by_class: dict[str, ClassShare] = {}  # noqa: RUF012 - never changed
 
     def may_meet(self, target: float) -> bool:
         """Whether the interval reaches the target, or of several classes that of each its own."""
@@ -223,7 +210,7 @@ class Evaluator:
         return load, tables, hopes(one, tables, load.lengths, self.classes.aimed)
 
 
-def _by_class(asked: Trial, heard: Sequence[tuple[Trial, Result]], classes: Classes) -> dict[str, ByClass]:
+def _by_class(asked: Trial, heard: Sequence[tuple[Trial, Result]], classes: Classes) -> dict[str, ClassShare]:
     """What runs at the asked rate say of each class: one of them with its own interval, several pooled."""
     found = {}
     for place, slo, each in asked.by_class:
@@ -231,8 +218,10 @@ def _by_class(asked: Trial, heard: Sequence[tuple[Trial, Result]], classes: Clas
         low, high = first.attainment_low or 0.0, first.attainment_high or 1.0
         if len(heard) > 1:
             _, low, high = interval([one for trial, _ in heard for i, _, one in trial.by_class if i == place])
-        latencies = each.ttft_s, each.tpot_s, each.e2e_s
-        found[classes.name(place)] = ByClass(each.attainment, low, high, slo.attainment, each.met, *latencies)
+        found[classes.name(place)] = ClassShare(
+            attainment=each.attainment, attainment_low=low, attainment_high=high, target=slo.attainment, meets=each.met,
+            ttft_s=each.ttft_s, tpot_s=each.tpot_s, e2e_s=each.e2e_s,
+        )  # fmt: skip
     return found
 
 

@@ -13,7 +13,7 @@ import msgspec
 from headway.cost import Replica
 from headway.errors import BadInput
 from headway.plan import explain
-from headway.plan.answer import Binding, Candidate, ClassShare, Plan
+from headway.plan.answer import Binding, Candidate, Plan
 from headway.plan.bounds import Guess
 from headway.plan.classes import Classes, classes_of, long_requests, lowest
 from headway.plan.contest import Contest
@@ -319,6 +319,6 @@ def _candidate(entry: Entry, best: Entry, question: Question, rate_req_s: float)
         carbon_g_per_million_output_tokens=asked.carbon_g_per_million_output_tokens,
         embodied_g_per_million_output_tokens=asked.embodied_g_per_million_output_tokens,
         attainment_all_up=asked.attainment_all_up,
-        by_class={name: ClassShare(**each._asdict()) for name, each in asked.by_class.items()},
+        by_class=asked.by_class,
         binding_class=outcome.binding_class,
     )
