@@ -2,8 +2,8 @@
 
     python benchmarks/means.py TABLE.csv.gz
 
-Rows that look wrong are left out; the host terms of the package were fitted on the others too. End to end is of the time
-to first token and those after it.
+Rows that look wrong are left out; the host terms of the package were fitted on the others too. End to end is of the
+time to first token and those after it.
 """
 
 from __future__ import annotations
