@@ -39,6 +39,8 @@ FAMILIES = {"hopper": ("h100", "h200", "gh200"), "blackwell": ("b200", "gb200", 
 OWN = ("layer_s", "step_s", "sequence_s")  # terms that each family has of its own
 SEQUENCES_SINCE = {"vllm": "0.12"}  # `sequence_s` from this release on; in older ones and other engines it is one
 TIMED = ("h100", "h200", "b200", "gb200", "gb300", "l40s", "rtx-pro-6000")  # kernels timed: a factor drawn to 1
+WEIGHTS = {"tpot": 1.0, "e2e": 1.0, "rate": 1.0, "ttft": 0.4}  # of a figure
+SOFT = 0.15  # residual in log seconds beyond which a figure counts less
 PULL, PULL_TIMED = 0.05, 1.0  # the ridge on a term, or on a GPU's log factor, and on that of one with kernels timed
 EAGER = ("sglang",)  # runs prompts kernel by kernel: an expert's layer has more to launch; others compile them
 STEADY_WARMUP = 0.2
@@ -245,8 +247,7 @@ def grouped(points: list[Point], slow: dict[str, int], shares: dict[str, float] 
     shares = shares or shares_of(points)
     rows = [(one, figure) for one in points for figure in one.figures]
     size = Counter((one.pair, one.precision, figure.kind) for one, figure in rows)
-    weigh = {"tpot": 1.0, "e2e": 1.0, "rate": 1.0, "ttft": 0.4}
-    weights = [weigh[f.kind] / np.sqrt(size[(one.pair, one.precision, f.kind)]) for one, f in rows]
+    weights = [WEIGHTS[f.kind] / np.sqrt(size[(one.pair, one.precision, f.kind)]) for one, f in rows]
     counts = []
     for one, figure in rows:
         known = dict(zip(NAMES, figure.counts, strict=True))
@@ -286,7 +287,7 @@ def fitted(group: Group, ridge: float = PULL, only: Any = None) -> Any:
         logs = np.log(predicted_s(values, part) / part.measured_s)
         return np.concatenate([part.weights * logs, wide * values])
 
-    return least_squares(residuals, start, bounds=(low, np.inf), loss="soft_l1", f_scale=0.15).x
+    return least_squares(residuals, start, bounds=(low, np.inf), loss="soft_l1", f_scale=SOFT).x
 
 
 def left_out(group: Group) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from fit import engines
 from fit.engines import RELEASES, SIZES, Fit, Point, release
 from fit.kriging import Group, Site, choose, tell
 from fit.measure import FEATURES, Sample
+from fit.settings import Fitter, Key, pulled, settled
 
 Floats = npt.NDArray[np.float64]
 FOLDS = 8
@@ -52,14 +53,15 @@ def _left_out(split: str, point: Point) -> str:
 
 def crossed(
     pool: Executor, points: Sequence[Point], folds: Sequence[int], *, together: bool = False,
-    places: Sequence[tuple[float, ...]] = (),
+    places: Sequence[tuple[float, ...]] = (), tried: Sequence[Mapping[str, Point]] = (),
 ) -> Crossed:  # fmt: skip
     """Fit each fold's complement and predict the fold.
 
     `together` fits one set of terms for all engines and releases, without factors of GPUs. Suspect rows are predicted
     but not fitted on. With `places`, numbers of each point, every prediction is also moved by the shrunk median
     residual of the rows fitted on that share the point's model, GPU, engine and precision, or by what they tell by
-    kriging on these numbers.
+    kriging on these numbers. With `tried`, each point's other readings by setting, a fold's complement chooses among
+    them (`fit.settings`).
     """
     keys = [EVERYTHING if together else (point.engine, release(point.engine, point.version)) for point in points]
     of_engine: dict[str, list[int]] = defaultdict(list)
@@ -67,7 +69,7 @@ def crossed(
         of_engine[engine].append(i)
     jobs = [
         ([points[i] for i in members], [keys[i] for i in members], [folds[i] == fold for i in members], members,
-         [places[i] for i in members] if places else [])
+         [places[i] for i in members] if places else [], [tried[i] for i in members] if tried else [])
         for members in of_engine.values()
         for fold in sorted({folds[i] for i in members})
     ]  # fmt: skip
@@ -80,14 +82,18 @@ def crossed(
     return Crossed(logs, levelled, kriged)
 
 
-Job = tuple[list[Point], list[tuple[str, str]], list[bool], list[int], list[tuple[float, ...]]]
+Job = tuple[list[Point], list[Key], list[bool], list[int], list[tuple[float, ...]], list[Mapping[str, Point]]]
 
 
 def _fold(job: Job) -> list[tuple[int, Floats, Floats, Floats]]:
     """(position, logs, levelled and kriged logs) of the points left out."""
-    points, keys, out, members, places = job
+    points, keys, out, members, places, tried = job
+    ridge = engines.PULL
+    if tried:
+        points = settled(points, keys, out, tried, _fitter(ridge))
+        ridge = pulled(points, keys, out, _fitter)
     fits = fit_all([p for p, o in zip(points, out, strict=True) if not o],
-                   [k for k, o in zip(keys, out, strict=True) if not o])  # fmt: skip
+                   [k for k, o in zip(keys, out, strict=True) if not o], ridge)  # fmt: skip
     asked = [i for i, o in enumerate(out) if o]
     found = dict(zip(asked, predict(fits, [points[i] for i in asked], [keys[i] for i in asked]), strict=True))
     moved = told = found
@@ -101,13 +107,18 @@ def _fold(job: Job) -> list[tuple[int, Floats, Floats, Floats]]:
     return [(members[i], found[i], moved[i], told[i]) for i in asked]
 
 
-def fit_all(points: Sequence[Point], keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Fit]:
+def _fitter(ridge: float) -> Fitter:
+    """Return what predicts the log ratios of some points by terms fitted on others."""
+    return lambda kept, kept_keys, asked, keys: predict(fit_all(kept, kept_keys, ridge), asked, keys)
+
+
+def fit_all(points: Sequence[Point], keys: Sequence[Key], ridge: float = engines.PULL) -> dict[Key, Fit]:
     """Fit every release on its trusted points; what it has no figures for is taken from the next newer one."""
     groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for point, key in zip(points, keys, strict=True):
         if not point.suspect:
             groups[key].append(_fitted_on(point))
-    return engines.completed({key: _fit(members, key != EVERYTHING) for key, members in groups.items()})
+    return engines.completed({key: _fit(members, key != EVERYTHING, ridge) for key, members in groups.items()})
 
 
 def _fitted_on(point: Point) -> Point:
@@ -119,11 +130,11 @@ def _fitted_on(point: Point) -> Point:
     return point._replace(figures=tuple(figure for figure in point.figures if figure.kind == "tpot"))
 
 
-def _fit(members: list[Point], factors: bool) -> Fit:
+def _fit(members: list[Point], factors: bool, ridge: float) -> Fit:
     slow = engines.gpus_of(members) if factors else {}
     group = engines.grouped(members, slow)
     told = (group.counts[:, : len(SIZES)] > 0.0).any(axis=0)
-    return Fit(engines.fitted(group), told, slow, engines.shares_of(members), 0.0)
+    return Fit(engines.fitted(group, ridge), told, slow, engines.shares_of(members), 0.0)
 
 
 def predict(fits: dict[tuple[str, str], Fit], points: Sequence[Point], keys: Sequence[tuple[str, str]]) -> list[Floats]:

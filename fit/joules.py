@@ -24,7 +24,7 @@ class Energy(NamedTuple):
 
     `timed` are watts where the pace is the measured one, `watts` and `joules` where it is predicted too, as in any
     simulation. Of `SEEN` all are moved by what the pair's other rows tell by kriging. Suspect rows, which `trusted` is
-    false of, are predicted but not fitted on.
+    false of, are predicted but not fitted on. Settings of the fit are chosen without what is left out, but of `SEEN`.
     """
 
     timed: dict[str, Floats]
@@ -45,7 +45,7 @@ def energy(folder: Path, samples: Sequence[Sample], keys: Sequence[str], splits:
     for split in ("pair", "model", "gpu"):
         pace = _pace(rows, [splits[split].logs[i] for i in at])
         for said, asked in ((found.timed, every), (found.watts, every.paced(pace))):
-            said[split] = np.log(power.predictions(known, cells, power.fitted, split, asked) / every.watts)
+            said[split] = np.log(power.predictions(known, cells, power.settled, split, asked) / every.watts)
         found.joules[split] = found.watts[split] + pace
     pace = _pace(rows, [splits[SEEN].kriged[i] for i in at])
     folds = np.array(fold_by(SEEN, [_point(sample) for sample in rows], [keys[i] for i in at]))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 import headway.sim.run as simulation
-from fit import engines
+from fit import engines, settings
 from headway.accuracy.express import Case, express
 from headway.accuracy.judge import Outcome, judge
 from headway.accuracy.physics import broken
@@ -53,6 +53,7 @@ class Sample(NamedTuple):
     `point` has the figures that host terms are fitted on, `whole` also the throughput of a steady state, `plain` those
     of `whole` where prompts and decodes mix and the engine looks for requests every step. `kernels` are the kernel
     seconds under other laws: "sheet" and "scalars" of `plain`, the others of `whole`, those of `LAWS` that exist.
+    `tried` are `whole` by other readings of the row (`fit.settings`), where they change it.
     """
 
     row: Row
@@ -63,6 +64,7 @@ class Sample(NamedTuple):
     plain: engines.Point | None
     kernels: dict[str, tuple[float, ...]]
     features: tuple[float, ...]
+    tried: dict[str, engines.Point]
 
 
 def measured(row: Row) -> Sample:
@@ -70,7 +72,7 @@ def measured(row: Row) -> Sample:
     shipped = judge(row)
     with _step_law(_by_sheet):
         sheet = judge(row) if not shipped.reason else shipped
-    nothing = Sample(row, shipped, sheet, None, None, None, {}, ())
+    nothing = Sample(row, shipped, sheet, None, None, None, {}, (), {})
     try:
         case = express(row)
         if not engines.usable(case) or broken(row, case):
@@ -92,7 +94,21 @@ def measured(row: Row) -> Sample:
                 found = other and _whole(row, case, steps, other)
             kernels[name] = tuple(figure.kernels_s for figure in found.figures) if found else ()
     whole, same = _whole(row, case, made, point), plain and _whole(row, case, plain_made, plain)
-    return Sample(row, shipped, sheet, point, whole, same, kernels, _features(case))
+    return Sample(row, shipped, sheet, point, whole, same, kernels, _features(case), dict(_tried(row, case)))
+
+
+def _tried(row: Row, case: Case) -> Iterator[tuple[str, engines.Point]]:
+    for name, other in settings.others().items():
+        try:
+            with settings.read_as(other):
+                changed = express(row)
+            if changed != case:
+                made = engines.scheduled(changed)
+                point = engines.point_of(row, changed, made)
+                if point is not None:
+                    yield name, _whole(row, changed, made, point)
+        except (Inexpressible, HeadwayError):
+            continue  # no such row by that reading
 
 
 def _whole(row: Row, case: Case, made: Schedule, point: engines.Point) -> engines.Point:

@@ -44,9 +44,7 @@ SERVED = {"h100": "h100-sxm", "b200": "b200"}  # families whose watts while serv
 KERNELS = {"h100": "h200", "b200": "b200"}  # the card of their architecture whose kernels' watts are known
 FEATURES = ("resident", "memory", "compute", "experts")
 SOFT = 0.05  # residual in log watts beyond which a row counts less
-KERNEL_WEIGHT = 0.03  # of all kernel cells together against all rows of a family: chosen of 0, 0.03, 0.1, 0.3
-SHRINKAGE = 0.05  # of a family's law toward the pooled one: chosen of 0.02, 0.05, 0.1, 0.2, 0.4
-PAIR_SHARE = 0.5  # a pair counts by its rows to this power, for a third are of one model: of 0, 0.3, 0.5, 1
+INNER_FOLDS = 4
 STEADY_S = 1e-4  # kernels shorter than this were over before the meter saw them
 MEAN_AGE = 0.55  # a running sequence has this share of the mean output behind it: lengths vary
 # With an engine loaded and no step: H100 and H200 draw 120 and 118 W (nvidia-smi in public logs), 0.08 and 0.07 of TDP
@@ -66,6 +64,22 @@ _HEADER = """# Power of one GPU in shares of TDP less the idle card's: an engine
 
 
 Fit = Callable[["Points", "Points", str], Floats]
+
+
+class Settings(NamedTuple):
+    """How the law is fitted: chosen by trying.
+
+    `kernels` is the weight of all kernel cells together against all rows of a family, `shrinkage` pulls a family's law
+    toward the pooled one, and a pair counts by its rows to the power `pairs`, for a third are of one model.
+    """
+
+    kernels: float = 0.03
+    shrinkage: float = 0.05
+    pairs: float = 0.5
+
+
+CHOSEN = Settings()
+TRIED = {"kernels": (0.0, 0.1, 0.3), "shrinkage": (0.02, 0.1, 0.2, 0.4), "pairs": (0.0, 0.3, 1.0)}
 
 
 class Points(NamedTuple):
@@ -213,12 +227,12 @@ def joined(parts: Sequence[Points]) -> Points:
     return Points(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def shares(points: Points, cells: Points, toward: Floats | None = None) -> Floats:
+def shares(points: Points, cells: Points, toward: Floats | None = None, by: Settings = CHOSEN) -> Floats:
     """Return the law closest to the watts, by soft-L1 of log residuals; given one, drawn toward it, its media kept."""
-    rows = points._replace(weight=_pair_weights(points))
-    share = KERNEL_WEIGHT * len(points.watts) / len(cells.watts)
+    rows = points._replace(weight=_pair_weights(points, by.pairs))
+    share = by.kernels * len(points.watts) / len(cells.watts)
     every = joined([rows, cells._replace(weight=np.full(len(cells.watts), share))])
-    root, logs, pull = np.sqrt(every.weight), np.log(every.watts), SHRINKAGE * len(points.watts) ** 0.5
+    root, logs, pull = np.sqrt(every.weight), np.log(every.watts), by.shrinkage * len(points.watts) ** 0.5
     done, start = len(FEATURES), [0.4, 0.3, 0.5, 0.1, 0.1, 0.1]
 
     def whole(free: Floats) -> Floats:
@@ -234,19 +248,50 @@ def shares(points: Points, cells: Points, toward: Floats | None = None) -> Float
     return np.array([float(f"{value:.3f}") for value in whole(found.x)])
 
 
-def _pair_weights(points: Points) -> Floats:
+def _pair_weights(points: Points, power: float) -> Floats:
     """The rows' weights, one on average, such that a pair of model and GPU counts by a power of its rows."""
-    pairs = np.char.add(np.char.add(points.family, " "), points.model)
-    _, which, rows = np.unique(pairs, return_inverse=True, return_counts=True)
-    weights = rows[which] ** (PAIR_SHARE - 1.0)
+    _, which, rows = np.unique(_pairs(points), return_inverse=True, return_counts=True)
+    weights = rows[which] ** (power - 1.0)
     return np.asarray(weights / weights.mean())
 
 
-def fitted(points: Points, cells: Points, family: str) -> Floats:
+def _pairs(points: Points) -> Texts:
+    return np.char.add(np.char.add(points.family, " "), points.model)
+
+
+def fitted(points: Points, cells: Points, family: str, by: Settings = CHOSEN) -> Floats:
     """Return the law of a family, or without points of it the pooled one."""
-    pooled = shares(points, cells)
+    pooled = shares(points, cells, by=by)
     mine = points.family == family
-    return shares(points.of(mine), cells.of(cells.family == family), pooled) if mine.any() else pooled
+    return shares(points.of(mine), cells.of(cells.family == family), pooled, by) if mine.any() else pooled
+
+
+def settled(points: Points, cells: Points, family: str) -> Floats:
+    """Return the law of a family, fitted by the settings that predict best the pairs of these very points.
+
+    They are left out in parts; one setting is changed at a time, and every one that gains is taken.
+    """
+    plain = _error_left_out(points, cells, Settings())
+    taken = {}
+    for name, values in TRIED.items():
+        errors = {value: _error_left_out(points, cells, Settings()._replace(**{name: value})) for value in values}
+        best = min(errors, key=lambda value: errors[value])
+        if errors[best] < plain:
+            taken[name] = best
+    return fitted(points, cells, family, Settings(**taken))
+
+
+def _error_left_out(points: Points, cells: Points, by: Settings) -> float:
+    """Mean absolute log error of watts, by laws that have not seen the pair."""
+    _, which = np.unique(_pairs(points), return_inverse=True)
+    off = np.zeros(len(which))
+    for part in range(INNER_FOLDS):
+        out = which % INNER_FOLDS == part
+        for family in sorted(set(points.family[out])):
+            asked = out & (points.family == family)
+            law = fitted(points.of(~out), cells, family, by)
+            off[asked] = np.log(points.of(asked).predicted(law) / points.watts[asked])
+    return float(np.abs(off).mean())
 
 
 def constant(points: Points, cells: Points, family: str) -> Floats:

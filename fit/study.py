@@ -63,10 +63,10 @@ def studied(rows: Sequence[Row], samples: list[Sample], pool: Executor, folder: 
     keys = [_setting(sample.row) for sample in pointed]
     doubted = np.array([bool(suspicion(sample.row)) for sample in pointed]) | _repeated(keys)
     splits = {}
-    places = [placed(sample) for sample in pointed]
+    places, tried = [placed(sample) for sample in pointed], [sample.tried for sample in pointed]
     for split in ("pair", "model", "gpu", "rows"):
         some = places if split == "rows" else ()
-        splits[split] = crossed(pool, points, fold_by(split, points, keys), places=some)
+        splits[split] = crossed(pool, points, fold_by(split, points, keys), places=some, tried=tried)
         print(f"  fitted without each {split}", flush=True)
     by_gpu = fold_by("gpu", points, keys)
     for law in ("sibling", "stranger"):
@@ -161,7 +161,8 @@ def _stages(pool: Executor, samples: list[Sample], keys: list[str], full: Crosse
     folds = fold_by("pair", whole, keys)
     stages["+ host terms, one set for all"] = crossed(pool, plain, folds, together=True).logs
     stages["+ batching discipline"] = crossed(pool, whole, folds, together=True).logs
-    stages["+ terms by release"] = full.logs
+    stages["+ terms by release"] = crossed(pool, whole, folds).logs
+    stages["+ settings chosen in the folds"] = full.logs
     return stages
 
 

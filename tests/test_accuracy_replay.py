@@ -163,3 +163,35 @@ def test_the_published_runs(shared_data):
             limit = 0.03 if "Llama" in kind else 0.15 if name == "ttft" else 0.05  # a queue of experts near its limit
             assert abs(run.latencies[name]["mean"].error) < limit
             assert abs(run.latencies[name]["p99"].error) < 0.12
+
+
+def with_kv(folder, percent):
+    """Add a column of KV use to the log: what our own engine used, times `percent` / 100."""
+    from headway.accuracy import replay
+
+    path = folder / f"{NAME}.timeseries.csv.gz"
+    rows = list(csv.reader(io.TextIOWrapper(io.BytesIO(gzip.decompress(path.read_bytes())), newline="")))[1:]
+    engine = EngineSettings(max_batched_tokens=2048, max_seqs=16)
+    replica = Replica(model="llama-3.1-8b", gpu="h100-sxm", engine=engine)
+    inside = msgspec.structs.replace(compile_replica(replica), intake_s=0.0)
+    requests = workload(str(folder / "trace.jsonl"))
+    at_s = np.array([float(row[0]) for row in rows])
+    used = replay._kv_pct(Deployment(pools=(Pool(replica=replica),)), requests, inside, at_s)
+    series = [(*map(float, row), use * percent / 100) for row, use in zip(rows, used, strict=True)]
+    path.write_bytes(table(("t", "running", "waiting", "kv_cache_pct"), series))
+    return used, np.array([float(row[1]) for row in rows])
+
+
+def test_the_kv_curve_is_compared_where_the_log_has_one(tmp_path):
+    record(tmp_path)
+    used, running = with_kv(tmp_path, 50)
+    assert 0 < used.max() < 100 and np.corrcoef(used, running)[0, 1] > 0.8
+    found = replay_requests(tmp_path).runs[NAME].curves["kv"]
+    assert found.measured_mean == pytest.approx(used.mean() / 2)
+    assert (found.mean_distance, found.max_distance) == pytest.approx((used.mean() / 2, used.max() / 2), rel=0.1)
+
+
+def test_a_kv_curve_of_zeros_is_no_measurement(tmp_path):
+    record(tmp_path)
+    with_kv(tmp_path, 0)
+    assert set(replay_requests(tmp_path).runs[NAME].curves) == {"running", "waiting"}

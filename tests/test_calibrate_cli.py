@@ -179,3 +179,41 @@ def test_a_fingerprint_of_another_machine_is_refused_before_the_fit(points, tmp_
 def test_a_fingerprint_that_is_no_json_is_refused(points, tmp_path):
     (tmp_path / "machine.json").write_text("GPU")
     refused(run("calibrate", points, "--fingerprint", tmp_path / "machine.json"), "not the JSON of `headway profile`")
+
+
+def machines(tmp_path, there, here):
+    """A calibration of one machine, and the fingerprint of another: the options that compare them."""
+    file = CalibrationFile(
+        schema=SCHEMA, calibration=law(few_tokens=1.5), evidence=Evidence(points=12), fingerprint=there
+    )
+    write_yaml(file, tmp_path / "hand.yaml")
+    (tmp_path / "here.json").write_text(json.dumps(here))
+    return ("--calibration", tmp_path / "hand.yaml", "--fingerprint", tmp_path / "here.json")
+
+
+SXM = {"gpu": "NVIDIA H100 80GB HBM3", "cuda": "12.8"}
+
+
+@pytest.mark.parametrize("verb", ["simulate", "plan", "serve", "whatif"])
+def test_a_calibration_of_another_gpu_is_refused_by_its_fingerprint(tmp_path, verb):
+    options = machines(tmp_path, SXM, {**SXM, "gpu": "NVIDIA H100 PCIe"})
+    (tmp_path / "one.yaml").write_text("pools: [{replica: {model: llama-3.1-8b, gpu: h100-sxm}}]")
+    of_verb = {
+        "simulate": (*H100, *SHORT),
+        "plan": (*H100, "--gpus", "1", "--rate", "1", "--workload", "chat", "--ttft", "1s"),
+        "serve": ("examples/gateway.yaml", "--check"),
+        "whatif": (tmp_path / "one.yaml", "--workload", "chat", "--rate", "1", "--replicas", "+1"),
+    }
+    refused(run(verb, *of_verb[verb], *options), "gpu NVIDIA H100 PCIe here, NVIDIA H100 80GB HBM3 there")
+
+
+def test_another_driver_is_named_and_the_same_machine_is_not(tmp_path):
+    said = run("simulate", *H100, *SHORT[:-3], "--json", "-", *machines(tmp_path, SXM, {**SXM, "cuda": "13.0"}))
+    assert said.exit_code == 0 and "cuda 13.0 here, 12.8 there; times may differ" in said.stderr
+    said = run("simulate", *H100, *SHORT[:-3], "--json", "-", *machines(tmp_path, SXM, SXM))
+    assert said.exit_code == 0 and "another machine" not in said.stderr
+
+
+def test_a_fingerprint_needs_one_to_be_compared_with(tmp_path):
+    refused(run("simulate", *H100, *SHORT, *machines(tmp_path, {}, SXM)), "does not say on which machine")
+    refused(run("simulate", *H100, *SHORT, "--fingerprint", tmp_path / "here.json"), "name that with --calibration")

@@ -173,7 +173,7 @@ def test_pictures_take_watts_and_no_time_and_experts_give_some():
         drawn.append(compile_replica(Replica(model="llama-3.1-8b", gpu="h100-sxm", media=media)))
         assert np.array_equal(drawn[-1].linear_s, free.linear_s)
         assert drawn[-1].idle_watts == free.idle_watts
-    joules = [table.linear_j[256] for table in drawn]
+    joules = [table.linear_j[8] for table in drawn]  # with more, the GPU is at its TDP
     assert joules == sorted(joules, reverse=True) and joules[-1] < 0.9 * joules[0]
     law = power_law("b200")
     assert serving(law, True, "text").resident == law.resident + law.experts > serving(law, False, "text").resident

@@ -40,9 +40,7 @@ def points(count=300, family="h100", law=LAW, model="m", spread=0.0, outliers=0.
     )
 
 
-@pytest.mark.parametrize(
-    ("spread", "outliers", "within"), [(0.0, 0.0, 0.003), (0.05, 0.0, 0.03), (0.05, 0.05, 0.06)]
-)
+@pytest.mark.parametrize(("spread", "outliers", "within"), [(0.0, 0.0, 0.003), (0.05, 0.0, 0.03), (0.05, 0.05, 0.06)])
 def test_the_shares_are_found_under_noise_and_outliers(spread, outliers, within):
     made = points(spread=spread, outliers=outliers)
     assert power.shares(made, points(30, model="kernels")) == pytest.approx(LAW, abs=within)
@@ -68,18 +66,14 @@ def test_a_family_is_drawn_toward_the_pooled_law_and_without_points_takes_it():
     both = joined([points(), mine])
     pooled, alone = power.shares(both, cells), power.shares(mine, cells.of(cells.family == "b200"))
     drawn = power.fitted(both, cells, "b200")
-    assert (
-        0.3 * np.linalg.norm(alone - pooled)
-        < np.linalg.norm(drawn - pooled)
-        < 0.97 * np.linalg.norm(alone - pooled)
-    )
+    assert 0.3 * np.linalg.norm(alone - pooled) < np.linalg.norm(drawn - pooled) < 0.97 * np.linalg.norm(alone - pooled)
     assert drawn == pytest.approx(own, abs=0.08)
     assert np.array_equal(power.fitted(both, cells, "default"), pooled)
 
 
 def test_a_pair_of_many_rows_counts_more_than_one_of_few_and_less_than_by_its_rows():
     many, few = points(900, model="a"), points(100, model="b")
-    weights = power._pair_weights(joined([many, few]))
+    weights = power._pair_weights(joined([many, few]), power.Settings().pairs)
     assert weights.mean() == pytest.approx(1.0)
     assert weights[:900].sum() / weights[900:].sum() == pytest.approx(3.0)
 
@@ -224,3 +218,14 @@ def test_the_file_written_is_the_file_read(monkeypatch, tmp_path):
     assert found.families["b200"] == expected
     assert "30 rows" in expected.timed
     assert (found.default.kind, found.default.evidence, found.default.error) == ("modelled", "pooled", 0.2)
+
+
+def test_settings_are_those_that_predict_pairs_left_out():
+    """Kernels by another law than what is served: the more they weigh, the worse."""
+    served = joined([points(40, model=name, spread=0.03) for name in "abcdefgh"])
+    kernels = points(200, law=np.array([0.1, 0.9, 0.1, 0.0, *MEDIA]), model="kernels")
+    found = power.settled(served, kernels, "h100")
+    off = {weight: np.abs(power.fitted(served, kernels, "h100", power.Settings(kernels=weight)) - LAW).sum()
+           for weight in (0.0, 0.03, 0.3)}  # fmt: skip
+    assert off[0.0] < off[0.3]
+    assert np.abs(found - LAW).sum() <= off[0.03]

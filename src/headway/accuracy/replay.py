@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 
 from headway.accuracy.express import checked
 from headway.accuracy.reading import Inexpressible, reading
-from headway.cost import EngineSettings, Replica, compile_replica
+from headway.cost import EngineSettings, Replica, StepTable, compile_replica
 from headway.errors import BadInput
 from headway.hardware import gpu_keys
 from headway.metrics.records import Records
 from headway.model import model_keys
 from headway.sim import Deployment, Pool, simulate
+from headway.sim.recorder import Recorder
+from headway.sim.run import BINS, build
 from headway.specs import Spec, json_text, to_mapping
 from headway.workload import Workload, WorkloadSpec
 from headway.workload.readers import read_trace
@@ -30,6 +33,7 @@ _UNREADABLE: tuple[type[Exception], ...] = (*reading_errors(), csv.Error, KeyErr
 _STATS = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
 _REQUESTS = ("input_tokens", "output_tokens", "arrival_s", "first_token_s", "last_token_s")
 _SERIES = ("t", "running", "waiting")
+_KV = "kv_cache_pct"
 Table = dict[str, NDArray[np.float64]]
 
 
@@ -42,7 +46,10 @@ class Point(Spec):
 
 
 class Curve(Spec):
-    """A curve over the run, sampled when it was logged: mean and largest distance, and the measured mean; sequences."""
+    """A curve over the run, sampled when it was logged: mean and largest distance, and the measured mean.
+
+    In sequences; of the KV cache in percent of its blocks.
+    """
 
     mean_distance: float
     max_distance: float
@@ -51,7 +58,10 @@ class Curve(Spec):
 
 
 class Run(Spec):
-    """One recorded run: `latencies[ttft|tpot|e2e][mean|p50|p90|p99]`, `curves[running|waiting]`, makespan."""
+    """One recorded run: `latencies[ttft|tpot|e2e][mean|p50|p90|p99]`, `curves[running|waiting|kv]`, makespan.
+
+    There is no `kv` where the log has no column of it, or nothing but zeros.
+    """
 
     requests: int
     latencies: dict[str, dict[str, Point]]
@@ -104,15 +114,19 @@ def _replay(folder: Path, name: str, meta: dict[str, Any], trace: str | Path | N
     spec = WorkloadSpec(name=name, trace=name)
     deployment = Deployment(name=name, pools=(Pool(replica=replica),))
     inside = msgspec.structs.replace(compile_replica(replica), intake_s=0.0)
-    result = simulate(deployment, Workload(spec, requests, requests), warmup=0.0, tables=(inside,))
+    workload = Workload(spec, requests, requests)
+    result = simulate(deployment, workload, warmup=0.0, tables=(inside,))
     assert result.records is not None
-    series = _columns(_beside(folder, f"{name}.timeseries.csv"), _SERIES)
+    series = _columns(_beside(folder, f"{name}.timeseries.csv"), _SERIES, (_KV,))
+    curves = _curves(series, result.records)
+    if _KV in series and series[_KV].any():
+        curves["kv"] = _curve(_kv_pct(deployment, workload, inside, series["t"]), series[_KV])
     start_s = float(measured["arrival_s"].min())
     ends = measured["last_token_s"] - start_s
     return Run(
         requests=len(ends),
         latencies=_latencies(measured, result.records),
-        curves=_curves(series, result.records),
+        curves=curves,
         makespan_s=_point(float(ends.max()), float(result.records["last_token_s"].max())),
     )
 
@@ -206,16 +220,35 @@ def _curves(series: Table, records: Records) -> dict[str, Curve]:
         np.searchsorted(np.sort(records[name]), series["t"], side="right")
         for name in ("arrival_s", "admitted_s", "last_token_s")
     )
-    found = {}
-    for name, simulated in (("running", admitted - ended), ("waiting", arrived - admitted)):
-        distance = np.abs(simulated - series[name])
-        found[name] = Curve(
-            mean_distance=float(distance.mean()),
-            max_distance=float(distance.max()),
-            measured_mean=float(series[name].mean()),
-            seconds=len(distance),
-        )
-    return found
+    simulated = {"running": admitted - ended, "waiting": arrived - admitted}
+    return {name: _curve(curve, series[name]) for name, curve in simulated.items()}
+
+
+def _curve(simulated: NDArray[Any], measured: NDArray[np.float64]) -> Curve:
+    distance = np.abs(simulated - measured)
+    return Curve(
+        mean_distance=float(distance.mean()),
+        max_distance=float(distance.max()),
+        measured_mean=float(measured.mean()),
+        seconds=len(distance),
+    )
+
+
+def _kv_pct(
+    deployment: Deployment, workload: Workload, table: StepTable, at_s: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Percent of KV blocks in use at these times, the mean of all ranks, in a run event by event."""
+    recorder = Recorder(False, workload.requests or 0, 0, [(math.inf, math.inf, math.inf)], BINS)
+    cluster, (engines,) = build(deployment, workload, (table,), recorder, seed=0)
+    used, k, more, share = np.zeros(len(at_s)), 0, True, 0.0
+    while more and k < len(at_s):
+        more = cluster.advance(1)
+        while k < len(at_s) and at_s[k] < cluster.now:
+            used[k], k = share, k + 1
+        for engine in engines:
+            engine.refresh(cluster.now)
+        share = 100.0 * sum(engine.kv_used_blocks / engine.kv_total_blocks for engine in engines) / len(engines)
+    return used
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -251,11 +284,13 @@ def _trace_path(folder: Path, meta: dict[str, Any], trace: str | Path | None) ->
     raise BadInput(f"{folder}: the trace {named.name or 'of the run'} is not beside it; name it with --trace FILE")
 
 
-def _columns(path: Path, names: tuple[str, ...]) -> Table:
+def _columns(path: Path, names: tuple[str, ...], wanted: tuple[str, ...] = ()) -> Table:
+    """The columns of these names, and of those wanted the ones that are there."""
     try:
         with open_bytes(path) as file:
             rows = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline="")))
-        found = {name: np.array([float(row[name]) for row in rows]) for name in names}
+        there = (*names, *(name for name in wanted if rows and name in rows[0]))
+        found = {name: np.array([float(row[name]) for row in rows]) for name in there}
     except _UNREADABLE as error:
         raise BadInput(f"{path}: expected a CSV with numbers in {', '.join(names)}: {error}") from None
     if not rows:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
+from headway.cli.calibration import read_fingerprint
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput
 
@@ -39,7 +40,7 @@ def calibrate(*, files: tuple[str, ...], **asked: Any) -> None:
     terminal = Terminal(asked["json_to"], asked["out_to"], quiet=asked["quiet"])
     check_files(None, asked["json_to"], asked["out_to"])
     rows = _measured(files, asked["where"])
-    fingerprint = _fingerprint(asked["fingerprint_from"])
+    fingerprint = read_fingerprint(asked["fingerprint_from"]) if asked["fingerprint_from"] else {}
     _check_machine(fingerprint, measured_on(rows)[0])
     note_interpreted(terminal)
     name, digest = _named(files)
@@ -88,22 +89,6 @@ def _cell(row: Row, column: str) -> str:
     if value is None:
         return ""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _fingerprint(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    from pathlib import Path
-
-    import msgspec
-
-    try:
-        data = msgspec.json.decode(Path(path).read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
-        raise BadInput(f"{path}: not the JSON of `headway profile`: {error}") from None
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: expected a JSON object of names and values")
-    return data
 
 
 def _check_machine(fingerprint: dict[str, Any], gpu_key: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headway.cli.terminal import Terminal
 from headway.errors import BadInput
@@ -36,6 +36,53 @@ def read_noted(path: str | None, terminal: Terminal) -> Calibration | None:
     if machine:
         terminal.note(f"{path} was measured on {machine}")
     return file.calibration
+
+
+def read_fingerprint(path: str) -> dict[str, Any]:
+    """Return what `headway profile` said of a machine.
+
+    Raises:
+        BadInput: no such file, or not its JSON.
+    """
+    from pathlib import Path
+
+    import msgspec
+
+    try:
+        data = msgspec.json.decode(Path(path).read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadInput(f"{path}: not the JSON of `headway profile`: {error}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: expected a JSON object of names and values")
+    return data
+
+
+def compare_machines(asked: Mapping[str, Any], terminal: Terminal) -> None:
+    """Compare the machine asked about (`--fingerprint`) with the one that was calibrated, where both are told.
+
+    Raises:
+        BadInput: another GPU than the calibrated one, or no calibration to compare with, or none with a fingerprint.
+    """
+    path, calibration = asked["fingerprint_from"], asked["calibration_from"]
+    if path is None:
+        return
+    from headway.cost.calibration import read_calibration
+
+    here = read_fingerprint(path)
+    if calibration is None:
+        raise BadInput(f"--fingerprint {path} is compared with a calibration's: name that with --calibration FILE")
+    there = read_calibration(calibration).fingerprint
+    if not there:
+        raise BadInput(
+            f"{calibration} does not say on which machine it was measured: leave --fingerprint out, or calibrate again "
+            "with it"
+        )
+    differ = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
+    said = "; ".join(f"{name} {here.get(name, 'unsaid')} here, {there.get(name, 'unsaid')} there" for name in differ)
+    if "gpu" in differ:
+        raise BadInput(f"{calibration} was measured on another machine than {path}: {said}; measure that one")
+    if differ:
+        terminal.note(f"{calibration} was measured on another machine: {said}; times may differ")
 
 
 def with_calibration(deployment: Deployment, path: str | None, terminal: Terminal) -> Deployment:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from headway.cli import options as o
 from headway.cli.asked import deployment_of, is_plan, plan_of, slo_of, split_assignments, workforce_of, workload_of
 from headway.cli.blame import users_fault
-from headway.cli.calibration import with_calibration
+from headway.cli.calibration import compare_machines, with_calibration
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput
 from headway.units import parse_rate
@@ -74,6 +74,7 @@ def _found(terminal: Terminal, file: str | None, asked: o.Options) -> Capacity:
         asked = asked | {"workload": planned.workload}
         terminal.keep(f"the workload is that of {file}, --workload names another")
     deployment = deployment_of(file, asked, sets["deployment"])
+    compare_machines(asked, terminal)
     deployment = with_calibration(deployment, asked["calibration_from"], terminal)
     curve = None if asked["curve"] is None else curve_of(asked["curve"])
     rate = asked["rate"] if curve is None else asked["rate"] or sum(curve) / len(curve) or None

@@ -12,7 +12,7 @@ import click
 from headway.cli import options as o
 from headway.cli.asked import deployment_of
 from headway.cli.blame import users_fault
-from headway.cli.calibration import with_calibration
+from headway.cli.calibration import compare_machines, with_calibration
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput
 from headway.units import parse_seconds
@@ -67,6 +67,7 @@ def emulate(deployment_file: str | None, **asked: Any) -> None:
     terminal = Terminal(asked["json_to"], quiet=asked["quiet"])
     check_files(None, asked["json_to"])
     deployment = deployment_of(deployment_file, asked, asked["assignments"])
+    compare_machines(asked, terminal)
     deployment = with_calibration(deployment, asked["calibration_from"], terminal)
     note_interpreted(terminal)
     with users_fault(deployment.policies):

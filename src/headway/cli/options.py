@@ -328,6 +328,8 @@ JSON = OUTPUT[:1]
 CALIBRATION = (
     _option("Cost model", "--calibration", "calibration_from", metavar="FILE",
             help="Step times by own measurements, as headway calibrate writes them."),
+    _option("Cost model", "--fingerprint", "fingerprint_from", metavar="FILE",
+            help="Of the machine asked about, as headway profile writes it: compared with the calibration's."),
 )
 CHOICE = (
     _option("Measurements", "--where", "where", multiple=True, metavar="COLUMN=VALUE",

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from headway.cli import options as o
+from headway.cli.calibration import compare_machines
 from headway.cli.journal import followed
 from headway.cli.serve import host_of, refuse_places, served_of
 from headway.cli.terminal import Terminal, note_interpreted
@@ -41,6 +42,7 @@ def picker(deployment_file: str, **asked: Any) -> None:
     """
     terminal = Terminal(quiet=asked["quiet"], json_notes=asked["log_as"] == "json")
     pair = tls_pair(asked["tls_cert"], asked["tls_key"])
+    compare_machines(asked, terminal)
     served = served_of(deployment_file, asked["calibration_from"], terminal)
     note_interpreted(terminal)
     from headway.gateway.hosts import resolved

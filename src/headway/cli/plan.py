@@ -20,7 +20,7 @@ from headway.cli.asked import (
     workload_of,
 )
 from headway.cli.blame import users_fault
-from headway.cli.calibration import ask_calibrated
+from headway.cli.calibration import ask_calibrated, compare_machines
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput, UnknownName
 
@@ -168,6 +168,7 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
     )
     question = _with_engine(override(question, sets["deployment"]), asked["engine"], sets["deployment"])
     question = _with_policies(question, asked["policies"])
+    compare_machines(asked, terminal)
     question = ask_calibrated(question, asked["calibration_from"], terminal)
     note_idle_order(question.policies.order, workload, terminal)
     return question, workload if workload.spec.trace else None

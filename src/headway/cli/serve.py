@@ -13,7 +13,7 @@ import click
 
 from headway.cli import options as o
 from headway.cli.apart import apart
-from headway.cli.calibration import with_calibration
+from headway.cli.calibration import compare_machines, with_calibration
 from headway.cli.journal import followed
 from headway.cli.journal import rows as journal_rows
 from headway.cli.terminal import Terminal, note_interpreted
@@ -97,6 +97,8 @@ def serve(deployment_file: str, **asked: Any) -> None:
         ledger = Path(deployment_file).parent / served.spec.ledger
         _decide(served, served.policies(), (Path(asked["decisions_in"]), ledger), asked["seed"], terminal)
         return
+
+    compare_machines(asked, terminal)
 
     def load() -> GatewaySpec:
         return apart(lambda: _checked(deployment_file, asked["calibration_from"], terminal).spec)

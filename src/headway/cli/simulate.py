@@ -17,7 +17,7 @@ from headway.cli.asked import (
     workload_of,
 )
 from headway.cli.blame import users_fault
-from headway.cli.calibration import with_calibration
+from headway.cli.calibration import compare_machines, with_calibration
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def _asked(
     """What is to be simulated, and whether rows are kept."""
     sets = split_assignments(asked["assignments"])
     deployment = deployment_of(deployment_file, asked, sets["deployment"])
+    compare_machines(asked, terminal)
     deployment = with_calibration(deployment, asked["calibration_from"], terminal)
     workload = workload_of(asked, sets["workload"], terminal)
     slo = slo_by_class(asked, sets["slo"], workload)

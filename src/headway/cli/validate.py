@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
-from headway.cli.calibration import read_noted, refuse_elsewhere
+from headway.cli.calibration import compare_machines, read_noted, refuse_elsewhere
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput, HeadwayError
 
@@ -54,7 +54,7 @@ def _replay(terminal: Terminal, asked: o.Options) -> None:
     from headway.accuracy import replay_requests
     from headway.report import replay_text
 
-    for name in ("sample", "workers", "points_to", "calibration_from"):
+    for name in ("sample", "workers", "points_to", "calibration_from", "fingerprint_from"):
         if asked[name] is not None:
             option = name.removesuffix("_to").removesuffix("_from")
             raise BadInput(f"--{option} belongs to a table of measurements, not to --requests")
@@ -74,6 +74,7 @@ def _table(terminal: Terminal, path: str, asked: o.Options) -> None:
         raise BadInput("--trace belongs to --requests: a table of measurements needs no trace")
     count = asked["sample"]
     rows = sample(read_rows(path), None if count is None else int(count))
+    compare_machines(asked, terminal)
     calibration = read_noted(asked["calibration_from"], terminal)
     workers: Workers[Row, Outcome] = Workers(make_judge, (calibration,), asked["workers"])
     try:

@@ -10,7 +10,7 @@ import click
 from headway.cli import options as o
 from headway.cli.asked import DEFAULT_WORKLOAD, chosen, deployment_of, plan_of, slo_of, workload_of
 from headway.cli.blame import users_fault
-from headway.cli.calibration import with_calibration
+from headway.cli.calibration import compare_machines, with_calibration
 from headway.cli.change import changed, changes_of, rates_of
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from headway.plan import Question
     from headway.plan.otherwise import Case, WhatIf
 
-TODAY = ("workload", "input", "output", "arrival", "requests", "skip_bad", "ttft", "tpot", "e2e", "calibration_from")
+TODAY = ("workload", "input", "output", "arrival", "requests", "skip_bad", "ttft", "tpot", "e2e", "calibration_from",
+         "fingerprint_from")  # fmt: skip
 
 
 @click.command(cls=o.Verb, short_help="What a change makes of a deployment, or of a gateway's logged traffic.")
@@ -114,6 +115,7 @@ def _case(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, None]:
     from headway.plan import Case
 
     as_is: o.Options = dict.fromkeys(("model", "gpu", "replicas", "tp", "pp", "weights", "kv")) | {"policies": ()}
+    compare_machines(asked, terminal)
     deployment = with_calibration(deployment_of(file, as_is, []), asked["calibration_from"], terminal)
     rate = rates_of(asked["rates"]).today_req_s
     source = asked["workload"] or (None if asked["input"] and asked["output"] else DEFAULT_WORKLOAD)

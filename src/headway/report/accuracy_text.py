@@ -85,9 +85,10 @@ def replay_text(replay: Replay) -> RenderableType:
         table.add_row("makespan", format_seconds(whole.measured), format_seconds(whole.simulated), _signed(whole.error))
         parts.append(table)
         for curve, distance in run.curves.items():
+            unit = "% of the KV cache" if curve == "kv" else "sequences"
             parts.append(
                 Text(
-                    f"{curve}: off by {distance.mean_distance:.1f} sequences on average (at most "
+                    f"{curve}: off by {distance.mean_distance:.1f} {unit} on average (at most "
                     f"{distance.max_distance:.0f}) over {distance.seconds} s, of {distance.measured_mean:.1f} measured"
                 )
             )
