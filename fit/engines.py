@@ -42,7 +42,6 @@ TIMED = ("h100", "h200", "b200", "gb200", "gb300", "l40s", "rtx-pro-6000")  # ke
 WEIGHTS = {"tpot": 1.0, "e2e": 1.0, "rate": 1.0, "ttft": 0.4}  # of a figure
 SOFT = 0.15  # residual in log seconds beyond which a figure counts less
 PULL, PULL_TIMED = 0.05, 1.0  # the ridge on a term, or on a GPU's log factor, and on that of one with kernels timed
-EAGER = ("sglang",)  # runs prompts kernel by kernel: an expert's layer has more to launch; others compile them
 STEADY_WARMUP = 0.2
 REQUESTS_MAX = 40_000
 FOLDS = 8
@@ -56,7 +55,6 @@ TERMS = (
     ("step_s", 300e-6, 0.0),
     ("sequence_s", 10e-6, 0.0),
     ("prompt_layer_s", 200e-6, 0.0),
-    ("prompt_moe_layer_s", 500e-6, 0.0),
     ("prompt_mla_layer_s", 500e-6, 0.0),
     ("prompt_state_layer_s", 500e-6, 0.0),
     ("image_s", 20e-3, 0.0),
@@ -184,11 +182,10 @@ def figure_of(kind: str, steps: Steps, replica: Replica, weights: Any, total: fl
     sequences = float((share * steps.sequences).sum())
     layer, moe_layer, states = (once * some / replica.pp for some in (layers, moe_layers, spec.state_layers))
     prompt, ranked = prompts * layers / replica.pp, once * (replica.dp > 1)
-    prompt_moe = prompts * moe_layers / replica.pp * (replica.engine.name in EAGER)
     fp8, latent = moe_layer * (replica.weights == "fp8"), prompt * (spec.attention == "mla")
     prompt_states = prompts * spec.state_layers / replica.pp
-    counts = (layer, moe_layer, fp8, states, once, sequences, prompt, prompt_moe, latent, prompt_states,
-              *(prompts * (replica.media == media) for media in MEDIA), ranked, 0.0)  # fmt: skip
+    media = (prompts * (replica.media == kind) for kind in MEDIA)
+    counts = (layer, moe_layer, fp8, states, once, sequences, prompt, latent, prompt_states, *media, ranked, 0.0)
     return Figure(kind, float((share * steps.seconds(table)).sum()), counts, measured_s)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fit.engines import FAMILIES, NAMES, OF_FAMILIES, SHARED, SIZED, Figure, Point, family_of
 
-_SECONDS = (20e-6, 15e-6, 30e-6, 25e-6, 200e-6, 12e-6, 150e-6, 400e-6, 300e-6, 350e-6, 30e-3, 10e-3, 2e-3, 15e-3)
+_SECONDS = (20e-6, 15e-6, 30e-6, 25e-6, 200e-6, 12e-6, 150e-6, 300e-6, 350e-6, 30e-3, 10e-3, 2e-3, 15e-3)
 TRUE_S = dict(zip(NAMES, _SECONDS, strict=True))
 BLACKWELL_S = -5e-6
 _OWN_S = [BLACKWELL_S if own == ("layer_s", "blackwell") else TRUE_S[own[0]] for own in OF_FAMILIES]
@@ -41,7 +41,7 @@ def synthetic(
             every, prompt_layers = waits * layers, prompts * layers
             states = 0.75 * every * state  # three such layers to one of attention
             counts = [every, every * moe, every * moe * fp8, states, waits, waits * users,
-                      prompt_layers, prompt_layers * moe, prompt_layers * mla,
+                      prompt_layers, prompt_layers * mla,
                       0.75 * prompt_layers * state, prompts * image, prompts * video,
                       waits * ranked, float(kind == "ttft")]  # fmt: skip
             kernels = waits * float(rng.uniform(5e-4, 5e-3))

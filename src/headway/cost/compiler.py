@@ -191,7 +191,7 @@ def _prompt_step_s(site: _Site) -> float:
     layer_s = host.prompt_layer_s + (host.prompt_mla_layer_s if site.spec.attention == "mla" else 0.0)
     states_s = part.state_layers * host.prompt_state_layer_s
     media_s = {"image": host.image_s, "video": host.video_s}.get(site.replica.media, 0.0)
-    return part.layers * layer_s + part.moe_layers * host.prompt_moe_layer_s + states_s + media_s
+    return part.layers * layer_s + states_s + media_s
 
 
 def _laws_used(site: _Site) -> dict[str, Law]:

@@ -23,12 +23,11 @@ class HostTerms(Law, kw_only=True):
     `layer_s` a layer of every step, `moe_layer_s` more for one with experts, `fp8_experts_s` more still where these are
     in fp8, `state_layer_s` more for one with a state and no attention, `step_s` a step, `sequence_s` a sequence of a
     step, `prompt_layer_s` more for a layer of a step that holds a prompt and so runs outside captured graphs,
-    `prompt_moe_layer_s`, `prompt_mla_layer_s` and `prompt_state_layer_s` more still for one with experts, with latent
-    attention and with a state, `image_s` and `video_s` more for one whose prompts hold pictures (`Replica.media`),
-    `rank_step_s` more for a step that data-parallel ranks take together, `intake_s` a request. `layer_s` may be
-    negative: launches timed one by one overlap in a graph. `kernels` multiplies the time of all kernels, none of which
-    gets faster than bandwidth and peak: other than 1 where an engine runs others than those timed, or the GPU's were
-    never timed.
+    `prompt_mla_layer_s` and `prompt_state_layer_s` more still for one with latent attention and with a state, `image_s`
+    and `video_s` more for one whose prompts hold pictures (`Replica.media`), `rank_step_s` more for a step that data-
+    parallel ranks take together, `intake_s` a request. `layer_s` may be negative: launches timed one by one overlap in
+    a graph. `kernels` multiplies the time of all kernels, none of which gets faster than bandwidth and peak: other than
+    1 where an engine runs others than those timed, or the GPU's were never timed.
     """
 
     layer_s: float = 0.0
@@ -38,7 +37,6 @@ class HostTerms(Law, kw_only=True):
     step_s: float = 0.0
     sequence_s: float = 0.0
     prompt_layer_s: float = 0.0
-    prompt_moe_layer_s: float = 0.0
     prompt_mla_layer_s: float = 0.0
     prompt_state_layer_s: float = 0.0
     image_s: float = 0.0
