@@ -3,6 +3,7 @@
 import csv
 import json
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -103,3 +104,23 @@ def test_what_makes_no_sense_is_refused(words, said, measured):
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.split())
     assert result.stdout == ""
+
+
+def test_figures_in_another_unit_are_pointed_out(tmp_path):
+    rows = [measured_by_ourselves(1.0, row_id=str(c), concurrency=float(c)) for c in range(1, 7)]
+
+    def scaled(by):
+        times = ("ttft", "tpot", "itl", "e2e")
+        return [
+            msgspec.structs.replace(row, measured={k: v * by for k, v in row.measured.items() if k.startswith(times)})
+            for row in rows
+        ]
+
+    (tmp_path / "micro.csv").write_bytes(as_csv(scaled(1000.0)))
+    said = run(tmp_path / "micro.csv", "--workers", "1")
+    assert "tpot: measured is 1,000 times the predicted at the median: check the unit, milliseconds" in said.stderr
+    (tmp_path / "seconds.csv").write_bytes(as_csv(scaled(0.001)))
+    said = run(tmp_path / "seconds.csv", "--workers", "1")
+    assert "6 of 6 rows break physics: check the units (times in milliseconds)" in said.stderr
+    (tmp_path / "right.csv").write_bytes(as_csv(rows))
+    assert "unit" not in run(tmp_path / "right.csv", "--workers", "1").stderr

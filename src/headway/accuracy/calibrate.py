@@ -29,6 +29,7 @@ from headway.accuracy.reading import Inexpressible, read_engine, read_gpu, suspi
 from headway.accuracy.rows import Row
 from headway.accuracy.run import NAMES_A_ROW, PHYSICS
 from headway.accuracy.runs import BENCH, Run
+from headway.accuracy.units import BROKEN_MOST, UNIT_RATIO, expected_unit, times
 from headway.cost.calibration import FACTORS, Calibration, Evidence, Term
 from headway.cost.replica import limits
 from headway.errors import BadInput
@@ -48,10 +49,8 @@ PROMPTS: Final = (128, 1024, 8192)
 CONTRADICTION: Final = {"ttft": 1.6, "tpot": 1.25, "output_throughput": 1.25, "e2e": 1.25}
 SHOWN: Final = 12  # row ids in one line
 CONTRADICTED_MOST: Final = 0.2  # of the settings: with more no fit can tell which figures are right
-BROKEN_MOST: Final = 0.2  # of the rows: with more a unit, a column or the setting named is wrong, in the others too
 SCATTER: Final = {"tpot": 0.2, "output_throughput": 0.2, "e2e": 0.2}  # held out at the median: four times the usual
 CONTRADICTS: Final = "contradicts a repeat of its setting"
-UNIT_RATIO: Final = 20.0  # measured to predicted, at the median: a wrong unit, or another quantity
 ERROR_MOST: Final = 0.5  # median after the fit: what the law describes was not measured
 REPEAT: Final = "repeats another row"
 ALREADY: Final = 0.7  # of a term's prior width: above, the points say little about it
@@ -225,8 +224,8 @@ def _check_units(points: list[Point]) -> None:
         ratio = float(np.median(found))
         if not 1.0 / UNIT_RATIO <= ratio <= UNIT_RATIO:
             raise BadInput(
-                f"{metric}: measured is {_times(ratio)} times the predicted at the median of {len(found)} points: "
-                f"{_unit(metric)}"
+                f"{metric}: measured is {times(ratio)} times the predicted at the median of {len(found)} points: "
+                f"{expected_unit(metric)}"
             )
 
 
@@ -237,18 +236,9 @@ def _check_near(figures: list[Figure], after: Floats, errors: dict[str, float]) 
             ratios = [f.measured / said for f, said in zip(figures, after, strict=True) if f.metric == metric]
             raise BadInput(
                 f"{metric}: after the fit still {100 * error:.0f} % off at the median, measured is "
-                f"{_times(float(np.median(ratios)))} times the predicted: nothing was calibrated; {_unit(metric)}, and "
-                f"that rows name the load and layout they were measured with"
+                f"{times(float(np.median(ratios)))} times the predicted: nothing was calibrated; {expected_unit(metric)}, "
+                f"and that rows name the load and layout they were measured with"
             )
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:,.0f}" if ratio >= UNIT_RATIO else f"{ratio:.2g}"
-
-
-def _unit(metric: str) -> str:
-    expected = "tokens/s of all GPUs" if metric == "output_throughput" else "milliseconds"
-    return f"check the unit, {expected} are expected"
 
 
 def _check_enough(points: list[Point], left_out: dict[str, str]) -> None:

@@ -11,7 +11,8 @@ from headway.accuracy.judge import Outcome, judge
 from headway.accuracy.ranking import Ranking, rank
 from headway.accuracy.reading import suspicion
 from headway.accuracy.rows import Row
-from headway.accuracy.score import Errors, Judged, by_figure, by_group, summarize_errors
+from headway.accuracy.score import HEADLINES, Errors, Judged, by_figure, by_group, headline, summarize_errors
+from headway.accuracy.units import doubts
 from headway.errors import BadInput
 from headway.specs import Spec, json_text, to_mapping
 
@@ -63,6 +64,11 @@ class Accuracy(Spec):
         data["regret"] = _plain(self.regret)
         data["coverage"] = _plain(self.coverage)
         return json_text(data) + "\n"
+
+    def doubts(self) -> list[str]:
+        """Return what speaks for another unit than expected, a line each."""
+        pairs = {metric: [pair for one in self.judged if (pair := headline(one, metric))] for metric in HEADLINES}
+        return list(doubts(pairs, len(self.broken), self.rows))
 
     def table(self) -> list[tuple[str, str, str, float, float]]:
         """Return a line per figure: row id, source, figure, measured, predicted."""

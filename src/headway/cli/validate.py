@@ -84,6 +84,8 @@ def _table(terminal: Terminal, path: str, asked: o.Options) -> None:
         workers.close()
     refuse_elsewhere(calibration, found.skipped, found.used)
     terminal.show(accuracy_text(found))
+    for doubt in found.doubts():
+        terminal.note(doubt)
     if asked["json_to"]:
         terminal.write(asked["json_to"], found.to_json())
     if asked["points_to"]:
