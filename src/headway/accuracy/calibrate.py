@@ -236,8 +236,8 @@ def _check_near(figures: list[Figure], after: Floats, errors: dict[str, float]) 
             ratios = [f.measured / said for f, said in zip(figures, after, strict=True) if f.metric == metric]
             raise BadInput(
                 f"{metric}: after the fit still {100 * error:.0f} % off at the median, measured is "
-                f"{times(float(np.median(ratios)))} times the predicted: nothing was calibrated; {expected_unit(metric)}, "
-                f"and that rows name the load and layout they were measured with"
+                f"{times(float(np.median(ratios)))} times the predicted: nothing was calibrated; "
+                f"{expected_unit(metric)}, and that rows name the load and layout they were measured with"
             )
 
 
