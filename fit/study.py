@@ -167,16 +167,16 @@ def _stages(pool: Executor, samples: list[Sample], keys: list[str], full: Crosse
 
 
 def _lacking(pool: Executor, samples: list[Sample], keys: list[str]) -> dict[str, dict[int, Floats]]:
-    """Log ratios of the served rows, pairs left out, where one part is missing and the terms are fitted again."""
-    at = [i for i, sample in enumerate(samples) if sample.row.source in SERVED]
+    """Log ratios of the large engines' rows, pairs left out, one part missing and the terms fitted again."""
+    at = [i for i, sample in enumerate(samples) if _point(sample).engine in BIG_THREE]
     whole = [_point(samples[i]) for i in at]
     folds = fold_by("pair", whole, [keys[i] for i in at])
-    served = [samples[i] for i in at]
-    plain = [sample.plain for sample in served if sample.plain is not None]
+    some = [samples[i] for i in at]
+    plain = [sample.plain for sample in some if sample.plain is not None]
     cases = {
         "nothing": whole,
-        "operator laws (data sheet instead)": moved_kernels(served, "sheet whole"),
-        "ratio tables": moved_kernels(served, "scalars whole"),
+        "operator laws (data sheet instead)": moved_kernels(some, "sheet whole"),
+        "ratio tables": moved_kernels(some, "scalars whole"),
         "batching discipline": plain,
     }
     cases |= {f"host: {name}": [_without(point, k) for point in whole] for k, name in enumerate(NAMES)}

@@ -260,7 +260,7 @@ def _ablation(study: Study) -> str:
         "in a step and looking for requests only every few steps (SGLang); data-parallel ranks are in lock-step in\n"
         "every stage.\n\n"
         + _by_engine(study, served, "stage", study.stages)
-        + "\nThe same rows, fitted on no others, where one part is missing and the other terms are fitted again:\n\n"
+        + "\nThe same rows by the file's settings, where one part is missing and the other terms are fitted again:\n\n"
         + _by_engine(study, served, "lacking", study.lacking)
     )
 

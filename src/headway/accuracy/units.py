@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import median
 from typing import Final
 
@@ -13,7 +13,7 @@ UNIT_RATIO: Final = 20.0  # measured to predicted, at the median: a wrong unit, 
 _METRICS: Final = {"output_throughput": "tokens/s of all GPUs", "energy_per_token": "joules", "power": "watts"}
 
 
-def doubts(pairs: dict[str, Iterable[tuple[float, float]]], broken: int, rows: int) -> Iterator[str]:
+def doubts(pairs: Mapping[str, Iterable[tuple[float, float]]], broken: int, rows: int) -> Iterator[str]:
     """Tell by metric where (measured, predicted) pairs are so far apart, and that so many of the rows break physics."""
     for metric, found in pairs.items():
         ratios = [measured / predicted for measured, predicted in found if predicted > 0.0]
