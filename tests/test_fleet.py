@@ -18,7 +18,7 @@ from headway.plan.classes import beyond, classes_of, hopes
 from headway.plan.fleet_answer import Fleet
 from headway.plan.groups import groupings, groups_of, question_of
 from headway.plan.joined import Share, joined
-from headway.plan.space import enumerate_space
+from headway.plan.space import enumerate_space, resized
 from headway.plan.stock import Choice, both, cheapest, unbeaten
 from headway.plan.trial import Load
 from headway.sim import Deployment, Policies, simulate
@@ -293,6 +293,28 @@ class Chosen(type(workload("chat"))):
         return iter(self._batches)
 
 
+def test_what_if_a_class_had_other_limits_or_a_pool_another_replica_is_told_by_class(tmp_path):
+    (tmp_path / "fleet.json").write_text(fleet(two_models(), workers=1).to_json())
+    found = {}
+    for name, change in (("slo", ("--slo", "chat:ttft=20ms")), ("rate", ("--rate", "2x"))):
+        done = run("whatif", tmp_path / "fleet.json", *change, "--json", "-", "-q")
+        assert done.exit_code == 0, done.output
+        found[name] = json.loads(done.stdout)
+    shares = {each["figure"]: each for each in found["slo"]["change"]["differences"]}
+    assert shares["attainment of chat"]["difference"] < 0 == shares["attainment of batch"]["difference"]
+    before, deployment = found["slo"]["before"], from_mapping(Deployment, found["slo"]["before"]["deployment"], "one")
+    made = from_mapping(WorkloadSpec, before["workload"], "made")
+    slos = {i: two_models().slo_of(each.name) for i, each in enumerate(made.classes)}
+    again = simulate(deployment, workload(made), slo=slos, seed=0)
+    assert [each.attained for each in again.slo.by_class.values()] == [
+        each["attained"] for each in before["slo"]["by_class"].values()
+    ]
+    assert found["rate"]["change"]["paired"]
+    assert found["rate"]["after"]["workload"]["classes"][0]["rate_req_s"] == 2 * made.classes[0].rate_req_s
+    refused(run("whatif", tmp_path / "fleet.json", "--slo", "cat:ttft=1s"), "cat", "chat")
+    refused(run("whatif", tmp_path / "fleet.json", "--replicas", "1"), "of which pool")
+
+
 def test_weights_of_unlike_replicas_stay_those_of_their_model():
     one = from_mapping(Deployment, small().parts[0].candidate.deployment, "one")
     routed = msgspec.structs.replace(
@@ -301,6 +323,7 @@ def test_weights_of_unlike_replicas_stay_those_of_their_model():
     whole = joined(SMALL, [Share("a", (0,), routed), Share("b", (1,), one)], {0: "a", 1: "b"}, "both")
     assert whole.policies.params["route"] == {"weights": {"a": [2.0]}}
     assert simulate(whole, workload("chat", requests=20), seed=0).requests.finished == 20
+    assert resized(whole, [3, 2]).policies.params["route"] == {"weights": {"a": [2.0, 2.0, 2.0]}}
 
 
 # --- no good answer, and bad input ------------------------------------------------------------------------------
@@ -395,7 +418,12 @@ def test_a_plan_of_classes_from_the_command_line_to_what_it_launches(tmp_path):
     assert "Ways to share" in run("report", kept["json"], "--text").stdout
     page = kept["html"].read_text()
     assert "Ways to share" in page and "chat | batch" in page
-    refused(run("whatif", kept["json"], "--rate", "2x"), "pools for several classes")
+    for file, asked_for in ((kept["json"], ()), (kept["yaml"], ("--workload", office, "--requests", 200))):
+        told = run("whatif", file, "--slo", "batch:e2e=2s", *asked_for, "--json", "-", "-q")
+        assert told.exit_code == 0, told.output
+        sides = [json.loads(told.stdout)[side]["slo"] for side in ("before", "after")]
+        assert [sides[0]["by_class"][i]["limits"]["e2e_s"] for i in "01"] == [None, 20.0]
+        assert [sides[1]["by_class"][i]["limits"]["e2e_s"] for i in "01"] == [None, 2.0]
     shared = run(*WORDS, "--workload", office, *LIMITS, "--together", "--json", "-")
     assert Plan.from_json(shared.stdout).best.by_class["batch"].meets
 

@@ -86,7 +86,7 @@ def changed(case: Case, asked: Options, terminal: Terminal, question: Question |
     after = Case(
         _repriced(case.deployment, changed_deployment(case.deployment, asked), question, terminal),
         _workload(case.workload, rates_of(asked["rates"]).factor, sets["workload"]),
-        _slo(case.slo, asked["limits"], sets["slo"]),
+        _slo(case, asked["limits"], sets["slo"]),
     )
     if asked["gpu"] is not None:
         _runs_there(after.deployment, asked["gpu"])
@@ -198,18 +198,34 @@ def _workload(made: Workload, factor: float | None, assignments: list[str]) -> W
     return workload(override(made.spec, assignments, "--set workload")) if assignments else made
 
 
-def _slo(slo: Limits, limits: tuple[str, ...], assignments: list[str]) -> Limits:
-    """The limits with the new ones in place of theirs, in every class where there are several."""
+def _slo(case: Case, limits: tuple[str, ...], assignments: list[str]) -> Limits:
+    """The limits with the new ones in place of theirs: CLASS:LIMIT=VALUE in a class, others in every class.
+
+    Raises:
+        BadInput, UnknownName: another form, or a class that there is not.
+    """
     from headway.metrics import Slo
 
+    slo, names = case.slo, [each.name for each in case.workload.spec.classes]
+    every: list[str] = []
+    by_class: dict[str, list[str]] = {}
+    for text in limits:
+        name, colon, several = text.partition(":")
+        if colon and name not in names:
+            raise UnknownName(f"class of the workload {case.workload.name}", name, names)
+        target = by_class.setdefault(name, []) if colon else every
+        target += (several if colon else text).split(",")
     if not limits and not assignments:
         return slo
-    if slo is None or isinstance(slo, Slo):
-        return _limited(slo or Slo(), limits, assignments)
-    return {number: _limited(each, limits, assignments) for number, each in slo.items()}
+    if not by_class and (slo is None or isinstance(slo, Slo)):
+        return _limited(slo or Slo(), every, assignments)
+    each = {number: slo or Slo() for number in range(len(names))} if slo is None or isinstance(slo, Slo) else slo
+    return {
+        number: _limited(own, [*every, *by_class.get(names[number], [])], assignments) for number, own in each.items()
+    }
 
 
-def _limited(slo: Slo, limits: tuple[str, ...], assignments: list[str]) -> Slo:
+def _limited(slo: Slo, limits: list[str], assignments: list[str]) -> Slo:
     from headway.metrics import Slo
     from headway.specs import override
 
@@ -219,7 +235,7 @@ def _limited(slo: Slo, limits: tuple[str, ...], assignments: list[str]) -> Slo:
         if name not in (*_LIMITS, "attainment"):
             raise UnknownName("limit of --slo", name, [*_LIMITS, "attainment"])
         if not equals or not value:
-            raise BadInput(f"--slo {text}: write LIMIT=VALUE, as in ttft=300ms")
+            raise BadInput(f"--slo {text}: write [CLASS:]LIMIT=VALUE[,...], as in ttft=300ms")
         parsed = Slo.parse(**{name: value})
         key = name if name == "attainment" else f"{name}_s"
         given[key] = getattr(parsed, key)

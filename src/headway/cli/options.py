@@ -196,8 +196,8 @@ OTHERWISE = (
     _option("What if", "--kv", metavar="DTYPE", help="Of the KV cache, of all replicas."),
     _option("What if", "--policy", "policies", multiple=True, metavar="KIND=NAME",
             help="route=, order=, admit= or scale= and a name or module:Class. Repeatable."),
-    _option("What if", "--slo", "limits", multiple=True, metavar="LIMIT=VALUE",
-            help="ttft=, tpot=, itl= or e2e= and a time, attainment= and a share. Repeatable."),
+    _option("What if", "--slo", "limits", multiple=True, metavar="[CLASS:]LIMIT=VALUE[,...]",
+            help="ttft=, tpot=, itl= or e2e= and a time, attainment= and a share; of all or a class. Repeatable."),
     _option("What if", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
             help="Any field: pools.0.replica.engine.max_seqs=64, workload.arrival.cv=3. Repeatable."),
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
-from headway.cli.asked import DEFAULT_WORKLOAD, chosen, deployment_of, plan_of, slo_of, workload_of
+from headway.cli.asked import DEFAULT_WORKLOAD, answer_of, chosen, deployment_of, slo_of, workload_of
 from headway.cli.blame import users_fault
 from headway.cli.calibration import compare_machines, with_calibration
 from headway.cli.change import changed, changes_of, rates_of
@@ -17,10 +17,11 @@ from headway.errors import BadInput
 from headway.units import format_rate
 
 if TYPE_CHECKING:
-    from headway.metrics import Result
+    from headway.metrics import Result, Slo
     from headway.metrics.comparison import Comparison
     from headway.plan import Question
     from headway.plan.otherwise import Case, WhatIf
+    from headway.workload import Workload
 
 TODAY = ("workload", "input", "output", "arrival", "requests", "skip_bad", "ttft", "tpot", "e2e", "calibration_from",
          "fingerprint_from")  # fmt: skip
@@ -120,26 +121,47 @@ def _case(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, None]:
     rate = rates_of(asked["rates"]).today_req_s
     source = asked["workload"] or (None if asked["input"] and asked["output"] else DEFAULT_WORKLOAD)
     workload = workload_of(asked | {"workload": source, "rate": rate, "replicas": 1}, [], terminal)
-    return Case(deployment, workload, slo_of(asked, [])), None
+    slo = slo_of(asked, [])
+    return Case(deployment, workload, _promised(file, workload, slo, terminal) or slo), None
+
+
+def _promised(file: str, workload: Workload, slo: Slo | None, terminal: Terminal) -> dict[int, Slo]:
+    """The limits of each class by its number, where the file has those for a gateway in front of the deployment.
+
+    Classes of which it says nothing have those of all, `slo`.
+    """
+    from headway.gateway import SloClass
+    from headway.metrics import Slo
+    from headway.specs import from_mapping, read_yaml
+
+    names = [each.name for each in workload.spec.classes]
+    given = (read_yaml(file).get("gateway") or {}).get("classes") or []
+    promised = [from_mapping(SloClass, each, f"{file}: gateway.classes.{place}") for place, each in enumerate(given)]
+    own = {each.name: each.slo for each in promised if each.name in names}
+    if not own:
+        return {}
+    terminal.keep(f"limits of {', '.join(own)} as {file} promises them; --slo changes them")
+    return {place: own.get(name, slo or Slo()) for place, name in enumerate(names)}
 
 
 def _planned(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, Question]:
-    """What a plan found, for what it was asked."""
-    from headway.plan import Case
+    """What a plan found, for what it was asked: of several classes the limits of each."""
+    from headway.plan import Case, Plan
     from headway.sim import Deployment
     from headway.specs import from_mapping
     from headway.workload import workload
 
     _refuse_today(file, asked)
-    plan = plan_of(file)
-    deployment = from_mapping(Deployment, chosen(plan, None, file), file)
-    rate = rates_of(asked["rates"]).today_req_s or plan.rate_req_s
-    terminal.keep(f"as planned: {format_rate(rate)}, {plan.requests:,} requests, the limits of {file}")
-    question = plan.question
-    made = workload(question.workload, rate=rate, skip_bad=question.skip_bad).densest(plan.requests)
-    if made.spec.trace is None:
-        made = workload(made.spec, requests=plan.requests)
-    return Case(deployment, made, question.slo), question
+    found = answer_of(file)
+    question, rate = found.question, rates_of(asked["rates"]).today_req_s or found.rate_req_s
+    deployment = from_mapping(Deployment, chosen(found, None, file), file)
+    requests = found.requests if isinstance(found, Plan) else max(each.plan.requests for each in found.parts)
+    made = workload(question.workload, rate=rate, skip_bad=question.skip_bad).densest(requests).cut(requests)
+    terminal.keep(f"as planned: {format_rate(rate)}, {made.requests:,} requests, the limits of {file}")
+    names = [each.name for each in made.spec.classes]
+    slos = {place: question.slo_of(name) for place, name in enumerate(names)}
+    apart = bool(question.slos) or not isinstance(found, Plan)
+    return Case(deployment, made, slos if apart else question.slo), question
 
 
 def _refuse_today(source: str, asked: o.Options) -> None:

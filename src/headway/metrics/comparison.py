@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.metrics.attainment import BATCHES, T95, attained
+from headway.metrics.attainment import BATCHES, T95, Attainment, attained
 from headway.metrics.records import Records
 from headway.metrics.result import Latency, Result
-from headway.metrics.slo import Slos
+from headway.metrics.slo import Slo, Slos
 from headway.specs import Spec
 
 __all__ = ["Comparison", "Difference", "compare"]
@@ -95,7 +95,7 @@ def compare(a: Result, b: Result, slo: Slos | None = None, slo_b: Slos | None = 
         *_with_error(_latency("ITL", a.itl_s, b.itl_s, None, ""), a, b, "itl_s"),
         *_latency("E2E", a.e2e_s, b.e2e_s, rows, "e2e_s"),
         *_throughput(a, b, rows),
-        _attainment(a, b, rows, slo, slo_b),
+        *_attainments(a, b, rows, slo, slo_b),
         _energy(a, b),
         *_cost(a, b),
     ]
@@ -139,12 +139,27 @@ def _unpaired(a: Result, b: Result) -> str:
         return "rows of both are needed: --records names their files"
     if a.workload is None or b.workload is None or _requests(a.workload) != _requests(b.workload):
         return "the workloads differ"
+    if a.workload != b.workload and not _in_one_order(a.records, b.records):
+        return "the classes come in another order at this rate"
     return "" if a.seed is not None and a.seed == b.seed else "the seeds differ"
 
 
+def _in_one_order(a: Records, b: Records) -> bool:
+    """Whether requests of one number are of one class: not where a class has sessions, and the rate another."""
+    _, at_a, at_b = np.intersect1d(a["id"], b["id"], return_indices=True)
+    return bool((a["slo_class"][at_a] == b["slo_class"][at_b]).all())
+
+
 def _requests(workload: dict[str, Any]) -> dict[str, Any]:
-    """A workload without its rate: another gives the same requests, sessions excepted, of which it shifts the calls."""
-    arrival = workload.get("arrival")
+    """A workload without its rate: another gives the same requests, sessions excepted, of which it shifts the calls.
+
+    Of classes with rates of their own, without the rate of all.
+    """
+    arrival, classes = workload.get("arrival"), workload.get("classes")
+    if classes and all(each.get("rate_req_s") for each in classes):
+        total = sum(each["rate_req_s"] for each in classes)
+        shares = [each | {"rate_req_s": round(each["rate_req_s"] / total, 9)} for each in classes]
+        return workload | {"classes": shares}
     if workload.get("sessions") or not isinstance(arrival, dict):
         return workload
     steady = {name: value for name, value in arrival.items() if name != "rate_req_s"}
@@ -255,30 +270,54 @@ def _rates(result: Result, field: str) -> Floats:
     return np.asarray(counts / np.diff(edges), dtype=np.float64)
 
 
-def _attainment(a: Result, b: Result, rows: _Rows | None, slo: Slos | None, slo_b: Slos | None) -> Difference:
-    left_limits, right_limits = a.slo.limits or b.slo.limits, b.slo.limits or a.slo.limits
-    shared = slo or (left_limits if left_limits == right_limits else None)
-    low: float | None = None
-    high: float | None = None
-    if rows is not None and shared is not None and min(len(rows.a), len(rows.b)) >= 2:
-        judged = ((rows.a, shared), (rows.b, slo_b or shared))
+def _attainments(
+    a: Result, b: Result, rows: _Rows | None, slo: Slos | None, slo_b: Slos | None
+) -> list[Difference]:
+    """Attainment of all, and of each class where both have limits by class."""
+    left, right = a.slo.limits or b.slo.limits, b.slo.limits or a.slo.limits
+    shared = slo or (left if left == right else None)
+    judged = None if rows is None or shared is None else ((rows.a, shared), (rows.b, slo_b or shared))
+    found = [_attainment("attainment", a.slo, b.slo, judged, rows)]
+    if shared is None or isinstance(shared, Slo):
+        return found
+    names = [each.get("name", "") for each in (a.workload or {}).get("classes", [])]
+    for number in sorted(set(map(int, a.slo.by_class)) & set(map(int, b.slo.by_class)) & shared.keys()):
+        own = judged and tuple((_of_class(one, number), limits) for one, limits in judged)
+        name = names[number] if number < len(names) else f"{number}"
+        sides = a.slo.by_class[f"{number}"], b.slo.by_class[f"{number}"]
+        found.append(_attainment(f"attainment of {name}", *sides, own, rows))
+    return found
+
+
+def _of_class(records: Records, number: int) -> Records:
+    return _taken(records, np.flatnonzero(records["slo_class"] == number))
+
+
+def _attainment(
+    figure: str, a: Attainment, b: Attainment, judged: tuple[tuple[Records, Slos], ...] | None, rows: _Rows | None
+) -> Difference:
+    """Of the rows of both, each judged by its limits; without rows what the results say."""
+    if judged is not None and rows is not None and min(len(one) for one, _ in judged) >= 2:
         good_a, good_b = (attained(one, limits).astype(np.float64) for one, limits in judged)
         between, low, high = _interval(good_a, good_b, "mean", rows.paired)
         low, high = _possible(float(good_a.mean()), low, high)
         return Difference(
-            figure="attainment", unit="share", a=float(good_a.mean()), b=float(good_b.mean()), difference=between,
+            figure=figure, unit="share", a=float(good_a.mean()), b=float(good_b.mean()), difference=between,
             low=low, high=high, requests=len(good_a),
         )  # fmt: skip
-    left, right = a.slo.attainment, b.slo.attainment
+    left, right = a.attainment, b.attainment
     if left is None or right is None:
-        return Difference(figure="attainment", unit="share", a=left, b=right, difference=None)
-    ends = (a.slo.attainment_low, a.slo.attainment_high, b.slo.attainment_low, b.slo.attainment_high)
+        return Difference(figure=figure, unit="share", a=left, b=right, difference=None)
+    low_high: tuple[float | None, float | None] = None, None
+    ends = (a.attainment_low, a.attainment_high, b.attainment_low, b.attainment_high)
     if None not in ends:
         low_a, high_a, low_b, high_b = (float(end or 0.0) for end in ends)
         low = right - left - math.hypot(right - low_b, high_a - left)
         high = right - left + math.hypot(high_b - right, left - low_a)
-        low, high = _possible(left, low, high)
-    return Difference(figure="attainment", unit="share", a=left, b=right, difference=right - left, low=low, high=high)
+        low_high = _possible(left, low, high)
+    return Difference(
+        figure=figure, unit="share", a=left, b=right, difference=right - left, low=low_high[0], high=low_high[1]
+    )
 
 
 def _possible(share: float, low: float, high: float) -> tuple[float, float]:

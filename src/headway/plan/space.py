@@ -343,9 +343,12 @@ def resized(deployment: Deployment, counts: list[int]) -> Deployment:
         weights: dict[str, list[float]] = {}
         firsts: Counter[str] = Counter()
         for pool, count in zip(deployment.pools, counts, strict=True):
-            given = route["weights"].get(pool.role, [])[firsts[pool.role] :]
-            weights.setdefault(pool.role, []).extend((given or [1.0])[:1] * count * pool.replica.dp)
-            firsts[pool.role] += pool.ranks
+            group = pool.model if pool.model in route["weights"] else pool.role
+            if group not in route["weights"]:
+                continue
+            given = route["weights"][group][firsts[group] :]
+            weights.setdefault(group, []).extend((given or [1.0])[:1] * count * pool.replica.dp)
+            firsts[group] += pool.ranks
         params = {**policies.params, "route": {**route, "weights": weights}}
         policies = msgspec.structs.replace(policies, params=params)
     return msgspec.structs.replace(deployment, pools=pools, policies=policies)

@@ -54,7 +54,19 @@ def _targets(found: WhatIf) -> str:
     before, after = _judged(found.before), _judged(found.after)
     if not before and not after:
         return ""
-    return f" The SLO is {before or 'not judged'} as it is, and {after or 'not judged'} otherwise."
+    short = [f"{w.listed(names)} {when}" for names, when in _short(found) if names]
+    whose = f" Short of their targets: {'; '.join(short)}." if short else ""
+    return f" The SLO is {before or 'not judged'} as it is, and {after or 'not judged'} otherwise.{whose}"
+
+
+def _short(found: WhatIf) -> list[tuple[list[str], str]]:
+    """The classes that miss their own targets, on either side."""
+    sides = []
+    for result, when in ((found.before, "as it is"), (found.after, "otherwise")):
+        names = [each.get("name", "") for each in (result.workload or {}).get("classes", [])]
+        missed = [int(number) for number, each in result.slo.by_class.items() if each.met is False]
+        sides.append(([names[number] for number in missed if number < len(names)], when))
+    return sides
 
 
 def _judged(result: Result) -> str:
