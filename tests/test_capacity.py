@@ -3,20 +3,24 @@
 import csv
 import io
 import json
+from itertools import product
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cli_cases import refused, run
 from headway.cost import Replica
 from headway.errors import BadInput
 from headway.metrics import Slo
 from headway.plan import capacity
-from headway.plan.day import fewest
+from headway.plan.sizes import apart, fewest
 from headway.plan.slots import parts_of
+from headway.plan.space import resized
 from headway.sim import Deployment, Policies, Pool, simulate
-from headway.workload import WorkloadSpec, parse_arrival, parse_length, workload, write
+from headway.workload import RequestClass, WorkloadSpec, parse_arrival, parse_length, workload, write
 from report_cases import plan
 
 SLO = Slo(ttft_s=0.5, tpot_s=0.05, attainment=0.95)
@@ -57,7 +61,7 @@ def found():
 
 
 def test_each_slot_takes_the_fewest_that_brute_force_finds(found):
-    for slot, part in zip(found.slots, parts_of(lengths(), SLO, CURVE, None, 0), strict=True):
+    for slot, part in zip(found.slots, parts_of(lengths(), [SLO], CURVE, None, 0), strict=True):
         if not slot.rate_req_s:
             assert slot.replicas == 1 and slot.attainment is None
             continue
@@ -96,14 +100,62 @@ def test_the_answer_does_not_depend_on_the_number_of_processes(found):
     assert capacity(ONE, lengths(), SLO, curve=CURVE, workers=2).to_json() == found.to_json()
 
 
-def test_pools_grow_together():
+@given(st.data())
+def test_two_pools_take_the_cheapest_pair_that_brute_force_finds(data):
+    """Over every set of pairs to which more of either may be added, and any two prices."""
+    ends = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=9).map(lambda each: sorted(each, reverse=True)))
+    least = {n + 1: end for n, end in enumerate(ends)}  # of the second beside n of the first; none beside fewer
+    first = data.draw(st.integers(1, 3)) - 1
+    prices = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+
+    def met(counts):
+        assert min(counts) >= 1
+        return counts[0] > first and counts[1] >= least[min(counts[0], len(ends))]
+
+    start = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12)).filter(met))
+    found = apart(met, start, prices, [(0, 1)])
+    every = [pair for pair in product(range(1, 30), repeat=2) if met(pair)]
+    cost = {pair: sum(a * b for a, b in zip(pair, prices, strict=True)) for pair in every}
+    assert met(found) and cost[found] == min(cost.values())
+
+
+def test_pools_of_different_models_are_sized_each_by_itself():
+    least = (3, 1, 5)
+    groups = [(0,), (1,), (2,)]
+    found = apart(lambda n: all(a >= b for a, b in zip(n, least, strict=True)), (10, 10, 10), (1, 1, 1), groups)
+    assert found == least
+    assert apart(lambda n: n[0] >= 3, (4, 8, 2), (1, 1, 1), [(0, 1, 2)]) == (4, 8, 2)
+
+
+def test_prefill_and_decode_are_sized_apart_as_brute_force_does():
     pools = (Pool(role="prefill", count=2, replica=REPLICA), Pool(role="decode", count=4, replica=REPLICA))
-    found = capacity(Deployment(pools=pools), lengths(), SLO, curve=[5, 200], workers=1)
-    for slot in found.slots:
-        first, second = slot.pools
-        assert second == 2 * first and slot.replicas == first + second
-    assert found.slots[0].pools == (1, 2)
-    assert "The pools grow together, as 1:2" in found.message
+    made, unit = lengths(), Deployment(pools=pools)
+    found = capacity(unit, made, SLO, curve=[5, 100], workers=1)
+    for slot, part in zip(found.slots, parts_of(made, [SLO], [5, 100], None, 0), strict=True):
+        good = [
+            sum(pair)
+            for pair in product(range(1, 7), repeat=2)
+            if simulate(resized(unit, list(pair)), part.workload, slo=SLO, records=False, warmup=0.05).slo.met
+        ]
+        assert slot.replicas == sum(slot.pools) == min(good)
+    assert found.slots[0].pools == (1, 1)
+    assert found.peak_pools == tuple(map(max, *(slot.pools for slot in found.slots)))
+    assert found.static_gpu_hours == 24 * sum(found.peak_pools)
+
+
+def test_classes_and_models_are_sized_by_the_limits_of_each():
+    classes = tuple(
+        RequestClass(name=name, workload=lengths().spec, rate_req_s=rate, model=serves)
+        for name, rate, serves in (("often", 9.0, "a"), ("seldom", 1.0, "b"))
+    )
+    made = workload(WorkloadSpec(name="both", classes=classes))
+    unit = Deployment(pools=tuple(Pool(serves=serves, replica=REPLICA) for serves in "ab"))
+    found = capacity(unit, made, {0: SLO, 1: msgspec.structs.replace(SLO, attainment=0.99)}, curve=[20, 200], workers=1)
+    assert found.slots[0].pools == (1, 1)
+    assert found.slots[1].pools[0] > found.slots[1].pools[1] == 1
+    assert list(found.slos) == ["often", "seldom"] and found.slots[1].slo_class in found.slos
+    alone = capacity(Deployment(pools=unit.pools[:1]), made.part(0), SLO, curve=[180], workers=1)
+    assert abs(alone.peak_replicas - found.slots[1].pools[0]) <= 1  # fewer of its requests are in a run of both
 
 
 def test_a_flat_day_saves_nothing_and_an_empty_slot_keeps_one(found):
@@ -123,7 +175,7 @@ def test_what_no_number_serves_is_said_and_nothing_is_summed():
 
 
 def test_slots_of_diurnal_arrivals_hold_the_highest_rate_in_them():
-    parts = parts_of(lengths("diurnal:peak_to_trough=3,period=24h"), SLO, None, None, 0)
+    parts = parts_of(lengths("diurnal:peak_to_trough=3,period=24h"), [SLO], None, None, 0)
     assert len(parts) == 24
     rates = [part.rate_req_s for part in parts]
     assert max(rates) == pytest.approx(15.0) and min(rates) == pytest.approx(5.0, rel=0.05)
@@ -136,7 +188,7 @@ def test_slots_of_a_trace_are_its_own_requests_each_once(tmp_path):
     write(lengths("diurnal:peak_to_trough=4,period=100s", requests=1000), tmp_path / "t.jsonl", seed=5)
     made = workload(tmp_path / "t.jsonl")
     whole = next(iter(made.batches(0)))
-    parts = parts_of(made, SLO, None, 10.0, 0)
+    parts = parts_of(made, [SLO], None, 10.0, 0)
     batches = [next(iter(part.workload.batches(0))) for part in parts]
     assert np.concatenate([batch.id for batch in batches]).tolist() == whole.id.tolist()
     times = np.concatenate([batch.arrival_s + float(whole.arrival_s[batch.id[0]]) for batch in batches])

@@ -424,6 +424,9 @@ def test_a_plan_of_classes_from_the_command_line_to_what_it_launches(tmp_path):
         sides = [json.loads(told.stdout)[side]["slo"] for side in ("before", "after")]
         assert [sides[0]["by_class"][i]["limits"]["e2e_s"] for i in "01"] == [None, 20.0]
         assert [sides[1]["by_class"][i]["limits"]["e2e_s"] for i in "01"] == [None, 2.0]
+    told = run("capacity", kept["json"], "--curve", "5,11", "--workers", 1, "--json", "-", "-q")
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["slos"]["batch"]["e2e_s"] == 20.0
     shared = run(*WORDS, "--workload", office, *LIMITS, "--together", "--json", "-")
     assert Plan.from_json(shared.stdout).best.by_class["batch"].meets
 

@@ -79,20 +79,6 @@ def is_plan(file: str) -> bool:
         return False
 
 
-def plan_of(file: str) -> Plan:
-    """Return the plan in a file, as `headway plan --json` writes it.
-
-    Raises:
-        BadInput: it cannot be read, or is no plan.
-    """
-    from headway.plan import Plan
-
-    found = answer_of(file)
-    if not isinstance(found, Plan):
-        raise BadInput(f"{file}: pools for several classes; this verb takes the plan of one pool, or a YAML file")
-    return found
-
-
 def answer_of(file: str) -> Plan | Fleet:
     """Return what `headway plan --json` wrote: a plan, or pools for several classes.
 

@@ -11,7 +11,15 @@ import click
 from click.core import ParameterSource
 
 from headway.cli import options as o
-from headway.cli.asked import deployment_of, is_plan, plan_of, slo_of, split_assignments, workforce_of, workload_of
+from headway.cli.asked import (
+    answer_of,
+    deployment_of,
+    is_plan,
+    slo_by_class,
+    split_assignments,
+    workforce_of,
+    workload_of,
+)
 from headway.cli.blame import users_fault
 from headway.cli.calibration import compare_machines, with_calibration
 from headway.cli.terminal import Terminal, check_files, note_interpreted
@@ -22,27 +30,32 @@ if TYPE_CHECKING:
     from headway.metrics import Slo
     from headway.plan import Question
     from headway.plan.day import Capacity
+    from headway.workload import Workload
 
 NO_ANSWER = 1
 COLUMN = "rate_req_s"  # of a file with a curve
-CSV_FIELDS = ("start_s", "end_s", "rate_req_s", "replicas", "gpus", "attainment", "mean_watts", "static_mean_watts")
+CSV_FIELDS = (
+    "start_s", "end_s", "rate_req_s", "replicas", "gpus", "usd_per_hour", "attainment", "mean_watts",
+    "static_mean_watts",
+)  # fmt: skip
 
 
 @click.command(cls=o.Verb, short_help="Replicas hour by hour over a day, against those of its peak.")
 @click.argument("deployment_file", required=False, metavar="[DEPLOYMENT.yaml|PLAN.json]")
-@o.options(o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS[:1], o.DAY, o.TRACES, o.SLO, o.CALIBRATION, o.WORKERS, o.SEED)
-@o.options(o.OUTPUT, o.CSV, o.QUIET)
+@o.options(o.MODEL, o.REPLICAS, o.WORKLOAD, o.ARRIVALS[:1], o.DAY, o.TRACES, o.SLO, o.CLASSES)
+@o.options(o.CALIBRATION, o.WORKERS, o.SEED, o.OUTPUT, o.CSV, o.QUIET)
 @click.pass_context
 def capacity(ctx: click.Context, /, deployment_file: str | None, **asked: Any) -> None:
     """Find the fewest replicas for each hour of a day, and what that saves against the peak's number all day.
 
-    The day is that of diurnal arrivals, of a trace with times, or of --curve. What is copied is the deployment: of
-    several pools the proportion stays, so that it is the fewest copies of all of them together. Of a plan it is the
-    best, with its workload and limits where no others are given.
+    The day is that of diurnal arrivals, of a trace with times, or of --curve, whose rates are those of all classes
+    together. What is copied are the replicas of the deployment; each of several pools is sized by itself. Of a plan it
+    is the best, with its workload and limits where no others are given; of several classes and models all pools.
 
     \b
     headway capacity best.yaml --rate 100 --arrival diurnal:peak_to_trough=5 --ttft 500ms --attainment 0.99
     headway capacity best.yaml --workload day.csv.gz --slot 30min --ttft 500ms --tpot 50ms --csv day.csv
+    headway capacity fleet.json --curve 4,2,8,12,10,6
     headway capacity best.yaml --curve 20,12,8,6,5,8,20,45,80,95,100,90 --ttft 500ms --html capacity.html
     """
     terminal = Terminal(asked["json_to"], asked["csv_to"], asked["html_to"], quiet=asked["quiet"])
@@ -69,7 +82,7 @@ def _found(terminal: Terminal, file: str | None, asked: o.Options) -> Capacity:
     from headway.plan.day import capacity as run
 
     sets = split_assignments(asked["assignments"])
-    planned = plan_of(file).question if file is not None and is_plan(file) else None
+    planned = answer_of(file).question if file is not None and is_plan(file) else None
     if planned is not None and asked["workload"] is None and asked["input"] is None:
         asked = asked | {"workload": planned.workload}
         terminal.keep(f"the workload is that of {file}, --workload names another")
@@ -85,7 +98,7 @@ def _found(terminal: Terminal, file: str | None, asked: o.Options) -> Capacity:
         terminal.keep(
             "--curve: the trace's requests come as Poisson arrivals at its rates; their own times are left out"
         )
-    slo = slo_of(asked, sets["slo"]) or _planned_slo(planned, asked)
+    slo = slo_by_class(asked, sets["slo"], workload) or _planned_slo(planned, workload, asked)
     note_interpreted(terminal)
     with users_fault(deployment.policies), terminal.stdout_for_data(), terminal.bar("sizing the day") as bar:
         return run(
@@ -94,8 +107,8 @@ def _found(terminal: Terminal, file: str | None, asked: o.Options) -> Capacity:
         )  # fmt: skip
 
 
-def _planned_slo(planned: Question | None, asked: o.Options) -> Slo | None:
-    """The limits that a plan was asked for, with another share where one is given."""
+def _planned_slo(planned: Question | None, workload: Workload, asked: o.Options) -> Slo | dict[int, Slo] | None:
+    """The limits that a plan was asked for, with another share where one is given; of each class its own."""
     import msgspec
 
     from headway.metrics import Slo
@@ -103,9 +116,14 @@ def _planned_slo(planned: Question | None, asked: o.Options) -> Slo | None:
     if planned is None:
         return None
     given = click.get_current_context().get_parameter_source("attainment")
-    if given is ParameterSource.DEFAULT:
-        return planned.slo
-    return msgspec.structs.replace(planned.slo, attainment=Slo.parse(attainment=asked["attainment"]).attainment)
+    share = None if given is ParameterSource.DEFAULT else Slo.parse(attainment=asked["attainment"]).attainment
+
+    def shared(slo: Slo) -> Slo:
+        return slo if share is None else msgspec.structs.replace(slo, attainment=share)
+
+    if not planned.slos:
+        return shared(planned.slo)
+    return {place: shared(planned.slo_of(each.name)) for place, each in enumerate(workload.spec.classes)}
 
 
 def curve_of(text: str) -> list[float]:

@@ -1,7 +1,8 @@
 """How many replicas each hour of a day takes, and what that saves against the peak's number all day long.
 
 Each slot is simulated by itself: at its highest rate where the day is a curve, with its own requests where it is a
-trace. The fewest replicas whose attainment reaches the target are found by doubling and bisection, from a guess.
+trace. The fewest copies of all pools whose attainment reaches the target are found by doubling and bisection, from a
+guess; then each pool is sized by itself (`sizes.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import msgspec
 
 from headway.cost.stretched import stretched
 from headway.errors import BadInput
+from headway.hardware import gpu
 from headway.metrics import Result, Slo
+from headway.metrics.attainment import Attainment
 from headway.plan.crew import Crew, Workforce, muster
-from headway.plan.remedy import copied
+from headway.plan.sizes import apart, fewest
 from headway.plan.slots import Part, parts_of
 from headway.plan.space import resized
 from headway.plan.trial import judged
@@ -40,8 +43,10 @@ class Slot(Spec, frozen=True, kw_only=True):
     """A part of the day: what arrives, and the fewest replicas of all pools that serve it.
 
     `pools` has their number by pool. Attainment with its 95 % interval, and the power of all GPUs, are those of a
-    simulation at `rate_req_s`, the highest rate of the slot; of a trace that of the densest stretch simulated.
-    `static_mean_watts` is with the peak's replicas. None where no number serves it.
+    simulation at `rate_req_s`, the highest rate of the slot; of a trace that of the densest stretch simulated. Where
+    classes have SLOs of their own, attainment is that of `slo_class`, the nearest to missing its target.
+    `usd_per_hour` is None without a price. `static_mean_watts` is with the peak's replicas. None where no number
+    serves it.
     """
 
     start_s: float
@@ -53,14 +58,18 @@ class Slot(Spec, frozen=True, kw_only=True):
     attainment: float | None
     attainment_low: float | None
     attainment_high: float | None
+    target: float
+    slo_class: str = ""
+    usd_per_hour: float | None
     mean_watts: float | None
     static_mean_watts: float | None = None
 
 
 class Capacity(Spec, frozen=True, kw_only=True):
-    """A day's replicas slot by slot, in sum, and beside the peak's number all day.
+    """A day's replicas slot by slot, in sum, and beside the peak's numbers all day.
 
-    `peak_by_model` is what the peak would take at both ends of the cost model's interval; None where none serves it.
+    `peak_pools` are the most of each pool in any slot. `peak_by_model` is what the peak would take at both ends of the
+    cost model's interval; None where none serves it. `slos`: by class, where these have their own in place of `slo`.
     Totals are None where a slot cannot be served; dollars too where a GPU has no price. kWh are those of the GPUs.
     """
 
@@ -70,9 +79,11 @@ class Capacity(Spec, frozen=True, kw_only=True):
     deployment: dict[str, Any]
     workload: dict[str, Any]
     slo: Slo
+    slos: dict[str, Slo]
     seed: int
     slots: list[Slot]
     peak_replicas: int | None
+    peak_pools: tuple[int, ...] | None
     peak_by_model: tuple[int | None, int | None]
     gpu_hours: float | None
     static_gpu_hours: float | None
@@ -87,27 +98,28 @@ class Capacity(Spec, frozen=True, kw_only=True):
 
 
 class _Job(NamedTuple):
-    """A part by its place: the fewest copies that serve it, or a run with so many; steps `factor` times as long."""
+    """A part by its place: the fewest replicas that serve it, or a run with so many; steps `factor` times as long."""
 
     place: int
-    copies: int | None = None
+    counts: tuple[int, ...] | None = None
     factor: float = 1.0
 
 
 class _Found(NamedTuple):
-    """A run with so many copies of the unit; without any no number up to the bound met the SLO."""
+    """A run with so many replicas of each pool; without any no number up to the bound met the SLO."""
 
-    copies: int | None
-    attainment: float | None
-    low: float | None
-    high: float | None
-    watts: float | None
+    counts: tuple[int, ...] | None = None
+    attainment: float | None = None
+    low: float | None = None
+    high: float | None = None
+    slo_class: int = 0
+    watts: float | None = None
 
 
 def capacity(
     deployment: Deployment,
     made: Workload,
-    slo: Slo,
+    slo: Slo | dict[int, Slo],
     *,
     curve: Sequence[float] | None = None,
     slot_s: float | None = None,
@@ -117,12 +129,13 @@ def capacity(
 ) -> Capacity:
     """Return the replicas that each slot of a day takes for the SLO's attainment, and what they save.
 
-    Several pools grow together, in the proportion that the deployment has.
+    Every pool is sized by itself, as far as that is cheaper; three and more pools of one model keep their proportion.
 
     Args:
-        deployment: what is copied; its counts give the proportion of its pools alone.
+        deployment: what is copied; of its counts nothing is left but the proportion of three and more pools of a model.
         made: lengths, prefixes and classes; its arrivals say what a day is: diurnal ones, or a trace's with times.
-        slo: limits, and the share of requests that must meet them in every slot.
+        slo: limits, and the share of requests that must meet them in every slot; of classes by their numbers each its
+            own.
         curve: rates of the slots in requests/s in place of the workload's arrivals; a day is cut into as many.
         slot_s: length of a slot; default an hour of a day, or a 24th of a trace.
         seed: of every random stream.
@@ -133,27 +146,29 @@ def capacity(
         BadInput: no day in it, no limit, a scaling policy, or a rate that is negative.
         KeyboardInterrupt: while it simulated.
     """
-    if slo.limits() == (math.inf,) * 3 and slo.itl_s is None:
+    slos = (slo,) if isinstance(slo, Slo) else tuple(slo.values())
+    if any(each.limits() == (math.inf,) * 3 and each.itl_s is None for each in slos):
         raise BadInput("the SLO limits nothing, so one replica meets it: give a TTFT, TPOT, ITL or E2E limit")
     if deployment.policies.scale != "fixed":
         raise BadInput(f"policies.scale={deployment.policies.scale}: capacity says itself how many; leave it out")
-    parts = parts_of(made, slo, curve, slot_s, seed)
+    parts = parts_of(made, slos, curve, slot_s, seed)
     unit = _unit(deployment)
     crew: Crew[_Job, _Found] = muster(_Sizer, (unit, parts, slo, seed), workers)
     low, high = uncertainty(deployment).tpot
     try:
         sized = _answers(crew, [_Job(place) for place in range(len(parts))], 0, 2 * len(parts) + 2, progress)
-        peak = max(range(len(parts)), key=lambda i: (sized[i].copies or REPLICAS_MAX + 1, parts[i].rate_req_s))
-        copies = sized[peak].copies
+        peak = max(range(len(parts)), key=lambda i: (_gpus(unit, sized[i].counts), parts[i].rate_req_s))
+        most = _most([found.counts for found in sized])
         jobs = [_Job(peak, factor=low), _Job(peak, factor=high)]
-        jobs += [_Job(place, copies) for place in range(len(parts)) if copies is not None]
+        jobs += [_Job(place, most) for place in range(len(parts)) if most is not None]
         fast, slow, *static = _answers(crew, jobs, len(parts), len(parts) + len(jobs), progress)
     finally:
         crew.close()
-    slots = [_slot(unit, part, found) for part, found in zip(parts, sized, strict=True)]
+    slots = [_slot(unit, made, slo, part, found) for part, found in zip(parts, sized, strict=True)]
     watts = [found.watts for found in static] or [None] * len(slots)
     slots = [msgspec.structs.replace(slot, static_mean_watts=w) for slot, w in zip(slots, watts, strict=True)]
-    return _summed(unit, made, slo, seed, slots, (_replicas(unit, fast), _replicas(unit, slow)))
+    ends = tuple(None if each.counts is None else sum(each.counts) for each in (fast, slow))
+    return _summed(unit, made, slo, seed, slots, most, (ends[0], ends[1]))
 
 
 def _answers(
@@ -172,54 +187,73 @@ def _answers(
 
 
 class _Sizer:
-    """Finds the fewest copies of a unit that serve a part of the day; the same in whatever process and order."""
+    """Finds the fewest replicas that serve a part of the day; the same in whatever process and order."""
 
-    def __init__(self, unit: Deployment, parts: list[Part], slo: Slo, seed: int) -> None:
+    def __init__(self, unit: Deployment, parts: list[Part], slo: Slo | dict[int, Slo], seed: int) -> None:
         self.unit, self.parts, self.slo, self.seed = unit, parts, slo, seed
-        self.most = max(1, REPLICAS_MAX // sum(pool.count for pool in unit.pools))
+        self.ratio = tuple(pool.count for pool in unit.pools)
+        self.most = max(1, REPLICAS_MAX // sum(self.ratio))
+        self.groups = [
+            [place for place, pool in enumerate(unit.pools) if pool.model == model] for model in unit.models
+        ]
         self.per_copy_req_s: float | None = None
 
     def __call__(self, job: _Job) -> _Found:
-        """Return the run of the fewest copies, or of those asked for.
+        """Return the run of the fewest replicas, or of those asked for.
 
         Raises:
             KeyboardInterrupt: while it simulated.
         """
         part = self.parts[job.place]
         if not part.rate_req_s:
-            return self._idle(job.copies or 1)
-        runs: dict[int, tuple[bool, _Found]] = {0: (False, _Found(None, None, None, None, None))}
+            return self._idle(job.counts or tuple(1 for _ in self.ratio))
+        runs: dict[tuple[int, ...], tuple[bool, _Found]] = {}
 
-        def met(copies: int) -> bool:
-            if copies not in runs:
-                runs[copies] = self._run(part, copies, job.factor)
-            return runs[copies][0]
+        def met(counts: tuple[int, ...]) -> bool:
+            if counts not in runs:
+                runs[counts] = self._run(part, counts, job.factor)
+            return runs[counts][0]
 
-        if job.copies is not None:
-            met(job.copies)
-            return runs[job.copies][1]
-        return runs[fewest(met, self._guess(part, job.factor), self.most)][1]
+        if job.counts is not None:
+            met(job.counts)
+            return runs[job.counts][1]
+        copies = fewest(lambda n: met(self._copies(n)), self._guess(part, job.factor), self.most)
+        if not copies:
+            return _Found()
+        counts = apart(met, self._copies(copies), _prices(self.unit), self.groups)
+        met(counts)
+        return runs[counts][1]
 
-    def _run(self, part: Part, copies: int, factor: float) -> tuple[bool, _Found]:
-        result = self._simulated(copied(self.unit, copies), part, factor)
-        seen = result.slo
-        found = _Found(copies, seen.attainment, seen.attainment_low, seen.attainment_high, result.energy.mean_watts)
+    def _copies(self, copies: int) -> tuple[int, ...]:
+        return tuple(copies * count for count in self.ratio)
+
+    def _run(self, part: Part, counts: tuple[int, ...], factor: float) -> tuple[bool, _Found]:
+        result = self._simulated(resized(self.unit, list(counts)), part, factor)
+        seen: Attainment = result.slo
+        slo_class = 0
+        if not isinstance(self.slo, Slo):
+            by_class = {int(number): each for number, each in result.slo.by_class.items()}
+            slo_class = min(by_class, key=lambda number: _spare(by_class[number]))
+            seen = by_class[slo_class]
+        watts = result.energy.mean_watts
+        found = _Found(counts, seen.attainment, seen.attainment_low, seen.attainment_high, slo_class, watts)
         return judged(result, self.slo).met, found
 
     def _simulated(self, deployment: Deployment, part: Part, factor: float) -> Result:
         tables = tuple(stretched(compiled(pool.replica), factor) for pool in deployment.pools)
         warmup = WARMUP if part.workload.requests >= WARMUP_LEAST else 0.0
+        rows = not isinstance(self.slo, Slo)
         result = simulate(
-            deployment, part.workload, slo=self.slo, seed=self.seed, records=False, warmup=warmup, tables=tables
+            deployment, part.workload, slo=self.slo, seed=self.seed, records=rows, warmup=warmup, tables=tables
         )
         if "stopped" in result.provenance:
             raise KeyboardInterrupt
         return result
 
-    def _idle(self, copies: int) -> _Found:
+    def _idle(self, counts: tuple[int, ...]) -> _Found:
         """Nothing arrives: what is there waits."""
-        watts = sum(compiled(pool.replica).idle_watts * pool.count for pool in self.unit.pools)
-        return _Found(copies, None, None, None, copies * watts)
+        waiting = [compiled(pool.replica).idle_watts for pool in self.unit.pools]
+        return _Found(counts, watts=sum(watts * count for watts, count in zip(waiting, counts, strict=True)))
 
     def _guess(self, part: Part, factor: float) -> int:
         """About how many copies it takes: by what one of them gets done when the busiest slot is all its own."""
@@ -230,34 +264,9 @@ class _Sizer:
         return max(1, min(math.ceil(part.rate_req_s * factor / self.per_copy_req_s), self.most))
 
 
-def fewest(met: Callable[[int], bool], start: int, most: int) -> int:
-    """Return the least number from 1 to `most` that is `met`, or 0 where none is; what is met stays so with more.
-
-    Strides from `start` double until the end lies between two numbers tried, then it is bisected.
-    """
-    stride = 1
-    if met(start):
-        low, high = 0, start
-        while high > 1 and low == 0:
-            tried = max(1, high - stride)
-            if met(tried):
-                high, stride = tried, 2 * stride
-            else:
-                low = tried
-    else:
-        low, high = start, 0
-        while not high:
-            if low >= most:
-                return 0
-            tried = min(low + stride, most)
-            if met(tried):
-                high = tried
-            else:
-                low, stride = tried, 2 * stride
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if met(middle) else (middle, high)
-    return high
+def _spare(seen: Attainment) -> float:
+    """By how much the target is exceeded."""
+    return (seen.attainment or 0.0) - (seen.target or 0.0)
 
 
 # --- the sum ---
@@ -269,73 +278,110 @@ def _unit(deployment: Deployment) -> Deployment:
     return resized(deployment, [pool.count // divisor for pool in deployment.pools])
 
 
-def _replicas(unit: Deployment, found: _Found) -> int | None:
-    return None if found.copies is None else found.copies * sum(pool.count for pool in unit.pools)
+def _prices(unit: Deployment) -> list[float]:
+    """What a replica of each pool costs, in proportion: by its GPUs where one of these has no price of its own."""
+    usd = [gpu(pool.replica.gpu).usd_per_hour for pool in unit.pools]
+    alike = None in usd or unit.prices.usd_per_gpu_hour is not None
+    return [pool.replica.gpus * (1.0 if alike else each or 0.0) for pool, each in zip(unit.pools, usd, strict=True)]
 
 
-def _slot(unit: Deployment, part: Part, found: _Found) -> Slot:
-    copies = found.copies
+def _gpus(unit: Deployment, counts: tuple[int, ...] | None) -> float:
+    """GPUs of so many replicas; infinite where no number does."""
+    return math.inf if counts is None else resized(unit, list(counts)).gpus
+
+
+def _usd(unit: Deployment, counts: tuple[int, ...]) -> float | None:
+    """Dollars per hour of so many replicas."""
+    deployment = resized(unit, list(counts))
+    each = deployment.priced().usd_per_gpu_hour
+    return None if each is None else each * deployment.gpus
+
+
+def _most(found: list[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """The most of each pool in any slot; None where one cannot be served."""
+    known = [counts for counts in found if counts is not None]
+    return tuple(map(max, zip(*known, strict=True))) if len(known) == len(found) else None
+
+
+def _slot(unit: Deployment, made: Workload, slo: Slo | dict[int, Slo], part: Part, found: _Found) -> Slot:
+    counts = found.counts
+    whose = slo if isinstance(slo, Slo) else slo[found.slo_class]
     return Slot(
         start_s=part.start_s,
         end_s=part.end_s,
         rate_req_s=part.rate_req_s,
-        replicas=_replicas(unit, found),
-        pools=None if copies is None else tuple(copies * pool.count for pool in unit.pools),
-        gpus=None if copies is None else copies * unit.gpus,
+        replicas=None if counts is None else sum(counts),
+        pools=counts,
+        gpus=None if counts is None else resized(unit, list(counts)).gpus,
         attainment=found.attainment,
         attainment_low=found.low,
         attainment_high=found.high,
+        target=whose.attainment,
+        slo_class="" if isinstance(slo, Slo) or found.attainment is None else made.spec.classes[found.slo_class].name,
+        usd_per_hour=None if counts is None else _usd(unit, counts),
         mean_watts=found.watts,
     )
 
 
 def _summed(
-    unit: Deployment, made: Workload, slo: Slo, seed: int, slots: list[Slot], ends: tuple[int | None, int | None]
+    unit: Deployment,
+    made: Workload,
+    slo: Slo | dict[int, Slo],
+    seed: int,
+    slots: list[Slot],
+    most: tuple[int, ...] | None,
+    ends: tuple[int | None, int | None],
 ) -> Capacity:
     hours = [(slot.end_s - slot.start_s) / HOUR_S for slot in slots]
-    gpus = [slot.gpus for slot in slots if slot.gpus is not None]
-    served = len(gpus) == len(slots)
-    gpu_hours = sum(g * h for g, h in zip(gpus, hours, strict=True)) if served else None
-    static = max(gpus) * sum(hours) if served else None
-    each = unit.priced().usd_per_gpu_hour
+    gpu_hours = _times([slot.gpus for slot in slots], hours)
+    static = None if most is None else _gpus(unit, most) * sum(hours)
+    static_usd = None if most is None else _usd(unit, most)
+    by_class = {} if isinstance(slo, Slo) else {made.spec.classes[i].name: each for i, each in slo.items()}
     return Capacity(
-        feasible=served,
-        message=_message(unit, slots, slo, gpu_hours, static),
+        feasible=most is not None,
+        message=_message(unit, slots, gpu_hours, static),
         deployment=to_mapping(unit),
         workload=to_mapping(made.spec),
-        slo=slo,
+        slo=slo if isinstance(slo, Slo) else next(iter(slo.values())),
+        slos=by_class,
         seed=seed,
         slots=slots,
-        peak_replicas=max(slot.replicas or 0 for slot in slots) if served else None,
+        peak_replicas=None if most is None else sum(most),
+        peak_pools=most,
         peak_by_model=ends,
         gpu_hours=gpu_hours,
         static_gpu_hours=static,
-        usd=None if each is None or gpu_hours is None else each * gpu_hours,
-        static_usd=None if each is None or static is None else each * static,
-        kwh=_kwh([slot.mean_watts for slot in slots], hours),
-        static_kwh=_kwh([slot.static_mean_watts for slot in slots], hours),
+        usd=_times([slot.usd_per_hour for slot in slots], hours),
+        static_usd=None if static_usd is None else static_usd * sum(hours),
+        kwh=_kilo(_times([slot.mean_watts for slot in slots], hours)),
+        static_kwh=_kilo(_times([slot.static_mean_watts for slot in slots], hours)),
     )
 
 
-def _kwh(watts: list[float | None], hours: list[float]) -> float | None:
-    known = [each for each in watts if each is not None]
-    return sum(w * h for w, h in zip(known, hours, strict=True)) / 1000 if len(known) == len(watts) else None
+def _times(values: Sequence[float | None], hours: list[float]) -> float | None:
+    """The sum over the slots; None where one is not known."""
+    known = [each for each in values if each is not None]
+    return sum(each * h for each, h in zip(known, hours, strict=True)) if len(known) == len(values) else None
 
 
-def _message(unit: Deployment, slots: list[Slot], slo: Slo, gpu_hours: float | None, static: float | None) -> str:
+def _kilo(value: float | None) -> float | None:
+    return None if value is None else value / 1000
+
+
+def _message(unit: Deployment, slots: list[Slot], gpu_hours: float | None, static: float | None) -> str:
     if gpu_hours is None or static is None:
         lost = [slot for slot in slots if slot.replicas is None]
         least = min(lost, key=lambda slot: slot.rate_req_s)
         return (
             f"{len(lost)} of {len(slots)} slots cannot be served: at {format_rate(least.rate_req_s)} up to "
-            f"{REPLICAS_MAX} replicas leave attainment below {slo.attainment:.1%}. Where a replica alone misses the "
+            f"{REPLICAS_MAX} replicas leave attainment below {least.target:.1%}. Where a replica alone misses the "
             "limits, more of them do not help: ask for longer limits, another layout or GPU, or, where prompts share "
             "their beginnings, a policy that keeps these together, as route=prefix-affinity."
         )
     numbers = [slot.replicas or 0 for slot in slots]
     mine, peak = (f"{hours:,.1f}" if hours >= 10 else f"{hours:.3g}" for hours in (gpu_hours, static))
     few, most = min(numbers), max(numbers)
-    if few == most:
+    if len({slot.pools for slot in slots}) == 1:
         said = f"{most} replica{'' if most == 1 else 's'} all day: {mine} GPU-hours, and no slot does with fewer."
     else:
         said = (
@@ -349,10 +395,13 @@ def _held(unit: Deployment, slots: list[Slot]) -> list[str]:
     """What makes the numbers larger than they might be, in sentences."""
     said = []
     if not all(slot.rate_req_s for slot in slots):
-        gpus = "its GPU" if unit.gpus == 1 else f"its {unit.gpus} GPUs"
-        what = "replica" if sum(pool.count for pool in unit.pools) == 1 else "of the smallest deployment"
-        said.append(f"Where nothing arrives, one {what} stays up with {gpus}.")
-    if len(unit.pools) > 1:
-        ratio = ":".join(str(pool.count) for pool in unit.pools)
-        said.append(f"The pools grow together, as {ratio}, for the peak too: sized one by one they may take fewer.")
+        gpus = sum(pool.replica.gpus for pool in unit.pools)
+        what = "replica" if len(unit.pools) == 1 else "replica of each pool"
+        its = "its GPU" if gpus == 1 else f"its {gpus} GPUs"
+        said.append(f"Where nothing arrives, one {what} stays up with {its}.")
+    for model in unit.models:
+        counts = [pool.count for pool in unit.pools if pool.model == model]
+        if len(counts) > 2:
+            ratio = ":".join(map(str, counts))
+            said.append(f"The pools of {model} grow together, as {ratio}: sized apart they may take fewer.")
     return said

@@ -12,9 +12,9 @@ import numpy as np
 
 from headway.errors import BadInput
 from headway.metrics import Slo
-from headway.plan.question import default_requests
+from headway.plan.classes import long_requests
 from headway.workload import Batch, Workload
-from headway.workload.arrivals import Diurnal, Poisson, Replay
+from headway.workload.arrivals import Diurnal, Replay
 from headway.workload.batch import join
 
 __all__ = ["Part", "parts_of"]
@@ -36,7 +36,9 @@ class Part(NamedTuple):
     workload: Workload
 
 
-def parts_of(made: Workload, slo: Slo, curve: Sequence[float] | None, slot_s: float | None, seed: int) -> list[Part]:
+def parts_of(
+    made: Workload, slos: Sequence[Slo], curve: Sequence[float] | None, slot_s: float | None, seed: int
+) -> list[Part]:
     """Return the slots of a day, as `capacity` has them.
 
     Raises:
@@ -47,10 +49,10 @@ def parts_of(made: Workload, slo: Slo, curve: Sequence[float] | None, slot_s: fl
         raise BadInput(f"slot {slot_s:g} s: give a time above zero, as in 1h")
     if curve is not None:
         length = slot_s or DAY_S / max(len(curve), 1)
-        return [_steady(made, slo, i * length, (i + 1) * length, rate) for i, rate in enumerate(_checked(curve))]
+        return [_steady(made, slos, i * length, (i + 1) * length, rate) for i, rate in enumerate(_checked(curve))]
     if isinstance(arrival, Diurnal):
         edges = _edges(arrival.period_s, slot_s)
-        return [_steady(made, slo, a, b, _highest(arrival, a, b)) for a, b in pairwise(edges)]
+        return [_steady(made, slos, a, b, _highest(arrival, a, b)) for a, b in pairwise(edges)]
     if isinstance(arrival, Replay):
         return _recorded(made, slot_s, seed)
     kind = type(arrival).__struct_config__.tag
@@ -80,14 +82,10 @@ def _highest(arrival: Diurnal, start_s: float, end_s: float) -> float:
     return float(arrival.rate_req_s * (1 + swing * np.sin(2 * np.pi * phase)).max())
 
 
-def _steady(made: Workload, slo: Slo, start_s: float, end_s: float, rate_req_s: float) -> Part:
+def _steady(made: Workload, slos: Sequence[Slo], start_s: float, end_s: float, rate_req_s: float) -> Part:
     """A slot of a curve: requests that keep its rate, enough of them to judge it by."""
-    spec = made.spec
-    steady = Poisson() if isinstance(spec.process, (Diurnal, Replay)) else spec.process
-    requests = default_requests(slo, rate_req_s, made.mean_output_tokens)
-    if spec.trace is not None:
-        requests = min(requests, made.requests)
-    each = Workload(msgspec.structs.replace(spec, arrival=steady, requests=requests), made._trace)
+    requests = long_requests(tuple(slos), rate_req_s, made.mean_output_tokens)
+    each = made.steady().cut(requests)
     return Part(start_s, end_s, rate_req_s, each.at_rate(rate_req_s) if rate_req_s else each)
 
 

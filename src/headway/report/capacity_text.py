@@ -82,7 +82,9 @@ def model_words(found: Capacity) -> str:
         return ""
     low, high = ("no number" if end is None else f"{end}" for end in found.peak_by_model)
     said = f"At the ends of the cost model's interval the peak takes {low} and {high} replicas."
-    near = sum((slot.attainment_low or 1.0) < found.slo.attainment for slot in found.slots if slot.replicas)
+    names = from_mapping(Deployment, found.deployment, "deployment").pool_names()
+    said = f"Replicas are those of {' + '.join(names)}. {said}" if len(names) > 1 else said
+    near = sum((slot.attainment_low or 1.0) < slot.target for slot in found.slots if slot.replicas)
     return f"{said} In {w.counted(near, 'slot')} the interval reaches below the target." if near else said
 
 
@@ -90,7 +92,10 @@ def _asked(found: Capacity) -> Facts:
     return [
         ("Copied", w.deployment_words(from_mapping(Deployment, found.deployment, "deployment"))),
         ("Workload", f"{w.workload_words(found.workload)}; seed {found.seed}"),
-        ("SLO", f"{w.limits(found.slo)} for {w.share(found.slo.attainment)} of requests"),
+        *[
+            (f"SLO of {name}" if name else "SLO", f"{w.limits(slo)} for {w.share(slo.attainment)} of requests")
+            for name, slo in (found.slos or {"": found.slo}).items()
+        ],
     ]
 
 
@@ -101,7 +106,8 @@ def _cells(slot: Slot) -> list[str]:
     counts = [w.NONE if each is None else f"{each:,}" for each in (slot.replicas, slot.gpus)]
     if slot.pools is not None and len(slot.pools) > 1:
         counts[0] = " + ".join(map(str, slot.pools))
-    return [clock(slot.start_s), format_rate(slot.rate_req_s), *counts, w.share(slot.attainment), interval, watts]
+    share = w.share(slot.attainment) + (f" of {slot.slo_class}" if slot.slo_class else "")
+    return [clock(slot.start_s), format_rate(slot.rate_req_s), *counts, share, interval, watts]
 
 
 def clock(seconds: float) -> str:

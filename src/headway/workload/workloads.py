@@ -12,7 +12,7 @@ import msgspec
 from headway.errors import BadInput, UnknownName
 from headway.specs import from_mapping, read_yaml
 from headway.units import parse_count, parse_rate
-from headway.workload.arrivals import Arrival, Closed, Poisson, Replay, at_rate, parse_arrival
+from headway.workload.arrivals import Arrival, Closed, Diurnal, Poisson, Replay, at_rate, parse_arrival
 from headway.workload.batch import Batch, stream
 from headway.workload.files import Header, write_batches
 from headway.workload.generate import arrival_times, independent, traced
@@ -132,6 +132,15 @@ class Workload:
     def part(self, slo_class: int) -> Workload:
         """The workload of a class that has one of its own, by its number."""
         return self._parts[slo_class]
+
+    def steady(self) -> Workload:
+        """The same requests at a rate that stays: in place of a day's arrivals, or recorded ones, Poisson ones."""
+        if self._parts:
+            return Workload(self.spec, parts=tuple(part.steady() for part in self._parts))
+        if not isinstance(self.spec.process, (Diurnal, Replay)):
+            return self
+        steady = Poisson(rate_req_s=self.rate_req_s or 1.0)
+        return Workload(msgspec.structs.replace(self.spec, arrival=steady), self._trace)
 
     def cut(self, requests: int) -> Workload:
         """Return its first so many requests; of a synthetic workload there may be more than it has now."""
