@@ -14,7 +14,7 @@ from cli_cases import refused, run
 from headway.errors import BadInput, UnknownName
 from headway.metrics import Slo
 from headway.plan import Plan, Question, fleet, plan
-from headway.plan.classes import beyond, classes_of, hopes
+from headway.plan.classes import Ceilings, classes_of, hopes
 from headway.plan.fleet_answer import Fleet
 from headway.plan.groups import groupings, groups_of, question_of
 from headway.plan.joined import Share, joined
@@ -115,7 +115,7 @@ def test_bounds_by_class_prune_nothing_that_simulation_finds_good():
             reached = all(
                 each.attainment >= slos[i].attainment for i, each in hopes(option.deployment, tables, lengths, slos)
             )
-            able = reached and not beyond(option.deployment, tables, lengths, slos)
+            able = reached and Ceilings(lengths, slos)(option.deployment, tables) >= 1
             (kept if able else pruned).add((slos == aimed, option.name))
     assert good and not any((True, name) in pruned for name in good)
     assert any(not own for own, _ in pruned)

@@ -11,7 +11,7 @@ from headway.errors import BadInput
 from headway.export import export
 from headway.metrics import Slo
 from headway.plan import Question, plan
-from headway.plan.bounds import overloaded
+from headway.plan.bounds import Ceiling
 from headway.plan.space import enumerate_space, resized
 from headway.plan.trial import Load, try_rate
 from headway.sim import Deployment, simulate
@@ -112,7 +112,7 @@ def test_ranks_that_are_proven_overloaded_miss_the_slo(load, rate, ttft_s, prove
     requests = Load(workload(load), 600, rate, 1)
     given_up = 0
     for deployment in deployments(dp=(2, 4), tp=(1, 2)):
-        if overloaded(deployment, tables(deployment), requests.lengths, slo):
+        if Ceiling(requests.lengths, slo)(deployment, tables(deployment)) < 1:
             given_up += 1
             assert not try_rate(deployment, tables(deployment), requests, slo, 0).met
     assert given_up >= proven
@@ -126,7 +126,7 @@ def test_the_proof_counts_what_ranks_do_together():
         bare = msgspec.structs.replace(table, shared_s=np.zeros_like(table.shared_s))
         for rate in np.geomspace(20, 1000, 40):
             lengths = Load(workload("summarize"), 600, float(rate), 1).lengths
-            whole, without = (overloaded(deployment, (each,), lengths, slo) for each in (table, bare))
+            whole, without = (Ceiling(lengths, slo)(deployment, (each,)) < 1 for each in (table, bare))
             assert whole or not without
             seen += whole and not without
     assert seen > 5

@@ -1,6 +1,7 @@
 """Questions with several kinds of GPU and with constraints: what is tried, what a screen leaves out, what wins."""
 
 import math
+import re
 from collections import Counter
 from itertools import product
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from headway.errors import BadInput
 from headway.metrics import Prices, Slo
 from headway.plan import Question, plan
-from headway.plan.bounds import Guess, overloaded
+from headway.plan.bounds import Ceiling, Guess
 from headway.plan.evaluate import Asked, Evaluator, Goodput, Outcome
 from headway.plan.question import OBJECTIVES
 from headway.plan.ranking import Entry, undecided
@@ -177,7 +178,7 @@ def test_what_is_proven_overloaded_misses_the_slo_when_simulated(rate, ttft, tpo
     slo = Slo(**limits, attainment=attainment) if ttft + tpot < math.inf or ttft != tpot else SLO
     requests = Load(workload(load), 300, rate, seed)
     for option in options(gpu={"h100-sxm": 1, "l40s": 2}):
-        if overloaded(option.deployment, tables(option.deployment), requests.lengths, slo):
+        if Ceiling(requests.lengths, slo)(option.deployment, tables(option.deployment)) < 1:
             assert not try_rate(option.deployment, tables(option.deployment), requests, slo, 0).met
 
 
@@ -187,13 +188,36 @@ def test_the_proof_holds_where_prompts_fill_every_step(rate):
     slo = Slo(ttft_s=8.0, attainment=1.0)
     requests = Load(workload("summarize"), 300, rate, 1)
     for option in options(gpu={"h100-sxm": 1, "l40s": 2}, budget_tokens=(8192,), layouts=("mixed",)):
-        if overloaded(option.deployment, tables(option.deployment), requests.lengths, slo):
+        if Ceiling(requests.lengths, slo)(option.deployment, tables(option.deployment)) < 1:
             assert not try_rate(option.deployment, tables(option.deployment), requests, slo, 0).met
+
+
+def test_the_highest_rate_not_disproven_is_that_at_which_the_proof_begins():
+    slo = msgspec.structs.replace(SLO, e2e_s=20.0)
+    requests = Load(workload("chat"), 500, 30.0, 0)
+    for option in options(gpu={"h100-sxm": 1, "l40s": 2}):
+        law = tables(option.deployment)
+        times = Ceiling(requests.lengths, slo)(option.deployment, law)
+        for share, proven in ((0.999, False), (1.001, True)):
+            other = Load(workload("chat"), 500, 30.0 * times * share, 0).lengths
+            assert (Ceiling(other, slo)(option.deployment, law) < 1) == proven
+
+
+def test_a_hopeless_rate_is_answered_by_proof_and_by_what_comes_nearest():
+    asked = msgspec.structs.replace(QUESTION, rate_req_s=5000.0, requests=1000)
+    found, every = plan(asked, workers=1), plan(msgspec.structs.replace(asked, exhaustive=True), workers=1)
+    assert not found.feasible and not every.feasible and found.binding == "rate"
+    assert found.evaluated == 32 and found.discarded["rate"] == every.evaluated - 32
+    most = float(re.search(r"prove that none serves more than ([\d,]+) req/s", found.message)[1].replace(",", ""))
+    assert max(each.goodput_req_s for each in every.ranked) <= most < 5000
+    nearest = every.ranked[0]
+    assert found.ranked[0].goodput_req_s == pytest.approx(nearest.goodput_req_s, rel=0.03)
+    assert f"the nearest of the 32 ablest by estimate that were simulated, {found.ranked[0].name}" in found.message
 
 
 def test_the_proof_is_of_use():
     lengths = Load(workload("chat"), 2000, 150.0, 0).lengths
-    gone = [overloaded(o.deployment, tables(o.deployment), lengths, SLO) for o in options()]
+    gone = [Ceiling(lengths, SLO)(o.deployment, tables(o.deployment)) < 1 for o in options()]
     assert 0.2 < np.mean(gone) < 1
 
 

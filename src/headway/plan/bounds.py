@@ -20,7 +20,7 @@ from headway.cost import StepTable
 from headway.metrics import Slo
 from headway.sim import Deployment
 
-__all__ = ["Guess", "Lengths", "Reach", "overloaded", "reach"]
+__all__ = ["Ceiling", "Guess", "Lengths", "Reach", "reach"]
 
 _EPSILON = 1e-9
 _TPOT_USED = 0.85  # mean TPOT over its 90th percentile, near the limit
@@ -99,34 +99,54 @@ def _ways(deployment: Deployment, tables: tuple[StepTable, ...]) -> list[tuple[S
     )
 
 
-def overloaded(deployment: Deployment, tables: tuple[StepTable, ...], lengths: Lengths, slo: Slo) -> bool:
-    """Return whether the asked rate is beyond the replicas for certain, whatever the policies.
+class Ceiling:
+    """How many times the asked rate is beyond replicas for certain, whatever the policies; inf: none is.
 
     Requests that meet the SLO have their prompts computed within TTFT of the last arrival, and their tokens by when
     their limits say. If replicas have not the time for the smallest requests that the target allows for, no schedule
-    meets it.
+    meets it. Below 1 the asked rate is beyond them. What a kind of replica takes is worked out once for all deployments
+    that have it.
     """
-    ttft_max, tpot_max, e2e_max = slo.limits()
-    if lengths.cached:
-        return False
-    prompt, later = lengths.prompt.astype(np.float64), np.maximum(lengths.output - 1, 0).astype(np.float64)
-    prompts = _Work(prompt, prompt * (prompt + 1) / 2, 0 * prompt)
-    tokens = _Work(later, 0 * prompt, prompt * later)
-    whole = _Work(prompt + later, prompts.area, tokens.context)
-    longest = float(later.max())
-    first_s, last_s = min(ttft_max, e2e_max), min(ttft_max + (tpot_max * longest if longest else 0.0), e2e_max)
-    by_role: dict[str, list[tuple[int, StepTable]]] = {}
-    for pool, table in zip(deployment.pools, tables, strict=True):
-        by_role.setdefault(pool.role, []).append((pool.ranks, table))
-    return any(
-        role in by_role and work.beyond(by_role[role], lengths.span_s + within_s, slo.attainment, alone)
-        for role, work, within_s, alone in (
+
+    def __init__(self, lengths: Lengths, slo: Slo) -> None:
+        ttft_max, tpot_max, e2e_max = slo.limits()
+        self.span_s, self.cached, self.target = lengths.span_s, lengths.cached, slo.attainment
+        prompt, later = lengths.prompt.astype(np.float64), np.maximum(lengths.output - 1, 0).astype(np.float64)
+        prompts = _Work(prompt, prompt * (prompt + 1) / 2, 0 * prompt)
+        tokens = _Work(later, 0 * prompt, prompt * later)
+        whole = _Work(prompt + later, prompts.area, tokens.context)
+        longest = float(later.max())
+        first_s, last_s = min(ttft_max, e2e_max), min(ttft_max + (tpot_max * longest if longest else 0.0), e2e_max)
+        self.kinds = (
             ("mixed", prompts, first_s, False),
             ("mixed", whole, last_s, False),
             ("prefill", prompts, first_s, False),
             ("decode", tokens, last_s, True),
         )
-    )
+        self.known: dict[tuple[int, frozenset[StepTable]], float] = {}
+
+    def __call__(self, deployment: Deployment, tables: tuple[StepTable, ...]) -> float:
+        """Return the number of times."""
+        if self.cached:
+            return math.inf
+        by_role: dict[str, list[tuple[int, StepTable]]] = {}
+        for pool, table in zip(deployment.pools, tables, strict=True):
+            by_role.setdefault(pool.role, []).append((pool.ranks, table))
+        longest_s = max(
+            self._takes_s(place, by_role[role]) - within_s
+            for place, (role, _, within_s, _) in enumerate(self.kinds) if role in by_role
+        )  # fmt: skip
+        return self.span_s / (longest_s * (1 - _EPSILON)) if longest_s > 0 else math.inf
+
+    def _takes_s(self, kind: int, replicas: list[tuple[int, StepTable]]) -> float:
+        """Seconds that so many replicas take at least for what may not be missing of the work of a kind."""
+        _, work, _, alone = self.kinds[kind]
+        paces = [(count, *_pace(table, alone)) for count, table in replicas]
+        key = kind, frozenset(table for _, table in replicas)
+        if key not in self.known:
+            area, context = (min(pace[i] / pace[1] for pace in paces) for i in (2, 3))
+            self.known[key] = work.least(area, max(0.0, context), self.target)
+        return self.known[key] / sum(count / token_s for count, token_s, *_ in paces)
 
 
 class _Work(NamedTuple):
@@ -136,21 +156,20 @@ class _Work(NamedTuple):
     area: Floats
     context: Floats
 
-    def beyond(
-        self, replicas: list[tuple[int, StepTable]], within_s: float, target: float, decodes_alone: bool
-    ) -> bool:
-        """Whether so many replicas cannot do a share `target` of it in time; decodes alone come `max_seqs` at most."""
-        paces = []
-        for count, table in replicas:
-            most = table.max_seqs if decodes_alone else len(table.linear_s) - 1
-            token_s = _token_share_s(table.linear_s, most) * _kept(table)
-            if table.shared_s is not None:  # of a step in which all ranks have a token each
-                token_s += table.ranks * _token_share_s(table.shared_s, table.ranks * most)
-            paces.append((count, token_s, table.prefill_area_s, float(table.decode_ctx_s[1:].min())))
-        area, context = (min(pace[i] / pace[1] for pace in paces) for i in (2, 3))
-        work = np.sort(self.tokens + area * self.area + max(0.0, context) * self.context)
-        needed = work[: math.ceil(target * len(work) * (1 - _EPSILON))].sum()
-        return float(needed) > sum(count / token_s for count, token_s, *_ in paces) * within_s * (1 + _EPSILON)
+    def least(self, area: float, context: float, target: float) -> float:
+        """A share `target` of it, the smallest requests, in tokens; pairs and attended tokens are worth so many."""
+        work = self.tokens + area * self.area + context * self.context
+        count = math.ceil(target * len(work) * (1 - _EPSILON))
+        return float(np.partition(work, count - 1)[:count].sum())
+
+
+def _pace(table: StepTable, decodes_alone: bool) -> tuple[float, float, float]:
+    """Seconds of a token, of a pair of tokens in a prompt, of an attended token; decodes alone: `max_seqs` at most."""
+    most = table.max_seqs if decodes_alone else len(table.linear_s) - 1
+    token_s = _token_share_s(table.linear_s, most) * _kept(table)
+    if table.shared_s is not None:  # of a step in which all ranks have a token each
+        token_s += table.ranks * _token_share_s(table.shared_s, table.ranks * most)
+    return token_s, table.prefill_area_s, float(table.decode_ctx_s[1:].min())
 
 
 def _token_share_s(step_s: Floats, most: int) -> float:

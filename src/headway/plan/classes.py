@@ -12,13 +12,13 @@ import msgspec
 from headway.cost import Replica, StepTable
 from headway.errors import BadInput, UnknownName
 from headway.metrics import Slo
-from headway.plan.bounds import Lengths, Reach, overloaded, reach
+from headway.plan.bounds import Ceiling, Lengths, Reach, reach
 from headway.plan.floor import Floor, floor
 from headway.plan.question import Question, default_requests
 from headway.sim import Deployment
 from headway.workload import Workload
 
-__all__ = ["Classes", "beyond", "classes_of", "hopes", "long_requests", "lowest"]
+__all__ = ["Ceilings", "Classes", "classes_of", "hopes", "long_requests", "lowest"]
 
 
 class Classes(NamedTuple):
@@ -99,14 +99,20 @@ def hopes(
     return [(i, reach(deployment, tables, own, slos[i])) for i, own in lengths.by_class(len(slos))]
 
 
-def beyond(deployment: Deployment, tables: tuple[StepTable, ...], lengths: Lengths, slos: tuple[Slo, ...]) -> bool:
-    """Return whether the asked rate is beyond the replicas for certain.
+class Ceilings:
+    """How many times the asked rate is beyond replicas for certain; below 1 the asked rate is.
 
-    For one of the classes alone, or for all of them together under limits and a share as loose as the loosest of each.
+    By one of the classes alone, or by all of them together under limits and a share as loose as the loosest of each.
     """
-    if any(overloaded(deployment, tables, own, slos[i]) for i, own in lengths.by_class(len(slos))):
-        return True
-    return len(slos) > 1 and overloaded(deployment, tables, lengths, _loosest(slos))
+
+    def __init__(self, lengths: Lengths, slos: tuple[Slo, ...]) -> None:
+        self.each = [Ceiling(own, slos[i]) for i, own in lengths.by_class(len(slos))]
+        if len(slos) > 1:
+            self.each.append(Ceiling(lengths, _loosest(slos)))
+
+    def __call__(self, deployment: Deployment, tables: tuple[StepTable, ...]) -> float:
+        """Return the number of times; inf: by none."""
+        return min(each(deployment, tables) for each in self.each)
 
 
 def lowest(replicas: list[Replica], lengths: Lengths, slos: tuple[Slo, ...]) -> Floor | None:

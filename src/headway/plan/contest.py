@@ -21,13 +21,15 @@ _DOUBT = 0.1  # nearer than this to the asked rate, short runs do not tell wheth
 _SEEDS_MOST = 24  # then those whose interval holds the target are said to be undecided
 _NEAREST = 8  # where nothing works, so many at a time are simulated to find what comes nearest
 _RECALLED = 500  # so many at a time of those screened out, where nothing else meets the SLO
+_PROVEN = 32  # the ablest by estimate, where all are proven unable: they tell what comes near
 _HOPE, _HOPE_REQUESTS = 0.15, 1_000  # by which share short runs may underrate a goodput: two standard deviations
 
 
 class Contest:
     """The outcomes so far, and the jobs that follow from them: the same whoever does them in whatever order.
 
-    The class with the fewest requests has a share `least` of them.
+    The class with the fewest requests has a share `least` of them. Where all candidates are proven unable to serve the
+    asked rate, `most_req_s` is what none of them is proven unable to serve.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Contest:
         self.outcomes: dict[int, Outcome] = {}
         self.planned = self.done = 0
         self.recalled = False
+        proven = screened and len(screened) == len(options) and all(e.reason == "rate" for e in screened.values())
+        self.most_req_s = max(each.most for each in screened.values()) if proven else None
 
     def jobs(self) -> list[Job]:
         """Return what is to be done next; nothing when those in front rest on long runs and are confirmed."""
@@ -70,8 +74,10 @@ class Contest:
         """Short runs for those screened out, the ablest first, while nothing meets the SLO and they may."""
         if any(self._entry(i, hopeful=True).meets for i in self.outcomes):
             return []
-        ablest = sorted(self.screened, key=lambda i: (-self.screened[i].guess, i))[:_RECALLED]
-        if self.recalled and ablest and self.screened[ablest[0]].guess < BEHIND * self.rate_req_s:
+        count = _RECALLED if self.most_req_s is None else _PROVEN
+        ablest = sorted(self.screened, key=lambda i: (-self.screened[i].guess, i))[:count]
+        hopeless = self.most_req_s is not None or not ablest
+        if self.recalled and (hopeless or self.screened[ablest[0]].guess < BEHIND * self.rate_req_s):
             return []
         self.recalled = True
         for i in ablest:
@@ -85,7 +91,8 @@ class Contest:
             near = _DOUBT if requests == self.long else 2 * _DOUBT
             doubtful = [e for e in entries if abs(e.outcome.goodput.req_s / self.rate_req_s - 1) < near]
             most = contenders if any(entry.meets for entry in entries) else _HOPELESS
-            matter = [*rank(entries, self.objective)[:most], *self.front(entries), *doubtful]
+            front = [] if self.most_req_s is not None else self.front(entries)
+            matter = [*rank(entries, self.objective)[:most], *front, *doubtful]
             short = [e for e in matter if not self._final(e.outcome) and e.outcome.requests < requests]
             names = {entry.deployment.name for entry in short}
             if names:

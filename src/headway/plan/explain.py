@@ -13,6 +13,7 @@ from headway.errors import DoesNotFit
 from headway.hardware import gpu
 from headway.metrics import Slo
 from headway.model import model
+from headway.plan.contest import Contest
 from headway.plan.evaluate import Asked, Outcome
 from headway.plan.floor import Floor
 from headway.plan.question import Question
@@ -170,8 +171,9 @@ def _all_limits(slo: Slo) -> str:
     return ",".join([*limits, f"attainment={slo.attainment:g}"])
 
 
-def too_much(entry: Entry, question: Question, rate_req_s: float, more: Remedy) -> str:
+def too_much(entry: Entry, contest: Contest, more: Remedy) -> str:
     """Return the answer when the SLO can be met, but not at this rate, with what would serve it."""
+    question, most_req_s = contest.question, contest.most_req_s
     goodput, copies = entry.outcome.goodput.req_s, f"{more.copies} times {more.entry.deployment.name}"
     if more.attainment is None and more.requests:
         would = f"No number of copies tried serves it, up to {more.gpus} GPUs ({copies})"
@@ -182,8 +184,12 @@ def too_much(entry: Entry, question: Question, rate_req_s: float, more: Remedy) 
             f"{more.gpus} GPUs would do ({copies}): simulated, {more.attainment:.1%} of {more.requests:,} requests "
             "meet the SLO"
         )
+    proof, of = "", ""
+    if most_req_s is not None:
+        proof = f" step times prove that none serves more than {format_rate(most_req_s)};"
+        of = f" of the {len(contest.outcomes)} ablest by estimate that were simulated"
     return (
-        f"No plan on {question.gpu_words} serves {format_rate(rate_req_s)}: the nearest, "
+        f"No plan on {question.gpu_words} serves {format_rate(contest.rate_req_s)}:{proof} the nearest{of}, "
         f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. {would}"
         f"{_beyond(more, question)}{_larger(question)}."
     )

@@ -250,7 +250,7 @@ def _verdict(
             False, None, explain.so_far(best, len(ranked), len(space.options) - len(contest.screened), rate_req_s)
         )
     if beyond.more is not None:
-        return _Verdict(False, "rate", explain.too_much(best, question, rate_req_s, beyond.more))
+        return _Verdict(False, "rate", explain.too_much(best, contest, beyond.more))
     return _Verdict(False, best.outcome.binding, explain.too_tight(best, question, beyond.changes))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from headway.plan.bounds import Guess, Lengths
-from headway.plan.classes import beyond
+from headway.plan.classes import Ceilings
 from headway.plan.question import Question
 from headway.plan.space import Option, without
 from headway.sim.run import compiled
@@ -18,10 +19,11 @@ _WIDE = ("rate", "ttft", "tpot")  # objectives that want more GPUs than the rate
 
 
 class Screened(NamedTuple):
-    """Why a candidate is not simulated, and the rate that it is estimated to serve."""
+    """Why a candidate is not simulated, the rate that it is estimated to serve, and the least proven too much."""
 
     reason: str
     guess: float
+    most: float = math.inf
 
 
 class _Estimate(NamedTuple):
@@ -40,15 +42,16 @@ def screen(
     the rate, or in a large space behind the first 600 in price for what it serves, in goodput per GPU and,
     where the objective wants more GPUs than the rate needs, in goodput.
     """
-    out, able = {}, []
+    out, able, ceilings = {}, [], Ceilings(lengths, guess.slos)
     for place, option in enumerate(options):
         left = without(option.deployment, question.spare)
         tables = tuple(compiled(pool.replica) for pool in left.pools)
         gpus, usd = option.deployment.gpus, option.deployment.priced().usd_per_gpu_hour
         price = gpus * (usd if usd is not None and not question.unpriced else 1.0)
         one = _Estimate(place, gpus, price, guess(left, tables))
-        if beyond(left, tables, lengths, guess.slos):
-            out[place] = Screened("rate", one.guess)
+        times = ceilings(left, tables)
+        if times < 1:
+            out[place] = Screened("rate", one.guess, times * rate_req_s)
         elif one.guess < BEHIND * rate_req_s:
             out[place] = Screened("estimate", one.guess)
         else:
