@@ -94,7 +94,7 @@ def test_every_candidate_is_on_the_page_and_the_terminal_with_the_reason_and_the
     rows, lines, whole = table_rows(page), {plain(line) for line in text.splitlines()}, plain(text)
     assert len(rows) == len(again.ranked)
     for place, (each, (cells, note)) in enumerate(zip(again.ranked, rows, strict=True), start=1):
-        expected = [f"{place}", each.name, *candidate_cells(each)]
+        expected = [f"{place}", each.name, *candidate_cells(again, each)]
         assert cells == expected
         assert note == each.reason
         assert plain(" ".join(expected)) in lines

@@ -54,6 +54,8 @@ class Candidate(Spec, frozen=True, kw_only=True):
             are of what is left when `question.spare` replicas of every pool are down; what it costs, draws
             and emits is of all of them.
         attainment_all_up: attainment with every replica up: the same where none may be down.
+        ttft_s, tpot_s: what the SLO's share of requests keeps to at the asked rate, of several classes the largest of
+            any: what the objectives of these names rank by.
         by_class: what it does for each class, by name, where classes have SLOs of their own: it then meets the SLO when
             every class reaches its own target; binding_class: the class whose limit `binding` is.
         attainment_low, attainment_high: 95 % interval: by batches of one run, by the seeds where several were run.
@@ -102,6 +104,8 @@ class Candidate(Spec, frozen=True, kw_only=True):
     carbon_g_per_million_output_tokens: float | None = None
     embodied_g_per_million_output_tokens: float | None = None
     attainment_all_up: float | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
     by_class: dict[str, ClassShare] = msgspec.field(default_factory=dict)
     binding_class: str = ""
 

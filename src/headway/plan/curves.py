@@ -13,14 +13,14 @@ import msgspec
 
 from headway.cost.stretched import stretched
 from headway.engine import Engine
-from headway.metrics import Latency
+from headway.metrics import Result, Slo
 from headway.plan.answer import Candidate, Plan
 from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.evaluate import Evaluator
 from headway.plan.leaders import Course, LoadCurve, LoadPoint, PoolCourse, Spread
 from headway.plan.question import Question
 from headway.plan.space import without
-from headway.plan.trial import STEP, Load, ask, interval
+from headway.plan.trial import STEP, Load, Trial, ask, interval
 from headway.sim import CtrlC, Deployment
 from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build, compiled
@@ -37,6 +37,8 @@ _SEEDS = 3  # at the other rates; at the asked one all that the candidate's own 
 _MOMENTS = 100
 _EVENTS_AT_ONCE = 20
 _DIGITS = 4
+
+_Heard = tuple[Trial, Result]
 
 
 class _Look(NamedTuple):
@@ -120,9 +122,8 @@ class _Looker:
         ends = []
         for times in uncertainty(look.deployment).tpot:
             otherwise = tuple(stretched(table, times) for table in tables)
-            ends.append(ask(left, loads[0], self.slo, otherwise, look.k)[1])
-        results = [result for _, result in heard]
-        outcome = results[0].slo
+            ends.append(ask(left, loads[0], self.slo, otherwise, look.k))
+        outcome = heard[0][1].slo
         share, low, high = outcome.attainment, outcome.attainment_low, outcome.attainment_high
         if len(heard) > 1:
             share, low, high = interval([trial for trial, _ in heard])
@@ -132,23 +133,35 @@ class _Looker:
             attainment=share,
             attainment_low=low,
             attainment_high=high,
-            ttft_s=_spread([result.ttft_s for result in results], [end.ttft_s for end in ends], "p90"),
-            tpot_s=_spread([result.tpot_s for result in results], [end.tpot_s for end in ends], "p90"),
-            e2e_s=_spread([result.e2e_s for result in results], [end.e2e_s for end in ends], "p90"),
-            itl_s=_spread([result.itl_s for result in results], [end.itl_s for end in ends], "p99"),
+            **{name: self._spread(name, heard, ends) for name in ("ttft_s", "tpot_s", "e2e_s", "itl_s")},
         )
 
+    def _spread(self, name: str, seeds: list[_Heard], ends: list[_Heard]) -> Spread | None:
+        """One latency; its tail is the quantile at the SLO's attainment, of several classes p90, of ITL p99."""
+        if any(getattr(result, name).p50 is None for _, result in seeds):
+            return None
 
-def _spread(seeds: list[Latency], ends: list[Latency], tail: str) -> Spread | None:
+        def tail(heard: _Heard) -> float | None:
+            trial, latency = heard[0], getattr(heard[1], name)
+            if name == "itl_s":
+                value: float | None = latency.p99
+            else:
+                value = getattr(trial, name) if isinstance(self.slo, Slo) else latency.p90
+            return value
+
+        medians = [getattr(result, name).p50 for _, result in seeds]
+        return _spread(medians, [tail(each) for each in seeds], [tail(each) for each in ends])
+
+
+def _spread(medians: list[float], tails: list[float | None], ends: list[float | None]) -> Spread | None:
     """Means over the seeds; the ends by their ratio to the first seed, which saw the same requests."""
-    medians, tails = [each.p50 for each in seeds], [getattr(each, tail) for each in seeds]
     known = [value for value in (*medians, *tails) if value is not None]
-    if len(known) < 2 * len(seeds):
+    if len(known) < 2 * len(medians) or not tails[0]:
         return None
-    mean = sum(known[len(seeds) :]) / len(seeds)
-    ratios = [(getattr(end, tail) or 0.0) / tails[0] for end in ends]
+    mean = sum(known[len(medians) :]) / len(medians)
+    ratios = [(end or 0.0) / tails[0] for end in ends]
     return Spread(
-        p50_s=sum(known[: len(seeds)]) / len(seeds),
+        p50_s=sum(known[: len(medians)]) / len(medians),
         tail_s=mean,
         tail_low_s=mean * min(1.0, *ratios),
         tail_high_s=mean * max(1.0, *ratios),

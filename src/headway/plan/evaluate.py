@@ -19,7 +19,7 @@ from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.search import Bracket, search
 from headway.plan.space import resized, without
-from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled, try_rate
+from headway.plan.trial import KEPT_BYTES, STEP, Load, Trial, ask, interval, pooled, try_rate
 from headway.sim import Deployment, Pool
 from headway.sim.run import compiled
 from headway.workload import Workload
@@ -52,7 +52,8 @@ class Asked(NamedTuple):
     """At the rate asked for.
 
     Attainment and latencies are of the fleet that is judged: with the spare replicas down. `attainment_all_up`, energy
-    and cost are of the whole. `by_class`: by name, where classes have SLOs of their own.
+    and cost are of the whole. `ttft_s` and `tpot_s` are the quantiles at the SLO's attainment, of several classes the
+    largest of any. `by_class`: by name, where classes have SLOs of their own.
     """
 
     attainment: float | None
@@ -71,6 +72,8 @@ class Asked(NamedTuple):
     carbon_g_per_million_output_tokens: float | None = None
     embodied_g_per_million_output_tokens: float | None = None
     attainment_all_up: float | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
     by_class: dict[str, ClassShare] = {}  # noqa: RUF012 - never changed
 
     def may_meet(self, target: float) -> bool:
@@ -116,10 +119,13 @@ class Outcome(NamedTuple):
 
 
 class Evaluator:
-    """Answers for one deployment after another; the same answer in whatever process and order."""
+    """Answers for one deployment after another; the same answer in whatever process and order.
 
-    def __init__(self, question: Question, workload: Workload, rate_req_s: float) -> None:
-        self.question, self.workload, self.rate_req_s = question, workload, rate_req_s
+    It keeps an `among`-th of the requests that one alone would.
+    """
+
+    def __init__(self, question: Question, workload: Workload, rate_req_s: float, among: int = 1) -> None:
+        self.question, self.workload, self.rate_req_s, self.among = question, workload, rate_req_s, among
         self.classes = classes_of(question, workload)
         self.loads: dict[tuple[int, int, tuple[float, float]], Load] = {}
 
@@ -127,8 +133,8 @@ class Evaluator:
         """The requests of runs of that length, of the question's seed or another."""
         key = requests, self.question.seed if seed is None else seed, longer
         if key not in self.loads:
-            kept = {} if seed is None else {"kept_bytes": _KEPT_BYTES}
-            self.loads[key] = Load(self.workload, requests, self.rate_req_s, key[1], longer=longer, **kept)
+            kept_bytes = (KEPT_BYTES if seed is None else _KEPT_BYTES) // self.among
+            self.loads[key] = Load(self.workload, requests, self.rate_req_s, key[1], kept_bytes, longer)
         return self.loads[key]
 
     def __call__(self, job: Job) -> Outcome:
@@ -269,6 +275,8 @@ def _fields(heard: Sequence[tuple[Trial, Result]], whole: Sequence[Result], meet
         prefill_joules_per_output_token=_mean([_each(result, result.energy.prefill_joules) for result in whole]),
         decode_joules_per_output_token=_mean([_each(result, result.energy.decode_joules) for result in whole]),
         attainment_all_up=attained / measured if measured else None,
+        ttft_s=_mean([trial.ttft_s for trial, _ in heard]),
+        tpot_s=_mean([trial.tpot_s for trial, _ in heard]),
     )
 
 

@@ -73,8 +73,8 @@ class Fleet(Spec, frozen=True, kw_only=True):
         rate_req_s: of all classes. classes: what each of them asked for.
         feasible: whether every class is served within its SLO by the GPUs there are.
         message: the answer in some sentences.
-        interrupted: cut short by Ctrl-C: it rests on the groups of classes that were planned for by then.
-        planned, groups: so many groups of classes were planned for, and there are.
+        interrupted: cut short by Ctrl-C: it rests on the candidates that were evaluated by then.
+        planned, groups: so many groups of classes were planned for to the end, and there are.
         value: the sum of the objective: dollars per hour, GPUs, watts or grams of CO2 per hour.
         usd_per_hour: of all GPUs; None without a price. gpus: by kind.
         parts: the pools, in the order of the deployment; none where nothing is feasible.

@@ -15,7 +15,9 @@ _LIMITS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "memory":
 def message(made: Fleet, least: Mapping[str, int] | None) -> str:
     """Return the answer in some sentences; `least` are the GPUs that would do where those there are do not."""
     so_far = (
-        f"Interrupted after {made.planned} of {made.groups} groups of classes; so far: " if made.interrupted else ""
+        f"Interrupted with {made.planned} of {made.groups} groups of classes planned for to the end; so far: "
+        if made.interrupted
+        else ""
     )
     if not made.parts:
         return so_far + _nothing(made, least)

@@ -12,7 +12,8 @@ __all__ = ["Course", "LoadCurve", "LoadPoint", "PoolCourse", "Spread"]
 class Spread(Spec, frozen=True, kw_only=True):
     """One latency at one rate, seconds: its median, and the percentile that its limit is on, with the model's interval.
 
-    `tail_s` is the 90th percentile, of gaps between tokens the 99th. `tail_low_s` and `tail_high_s` are what becomes of
+    `tail_s` is the quantile at the SLO's attainment, where classes have SLOs of their own the 90th percentile of all
+    requests, of gaps between tokens the 99th. `tail_low_s` and `tail_high_s` are what becomes of
     it where all steps are as much shorter and longer as the cost model may be off.
     """
 

@@ -14,12 +14,13 @@ from headway.plan import fleet_words as words
 from headway.plan.answer import Candidate, Plan
 from headway.plan.classes import long_requests
 from headway.plan.crew import Workforce
+from headway.plan.curves import with_curves
 from headway.plan.fleet_answer import AskedClass, Fleet, Part, Together, Way
 from headway.plan.groups import Group, groupings, groups_of, question_of, tokens_per_s
 from headway.plan.joined import Share, joined
-from headway.plan.many import plans
 from headway.plan.question import Question
-from headway.plan.run import confirmed
+from headway.plan.rounds import side_by_side
+from headway.plan.run import Planning, confirmed
 from headway.plan.stock import Choice, both, cheapest, unbeaten
 from headway.sim import CtrlC, Deployment, simulate
 from headway.specs import from_mapping, to_mapping
@@ -42,13 +43,13 @@ def fleet(
     Classes of one model may share replicas or have some of their own; classes of different models cannot share. Every
     group of classes that may share is planned for by itself, as `plan` does: so a class alone has the very plan of its
     own question. Of these plans' candidates one is chosen for each group, exactly, within the GPUs and dollars that
-    there are; those chosen are confirmed on further seeds. Ctrl-C returns what the plans known by then allow.
+    there are; those chosen are confirmed on further seeds. Ctrl-C returns what the candidates known by then allow.
 
     Args:
         question: its workload has classes; `model` is that of classes that name none. `slos` has what each must meet,
             `slo` holds for the others. GPUs, dollars and watts are for all pools together, everything else for each.
         workers: processes to use, or a `RayCluster`; the answer does not depend on it. Default: one per core.
-        progress: called with groups planned for and in all.
+        progress: called with evaluations done and planned so far, of all groups; more are planned as contenders emerge.
 
     Raises:
         BadInput: no classes, a class without a limit, an objective that does not add up over pools, or as `plan`.
@@ -62,20 +63,25 @@ def fleet(
         )
     source = workload(question.workload, skip_bad=question.skip_bad)
     source = source if question.rate_req_s is None else source.at_rate(question.rate_req_s)
-    groups = groups_of(question, source)
-    asked = [question_of(question, source, group) for group in groups]
-    search = _Search(question, source, groups)
+    search = _Search(question, source, groups_of(question, source))
     with CtrlC() as ctrl_c:
         try:
-            for place, answer in plans(asked, workers=workers, progress=progress):
-                search.add(place, answer)
+            for group in search.groups:
+                search.begun.append(Planning(question_of(question, source, group)))
+            for place in side_by_side(search.begun, workers, progress):
+                search.add(place, search.begun[place].answer(search.begun[place].beyond(), started_s))
             best = search.settled()
             made = search.answer(best, search.ways(), search.together(best))
             ctrl_c.hold()
         except KeyboardInterrupt:
             ctrl_c.hold()
-            made = search.answer(search.best(), [], None, interrupted=True)
-    return msgspec.structs.replace(made, seconds=time.perf_counter() - started_s)
+            done = len(search.plans)
+            for place, each in enumerate(search.begun):
+                if place not in search.plans:
+                    search.add(place, each.answer(None, started_s))
+            made = search.answer(search.best(), [], None, interrupted_after=done)
+    parts = made.parts if made.interrupted else [search.with_curves(part, workers) for part in made.parts]
+    return msgspec.structs.replace(made, parts=parts, seconds=time.perf_counter() - started_s)
 
 
 class _Search:
@@ -86,6 +92,7 @@ class _Search:
         self.names = [each.name for each in source.spec.classes]
         self.models = list(dict.fromkeys(group.model for group in groups))
         self.supply = _supply(question)
+        self.begun: list[Planning] = []
         self.plans: dict[int, Plan] = {}
         self.meeting: dict[int, list[Candidate]] = {}
         self.sure: dict[tuple[int, int], Candidate] = {}
@@ -204,6 +211,11 @@ class _Search:
     def _order(self, place: int) -> tuple[int, int]:
         return self.models.index(self.groups[place].model), self.groups[place].classes[0]
 
+    def with_curves(self, part: Part, workers: Workforce) -> Part:
+        """Return a part with the curves of its plan's first candidates."""
+        source = next(self.begun[place].source for place, plan in self.plans.items() if plan is part.plan)
+        return msgspec.structs.replace(part, plan=with_curves(part.plan, source, workers))
+
     def deployment(self, parts: list[Part]) -> Deployment:
         """Return all parts in one."""
         shares = [
@@ -237,9 +249,9 @@ class _Search:
         return Together(requests=source.requests, seed=seed, by_class=by_class)
 
     def answer(
-        self, best: Choice | None, ways: list[Way], together: Together | None, *, interrupted: bool = False
+        self, best: Choice | None, ways: list[Way], together: Together | None, *, interrupted_after: int | None = None
     ) -> Fleet:
-        """Return the answer that a choice is."""
+        """Return the answer that a choice is; where it was interrupted, after so many groups were done with."""
         parts = [] if best is None else self.parts(best)
         made = Fleet(
             question=self.question,
@@ -247,8 +259,8 @@ class _Search:
             classes=self._asked(),
             feasible=best is not None,
             message="",
-            interrupted=interrupted,
-            planned=len(self.plans),
+            interrupted=interrupted_after is not None,
+            planned=len(self.plans) if interrupted_after is None else interrupted_after,
             groups=len(self.groups),
             seconds=0.0,
             value=None if best is None else best.value,
@@ -259,7 +271,7 @@ class _Search:
             short={
                 " and ".join(self._named(place)): plan.message
                 for place, plan in sorted(self.plans.items())
-                if not plan.feasible
+                if not plan.feasible and not plan.interrupted
             },
             deployment=None if best is None else to_mapping(self.deployment(parts)),
             together=together,

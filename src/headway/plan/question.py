@@ -57,8 +57,8 @@ class Question(Spec, frozen=True, kw_only=True):
         slo: limits and the share of requests that must meet them; slos: those of classes of the workload by their
             names, in place of `slo`: then every class must reach its own share.
         objective: what the plans that meet the SLO are ranked by: dollars per hour (cost), GPUs, joules (energy) or
-            grams of CO2 (carbon) per output token, goodput per GPU or of all (rate), 90th percentile of TTFT or TPOT
-            at the asked rate. Where a price is missing, GPUs stand for cost.
+            grams of CO2 (carbon) per output token, goodput per GPU or of all (rate), the TTFT or TPOT that the SLO's
+            share of requests keeps to at the asked rate. Where a price is missing, GPUs stand for cost.
         front: two or three objectives that the Pareto front is made of; none given takes cost, energy and goodput, of
             which the objective replaces the one nearest to it.
         max_usd_per_hour, max_tp: no plan costs more, no replica is cut wider.

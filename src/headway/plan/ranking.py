@@ -58,8 +58,8 @@ MEASURES: dict[Objective, Callable[[Entry], float]] = {
     "carbon": lambda entry: entry._asked("carbon_g_per_million_output_tokens", "embodied_g_per_million_output_tokens"),
     "goodput": lambda entry: -entry.goodput_per_gpu,
     "rate": lambda entry: -entry.outcome.goodput.req_s,
-    "ttft": lambda entry: entry._asked("ttft_p90_s"),
-    "tpot": lambda entry: entry._asked("tpot_p90_s"),
+    "ttft": lambda entry: entry._asked("ttft_s"),
+    "tpot": lambda entry: entry._asked("tpot_s"),
 }
 
 

@@ -35,7 +35,7 @@ from headway.sim.run import compiled
 from headway.specs import from_mapping, to_mapping
 from headway.workload import Workload, workload
 
-__all__ = ["confirmed", "plan"]
+__all__ = ["Planning", "confirmed", "plan"]
 
 _SEEDS = 6  # the interval is then 1.05 standard deviations of a seed to either side; with 4 seeds it is 1.6
 
@@ -67,36 +67,60 @@ def plan(
     """
     started_s = time.perf_counter()
     with CtrlC() as ctrl_c:
+        begun = Planning(question, made)
+        crew: Crew[Job, Outcome] = muster(Evaluator, begun.context, workers)
+        found = _evaluate(begun, crew, progress, ctrl_c)
+        answer = begun.answer(found, started_s)
+    if answer.interrupted:
+        return answer
+    told = None if progress is None else partial(_further, begun.contest, progress)
+    answer = with_curves(answer, begun.source, workers, told)
+    return msgspec.structs.replace(answer, seconds=time.perf_counter() - started_s)
+
+
+class Planning:
+    """A question on its way to a plan: its candidates, what is to be done next, and the answer that has come of it.
+
+    `context` is what an `Evaluator` of its jobs takes.
+
+    Raises:
+        As `plan`.
+    """
+
+    def __init__(self, question: Question, made: Workload | None = None) -> None:
         source = made or workload(question.workload, skip_bad=question.skip_bad)
         rate_req_s = _rate(question, source)
         classes = classes_of(question, source)
         requests = _requests(question, classes, source, rate_req_s, made is not None)
-        whole, source = source, source.densest(requests)
-        lengths = Load(source, requests, rate_req_s, question.seed).lengths
+        self.whole, self.source = source, source.densest(requests)
+        self.most = source.requests if made is not None or source.ends else None
+        lengths = Load(self.source, requests, rate_req_s, question.seed).lengths
         classes.check(lengths)
         guess = Guess(lengths, *classes.aimed)
-        space = enumerate_space(question, lambda replica: _alone(replica, guess))
-        replicas = (pool.replica for option in space.options for pool in option.deployment.pools)
-        low = lowest(list(replicas), lengths, classes.asked)
-        if low:
-            space = Space([], {**space.discarded, "floor": len(space.options)}, space.nearest)
-        every = question.exhaustive
-        screened = {} if every else screen(space.options, guess, lengths, question, rate_req_s)
-        seeds = _seeds(question, source)
-        contest = Contest(question, rate_req_s, requests, space.options, screened, seeds, classes.least)
-        crew: Crew[Job, Outcome] = muster(Evaluator, (question, source, rate_req_s), workers)
-        finite = made is not None or source.ends
-        more = partial(_beyond, contest, whole, whole.requests if finite else None, low)
-        interrupted, found = _evaluate(contest, crew, progress, ctrl_c, more)
-        part = _Part(
-            extent(question, whole, source, requests, rate_req_s) if contest.outcomes else "", source.spec.first
-        )
-        answer = _answer(contest, space, found or _Beyond(low), part, interrupted, started_s)
-    if interrupted:
-        return answer
-    told = None if progress is None else partial(_further, contest, progress)
-    answer = with_curves(answer, source, workers, told)
-    return msgspec.structs.replace(answer, seconds=time.perf_counter() - started_s)
+        self.space = enumerate_space(question, lambda replica: _alone(replica, guess))
+        replicas = (pool.replica for option in self.space.options for pool in option.deployment.pools)
+        self.low = lowest(list(replicas), lengths, classes.asked)
+        if self.low:
+            discarded = {**self.space.discarded, "floor": len(self.space.options)}
+            self.space = Space([], discarded, self.space.nearest)
+        options = self.space.options
+        screened = {} if question.exhaustive else screen(options, guess, lengths, question, rate_req_s)
+        seeds = _seeds(question, self.source)
+        self.contest = Contest(question, rate_req_s, requests, options, screened, seeds, classes.least)
+        self.context = question, self.source, rate_req_s
+
+    def beyond(self) -> Beyond:
+        """Look for what would do where no candidate does; KeyboardInterrupt while it simulates."""
+        return _beyond(self.contest, self.whole, self.most, self.low)
+
+    def answer(self, found: Beyond | None, started_s: float) -> Plan:
+        """Return the plan by what is known, with what was `found` beyond the candidates; None: it was interrupted."""
+        contest, source = self.contest, self.source
+        words = ""
+        if contest.outcomes:
+            words = extent(contest.question, self.whole, source, contest.long, contest.rate_req_s)
+        part = _Part(words, source.spec.first)
+        return _answer(contest, self.space, found or Beyond(self.low), part, found is None, started_s)
 
 
 def _further(contest: Contest, progress: Callable[[int, int], None], done: int, planned: int) -> None:
@@ -116,7 +140,7 @@ class _Part(NamedTuple):
     first: int
 
 
-class _Beyond(NamedTuple):
+class Beyond(NamedTuple):
     """What was found besides the candidates, where none of them will do."""
 
     low: Floor | None = None
@@ -126,22 +150,22 @@ class _Beyond(NamedTuple):
     changes: list[Wish] = []  # noqa: RUF012 - never changed
 
 
-def _beyond(contest: Contest, source: Workload, most: int | None, low: Floor | None) -> _Beyond:
+def _beyond(contest: Contest, source: Workload, most: int | None, low: Floor | None) -> Beyond:
     """Look for what would do where no candidate does; KeyboardInterrupt while it simulates."""
     ranked = contest.ranked()
     if ranked and (ranked[0].meets or ranked[0].outcome.goodput.req_s > 0):
-        return _Beyond(more=remedy(contest, source, most))
+        return Beyond(more=remedy(contest, source, most))
     question = contest.question
     if not ranked and low is None:
-        return _Beyond(changes=wishes(question, lambda deployment: True))
+        return Beyond(changes=wishes(question, lambda deployment: True))
     evaluator = Evaluator(question, source, contest.rate_req_s)
     needs_s = None if low is None else evaluator.needs_s(low)
     whose = evaluator.classes.name(low.slo_class) if low else ""
-    return _Beyond(low, whose, needs_s, changes=wishes(question, evaluator.meets_alone))
+    return Beyond(low, whose, needs_s, changes=wishes(question, evaluator.meets_alone))
 
 
 def _answer(
-    contest: Contest, space: Space, beyond: _Beyond, part: _Part, interrupted: bool, started_s: float
+    contest: Contest, space: Space, beyond: Beyond, part: _Part, interrupted: bool, started_s: float
 ) -> Plan:
     ranked, question, rate_req_s, requests = contest.ranked(), contest.question, contest.rate_req_s, contest.long
     verdict = _verdict(contest, ranked, space, beyond, part, interrupted)
@@ -179,25 +203,22 @@ def _answer(
 
 
 def _evaluate(
-    contest: Contest,
-    crew: Crew[Job, Outcome],
-    progress: Callable[[int, int], None] | None,
-    ctrl_c: CtrlC,
-    more: Callable[[], _Beyond],
-) -> tuple[bool, _Beyond | None]:
-    """Let the crew do all there is to do; whether Ctrl-C came before the end, and what `more` found after it."""
+    begun: Planning, crew: Crew[Job, Outcome], progress: Callable[[int, int], None] | None, ctrl_c: CtrlC
+) -> Beyond | None:
+    """Let the crew do all there is to do; what was found beyond it, None where Ctrl-C came before the end."""
+    contest = begun.contest
     try:
         while jobs := contest.jobs():
             for position, outcome in crew.answers(jobs):
                 contest.note(jobs[position], outcome, progress)
-        beyond = more()
+        beyond = begun.beyond()
         ctrl_c.hold()
     except KeyboardInterrupt:
         ctrl_c.hold()
-        return True, None
+        return None
     finally:
         crew.close()
-    return False, beyond
+    return beyond
 
 
 def _rate(question: Question, source: Workload) -> float:
@@ -232,7 +253,7 @@ class _Verdict(NamedTuple):
 
 
 def _verdict(
-    contest: Contest, ranked: list[Entry], space: Space, beyond: _Beyond, part: _Part, interrupted: bool
+    contest: Contest, ranked: list[Entry], space: Space, beyond: Beyond, part: _Part, interrupted: bool
 ) -> _Verdict:
     question, rate_req_s = contest.question, contest.rate_req_s
     if beyond.low is not None:
@@ -319,6 +340,8 @@ def _candidate(entry: Entry, best: Entry, question: Question, rate_req_s: float)
         carbon_g_per_million_output_tokens=asked.carbon_g_per_million_output_tokens,
         embodied_g_per_million_output_tokens=asked.embodied_g_per_million_output_tokens,
         attainment_all_up=asked.attainment_all_up,
+        ttft_s=asked.ttft_s,
+        tpot_s=asked.tpot_s,
         by_class=asked.by_class,
         binding_class=outcome.binding_class,
     )

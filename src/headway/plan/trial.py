@@ -21,7 +21,7 @@ from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build
 from headway.workload import Batch, Workload
 
-__all__ = ["STEP", "Load", "Trial", "ask", "interval", "judged", "pooled", "probit", "try_rate"]
+__all__ = ["KEPT_BYTES", "STEP", "Load", "Trial", "ask", "interval", "judged", "pooled", "probit", "try_rate"]
 
 STEP = 1.03  # from one rate of the grid to the next: the tolerance of a goodput
 
@@ -29,8 +29,9 @@ Slos = Slo | dict[int, Slo]  # one for all requests, or one for each class by it
 
 _EVENTS_AT_ONCE = 50_000  # some 20 ms between looks at signals
 _WARMUP = 0.05
-_KEPT_BYTES = 64 << 20  # of requests at different rates, kept because candidates come back to the same rates
+KEPT_BYTES = 64 << 20  # of requests at different rates, kept because candidates come back to the same rates
 _QUEUE_SHARE = 0.10
+_KNOWN = 0.9  # a target whose quantile every result has
 
 
 class Trial(NamedTuple):
@@ -129,7 +130,7 @@ class Load:
         requests: int,
         rate_req_s: float,
         seed: int,
-        kept_bytes: int = _KEPT_BYTES,
+        kept_bytes: int = KEPT_BYTES,
         longer: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         self.rate_req_s, self.seed, self.requests = rate_req_s, seed, requests
@@ -224,7 +225,7 @@ def interval(trials: Sequence[Trial]) -> tuple[float, float, float]:
 def _simulate(
     deployment: Deployment, load: Load, slo: Slos, k: int, tables: tuple[StepTable, ...] | None = None
 ) -> Result:
-    rows = not isinstance(slo, Slo)
+    rows = not isinstance(slo, Slo) or slo.attainment != _KNOWN
     result = simulate(deployment, load.at(k), slo=slo, seed=load.seed, records=rows, warmup=load.warmup, tables=tables)
     if "stopped" in result.provenance:
         raise KeyboardInterrupt
@@ -234,12 +235,18 @@ def _simulate(
 def judged(result: Result, slo: Slos) -> Trial:
     """Return what a result says of its rate; by class it has to have its rows.
 
-    Its latencies are 90th percentiles, whatever the target: a result has no others near it.
+    Its latencies are quantiles at the target; without its rows 90th percentiles, whatever the target.
     """
     if not isinstance(slo, Slo):
         assert result.records is not None
         return _classed(result.records, result.records["measured"], slo, result.itl_s.p99 or 0.0)
     ttft_s, tpot_s, e2e_s = (getattr(result, name).p90 or 0.0 for name in ("ttft_s", "tpot_s", "e2e_s"))
+    rows = result.records
+    if rows is not None and slo.attainment != _KNOWN:
+        told = np.flatnonzero(rows["measured"] & rows.finished)
+        ttft_s, tpot_s, e2e_s = (
+            _kept_to(seconds[told], slo.attainment) for seconds in (rows.ttft_s, rows.tpot_s, rows.e2e_s)
+        )
     keeps_up = _keeps_up(slo, result.slo.measured, ttft_s, result.window.end_s)
     outcome = result.slo
     return Trial(

@@ -92,7 +92,7 @@ def _question(fleet: Fleet) -> list[tuple[str, str]]:
         ("GPUs", f"up to {question.gpu_words}"),
         ("Workload", f"{w.counted(len(fleet.classes), 'class').replace('classs', 'classes')} at "
          f"{format_rate(fleet.rate_req_s)} together; seed {question.seed}"),
-        ("Ranked by", w.OBJECTIVES[question.known(question.objective)]),
+        ("Ranked by", w.objective(question.known(question.objective), question)),
         ("Tried", f"{tried}, in {format_seconds(fleet.seconds)}"),
     ]  # fmt: skip
     if fleet.together is not None:
@@ -190,7 +190,7 @@ def _candidates(fleet: Fleet, part: Part) -> Section:
     columns = [Column("deployment", "name"), *(Column(name, NUMBER) for name in candidate_headings(plan))]
     rows = [
         Row(
-            [Cell(each.name), *(Cell(text) for text in candidate_cells(each))],
+            [Cell(each.name), *(Cell(text) for text in candidate_cells(plan, each))],
             "best" if each.name == part.candidate.name else "" if each.meets else "lost",
             note=each.reason,
         )

@@ -32,7 +32,30 @@ STATES = {"best": ORANGE, "on the front": GREEN, "meets the SLO": BLUE, "misses 
 COLORS, DASHES, SHAPES = [BLUE, PURPLE, GREEN], [[1, 0], [7, 4], [2, 3]], ["circle", "diamond", "square"]
 PARTS = {"idle": GREY, "prefill": ORANGE, "decode": BLUE}
 CLIPPED = 4.0  # of the largest of limit and prediction: an interval that reaches beyond it is cut off
-TAILS = {"ttft_s": "TTFT, p90", "tpot_s": "TPOT, p90", "e2e_s": "E2E, p90", "itl_s": "ITL, p99"}
+LATENCIES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "itl_s": "ITL"}
+
+
+def tail_of(plan: Plan, latency: str) -> str:
+    """Return ``TTFT, p90``: which percentile of a latency is drawn."""
+    return f"{LATENCIES[latency]}, {'p99' if latency == 'itl_s' else w.tail(plan.question)}"
+
+
+def limits(plan: Plan, latency: str) -> list[tuple[float, str]]:
+    """Return each limit on a latency, seconds, with whose it is: where classes have their own, those of each."""
+    whose: dict[float, list[str]] = {}
+    for name, slo in w.class_slos(plan.question).items():
+        limit_s = getattr(slo, latency)
+        if limit_s is not None:
+            whose.setdefault(limit_s, []).append(name)
+    return [(limit_s, w.listed(filter(None, names)) if any(names) else "limit") for limit_s, names in whose.items()]
+
+
+def targets(plan: Plan) -> list[tuple[float, str]]:
+    """Return each share of requests that has to be in time, with whose it is."""
+    whose: dict[float, list[str]] = {}
+    for name, slo in w.class_slos(plan.question).items():
+        whose.setdefault(slo.attainment, []).append(name)
+    return [(share, w.listed(filter(None, names)) if any(names) else "target") for share, names in whose.items()]
 
 
 def measure(candidate: Candidate, objective: Objective) -> float | None:
@@ -42,8 +65,9 @@ def measure(candidate: Candidate, objective: Objective) -> float | None:
         return None if carbon is None else carbon + (candidate.embodied_g_per_million_output_tokens or 0.0)
     figures: dict[Objective, float | None] = {
         "cost": candidate.usd_per_hour, "gpus": candidate.gpus, "energy": candidate.joules_per_output_token,
-        "goodput": candidate.goodput_req_s_per_gpu, "rate": candidate.goodput_req_s, "ttft": candidate.ttft_p90_s,
-        "tpot": candidate.tpot_p90_s,
+        "goodput": candidate.goodput_req_s_per_gpu, "rate": candidate.goodput_req_s,
+        "ttft": candidate.ttft_p90_s if candidate.ttft_s is None else candidate.ttft_s,
+        "tpot": candidate.tpot_p90_s if candidate.tpot_s is None else candidate.tpot_s,
     }  # fmt: skip
     return figures[objective]
 
@@ -81,7 +105,7 @@ def _short(value: float | None) -> float | None:
 
 def against(plan: Plan, across: Objective, up: Objective, legend: bool = False) -> Spec:
     """Return all candidates by two objectives."""
-    return finished(_points(_axis(across, "x"), _axis(up, "y"), legend), height=320)
+    return finished(_points(_axis(plan, across, "x"), _axis(plan, up, "y"), legend), height=320)
 
 
 def cost_and_rate(plan: Plan) -> Spec:
@@ -89,7 +113,7 @@ def cost_and_rate(plan: Plan) -> Spec:
     import altair as alt
 
     asked = _rule("y", plan.rate_req_s, f"asked: {format_rate(plan.rate_req_s)}")
-    return finished(alt.layer(_points(_price(plan), _axis("rate", "y")), *asked), height=280)
+    return finished(alt.layer(_points(_price(plan), _axis(plan, "rate", "y")), *asked), height=280)
 
 
 def cost_and_attainment(plan: Plan) -> Spec:
@@ -98,31 +122,40 @@ def cost_and_attainment(plan: Plan) -> Spec:
 
     scale, axis = alt.Scale(domain=[0, 1]), alt.Axis(format="%", tickCount=5)
     y = alt.Y("attainment:Q", title="attainment", scale=scale, axis=axis)
-    target = plan.question.slo.attainment
-    return finished(alt.layer(_points(_price(plan), y), *_rule("y", target, f"target {w.share(target)}")), height=280)
+    return finished(alt.layer(_points(_price(plan), y), *_targets(plan)), height=280)
 
 
 def latencies(plan: Plan) -> Spec:
     """Return TTFT against TPOT at the rate asked for, with their limits."""
     import altair as alt
 
-    slo = plan.question.slo
-    layers = [_points(_axis("ttft", "x"), _axis("tpot", "y"))]
-    for axis, limit_s in (("x", slo.ttft_s), ("y", slo.tpot_s)):
-        if limit_s is not None:
-            layers += _rule(axis, limit_s, f"limit {format_seconds(limit_s)}")
+    layers = [_points(_axis(plan, "ttft", "x"), _axis(plan, "tpot", "y"))]
+    for axis, latency in (("x", "ttft_s"), ("y", "tpot_s")):
+        layers += _limits(plan, latency, axis)
     return finished(alt.layer(*layers), height=280)
 
 
 def _price(plan: Plan) -> Any:
     """The horizontal axis: dollars per hour, or GPUs where there is no price."""
-    return _axis(plan.question.known("cost"), "x")
+    return _axis(plan, plan.question.known("cost"), "x")
 
 
-def _axis(objective: Objective, channel: str) -> Any:
+def _limits(plan: Plan, latency: str, axis: str = "y") -> list[Any]:
+    return [
+        layer
+        for limit_s, whose in limits(plan, latency)
+        for layer in _rule(axis, limit_s, f"{whose} {format_seconds(limit_s)}")
+    ]
+
+
+def _targets(plan: Plan) -> list[Any]:
+    return [layer for share, whose in targets(plan) for layer in _rule("y", share, f"{whose} {w.share(share)}")]
+
+
+def _axis(plan: Plan, objective: Objective, channel: str) -> Any:
     import altair as alt
 
-    title = w.OBJECTIVES[objective]
+    title = w.objective(objective, plan.question)
     make = alt.X if channel == "x" else alt.Y
     if objective in ("ttft", "tpot"):
         return make(f"{objective}:Q", title=title, scale=alt.Scale(type="log", nice=False), axis=time_axis())
@@ -177,8 +210,8 @@ def _rule(axis: str, value: float, label: str, color: str = RED) -> list[Any]:
     return [rule.encode(**said), *(each.encode(text="label:N", **said) for each in (halo, text))]
 
 
-def load(plan: Plan, latency: str, limit_s: float | None) -> Spec:
-    """Return one latency's tail against the rate for each curve, with the model's interval and the limit."""
+def load(plan: Plan, latency: str) -> Spec:
+    """Return one latency's tail against the rate for each curve, with the model's interval and the limits."""
     import altair as alt
 
     rows: list[dict[str, Any]] = [
@@ -191,15 +224,15 @@ def load(plan: Plan, latency: str, limit_s: float | None) -> Spec:
         for point in curve.points
         if (spread := getattr(point, latency)) is not None
     ]  # fmt: skip
-    most = CLIPPED * max([row["value"] for row in rows] + [limit_s or 0.0])
-    least = 0.8 * min([row["low"] for row in rows] + [limit_s or most])
+    held = [limit_s for limit_s, _ in limits(plan, latency)]
+    most = CLIPPED * max([row["value"] for row in rows] + held)
+    least = 0.8 * min([row["low"] for row in rows] + held)
     how = {
-        "title": TAILS[latency],
+        "title": tail_of(plan, latency),
         "scale": alt.Scale(type="log", nice=False, domain=[least, most]),
         "axis": time_axis(),
     }
-    rules = [] if limit_s is None else _rule("y", limit_s, f"limit {format_seconds(limit_s)}")
-    return _against_rate(plan, rows, how, rules)
+    return _against_rate(plan, rows, how, _limits(plan, latency))
 
 
 def load_attainment(plan: Plan) -> Spec:
@@ -215,9 +248,8 @@ def load_attainment(plan: Plan) -> Spec:
         for place, curve in enumerate(plan.curves, start=1)
         for point in curve.points
     ]  # fmt: skip
-    target = plan.question.slo.attainment
     how = {"title": "attainment", "scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format="%", tickCount=5)}
-    return _against_rate(plan, rows, how, _rule("y", target, f"target {w.share(target)}"))
+    return _against_rate(plan, rows, how, _targets(plan))
 
 
 def spread_words(spread: Spread) -> str:

@@ -62,7 +62,7 @@ def plan_page(plan: Plan, shown: list[Candidate] | None = None) -> Page:
         verdict=verdict,
         tone="bad",
         question=[*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)],
-        cards=_cards(plan.best) if plan.best else [],
+        cards=_cards(plan, plan.best) if plan.best else [],
         sections=_filtered([
             *_front(plan), *_by_class(plan), *_tradeoffs(plan), *_load(plan), *_course(plan), *_spent(plan),
             *_sensitivity(plan), *_candidates(plan, shown), *_best(plan),
@@ -81,7 +81,8 @@ def selected(plan: Plan, best: int, rest: int) -> list[Candidate]:
     return [*plan.ranked[:best], *kept]
 
 
-def _cards(best: Candidate) -> list[Card]:
+def _cards(plan: Plan, best: Candidate) -> list[Card]:
+    ttft_s, tpot_s = w.tails(best, plan.question)
     return [
         Card("GPUs", f"{best.gpus}", best.name),
         Card(
@@ -90,9 +91,9 @@ def _cards(best: Candidate) -> list[Card]:
             f"95% interval {w.share(best.attainment_low)} to {w.share(best.attainment_high)}",
         ),
         Card(
-            "TTFT and TPOT, p90",
-            format_seconds(best.ttft_p90_s),
-            f"then {format_seconds(best.tpot_p90_s)} a token",
+            f"TTFT and TPOT, {w.tail(plan.question)}",
+            format_seconds(ttft_s),
+            f"then {format_seconds(tpot_s)} a token",
         ),
         Card("Goodput", w.OPEN, "every rate tried was met: so few requests do not tell the most")
         if best.open_ended
@@ -143,7 +144,7 @@ def _front(plan: Plan) -> list[Section]:
     figures = [
         Figure(
             f"front-{up}",
-            f"{w.capitalised(w.OBJECTIVES[up])} against {w.OBJECTIVES[across]}",
+            f"{w.capitalised(w.objective(up, plan.question))} against {w.objective(across, plan.question)}",
             f"{_better(across, 'x')} and {_better(up, 'y')} is better",
             partial(charts.against, plan, across, up, legend=True),
         )
@@ -151,10 +152,11 @@ def _front(plan: Plan) -> list[Section]:
         if _known(plan, across, up)
     ]
     what = "best in one of them, or the best compromise" if plan.feasible else "none of which meets the SLO"
-    told = f"On the front is what no other beats in {w.listed(w.OBJECTIVES[each] for each in axes)} at once: {what}."
+    named = w.listed(w.objective(each, plan.question) for each in axes)
+    told = f"On the front is what no other beats in {named} at once: {what}."
     use = "Each point is a deployment; its figures show under the pointer, and a click leads to its row in the table."
     by_name = {candidate.name: candidate for candidate in plan.ranked}
-    headings = ["on the front", *(w.OBJECTIVES[each] for each in axes), "SLO"]
+    headings = ["on the front", *(w.objective(each, plan.question) for each in axes), "SLO"]
     rows = [
         [name, *(w.measured(each, charts.measure(by_name[name], each)) for each in axes), _met(by_name[name])]
         for name in plan.front
@@ -201,13 +203,11 @@ def _better(objective: Objective, channel: str) -> str:
 def _load(plan: Plan) -> list[Section]:
     if not plan.curves:
         return []
-    slo = plan.question.slo
-    limits = {"ttft_s": slo.ttft_s, "tpot_s": slo.tpot_s, "e2e_s": slo.e2e_s, "itl_s": slo.itl_s}
+    named = [latency for latency in charts.LATENCIES if _asked(plan, latency)]
     figures = [Figure("load-attainment", "Attainment", "", partial(charts.load_attainment, plan))]
     figures += [
-        Figure(f"load-{latency}", charts.TAILS[latency], "", partial(charts.load, plan, latency, limit_s))
-        for latency, limit_s in limits.items()
-        if _asked(latency, limit_s)
+        Figure(f"load-{latency}", charts.tail_of(plan, latency), "", partial(charts.load, plan, latency))
+        for latency in named
     ]
     first = plan.curves[0]
     note = (
@@ -215,15 +215,16 @@ def _load(plan: Plan) -> list[Section]:
         f"runs of {first.requests:,} requests. Bands: of attainment the 95% interval by chance; of latencies the "
         f"{first.coverage:.0%} interval of the cost model, as simulated with steps so much shorter and longer."
     )
-    named = [latency for latency, limit_s in limits.items() if _asked(latency, limit_s)]
+    if plan.question.slos:
+        note += " Latencies are those of all classes together, beside the limits of each."
     return [
         Section(key="load", title="Latency against load", note=note, figures=figures, tables=load_tables(plan, named))
     ]
 
 
-def _asked(latency: str, limit_s: float | None) -> bool:
-    """Whether a latency is shown: TTFT and TPOT always, the others where the SLO limits them."""
-    return limit_s is not None or latency in ("ttft_s", "tpot_s")
+def _asked(plan: Plan, latency: str) -> bool:
+    """Whether a latency is shown: TTFT and TPOT always, the others where an SLO limits them."""
+    return bool(charts.limits(plan, latency)) or latency in ("ttft_s", "tpot_s")
 
 
 def _course(plan: Plan) -> list[Section]:
@@ -300,8 +301,8 @@ def _candidates(plan: Plan, shown: list[Candidate]) -> list[Section]:
 
 
 def _row(plan: Plan, candidate: Candidate, rank: int) -> Row:
-    orders = {2: candidate.ttft_p90_s, 3: candidate.tpot_p90_s}  # in ms and s: the others sort as they read
-    cells = [Cell(text, orders.get(place)) for place, text in enumerate(candidate_cells(candidate))]
+    orders = dict(enumerate(w.tails(candidate, plan.question), start=2))  # in ms and s: the others sort as they read
+    cells = [Cell(text, orders.get(place)) for place, text in enumerate(candidate_cells(plan, candidate))]
     tone = {"best": "best", "misses the SLO": "lost"}.get(charts.state(plan, candidate), "")
     return Row([Cell(f"{rank}"), Cell(candidate.name), *cells], tone, note=candidate.reason)
 

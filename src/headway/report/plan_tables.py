@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from headway.plan.leaders import Course, Spread
 from headway.report import words as w
 from headway.report.page import NUMBER, RANGE, STRIP, Cell, Column, Row, Table, table
-from headway.report.plan_charts import TAILS, joule_parts
+from headway.report.plan_charts import joule_parts, tail_of
 from headway.sim import Deployment
 from headway.specs import from_mapping
 from headway.units import format_rate, format_seconds
@@ -24,7 +24,7 @@ def load_tables(plan: Plan, latencies: Sequence[str]) -> list[Table]:
     """Return a table for each curve: a row for each rate."""
     columns = [Column("rate", NUMBER), Column("attained", NUMBER), Column("95% interval", RANGE)]
     for latency in latencies:
-        name, _, tail = TAILS[latency].partition(", ")
+        name, _, tail = tail_of(plan, latency).partition(", ")
         columns += [Column(f"{name} p50", NUMBER), Column(f"{name} {tail}", NUMBER), Column("model's interval", RANGE)]
     tables = []
     for place, curve in enumerate(plan.curves, start=1):

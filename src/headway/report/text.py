@@ -126,7 +126,7 @@ def _candidates(plan: Plan, top: int) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for rank, candidate in enumerate(plan.ranked[:top], start=1):
         style = GOOD if rank == 1 and plan.feasible else "" if candidate.meets else "dim"
-        cells = [f"{rank}", candidate.name, *candidate_cells(candidate)]
+        cells = [f"{rank}", candidate.name, *candidate_cells(plan, candidate)]
         table.add_row(*(Text(cell) for cell in cells), style=style)
     return table
 
@@ -134,9 +134,9 @@ def _candidates(plan: Plan, top: int) -> Table:
 def candidate_headings(plan: Plan) -> list[str]:
     """Return what `candidate_cells` are; "per 1M" output tokens. Energy is marked, alike in all of a plan."""
     kinds = {candidate.energy_kind for candidate in plan.ranked} - {None}
-    mark = "fitted" if kinds == {"fitted"} else "est."
+    mark, tail = "fitted" if kinds == {"fitted"} else "est.", w.tail(plan.question)
     return [
-        "GPUs", "attained", "TTFT\np90", "TPOT\np90", "goodput\nreq/s", "req/s\nper GPU", "$/h", "$ per\n1M",
+        "GPUs", "attained", f"TTFT\n{tail}", f"TPOT\n{tail}", "goodput\nreq/s", "req/s\nper GPU", "$/h", "$ per\n1M",
         f"W,\n{mark}", f"J per\ntoken,\n{mark}", f"g CO2\nper 1M\n{mark}",
     ]  # fmt: skip
 
@@ -154,14 +154,13 @@ def energy_rows(plan: Plan) -> list[tuple[str, str]]:
     return [(f"Energy, {certainty}", f"{drawn}: {first.name}"), (f"Carbon, {certainty}", words)]
 
 
-def candidate_cells(candidate: Candidate) -> list[str]:
+def candidate_cells(plan: Plan, candidate: Candidate) -> list[str]:
     """Return a candidate's figures under `candidate_headings`."""
     rates = (candidate.goodput_req_s, candidate.goodput_req_s_per_gpu)
     return [
         f"{candidate.gpus}",
         w.share(candidate.attainment),
-        format_seconds(candidate.ttft_p90_s),
-        format_seconds(candidate.tpot_p90_s),
+        *map(format_seconds, w.tails(candidate, plan.question)),
         *(w.OPEN if candidate.open_ended else w.amount(rate) for rate in rates),
         w.usd(candidate.usd_per_hour),
         w.usd(candidate.usd_per_million_output_tokens),

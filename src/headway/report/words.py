@@ -22,7 +22,7 @@ NONE = "-"
 BREAKS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "memory": "memory", "rate": "the rate"}
 OBJECTIVES = {
     "cost": "dollars per hour", "gpus": "GPUs", "energy": "joules per output token", "carbon": "CO2 per output token",
-    "goodput": "goodput per GPU", "rate": "goodput", "ttft": "TTFT, p90", "tpot": "TPOT, p90",
+    "goodput": "goodput per GPU", "rate": "goodput",
 }  # fmt: skip
 FRONT_NAMED = 6
 DISCARDED = {
@@ -30,6 +30,25 @@ DISCARDED = {
     "watts": "may draw more power than allowed",
     "estimate": "estimated to be far behind", "floor": "of a latency whose floor is above its limit",
 }  # fmt: skip
+
+
+def objective(name: Objective, question: Question) -> str:
+    """Return what an objective ranks by: ``dollars per hour``, ``TTFT, p99``."""
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    return f"{BREAKS[name]} at the target of each class" if question.slos else f"{BREAKS[name]}, {tail(question)}"
+
+
+def tail(question: Question) -> str:
+    """Return ``p99``, the percentile at the attainment that was asked for; p90 where each class has its own."""
+    return "p90" if question.slos else f"p{100 * question.slo.attainment:.4g}"
+
+
+def tails(candidate: Candidate, question: Question) -> tuple[float | None, float | None]:
+    """Return a candidate's TTFT and TPOT at that percentile, in seconds."""
+    if question.slos or candidate.ttft_s is None:  # the second: a plan from before these were kept
+        return candidate.ttft_p90_s, candidate.tpot_p90_s
+    return candidate.ttft_s, candidate.tpot_s
 
 
 def certainty(kind: str) -> str:
@@ -245,7 +264,7 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
     """Return what a plan was asked for, and what was tried."""
     question = plan.question
     named = question.workload if isinstance(question.workload, str) else question.workload.name
-    slos = question.slos or {"": question.slo}
+    slos = class_slos(question)
     each = [f"{name}: {_promise(one)}" if name else f"{_promise(one)} of requests" for name, one in slos.items()]
     slo = "; ".join(each)
     if question.margin and any(one.tpot_s or one.itl_s for one in slos.values()):
@@ -259,12 +278,19 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
         ("GPUs", f"up to {question.gpu_words}{_constraints(question)}"),
         ("Workload", f"{named} at {format_rate(plan.rate_req_s)}; seed {question.seed}"),
         ("SLO", slo),
-        ("Ranked by", OBJECTIVES[question.known(question.objective)]),
+        ("Ranked by", objective(question.known(question.objective), question)),
         ("Tried", "; ".join([tried, *left, *_runs(plan)])),
     ]
     if plan.ranked:
         rows += [("Outcome", outcome_words(plan)), ("Front", front_words(plan))]
     return rows
+
+
+def class_slos(question: Question) -> dict[str, Slo]:
+    """Return the SLO of each class by its name, where classes have their own; else that of all, without one."""
+    if not question.slos or isinstance(question.workload, str):
+        return question.slos or {"": question.slo}
+    return {each.name: question.slo_of(each.name) for each in question.workload.classes}
 
 
 def _promise(slo: Slo) -> str:
@@ -289,7 +315,7 @@ def front_words(plan: Plan) -> str:
     """Return who no other beats, in which objectives, and where there are many the first of them."""
     named = plan.front[:FRONT_NAMED]
     more = f" and {len(plan.front) - len(named)} more" if len(plan.front) > len(named) else ""
-    against = ", ".join(OBJECTIVES[plan.question.known(each)] for each in plan.question.front)
+    against = ", ".join(objective(plan.question.known(each), plan.question) for each in plan.question.front)
     return f"{'; '.join(named)}{more}: none is better in {against} at once" if named else NONE
 
 
