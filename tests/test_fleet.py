@@ -185,7 +185,7 @@ def test_the_same_answer_in_one_process_or_in_two():
     told = []
     found = fleet(SMALL, workers=2, progress=lambda done, of: told.append((done, of)))
     assert timeless(found) == timeless(small())
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert [done for done, _ in told] == list(range(1, len(told) + 1)) and told[-1][0] == told[-1][1]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -200,13 +200,6 @@ def test_what_an_interruption_leaves_are_the_candidates_known_by_then(workers):
     assert all(part.plan.interrupted and 0 < part.plan.evaluated < 6 for part in found.parts)
     assert found.message.startswith("Interrupted with 0 of 3 groups of classes planned for to the end; so far: ")
     assert found.value >= small().value or not all(part.candidate.confirmed for part in found.parts)
-
-
-def test_progress_counts_the_evaluations_of_all_groups():
-    seen: list[tuple[int, int]] = []
-    found = fleet(SMALL, workers=1, progress=lambda done, of: seen.append((done, of)))
-    assert found == msgspec.structs.replace(small(), seconds=found.seconds, parts=found.parts)
-    assert [done for done, _ in seen] == list(range(1, len(seen) + 1)) and seen[-1][0] == seen[-1][1]
 
 
 def test_a_fleet_survives_json_and_its_words_are_these():

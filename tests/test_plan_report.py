@@ -14,11 +14,13 @@ from headway.cli import main
 from headway.metrics import Prices, Slo
 from headway.plan import Plan, Question, plan
 from headway.report import plan_html, plan_text
+from headway.report import plan_charts as charts
 from headway.report import words as w
 from headway.report.plan_page import MOST_BEST, plan_page
 from headway.report.plan_tables import strip
 from headway.report.text import candidate_cells
 from headway.units import format_rate, format_seconds
+from headway.workload import RequestClass, workload
 from report_cases import NASTY, Seen, candidate, drawn
 from report_cases import plan as made_plan
 from tests.gateway.browser import CHROMIUM, Browser
@@ -187,7 +189,7 @@ def test_the_front_is_drawn_and_told_in_the_objectives_asked_for(found, front):
     specs, datasets = drawn(plan_html(asked))
     note = next(section.note for section in plan_page(asked).sections if section.key == "front")
     for each in front:
-        assert w.OBJECTIVES[each] in note
+        assert w.objective(each, found.question) in note
     for up in front[1:]:
         encoding = specs[f"front-{up}"]["encoding"]
         assert (encoding["x"]["field"], encoding["y"]["field"]) == (front[0], up)
@@ -195,6 +197,26 @@ def test_the_front_is_drawn_and_told_in_the_objectives_asked_for(found, front):
     assert all(set(front) <= set(row) for row in datasets["candidates"])
     for objective in set(w.OBJECTIVES) - set(front):
         assert w.OBJECTIVES[objective] not in note.partition(" at once")[0].replace(w.OBJECTIVES["goodput"], "")
+
+
+def test_limits_and_targets_of_every_class_are_drawn_and_equal_ones_once(found):
+    shares = {"chat": 0.6, "batch": 0.3, "job": 0.1}
+    classes = tuple(RequestClass(name=name, share=share) for name, share in shares.items())
+    made = msgspec.structs.replace(workload("chat").spec, classes=classes)
+    slos = {"chat": Slo(ttft_s=0.3, tpot_s=0.03), "batch": Slo(ttft_s=3.0, e2e_s=30.0, attainment=0.95)}
+    asked = msgspec.structs.replace(QUESTION, workload=made, slo=Slo(ttft_s=0.3), slos=slos)
+    several = msgspec.structs.replace(found, question=asked)
+    for spec, labels in (
+        (charts.load(several, "ttft_s"), ("chat and job 300 ms", "batch 3 s")),
+        (charts.load(several, "tpot_s"), ("chat 30 ms",)),
+        (charts.load(several, "e2e_s"), ("batch 30 s",)),
+        (charts.load_attainment(several), ("chat and job 90%", "batch 95%")),
+        (charts.latencies(several), ("chat and job 300 ms", "batch 3 s", "chat 30 ms")),
+    ):
+        told = json.dumps(spec)
+        assert all(label in told for label in labels), labels
+    assert "limit 500 ms" in json.dumps(charts.load(found, "ttft_s"))
+    assert "limit" not in json.dumps(charts.load(found, "e2e_s")).replace("labelLimit", "")
 
 
 def test_each_option_of_the_filter_shows_something_and_leaves_something_out(found, page):

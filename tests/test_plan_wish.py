@@ -1,6 +1,7 @@
 """Where nothing will do: the physical floor of a limit, and what a plan says would do instead."""
 
 import re
+from itertools import combinations
 
 import msgspec
 import numpy as np
@@ -193,6 +194,54 @@ def test_constraints_that_must_go_together_are_named_together_and_no_more_than_t
     (wish,) = wishes(question, meets)
     assert wish.change == "raise max_tp 4 and raise max_usd_per_hour 5"
     assert meets(wish.deployment) and not any(map(meets, singles(question)))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_what_would_do_is_the_smallest_change_by_brute_force(data):
+    """Whatever deployments do, no fewer constraints loosened allow one, and none that takes less of one of them."""
+    question = changed(
+        model="llama-3.1-70b", gpus=data.draw(st.sampled_from([2, 4, 8])), max_tp=2, kv=("bf16",), weights=("bf16",),
+        max_usd_per_hour=8.0, spare=data.draw(st.sampled_from([0, 1])), layouts=("mixed",), pp=(1,),
+    )  # fmt: skip
+    free = {"max_tp": None, "kv": None, "weights": None, "max_usd_per_hour": None, "spare": 0, "gpus": 32, "pp": None}
+    said = {
+        "max_tp": "raise max_tp", "kv": "other kv", "weights": "other weights", "pp": "other pp", "gpus": "more GPUs",
+        "max_usd_per_hour": "raise max_usd_per_hour", "spare": "lower spare",
+    }  # fmt: skip
+    least = {
+        "max_tp": lambda d: max(pool.replica.tp for pool in d.pools), "gpus": lambda d: d.gpus,
+        "max_usd_per_hour": lambda d: d.gpus * d.priced().usd_per_gpu_hour,
+        "spare": lambda d: -d.pools[0].count,
+    }  # fmt: skip
+    each = list(singles(msgspec.structs.replace(question, **free)))
+    kinds = sorted({repr(one.pools[0].replica) for one in each})
+    good = set(data.draw(st.lists(st.sampled_from(kinds), max_size=6)))
+
+    def meets(deployment):
+        return all(repr(pool.replica) in good for pool in deployment.pools)
+
+    names = [name for name in free if name != "spare" or question.spare]
+    does = {}
+    for count in range(len(names) + 1):
+        for chosen in combinations(names, count):
+            spares = range(question.spare) if "spare" in chosen else [question.spare]
+            fields = [{name: free[name] for name in chosen} | {"spare": spare} for spare in spares]
+            looser = [msgspec.structs.replace(question, **each) for each in fields]
+            does[chosen] = [one for asked in looser for one in singles(asked) if meets(one)]
+        if count and any(does[chosen] for chosen in does if len(chosen) == count):
+            break
+    if does[()]:
+        return  # something answers the question
+    fewest = {chosen for chosen, found in does.items() if found}
+    found = wishes(question, meets)
+    assert bool(fewest) == bool(found)
+    for wish in found:
+        chosen = tuple(name for name in names if said[name] in wish.change)
+        assert chosen in fewest
+        if len(chosen) == 1 and chosen[0] in least:
+            measure = least[chosen[0]]
+            assert measure(wish.deployment) == min(map(measure, does[chosen]))
 
 
 def test_another_gpu_is_advised_only_under_the_same_constraints():

@@ -1,8 +1,13 @@
-"""What to change in a question that nothing answers: the fewest of its constraints to loosen, or another GPU."""
+"""What to change in a question that nothing answers: the fewest of its constraints to loosen, or another GPU.
+
+Of the deployments that a change allows the one is named for which its constraints have to be loosened the least.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,7 +16,7 @@ from headway.errors import BadInput
 from headway.hardware import gpu, gpu_keys
 from headway.plan.question import Question
 from headway.plan.space import singles
-from headway.sim import Deployment
+from headway.sim import Deployment, Pool
 
 __all__ = ["Wish", "wishes"]
 
@@ -24,7 +29,7 @@ Meets = Callable[[Deployment], bool]
 
 
 class Wish(NamedTuple):
-    """A change of the question, in words that name what it said, and the smallest deployment that would do then."""
+    """A change of the question, in words that name what it said, and the deployment that asks for the least of it."""
 
     change: str
     deployment: Deployment
@@ -36,14 +41,25 @@ def wishes(question: Question, meets: Meets) -> list[Wish]:
     First the question's own constraints one by one; else another kind of GPU under the same constraints; else the
     fewest constraints that have to go together.
 
+    Args:
+        question: which nothing answers.
+        meets: whether a deployment does; asked once for each.
+
     Raises:
         KeyboardInterrupt: while `meets` simulated.
     """
+    tried: dict[tuple[Pool, ...], bool] = {}
+
+    def known(deployment: Deployment) -> bool:
+        if deployment.pools not in tried:
+            tried[deployment.pools] = meets(deployment)
+        return tried[deployment.pools]
+
     ways = _ways(question)
-    found = [wish for name in ways if (wish := _loosened(question, ways, [name], meets))]
+    found = [wish for name in ways if (wish := _loosened(question, ways, [name], known))]
     if found:
         return found[:_TOLD]
-    return _elsewhere(question, meets) or _together(question, ways, meets)
+    return _elsewhere(question, known) or _together(question, ways, known)
 
 
 def _ways(question: Question) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -79,26 +95,37 @@ def _more(question: Question) -> dict[str, Any]:
 
 
 def _loosened(
-    question: Question, ways: dict[str, tuple[str, dict[str, Any]]], names: Iterable[str], meets: Meets
+    question: Question, ways: dict[str, tuple[str, dict[str, Any]]], names: Sequence[str], meets: Meets
 ) -> Wish | None:
     fields: dict[str, Any] = {}
     for name in names:
         fields |= ways[name][1]
-    deployment = _first(msgspec.structs.replace(question, **fields), meets)
-    return None if deployment is None else Wish(" and ".join(ways[name][0] for name in names), deployment)
+    spares = range(question.spare - 1, -1, -1) if "spare" in names else [question.spare]
+    for spare in spares:
+        looser = msgspec.structs.replace(question, **(fields | {"spare": spare}))
+        deployment = next(filter(meets, _ascending(looser, names)), None)
+        if deployment is not None:
+            return Wish(" and ".join(ways[name][0] for name in names), deployment)
+    return None
 
 
 def _together(question: Question, ways: dict[str, tuple[str, dict[str, Any]]], meets: Meets) -> list[Wish]:
-    """All constraints loosened, then those taken back that need not be."""
+    """The fewest constraints that have to go together; of equally many those that come first.
+
+    Where all but one do not help, that one is among them, so only the others are tried in every number.
+    """
     names = list(ways)
     if len(names) < 2 or not _loosened(question, ways, names, meets):
         return []
-    for name in list(names):
-        fewer = [each for each in names if each != name]
-        if _loosened(question, ways, fewer, meets):
-            names = fewer
-    found = _loosened(question, ways, names, meets)
-    return [found] if found else []
+    needed = [name for name in names if not _loosened(question, ways, [n for n in names if n != name], meets)]
+    others = [name for name in names if name not in needed]
+    for more in range(len(others) + 1):
+        for added in combinations(others, more):
+            chosen = [name for name in names if name in needed or name in added]
+            found = _loosened(question, ways, chosen, meets)
+            if found:
+                return [found]
+    return []
 
 
 def _elsewhere(question: Question, meets: Meets) -> list[Wish]:
@@ -120,13 +147,27 @@ def _elsewhere(question: Question, meets: Meets) -> list[Wish]:
     return []
 
 
-def _first(question: Question, meets: Meets) -> Deployment | None:
-    """The smallest deployment that does."""
-    return next(filter(meets, _ascending(question)), None)
+def _ascending(question: Question, names: Sequence[str]) -> Iterator[Deployment]:
+    """What a looser question allows, in order of how much of what was loosened they take; then of GPUs and dollars."""
 
+    def taken(deployment: Deployment) -> tuple[float, ...]:
+        gpus, usd = float(deployment.gpus), deployment.priced().usd_per_gpu_hour
+        dollars = gpus * usd if usd is not None else math.inf
+        of: dict[str, float] = {
+            "max_tp": max(pool.replica.tp for pool in deployment.pools), "gpus": gpus, "max_usd_per_hour": dollars,
+            "max_watts": _watts(question, deployment), "watts_per_rack": _watts(question, deployment),
+        }  # fmt: skip
+        return *(of[name] for name in names if name in of), gpus, dollars
 
-def _ascending(question: Question) -> Iterator[Deployment]:
     try:
-        return iter(sorted(singles(question), key=lambda each: each.gpus))
+        return iter(sorted(singles(question), key=taken))
     except BadInput:
         return iter(())
+
+
+def _watts(question: Question, deployment: Deployment) -> float:
+    """What all GPUs may draw together."""
+    pools = deployment.pools
+    return sum(
+        pool.count * pool.replica.gpus * question.watts(pool.replica.gpu, pool.replica.cap_watts) for pool in pools
+    )
