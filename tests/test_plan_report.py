@@ -13,8 +13,8 @@ from rich.console import Console
 from headway.cli import main
 from headway.metrics import Prices, Slo
 from headway.plan import Plan, Question, plan
-from headway.report import plan_html, plan_text
 from headway.report import plan_charts as charts
+from headway.report import plan_html, plan_text
 from headway.report import words as w
 from headway.report.plan_page import MOST_BEST, plan_page
 from headway.report.plan_tables import strip
