@@ -88,9 +88,14 @@ def verdict(best: Entry, question: Question, rate_req_s: float, first: int) -> s
 def _attained(asked: Asked, question: Question) -> str:
     """How many requests meet the SLO, of each class where each has its own."""
     if not asked.by_class:
-        return f"{asked.attainment:.1%} of requests meet the SLO{_less(question)}"
-    each = [f"{one.attainment:.1%} of {name}" for name, one in asked.by_class.items()]
+        return f"{_share(asked.attainment)} of requests meet the SLO{_less(question)}"
+    each = [f"{_share(one.attainment)} of {name}" for name, one in asked.by_class.items()]
     return f"{', '.join(each[:-1])} and {each[-1]} meet the SLO of their class{_less(question)}"
+
+
+def _share(value: float | None) -> str:
+    """``97.8%``; what is not all does not read as if it were."""
+    return ">99.9%" if value is not None and 0.9995 <= value < 1 else f"{value:.1%}"
 
 
 def _interval(asked: Asked, question: Question) -> str:
@@ -160,8 +165,8 @@ def _limits(question: Question) -> str:
     if not question.margin:
         return ""
     classes = "".join(f" --slo {name}:{_all_limits(question.aimed(slo))}" for name, slo in question.slos.items())
-    tpot = classes + "" if aimed.tpot_s is None else f" --tpot {1000 * aimed.tpot_s:.12g}ms"
-    return tpot if aimed.itl_s is None else f"{tpot} --set slo.itl_s={aimed.itl_s:.12g}"
+    tpot = "" if aimed.tpot_s is None else f" --tpot {1000 * aimed.tpot_s:.12g}ms"
+    return classes + tpot + ("" if aimed.itl_s is None else f" --set slo.itl_s={aimed.itl_s:.12g}")
 
 
 def _all_limits(slo: Slo) -> str:

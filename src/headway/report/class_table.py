@@ -22,7 +22,9 @@ def class_rows(candidate: Candidate, names: list[str], target: float) -> list[tu
                 name,
                 [
                     w.share(candidate.attainment), _interval(candidate.attainment_low, candidate.attainment_high),
-                    w.share(target), format_seconds(candidate.ttft_p90_s), format_seconds(candidate.tpot_p90_s), w.NONE,
+                    w.share(target),
+                    format_seconds(candidate.ttft_p90_s if candidate.ttft_s is None else candidate.ttft_s),
+                    format_seconds(candidate.tpot_p90_s if candidate.tpot_s is None else candidate.tpot_s), w.NONE,
                 ],
             )
             for name in names

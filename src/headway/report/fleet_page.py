@@ -129,10 +129,7 @@ def _classes(fleet: Fleet) -> list[Section]:
                  Cell(w.share(each.slo.attainment)), *[Cell(w.NONE)] * 4])
             for each in fleet.classes
         ]  # fmt: skip
-    note = (
-        "Latencies are what the target share of a class keeps to, of a class that is alone in its pool the 90th "
-        "percentile."
-    )
+    note = "Latencies are what the target share of a class keeps to."
     return [Section(key="classes", title="Classes", note=note, tables=[Table(columns, rows)])]
 
 
