@@ -6,9 +6,10 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import threading
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from served import PACKAGE, PATIENCE_S, Served, Upstreams, free_ports
 from test_picker import Exchange, Picking
+from test_replay_serve import Standing
 from test_serve import OURS, SECTION, error
 from upstream import Upstream
 
@@ -190,32 +192,26 @@ def test_a_picker_names_the_decode_replica_and_tells_it_its_prefill_replica(tmp_
 
 @pytest.fixture
 def emulated(tmp_path):
-    """The same pools emulated, and a gateway before them; its address and its file."""
-    port, listen, admin = free_row(4), *free_ports(2)
-    gateway = {"listen": f"127.0.0.1:{listen}", "admin": f"127.0.0.1:{admin}",
-               "upstreams": [f"127.0.0.1:{port + i}" for i in range(4)]}  # fmt: skip
+    """The same pools emulated, and a gateway before them."""
+    port, log = free_row(4), tmp_path / "emulated.txt"
     file = tmp_path / "split.yaml"
-    file.write_text(yaml.safe_dump({"pools": POOLS, "policies": {"route": "least-requests"}, "gateway": gateway}))
-    started = []
-    for words, heard in ((("emulate", file, "--port", port), "ends it"), (("serve", file), "serving on")):
-        command = [sys.executable, "-m", "headway", *map(str, words)]
-        env = os.environ | {"PYTHONPATH": PACKAGE}
-        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stderr is not None
-        assert any(heard in line for line in iter(process.stderr.readline, "")), words
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-    yield f"http://127.0.0.1:{listen}", file
-    for process in reversed(started):
+    file.write_text(yaml.safe_dump({"pools": POOLS}))
+    command = [sys.executable, "-m", "headway", "emulate", str(file), "--port", str(port)]
+    with log.open("w") as said:
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PACKAGE}, stdout=said, stderr=said)
+    section = {"models": [MODEL], "admin_key_sha256": SECTION["admin_key_sha256"]}
+    served = Served(tmp_path, Standing([port + i for i in range(4)]), section, pools=POOLS)  # type: ignore[arg-type]
+    try:
+        served.until(lambda: all(replica["healthy"] for replica in served.status()["replicas"]), "the emulator answers")
+        yield served
+    finally:
+        assert served.stop() == 0
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE_S) == 0
+        assert process.wait(PATIENCE_S) == 0, log.read_text()
 
 
 def free_row(count: int) -> int:
     """The first of so many ports in a row that nobody listens on."""
-    import socket
-    from contextlib import ExitStack, suppress
-
     while True:
         (port,) = free_ports(1)
         with suppress(OSError, OverflowError), ExitStack() as held:
@@ -225,10 +221,10 @@ def free_row(count: int) -> int:
 
 
 def test_what_is_measured_before_emulated_pools_is_what_was_simulated(emulated, tmp_path):
-    url, file = emulated
+    url = f"http://127.0.0.1:{emulated.port}"
     load = ("--input", "800", "--output", "40", "--rate", "15", "--requests", "60")
     results = {}
-    for verb, words in (("bench", (url,)), ("simulate", (file,))):
+    for verb, words in (("bench", (url,)), ("simulate", (emulated.file,))):
         done = run(verb, *words, *load, "--json", tmp_path / f"{verb}.json", "--quiet")
         assert done.exit_code == 0, done.output
         results[verb] = json.loads((tmp_path / f"{verb}.json").read_text())
