@@ -156,18 +156,6 @@ def _others(served: Served) -> int:
         return -1
 
 
-def test_an_engine_of_a_mixed_pool_is_told_no_prefill_replica_by_anyone(tmp_path):
-    upstreams = Upstreams(Upstream())
-    served = Served(tmp_path, upstreams, {})
-    try:
-        assert served.ask(chat() | {"model": "tiny"}, SPOOFED)[0].status == 200
-        (head,) = heads_of(upstreams.engines[0])
-        assert not {*PREFILLER, *STEERING} & set(head)
-    finally:
-        served.stop()
-        upstreams.close()
-
-
 @pytest.mark.skipif(importlib.util.find_spec("grpc") is None, reason="no gRPC: pip install 'headway[serve]'")
 def test_a_picker_names_the_decode_replica_and_tells_it_its_prefill_replica(tmp_path):
     pools = [{"role": role, "replica": REPLICA} for role in ("prefill", "decode")]

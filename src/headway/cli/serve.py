@@ -189,6 +189,9 @@ def served_from(data: dict[str, Any], file: str, calibration: str | None, termin
         if pool.role == "decode":
             backing = replace(backing, fetch_s=_fetch_s(handoff(deployment, pool.model)))
         backings += [backing] * pool.count
+    for text, backing in zip(spec.upstreams, backings, strict=True):
+        if backing.role == "prefill" and text.startswith("unix:"):
+            raise BadInput(f"{file}: gateway.upstreams: {text} prefills for others, who need a host:port to reach it")
     served = Served(spec, deployment, backings, deployment.policies)
     return served._replace(spec=with_models(spec, tuple(served.menu.names)))
 
