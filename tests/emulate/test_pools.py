@@ -12,6 +12,7 @@ from headway.cost import EngineSettings, Replica, compile_replica
 from headway.emulate.pools import PacedPools
 from headway.engine.checks import check_integrity
 from headway.engine.live import make_sequence, told
+from headway.hardware import Link
 from headway.policies import Policy, policy
 from headway.sim import Deployment, Policies, Pool, handoff, simulate
 from headway.workload import SharedPrefix, WorkloadSpec, parse_length, workload
@@ -39,7 +40,8 @@ class Chooser(Policy):
 def deployment(prefills: int, decodes: int, **engine: Any) -> Deployment:
     replica = Replica(model="llama-3.1-8b", gpu="h100-sxm", engine=EngineSettings(**engine))
     pools = Pool(role="prefill", count=prefills, replica=replica), Pool(role="decode", count=decodes, replica=replica)
-    return Deployment(pools=pools, policies=Policies(route=f"{__name__}:Chooser"))
+    link = Link(name="slow enough to be waited for", bytes_per_s=10e9, latency_s=1e-4)
+    return Deployment(pools=pools, policies=Policies(route=f"{__name__}:Chooser"), kv_link=link)
 
 
 def load_of(seed: int) -> Any:
@@ -93,6 +95,7 @@ def test_times_equal_the_simulators_to_the_bit(seed):
     tables = tuple(msgspec.structs.replace(whole, kv_blocks=rng.choice([600, 1200])) for _ in asked.pools)
     load = load_of(seed)
     result = simulate(asked, load, seed=seed, tables=tables)
+    assert result.requests.finished == result.requests.arrived
     pools, seqs = pools_of(asked, tables), sequences(load, seed)
     prefills = asked.pools[0].count
     for seq in seqs:

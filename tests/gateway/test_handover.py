@@ -10,6 +10,7 @@ from brain_cases import ADDRESSES, Life, ask, table
 from log_cases import header, logged_life
 from test_gateway_parity import FIELDS, Recorder, Stock, request_of, told
 
+from cli_cases import refused, run
 from headway.cost import Replica, compile_replica
 from headway.gateway import Backing, Brain, GatewaySpec
 from headway.gateway.events import EndRecord, EngineSample, Held, Refused, Routed
@@ -334,3 +335,11 @@ def test_where_early_and_late_binding_know_the_same_the_brain_names_what_the_sim
         answer = routed(b.arrive(float(arrival_s), ask(str(id), prompt_tokens=1500, max_tokens=4000)))
         assert (answer.prefill, answer.hosts[0] - 3) == (chosen[id]["prefill"], chosen[id]["decode"]), id
     assert len({tuple(each.values()) for each in chosen.values()}) > 2
+
+
+def test_a_prefill_replica_needs_an_address_that_others_can_reach(tmp_path):
+    file = tmp_path / "split.yaml"
+    pools = [f"- {{role: {role}, replica: {{model: llama-3.1-8b, gpu: h100-sxm}}}}" for role in ("prefill", "decode")]
+    head = "pools:\n" + "\n".join(pools) + "\n"
+    file.write_text(head + 'gateway: {upstreams: ["unix:/tmp/prefill.sock", "127.0.0.1:9002"]}\n')
+    refused(run("serve", file, "--check"), "unix:/tmp/prefill.sock", "host:port")

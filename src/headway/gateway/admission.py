@@ -29,12 +29,12 @@ def forecast(book: ReplicaBook, entry: Entry, now: float, queue_s: float) -> For
     pace, output = book.pace, entry.view.predicted_output_tokens
     most_first_s, most_token_s, most_s = entry.limits
     first_s = book.first_token_s(entry.view, now) + queue_s
-    first = pace.chance_first(first_s, most_first_s)
+    first = book.chance_first(first_s, most_first_s)
     if not entry.facts.generates or min(most_token_s, most_s) == math.inf:  # no pace to be judged
-        return Forecast(first_s, 0.0, first_s, (first, 1.0, pace.chance_first(first_s, most_s)))
+        return Forecast(first_s, 0.0, first_s, (first, 1.0, book.chance_first(first_s, most_s)))
     token_s = book.token_s(entry.view)
     end_s = first_s + (output * token_s if output > 1 else 0.0)  # nothing for an output of which nothing is known
-    end = min(pace.chance_first(end_s, most_s), pace.chance_token(end_s, most_s))
+    end = min(book.chance_first(end_s, most_s), pace.chance_token(end_s, most_s))
     return Forecast(first_s, token_s, end_s, (first, pace.chance_token(token_s, most_token_s), end))
 
 

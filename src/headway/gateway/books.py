@@ -218,6 +218,10 @@ class ReplicaBook:
         cached = min(int(self.view.cached_tokens(request)), prompt - 1)
         return sum(self.pace.first_s(prompt - cached, cached, 0, 0, 0)) / max(self.pace.first.ratio, 1.0)
 
+    def chance_first(self, predicted_s: float, limit_s: float) -> float:
+        """Return the probability that a first token predicted after so long comes within the limit."""
+        return self.pace.chance_first(predicted_s, limit_s)
+
     def learn_first(self, now: float, entry: Entry, actual_s: float) -> None:
         """Take in how long a first token did take after the request was passed on."""
         self.pace.relax(now)

@@ -75,12 +75,16 @@ class DecodeBook(ReplicaBook):
         """Predict the same where the best prefill replica has nothing else to do."""
         return min(book.idle_first_s(request, prompt) for book in self.prefills.values())
 
+    def chance_first(self, predicted_s: float, limit_s: float) -> float:
+        """Return the probability that a first token comes in time, by the prefill replica that is predicted best."""
+        return max(book.chance_first(predicted_s, limit_s) for book in self.prefills.values())
+
     def learn_first(self, now: float, entry: Entry, actual_s: float) -> None:
         """Take in how long a first token took: it says how fast the prefill replica is."""
         predicted_s = entry.due_s - self.fetched_s(entry.view.prompt_tokens) - entry.sent_s
-        for pace in (self.pace, self._prefill(entry).pace):
-            pace.relax(now)
-            pace.learn_first(now, predicted_s, actual_s)
+        pace = self._prefill(entry).pace
+        pace.relax(now)
+        pace.learn_first(now, predicted_s, actual_s)
 
     def add(self, entry: Entry, now: float) -> None:
         """Bind a request for this replica; its prompt is computed by the one that it names, from now on."""
