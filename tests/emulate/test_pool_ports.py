@@ -80,7 +80,7 @@ def test_without_the_header_the_asked_replica_serves_alone_and_a_stranger_is_ref
         client = await connect(emulator.ports[2])
         assert (await client.ask("POST", PATH, ASKED)).status == 200
         assert not hasattr(pools_of(emulator).link, "ends")
-        for stranger in ("127.0.0.1:1", at(emulator, 3, "10.0.0.1"), "nonsense"):
+        for stranger in ("127.0.0.1:1", at(emulator, 3, "192.0.2.1"), "nonsense"):
             reply = await client.ask("POST", PATH, ASKED, x_prefiller_host_port=stranger)
             assert reply.status == 502 and "x-prefiller-host-port" in reply.json["error"]["message"]
         reply = await client.ask("GET", "/metrics")

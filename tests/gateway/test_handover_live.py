@@ -22,9 +22,9 @@ from test_serve import OURS, SECTION, error
 from upstream import Upstream
 
 from cli_cases import run
-from headway.gateway.envoy_config import PREFILLER, STEERING
 from headway.gateway.events import Routed
 from headway.gateway.log.reader import runs
+from headway.gateway.steering import PREFILLER, STEERING
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("google", "envoy", "httptools")),
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 MODEL = "llama-3.1-8b"
 REPLICA = {"model": MODEL, "gpu": "h100-sxm"}
 POOLS = [{"role": role, "count": 2, "replica": REPLICA} for role in ("prefill", "decode")]
-SPOOFED = {name: "10.6.6.6:6666" for name in (*PREFILLER, *STEERING)}
+SPOOFED = {name: "192.0.2.6:6666" for name in (*PREFILLER, *STEERING)}
 
 
 def chat(stream: bool = True) -> dict[str, Any]:

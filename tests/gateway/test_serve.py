@@ -14,7 +14,7 @@ import pytest
 from served import ADMIN_KEY, CHAT, KEY, PATIENCE_S, Served, Upstreams
 from upstream import Upstream
 
-from headway.gateway.envoy_config import PREFILLER, STEERING
+from headway.gateway.steering import PREFILLER, STEERING
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("google", "envoy")),
@@ -103,7 +103,7 @@ def test_an_answer_in_one_piece_is_counted_by_its_usage(gateway):
 
 def test_what_is_sent_on_is_the_body_without_the_callers_key_or_ids(gateway):
     spoofed = {"x-request-id": "spoofed", "x-gateway-destination-endpoint": "127.0.0.1:1", "x-headway-class": "batch"}
-    spoofed |= dict.fromkeys((*PREFILLER, *STEERING), "10.6.6.6:1")  # what a sidecar before an engine would obey
+    spoofed |= dict.fromkeys((*PREFILLER, *STEERING), "192.0.2.6:1")  # what a sidecar before an engine would obey
     body = chat(api_base="http://elsewhere.invalid", extra={"kept": True})
     response, _ = gateway.ask(body, OURS | spoofed)
     assert response.status == 200

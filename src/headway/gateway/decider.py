@@ -20,15 +20,7 @@ from typing import Any, Protocol
 
 from headway.gateway.brain import Brain
 from headway.gateway.channel import Call, asking
-from headway.gateway.envoy_config import (
-    ATTEMPTS,
-    DESTINATION,
-    HEADERS,
-    POLICY_DETAILS,
-    PREFILLER,
-    TRACEPARENT,
-    Seen,
-)  # fmt: skip
+from headway.gateway.envoy_config import ATTEMPTS, DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT, Seen
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Outcome, Refused, Routed
 from headway.gateway.gauges import gauges_of
 from headway.gateway.ledger import Keeper, Ledger
@@ -40,6 +32,7 @@ from headway.gateway.plainhttp import ask_socket, get
 from headway.gateway.reading import Body, Reader, Reply, refusal
 from headway.gateway.scrape import engine_sample
 from headway.gateway.spec import upstream
+from headway.gateway.steering import PREFILLER
 from headway.gateway.traces import Tracer
 from headway.metrics.exposition import TEXT_TYPE
 

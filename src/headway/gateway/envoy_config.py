@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headway.gateway.spec import GatewaySpec, address
+from headway.gateway.steering import PREFILLER, STEERING
 
 TYPE = "type.googleapis.com/"
 HTTP = TYPE + "envoy.extensions.filters.http."
@@ -34,14 +35,7 @@ HTTP2_LIMITS = {
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 RECORDS_BYTES = 3 << 18  # kept while their stream is new or slow; what comes beyond them is lost
 RECORDS_WITHIN_S = 0.01  # one by one they would wake the decision process for each
-# By which llm-d's sidecar, beside a decode replica, is told who computes the prompt: the name that its versions up to
-# 2026 know, and the one that replaces it (pkg/common/routing of llm-d/llm-d-router; later versions write both, too).
-PREFILLER = ("x-prefiller-host-port", "x-llm-d-prefiller-host-port")
-# What else sidecars take a place from, which a caller could have them send prompts to.
-STEERING = (
-    "x-prefiller-url", "x-encoder-hosts-ports", "x-llm-d-encoder-hosts-ports", "x-kv-cache-source-host-port",
-    "x-llm-d-kv-cache-source-host-port", "x-data-parallel-host-port",
-)  # fmt: skip
+OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
 EARLY_REMOVED = ("x-request-id", DESTINATION, *PREFILLER, *STEERING)
 
 # Counts server-sent events that carry data, and those that carry text, keeps the last count of tokens that the engine
@@ -374,10 +368,7 @@ def _virtual_host(spec: GatewaySpec) -> dict[str, Any]:
     # The answer to a body cannot change headers where these are skipped. An empty value is left out.
     told = [(PREFILLER[0], name) for name in PREFILLER] + ([(TRACEPARENT, TRACEPARENT)] if spec.traces else [])
     added = [
-        {
-            "header": {"key": name, "value": f"%DYNAMIC_METADATA(envoy.lb:{key})%"},
-            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-        }
+        {"header": {"key": name, "value": f"%DYNAMIC_METADATA(envoy.lb:{key})%"}, "append_action": OVERWRITE}
         for key, name in told
     ]
     return {
@@ -406,10 +397,7 @@ def _routes() -> list[dict[str, Any]]:
 
 
 def _direct(match: dict[str, Any], status: int, body: dict[str, Any]) -> dict[str, Any]:
-    header = {
-        "header": {"key": "content-type", "value": "application/json"},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }
+    header = {"header": {"key": "content-type", "value": "application/json"}, "append_action": OVERWRITE}
     text = {"inline_string": json.dumps(body) + "\n"}
     return {"match": match, "direct_response": {"status": status, "body": text}, "response_headers_to_add": [header]}
 

@@ -20,11 +20,12 @@ import msgspec
 
 from headway.errors import MissingExtra
 from headway.gateway.decider import Decider
-from headway.gateway.envoy_config import DESTINATION, HEADERS, PREFILLER, STEERING, TRACEPARENT
+from headway.gateway.envoy_config import DESTINATION, HEADERS, TRACEPARENT
 from headway.gateway.events import Answer, EndRecord, Held, Left, Refused, Routed
 from headway.gateway.plainhttp import AdminPages
 from headway.gateway.reading import Reply, refusal
 from headway.gateway.spec import address
+from headway.gateway.steering import PREFILLER, STEERING
 
 METADATA = "envoy.lb"
 SUBSET = ("envoy.lb.subset_hint", f"{DESTINATION}-subset")
