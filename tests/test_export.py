@@ -11,6 +11,7 @@ import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from cli_cases import run
 from export_cases import REPOSITORIES, commands, deployments, engines, fits, pods
 from headway.cost import EngineSettings, Replica, memory_fit
 from headway.cost.speculation import Speculation
@@ -50,7 +51,7 @@ def expressible(deployment: Deployment, to: str) -> bool:
     replica, engine = deployment.pools[0].replica, deployment.pools[0].replica.engine
     split, hosts = deployment.pools[0].role != "mixed", spread(replica)
     if to == "gateway":
-        return not split
+        return not split or engine.name == "vllm"
     if to in ("vllm", "sglang", "trtllm") and to != engine.name:
         return False
     whole_ranks = host_gpus(gpu(replica.gpu)) % (replica.tp * replica.pp) == 0
@@ -393,6 +394,37 @@ def test_the_gateway_file_is_what_serve_reads(tmp_path):
     assert from_mapping(Deployment, data, "file") == deployment
 
 
+def test_the_gateway_file_of_pools_that_hand_over_is_what_serve_reads(tmp_path):
+    replica = Replica(model="llama-3.1-8b", gpu="h100-sxm")
+    pools = Pool(role="prefill", count=2, replica=replica), Pool(role="decode", count=2, replica=replica)
+    made = export(Deployment(pools=pools), "gateway", slo=Slo(ttft_s=0.5))
+    file = tmp_path / "gateway.yaml"
+    file.write_text(made.files["gateway.yaml"])
+    checked = run("serve", file, "--check")
+    assert checked.exit_code == 0, checked.output
+    for port, role in ((8000, "prefill"), (8001, "prefill"), (9002, "decode"), (9003, "decode")):
+        assert f"127.0.0.1:{port}, {role}" in checked.output
+    before = "--port=9002 --vllm-port=8002 --connector=nixlv2 --secure-proxy=false"
+    assert any(before in note and "decode-0" in note for note in made.notes)
+    engines = export(Deployment(pools=pools), "vllm").files
+    assert command_port(engines["prefill-0.sh"]) == 8000 and command_port(engines["decode-0.sh"]) == 8002
+
+
+def test_in_the_gateway_file_of_pools_that_hand_over_ranks_have_the_sum_of_their_weights():
+    weights = {"prefill": [1.0, 3.0], "decode": [1.0, 1.0, 2.0, 2.0]}
+    policies = Policies(route="weighted-requests", params={"route": {"weights": weights}})
+    replica = Replica(model="llama-3.1-8b", gpu="h100-sxm")
+    ranks = msgspec.structs.replace(replica, dp=2)
+    pools = Pool(role="prefill", count=2, replica=replica), Pool(role="decode", count=2, replica=ranks)
+    made = export(Deployment(pools=pools, policies=policies), "gateway")
+    route = yaml.safe_load(made.files["gateway.yaml"])["policies"]["params"]["route"]
+    assert route["weights"] == {"prefill": [1.0, 3.0], "decode": [2.0, 4.0]}
+
+
+def command_port(script: str) -> int:
+    return int(script.split("--port ")[1].split()[0])
+
+
 # --- golden: one typical deployment a target ---
 
 
@@ -417,7 +449,7 @@ def test_a_typical_deployment(to):
         (one(tp=3), "vllm", ["pools.0.replica", "tp=3", "allowed"]),
         (one(weights="fp8", engine=EngineSettings(name="trtllm")), "trtllm", ["published in bf16", "--model-path"]),
         (one(role="split", engine=EngineSettings(name="sglang")), "kubernetes", ["router of sglang", "dynamo"]),
-        (one(role="split"), "gateway", ["hands over", "kubernetes", "layouts=[mixed]"]),
+        (one(role="split", engine=EngineSettings(name="sglang")), "gateway", ["sidecar", "sglang", "layouts=[mixed]"]),
         (one(count=3), "compose", ["one machine", "12 GPUs"]),
         (one(engine=EngineSettings(name="sglang")), "llm-d", ["vLLM's metrics", "dynamo"]),
         (one(gpu="a100-40gb-sxm", tp=1), "vllm", ["does not fit on a100-40gb-sxm", "tp=8 would do"]),

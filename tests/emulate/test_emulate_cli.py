@@ -44,12 +44,15 @@ def test_bad_input_is_refused(more, parts):
     refused(run(*WORDS, *more), *parts)
 
 
-def test_prefill_and_decode_pools_are_refused(tmp_path):
+def test_prefill_and_decode_replicas_are_named_so_and_do_not_fail_one_by_one(tmp_path):
     replica = "{model: llama-3.1-8b, gpu: h100-sxm}"
     pools = "\n".join(f"- {{role: {role}, replica: {replica}}}" for role in ("prefill", "decode"))
     file = tmp_path / "d.yaml"
     file.write_text(f"pools:\n{pools}\n")
-    refused(run("emulate", file), "mixed pools")
+    result = run("emulate", file, "--port", "0", "--for", "50ms")
+    assert result.exit_code == 0, result.output
+    assert [line.split(", ")[1].split(":")[0] for line in result.stdout.splitlines()] == ["prefill", "decode"]
+    refused(run("emulate", file, "--fault", "crash:at=1s,for=1s,replica=1"), "crash at 1 s", "mixed pools")
 
 
 def test_a_missing_parser_names_the_extra(monkeypatch):

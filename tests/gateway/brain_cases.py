@@ -119,10 +119,24 @@ def served_by(spec: GatewaySpec, seed: int) -> tuple[list[str], Menu]:
     return models, menu_of(models, (), {"nick": (models[-1],), "any": tuple(dict.fromkeys(models[::-1]))})
 
 
-def started(spec: GatewaySpec, rng: Random, epoch_s: float, models: list[str], menu: Menu) -> Brain:
+def roles_of(models: list[str], seed: int) -> list[str]:
+    """What the replicas do: of one model, some may compute the prompts of the others."""
+    rng, count = Random(f"roles/{seed}"), len(models)
+    if count == 1 or len(set(models)) > 1 or rng.random() < 0.5:
+        return ["mixed"] * count
+    prefills = rng.randint(1, count - 1)
+    return ["prefill"] * prefills + ["decode"] * (count - prefills)
+
+
+def started(
+    spec: GatewaySpec, rng: Random, epoch_s: float, models: list[str], menu: Menu, roles: list[str]
+) -> Brain:
     """A decision process for it."""
     known = rng.random() < 0.7
-    backings = [Backing(model=model, table=table() if known else None) for model in models]
+    backings = [
+        Backing(model=model, role=role, fetch_s=(0.001, 1e-5), table=table() if known else None)
+        for model, role in zip(models, roles, strict=True)
+    ]
     policies = {kind: policy(kind, rng.choice(policy_names(kind))) for kind in ("route", "order", "admit", "scale")}
     chosen = ("first", "threshold", "in-time", "faulty")[len(spec.upstreams) % 4]
     policies["choose_model"] = Faulty() if chosen == "faulty" else policy("choose_model", chosen)
@@ -145,9 +159,10 @@ class Life:
         self.rng = Random(seed)
         self.spec = made(self.rng)
         self.models, self.menu = served_by(self.spec, seed)
+        self.roles = roles_of(self.models, seed)
         self.taste = Random(f"asked/{seed}")
         self.epoch_s = self.rng.choice([1e9, 86_400 * 31 - 20.0])  # the second: a day and a month end soon
-        self.brain = started(self.spec, self.rng, self.epoch_s, self.models, self.menu)
+        self.brain = started(self.spec, self.rng, self.epoch_s, self.models, self.menu, self.roles)
         self.disk: dict[tuple[str, str], Usage] = {}
         self.tally = Tally()
         self.asked: dict[str, Arrival] = {}
@@ -250,7 +265,7 @@ class Life:
         self.early.clear()
         self.epoch_s += self.now
         self.now = 0.0
-        self.brain = started(self.spec, self.rng, self.epoch_s, self.models, self.menu)
+        self.brain = started(self.spec, self.rng, self.epoch_s, self.models, self.menu, self.roles)
         self.tally = Tally()
         return self.brain.elsewhere(self.now, self.tally.others(self.disk.values(), rates=True))
 
@@ -349,6 +364,12 @@ class Life:
         first = books[answer.hosts[0]]
         assert first.healthy
         assert first.in_flight <= first.window
+        assert {self.roles[host] for host in answer.hosts} <= {"mixed", "decode"}
+        assert (answer.prefill is None) == (first.role == "mixed")
+        if answer.prefill is not None:
+            prefill = books[answer.prefill]
+            assert prefill.role == "prefill" and prefill.healthy
+            assert answer.id in prefill.entries and prefill.in_flight <= prefill.window
         asked, served = self.asked[answer.id].model, {self.models[host] for host in answer.hosts}
         assert len(served) == 1 and served <= set(self.menu.names[asked]), "at a replica of another model"
         assert answer.model == (served.pop() if asked in self.menu.aliases else "")
@@ -371,7 +392,7 @@ class Life:
             for number, klass in enumerate(self.spec.classes):
                 entry = self.brain._entry(self.now, ask("again", slo_class=number, ttft_s=0.3, max_tokens=1))
                 refused = unattainable(entry, klass, [book], self.now, 0.0, 1.0)
-                assert refused is None or book.others or refused.code == "unmeetable", refused
+                assert refused is None or not book.idle or refused.code == "unmeetable", refused
 
     def finish(self) -> None:
         """Everything ends, and nothing is left."""

@@ -91,9 +91,9 @@ def test_live_decisions_are_the_same_with_any_shadow(wrong):
         alone.run(60)
         beside.run(60)
         assert alone.said == beside.said, seed
-        assert sum(shadow.counts["route"].values()) == sum(
-            isinstance(answer, Routed) for answers in beside.said.values() for answer in answers
-        )
+        given = [answer for answers in beside.said.values() for answer in answers if isinstance(answer, Routed)]
+        asked, decisions = sum(shadow.counts["route"].values()), sum(1 + (each.prefill is not None) for each in given)
+        assert asked == decisions or (asked > decisions and "decode" in beside.roles)  # held after the first of two
 
 
 @pytest.mark.parametrize("name", ["least-requests", "least-tokens", "prefix-affinity", "round-robin"])

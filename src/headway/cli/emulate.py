@@ -14,7 +14,6 @@ from headway.cli.asked import deployment_of
 from headway.cli.blame import users_fault
 from headway.cli.calibration import compare_machines, with_calibration
 from headway.cli.terminal import Terminal, check_files, note_interpreted
-from headway.errors import BadInput
 from headway.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -78,19 +77,11 @@ def emulate(deployment_file: str | None, **asked: Any) -> None:
 
 
 def _emulator(deployment: Deployment, asked: o.Options) -> Emulator:
-    """The emulator of a deployment.
-
-    Raises:
-        BadInput: prefill and decode pools, or a setting that cannot be.
-    """
-    from headway.emulate import Emulator, Settings
+    """The emulator of a deployment; raises `BadInput` for a setting that cannot be."""
+    from headway.emulate import Emulator, Settings, Split
     from headway.policies import policy
+    from headway.sim import handoff
 
-    roles = {pool.role for pool in deployment.pools}
-    if roles != {"mixed"}:
-        raise BadInput(
-            "prefill and decode pools cannot be emulated, as OpenAI's API has no way to hand KV over: give mixed pools"
-        )
     named = deployment.policies.order
     order = None if named == "fcfs" else policy("order", named, deployment.policies.params.get("order"))
     given = {} if asked["output"] is None else {"output": asked["output"]}
@@ -103,7 +94,13 @@ def _emulator(deployment: Deployment, asked: o.Options) -> Emulator:
         **given,
     )
     pools = [pool for pool in deployment.pools for _ in range(pool.count)]
-    return Emulator([pool.replica for pool in pools], settings, order, [pool.model for pool in pools])
+    splits = []
+    for name in deployment.models:
+        members = [i for i, pool in enumerate(pools) if pool.model == name]
+        if pools[members[0]].role != "mixed":
+            roles = tuple(pools[i].role for i in members)
+            splits.append(Split(members[0], roles, handoff(deployment, name)))
+    return Emulator([pool.replica for pool in pools], settings, order, [pool.model for pool in pools], splits)
 
 
 async def _serve(emulator: Emulator, terminal: Terminal, for_s: float | None) -> None:
@@ -117,7 +114,8 @@ async def _serve(emulator: Emulator, terminal: Terminal, for_s: float | None) ->
         terminal.say_kept()
         if not terminal.quiet:
             for port in emulator.ports:
-                where = f"{port.names[0]} on {port.replica.gpus} {port.replica.gpu}: {port.url}/v1"
+                role = "" if port.role == "mixed" else f", {port.role}"
+                where = f"{port.names[0]} on {port.replica.gpus} {port.replica.gpu}{role}: {port.url}/v1"
                 click.echo(where, err=terminal.stdout_taken)
             terminal.note("Ctrl-C ends it" if for_s is None else f"ends by itself in {for_s:g} s")
         if for_s is not None:

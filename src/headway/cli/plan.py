@@ -278,6 +278,7 @@ def _yaml(found: Plan | Fleet) -> str:
 
     assert found.deployment is not None
     deployment = from_mapping(Deployment, found.deployment, "deployment")
-    if any(pool.role != "mixed" for pool in deployment.pools):
+    try:
+        return export(deployment, "gateway", slo=promised(found)).files["gateway.yaml"]
+    except BadInput:
         return write_yaml(found.deployment)
-    return export(deployment, "gateway", slo=promised(found)).files["gateway.yaml"]

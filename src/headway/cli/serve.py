@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from headway.gateway.menu import Menu
     from headway.policies import Policy
     from headway.sim import Deployment, Policies
+    from headway.sim.cluster import Handoff
 
 H = TypeVar("H", bound="Decider")
 
@@ -146,7 +147,7 @@ def served_of(file: str, calibration: str | None, terminal: Terminal) -> Served:
     """Read a file for serving.
 
     Raises:
-        BadInput: no section `gateway:`, prefill and decode pools, or as many addresses as there are no replicas.
+        BadInput: no section `gateway:`, or as many addresses as there are no replicas.
     """
     from headway.specs import read_yaml
 
@@ -155,9 +156,11 @@ def served_of(file: str, calibration: str | None, terminal: Terminal) -> Served:
 
 def served_from(data: dict[str, Any], file: str, calibration: str | None, terminal: Terminal) -> Served:
     """Read what a file holds, or what a decision log says that it held; raises as `served_of`."""
+    from msgspec.structs import replace
+
     from headway.cost import compile_replica
     from headway.gateway import Backing, GatewaySpec, with_models
-    from headway.sim import Deployment, Policies
+    from headway.sim import Deployment, Policies, handoff
     from headway.specs import from_mapping
 
     if "gateway" not in data:
@@ -173,8 +176,6 @@ def served_from(data: dict[str, Any], file: str, calibration: str | None, termin
             raise BadInput(f"{file}: without pools there may be name, policies and gateway; came {', '.join(data)}")
         return Served(spec, None, [Backing() for _ in spec.upstreams], names)
     deployment = with_calibration(from_mapping(Deployment, data, file), calibration, terminal)
-    if any(pool.role != "mixed" for pool in deployment.pools):
-        raise BadInput(f"{file}: pools that only prefill or only decode hand over inside the engine; serve mixed pools")
     count = sum(pool.count for pool in deployment.pools)
     if count != len(spec.upstreams):
         raise BadInput(f"{file}: {len(spec.upstreams)} gateway.upstreams for {count} replicas: give one for each")
@@ -184,7 +185,13 @@ def served_from(data: dict[str, Any], file: str, calibration: str | None, termin
         table = compile_replica(pool.replica)
         usd = None if hourly_usd is None else hourly_usd * pool.replica.gpus
         window = pool.replica.engine.max_seqs * table.ranks
-        backings += [Backing(model=pool.model, table=table, window=window, usd_per_hour=usd)] * pool.count
+        backing = Backing(model=pool.model, role=pool.role, table=table, window=window, usd_per_hour=usd)
+        if pool.role == "decode":
+            backing = replace(backing, fetch_s=_fetch_s(handoff(deployment, pool.model)))
+        backings += [backing] * pool.count
+    for text, backing in zip(spec.upstreams, backings, strict=True):
+        if backing.role == "prefill" and text.startswith("unix:"):
+            raise BadInput(f"{file}: gateway.upstreams: {text} prefills for others, who need a host:port to reach it")
     served = Served(spec, deployment, backings, deployment.policies)
     return served._replace(spec=with_models(spec, tuple(served.menu.names)))
 
@@ -201,10 +208,11 @@ def summary(served: Served) -> RenderableType:
     table.add_row("models", ", ".join(spec.models))
     for alias in [name for name in served.menu.names if name in served.menu.aliases]:
         table.add_row("", f"{alias}: {', '.join(served.menu.names[alias])}")
-    kinds = [f"{pool.count} x {pool.model} on {pool.replica.gpu}" for pool in _pools(served)]
+    kinds = [f"{pool.count} x {pool.model} on {pool.replica.gpu}{_doing(pool.role)}" for pool in _pools(served)]
     table.add_row("replicas", ", ".join(kinds) or f"{len(spec.upstreams)}, not described: predicted from what is seen")
     for text, backing in zip(spec.upstreams, served.backings, strict=True):
-        table.add_row("", f"{text}, at most {spec.limits.in_flight or backing.window} requests at once")
+        most = spec.limits.in_flight or backing.window
+        table.add_row("", f"{text}{_doing(backing.role)}, at most {most} requests at once")
     choice = f", choose_model {names.choose_model}" if len(served.menu.models) > 1 else ""
     advice = "" if names.scale == "fixed" else f", scale {names.scale} (advice)"
     table.add_row("policies", f"route {names.route}, order {names.order}, admit {names.admit}{choice}{advice}")
@@ -230,6 +238,15 @@ def summary(served: Served) -> RenderableType:
     key = "" if spec.admin_key_sha256 else ", without a key"
     table.add_row("admin", f"http://{spec.admin}/headway, /metrics and /status{key}")
     return table
+
+
+def _fetch_s(link: Handoff) -> tuple[float, float]:
+    """Seconds that a transfer of KV takes which waits for nobody: for any, and for each token, windows left out."""
+    return link.latency_s, (link.bytes_per_token + link.window_bytes_per_token) / link.bytes_per_s
+
+
+def _doing(role: str) -> str:
+    return "" if role == "mixed" else f", {role}"
 
 
 def _pools(served: Served) -> Any:

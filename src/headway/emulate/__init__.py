@@ -8,7 +8,7 @@ Start reading in `replica.py` (virtual time), then `port.py`, where the wall clo
 from headway.emulate.faults import Fault, parse_fault
 from headway.emulate.http import Limits
 from headway.emulate.replica import PacedReplica
-from headway.emulate.server import Emulator
+from headway.emulate.server import Emulator, Split
 from headway.emulate.settings import Settings
 
-__all__ = ["Emulator", "Fault", "Limits", "PacedReplica", "Settings", "parse_fault"]
+__all__ = ["Emulator", "Fault", "Limits", "PacedReplica", "Settings", "Split", "parse_fault"]

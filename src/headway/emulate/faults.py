@@ -146,6 +146,20 @@ def plan(faults: tuple[Fault, ...], seed: int, request: str, tokens: int) -> Pla
     return Plan(**changes)  # type: ignore[arg-type]
 
 
+def check_whole(faults: tuple[Fault, ...], members: range) -> None:
+    """Refuse a fault that befalls one of these replicas as a whole: their time is common.
+
+    Raises:
+        BadInput: naming it.
+    """
+    for fault in faults:
+        if fault.at_s is not None and fault.replica in members:
+            raise BadInput(
+                f"fault {fault.kind} at {fault.at_s:g} s: a prefill or decode replica cannot stand still or crash by "
+                "itself here: expected faults of requests, as in hang:p=0.01, or mixed pools"
+            )
+
+
 def check_replicas(faults: tuple[Fault, ...], replicas: int) -> None:
     """Refuse a fault of a replica that is not there.
 

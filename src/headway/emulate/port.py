@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from headway.cost import Replica, StepTable
+from headway.cost import Replica
 from headway.emulate import answers, prompts
 from headway.emulate.asks import ApiError, Ask, read_ask
 from headway.emulate.conductor import LEAD_S, Conductor
@@ -21,7 +21,6 @@ from headway.emulate.faults import dice, plan
 from headway.emulate.http import Connection, Request, parser_class
 from headway.emulate.lines import Answer, Embedded, FaultyLine, Line, Streamed, Whole, make_frames
 from headway.emulate.meters import Meters
-from headway.emulate.replica import PacedReplica
 from headway.emulate.settings import Settings
 from headway.engine import Sequence
 from headway.engine.live import make_sequence, told
@@ -41,14 +40,14 @@ class Port:
     next step, so lateness never adds up. It is measured (`Meters.late`).
     """
 
-    def __init__(self, index: int, replica: Replica, table: StepTable, settings: Settings, order: Any = None) -> None:
+    def __init__(self, index: int, replica: Replica, make_engine: Callable[[], Any], settings: Settings) -> None:
         self.index = index
         self.replica = replica
         self.settings = settings
         self.limits = settings.limits
         self.model = model(replica.model)
         self.names = settings.names or (replica.model,)
-        self.make_engine = functools.partial(PacedReplica, table, replica.engine, order)
+        self.make_engine = make_engine  # a `PacedReplica`, or what behaves as one
         self.parser = parser_class()
         self.connections: set[Connection] = set()
         self.created = int(time.time())
@@ -57,6 +56,11 @@ class Port:
         self.serial = 0
         self.sock: socket.socket | None = None
         self.start_anew()
+
+    @property
+    def role(self) -> str:
+        """What the replica does."""
+        return "mixed"
 
     def start_anew(self) -> None:
         """Begin with an empty engine and empty counters."""
@@ -149,14 +153,14 @@ class Port:
 
     def tokens_due(self) -> int:
         """About how many tokens leave then."""
-        return self.paced.running
+        return int(self.paced.running)
 
     def most_lead_s(self) -> float:
         """How early its step may be taken.
 
         Not earlier than a request needs to reach the engine: so no step begins without a request it should have seen.
         """
-        return min(self.paced.intake_s, LEAD_S)
+        return min(float(self.paced.intake_s), LEAD_S)
 
     def play(self) -> tuple[int, float]:
         """Let happen what is due next; how many tokens left, and by how much their middle was late."""

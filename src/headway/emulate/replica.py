@@ -30,12 +30,7 @@ class PacedReplica:
         self.intake_s = table.intake_s
         self.max_context = table.max_context
         self.block_tokens = table.block_tokens if settings.prefix_cache else 0
-        law, work = StepLaw(table), WorkDone(settings.max_batched_tokens, settings.max_seqs)
-        gaps = Gaps(*_BINS, settings.max_seqs)
-        shared = (law, settings, "mixed", order, table.block_tokens, work, gaps)
-        self.engines = [Engine(rank, *shared) for rank in range(table.ranks)]
-        if table.ranks > 1:
-            Lockstep(self.engines)
+        self.engines = engines_of(table, settings, "mixed", order)
         self.live = LiveReplica(self.engines)
         self.coming: list[tuple[float, int, Sequence]] = []
         self.sent = 0
@@ -91,14 +86,30 @@ class PacedReplica:
 
     def books(self, now_s: float) -> dict[str, float]:
         """Return what is in use: requests running and waiting, KV pages used and in all, tokens asked and found."""
-        for engine in self.engines:
-            engine.refresh(now_s)
-        return {
-            "running": self.running,
-            "waiting": sum(engine.waiting for engine in self.engines),
-            "kv_used": sum(engine.kv_used_blocks for engine in self.engines),
-            "kv_total": sum(engine.kv_total_blocks for engine in self.engines),
-            "queried": sum(engine.queried_tokens for engine in self.engines),
-            "hit": sum(engine.hit_tokens for engine in self.engines),
-            "preemptions": sum(engine.preemptions for engine in self.engines),
-        }
+        return books_of(self.engines, now_s)
+
+
+def engines_of(table: StepTable, settings: EngineSettings, role: str, order: Any) -> list[Engine]:
+    """Return the engine of a replica, or its data-parallel ranks, which step together."""
+    law, work = StepLaw(table), WorkDone(settings.max_batched_tokens, settings.max_seqs)
+    gaps = Gaps(*_BINS, settings.max_seqs)
+    shared = (law, settings, role, order, table.block_tokens, work, gaps)
+    engines = [Engine(rank, *shared) for rank in range(table.ranks)]
+    if table.ranks > 1:
+        Lockstep(engines)
+    return engines
+
+
+def books_of(engines: list[Engine], now_s: float) -> dict[str, float]:
+    """Return what is in use at the ranks of a replica."""
+    for engine in engines:
+        engine.refresh(now_s)
+    return {
+        "running": sum(engine.running for engine in engines),
+        "waiting": sum(engine.waiting for engine in engines),
+        "kv_used": sum(engine.kv_used_blocks for engine in engines),
+        "kv_total": sum(engine.kv_total_blocks for engine in engines),
+        "queried": sum(engine.queried_tokens for engine in engines),
+        "hit": sum(engine.hit_tokens for engine in engines),
+        "preemptions": sum(engine.preemptions for engine in engines),
+    }

@@ -14,7 +14,9 @@ import numpy as np
 from headway.engine.core import Engine
 from headway.engine.lane import Lane
 from headway.engine.law import buffer
-from headway.engine.sequence import HashChains, Sequence
+from headway.engine.sequence import FINISHED, HashChains, Sequence
+
+ENDED = cython.declare(cython.int, FINISHED)
 
 
 class Told(NamedTuple):
@@ -48,18 +50,28 @@ def make_sequence(
     return seq
 
 
+def hand_over(seq: Sequence) -> Sequence:
+    """Have a request handed over once its prompt is computed, unless it needs but the one token that comes with it."""
+    seq.handoff = seq.output_tokens > 1
+    return seq
+
+
 def told(seq: Sequence) -> Told:
     """Return how far a request has come; what it has generated is exact once it has ended."""
     return Told(seq.generated, seq.cached, seq.preemptions, seq.admitted_s, seq.first_s, seq.last_s)
 
 
 class LiveReplica:
-    """An engine in the role "mixed", or data-parallel ranks in lock-step, stepped by whoever keeps the time."""
+    """An engine, or data-parallel ranks in lock-step, stepped by whoever keeps the time.
+
+    `handed` collects requests whose prompt is computed and who go on elsewhere; the host empties it.
+    """
 
     def __init__(self, engines: list[Engine]) -> None:
         engine: Engine
         self.engines = engines
         self.leader = engines[0]
+        self.handed: list[Any] = []
         for engine in engines:
             engine.set_leaps(False)
 
@@ -73,19 +85,71 @@ class LiveReplica:
 
     def enqueue(self, seq: Sequence, now: cython.double) -> cython.int:
         """A request arrives: at the rank that has the fewest, the first of them."""
+        best: Engine = self.emptiest(seq)
+        best.enqueue(seq, now, False)
+        return 0
+
+    def expect(self, seq: Sequence, now: cython.double) -> cython.int:
+        """A request whose prompt was computed elsewhere is to be fetched: by the rank that has the fewest."""
+        seq.handoff = False
+        seq.source = seq.replica
+        best: Engine = self.emptiest(seq)
+        best.expect(seq, now, False)
+        return 0
+
+    def emptiest(self, seq: Sequence) -> Engine:
+        """Give a request the rank that has the fewest, the first of them."""
         engine: Engine
         best: Engine = self.leader
         for engine in self.engines:
             if engine.running + engine.waiting < best.running + best.waiting:
                 best = engine
         seq.replica = self.engines.index(best)
-        best.enqueue(seq, now, False)
+        return best
+
+    def fetching(self) -> list[Any]:
+        """Who may be fetched from now on, each with the ranks it is at and goes to, and the tokens of its KV."""
+        engine: Engine
+        seq: Sequence
+        found: list[Any] = []
+        for engine in self.engines:
+            while engine.starts.size > 0:
+                seq = engine.starts.take()
+                found.append((seq, seq.source, seq.replica, seq.target))
+        return found
+
+    def let_go(self, seq: Sequence, now: cython.double) -> cython.int:
+        """The KV of a request whose prompt was computed here has been fetched, or is not wanted any more."""
+        engine: Engine = self.engines[seq.source]
+        engine.let_go(seq, now)
         return 0
+
+    def land(self, seq: Sequence, now: cython.double) -> cython.int:
+        """The KV of a request has arrived here."""
+        engine: Engine = self.engines[seq.replica]
+        engine.land(seq, now, False)
+        return 0
+
+    def forsake(self, seq: Sequence, now: cython.double) -> cython.bint:
+        """Wait no more for the KV of a request that was expected here and has not landed; whether its turn had come.
+
+        Then pages were set aside for it, and the host forgets its transfer.
+        """
+        engine: Engine = self.engines[seq.replica]
+        begun: cython.bint = not engine.incoming.remove(seq)
+        if begun:
+            engine.kv.used -= engine.kv.pages(seq.target)
+            engine.running -= 1
+        else:
+            engine.waiting -= 1
+        engine.notice(now, False)
+        return begun
 
     def step(self, now: cython.double) -> tuple[list[Sequence], list[Sequence]]:
         """Close what ends now and open what can start; who got a token, first ones first, and who ended with it."""
         engine: Engine
         lane: Lane
+        seq: Sequence
         tokens: list[Any] = []
         ended: list[Any] = []
         for engine in self.engines:
@@ -97,7 +161,11 @@ class LiveReplica:
         self.leader.step(now)
         for engine in self.engines:
             while engine.out.size > 0:
-                ended.append(engine.out.take())
+                seq = engine.out.take()
+                if seq.status == ENDED:
+                    ended.append(seq)
+                else:
+                    self.handed.append(seq)
         return tokens, ended
 
     def abort(self, seq: Sequence, now: cython.double) -> cython.bint:
@@ -110,6 +178,10 @@ class LiveReplica:
         if engine.inbox.remove(seq) or engine.queue.remove(seq):
             engine.waiting -= 1
             engine.waiting_tokens -= seq.target
+        elif seq in engine.landed:
+            engine.landed = [other for other in engine.landed if other is not seq]
+            engine.kv.used -= engine.kv.pages(seq.target)
+            engine.running -= 1
         elif engine.partial is seq:
             engine.partial = None
             engine.kv.free(seq, seq.computed)

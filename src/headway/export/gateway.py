@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from headway.errors import BadInput
 from headway.gateway import GatewaySpec, SloClass
 from headway.metrics import Slo
 from headway.sim import Deployment
@@ -18,16 +17,7 @@ from headway.specs import from_mapping, to_mapping
 def gateway_file(
     deployment: Deployment, upstreams: list[str], slo: Slo | Sequence[SloClass] | None, listen: str = ""
 ) -> dict[str, Any]:
-    """Return the file as builtins; `slo` is the promise of the first class, or there are the classes.
-
-    Raises:
-        BadInput: prefill and decode pools, whose replicas hand over among themselves.
-    """
-    if any(pool.role != "mixed" for pool in deployment.pools):
-        raise BadInput(
-            "headway serve sends a request to one replica, and these pools only prefill or only decode: a router that "
-            "hands over is in exports to vllm, compose, kubernetes, llm-d and dynamo; or plan with layouts=[mixed]"
-        )
+    """Return the file as builtins; `slo` is the promise of the first class, or there are the classes."""
     section: dict[str, Any] = {"listen": listen} if listen else {}
     section |= {"upstreams": upstreams}
     section |= {"models": list(deployment.models)} if len(deployment.models) == 1 else {}  # else the pools say them
@@ -41,11 +31,16 @@ def gateway_file(
 def _by_replica(deployment: Deployment) -> Deployment:
     """The deployment with one weight per replica: the simulator's router sees each rank, a gateway's one address."""
     route = deployment.policies.params.get("route", {})
-    each = route.get("weights", {}).get("mixed")
-    if not each or all(pool.replica.dp == 1 for pool in deployment.pools):
+    weights = route.get("weights", {})
+    if not weights or all(pool.replica.dp == 1 for pool in deployment.pools):
         return deployment
-    ends = list(accumulate(pool.replica.dp for pool in deployment.pools for _ in range(pool.count)))
-    weights = [sum(each[first:end]) for first, end in pairwise([0, *ends]) if first < len(each)]
-    params = {**deployment.policies.params, "route": {**route, "weights": {"mixed": weights}}}
+    summed = {}
+    for whose, each in weights.items():
+        ranks = [
+            pool.replica.dp for pool in deployment.pools if whose in (pool.role, pool.model) for _ in range(pool.count)
+        ]
+        ends = list(accumulate(ranks))
+        summed[whose] = [sum(each[first:end]) for first, end in pairwise([0, *ends]) if first < len(each)]
+    params = {**deployment.policies.params, "route": {**route, "weights": summed}}
     policies = msgspec.structs.replace(deployment.policies, params=params)
     return msgspec.structs.replace(deployment, policies=policies)

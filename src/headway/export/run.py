@@ -14,6 +14,7 @@ from headway.export.kubernetes import kubernetes
 from headway.export.llmd import llm_d
 from headway.export.place import addresses, asked, place
 from headway.export.script import commented, scripts
+from headway.export.sidecar import port_of, sidecar_notes
 from headway.export.target import Exported, Target, target
 from headway.gateway import SloClass
 from headway.metrics import Slo
@@ -89,9 +90,10 @@ def _gateway(
 ) -> Exported:
     placed = place(deployment)
     at = addresses(placed, hosts)
-    file = gateway_file(deployment, [f"{at[each.hosts[0]]}:{each.port}" for each in placed], slo)
+    file = gateway_file(deployment, [f"{at[each.hosts[0]]}:{port_of(each, deployment)}" for each in placed], slo)
     notes = [
-        "no tenants: whoever reaches gateway.listen may ask; gateway.tenants says who, by the hashes of their keys"
+        "no tenants: whoever reaches gateway.listen may ask; gateway.tenants says who, by the hashes of their keys",
+        *sidecar_notes(placed, deployment, at),
     ]
     if len(at) > 1 and not hosts:
         notes.append(f"addresses {at[0]} to {at[-1]} stand for your hosts: --hosts names them")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # loaded when first used: the supervisor needs neither the brain nor what that needs
     from typing import Any
 
-    from headway.gateway.brain import Backing, Brain
+    from headway.gateway.books import Backing
+    from headway.gateway.brain import Brain
     from headway.gateway.decider import Decider
     from headway.gateway.deciding import decide
     from headway.gateway.hosts import addresses_in
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Backing": "brain",
+    "Backing": "books",
     "Brain": "brain",
     "Decider": "decider",
     "GatewaySpec": "spec",

@@ -29,12 +29,12 @@ def forecast(book: ReplicaBook, entry: Entry, now: float, queue_s: float) -> For
     pace, output = book.pace, entry.view.predicted_output_tokens
     most_first_s, most_token_s, most_s = entry.limits
     first_s = book.first_token_s(entry.view, now) + queue_s
-    first = pace.chance_first(first_s, most_first_s)
+    first = book.chance_first(first_s, most_first_s)
     if not entry.facts.generates or min(most_token_s, most_s) == math.inf:  # no pace to be judged
-        return Forecast(first_s, 0.0, first_s, (first, 1.0, pace.chance_first(first_s, most_s)))
+        return Forecast(first_s, 0.0, first_s, (first, 1.0, book.chance_first(first_s, most_s)))
     token_s = book.token_s(entry.view)
     end_s = first_s + (output * token_s if output > 1 else 0.0)  # nothing for an output of which nothing is known
-    end = min(pace.chance_first(end_s, most_s), pace.chance_token(end_s, most_s))
+    end = min(book.chance_first(end_s, most_s), pace.chance_token(end_s, most_s))
     return Forecast(first_s, token_s, end_s, (first, pace.chance_token(token_s, most_token_s), end))
 
 
@@ -62,7 +62,7 @@ def unattainable(
     best = min((forecast(book, entry, now, queue_s) for book in known), key=_merit)
     if not (best.end_s > deadline_s or (judged and min(best.chances) < klass.refuse_below)):
         return None
-    idle = [book for book in known if not book.in_flight + book.others]
+    idle = [book for book in known if book.idle]
     limits = *entry.limits[:2], min(entry.limits[2], deadline_s)
     guessed = entry.view.prompt_tokens
     if idle and all(least_s <= limit_s for least_s, limit_s in zip(idle_s(idle, entry, guessed), limits, strict=True)):
@@ -88,8 +88,7 @@ def unattainable(
 def idle_s(books: list[ReplicaBook], entry: Entry, prompt: int) -> tuple[float, float, float]:
     """Predict what a request with so many tokens takes at least, alone at the best of these replicas: as `Forecast`.
 
-    It is zero, which promises nothing, unless the cost model knows all of them: a ratio learned under load is not that
-    of an idle engine, so one above 1 is left out.
+    It is zero, which promises nothing, unless the cost model knows all of them.
     """
     least = [math.inf] * 3
     request = entry.view
@@ -97,8 +96,7 @@ def idle_s(books: list[ReplicaBook], entry: Entry, prompt: int) -> tuple[float, 
         pace = book.pace
         if pace.table is None:
             return 0.0, 0.0, 0.0
-        cached = min(int(book.view.cached_tokens(request)), prompt - 1)
-        first_s = sum(pace.first_s(prompt - cached, cached, 0, 0, 0)) / max(pace.first.ratio, 1.0)
+        first_s = book.idle_first_s(request, prompt)
         token_s, output = pace.token_s(1, prompt) / max(pace.token.ratio, 1.0), 0.0
         if entry.facts.generates and request.predicted_output_tokens > 1:
             output = request.predicted_output_tokens

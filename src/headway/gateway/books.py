@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
+import msgspec
+
 from headway.cost import StepTable
 from headway.gateway.events import Arrival, EndRecord, EngineSample
 from headway.gateway.live import LiveReplica, LiveRequest
@@ -19,6 +21,22 @@ from headway.gateway.prefix import TOKENS_PER_BLOCK, PrefixIndex
 PREFIX_BLOCKS_UNKNOWN = 20_000  # of 64 tokens, where no cost model says how much KV there is
 MODEL_BLOCK_TOKENS = 16
 DRIFT_SAMPLES = 3  # in a row that an engine must report more than the books before it is believed
+WINDOW_UNKNOWN = 64
+
+
+class Backing(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica behind the gateway: its model, step table and price where known, and how many requests it takes.
+
+    `role`: "prefill" replicas compute the prompts of "decode" replicas, which fetch the KV. That takes `fetch_s`: so
+    many seconds, and so many more for each token.
+    """
+
+    model: str = ""
+    role: str = "mixed"
+    fetch_s: tuple[float, float] = (0.0, 0.0)
+    table: StepTable | None = None
+    usd_per_hour: float | None = None  # of all its GPUs
+    window: int = WINDOW_UNKNOWN
 
 
 class Entry:
@@ -26,7 +44,7 @@ class Entry:
 
     __slots__ = (
         "at", "bound", "cached", "charged", "due_s", "facts", "hosts", "level", "limits", "line", "output", "paced_at",
-        "prefill_s", "reason", "record", "sent_s", "stage", "view", "waiting",
+        "prefill", "prefill_reason", "prefill_s", "reason", "record", "sent_s", "stage", "view", "waiting",
     )  # fmt: skip
 
     def __init__(self, facts: Arrival, view: LiveRequest, limits: tuple[float, float, float]) -> None:
@@ -41,6 +59,8 @@ class Entry:
         self.stage = "held"  # then "sent", then "ended"
         self.hosts: tuple[int, ...] = ()
         self.at = 0  # the one of them that has it
+        self.prefill: int | None = None  # the replica that computes its prompt, where that is another one
+        self.prefill_reason = ""
         self.reason = ""  # of the choice of hosts
         self.record: EndRecord | None = None
         self.sent_s = math.nan
@@ -63,6 +83,8 @@ class Entry:
 
 class ReplicaBook:
     """One replica: its view, its pace, its requests, its health."""
+
+    role = "mixed"
 
     def __init__(self, index: int, table: StepTable | None, window: int) -> None:
         self.index = index
@@ -105,6 +127,16 @@ class ReplicaBook:
     def room(self) -> bool:
         """Whether one more may be passed on."""
         return self.healthy and len(self.entries) + self.others < self.window
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way here."""
+        return not self.entries and not self.others
+
+    @property
+    def computing_tokens(self) -> int:
+        """Prompt tokens that this replica has still to compute."""
+        return self.waiting_tokens
 
     @property
     def context(self) -> int:
@@ -155,9 +187,13 @@ class ReplicaBook:
             self.running += 1
             self.running_tokens += entry.view.prompt_tokens - self.paced
         self._give_tokens(now)
+        self._show(held)
+
+    def _show(self, held: int) -> None:
         running, context = self.running, self.context
         waiting = len(self.entries) - running + held
-        self.view.show(running + others, waiting, self.waiting_tokens, context, -(-context // self.block_tokens))
+        blocks = -(-context // self.block_tokens)
+        self.view.show(running + self.others, waiting, self.waiting_tokens, context, blocks)
 
     def _give_tokens(self, now: float) -> None:
         """Let the running requests be given tokens until `now`."""
@@ -173,6 +209,23 @@ class ReplicaBook:
         new = request.prompt_tokens - cached
         work_s, beside_s = self.pace.first_s(new, cached, self.waiting_tokens, self.running, self.context)
         return max(self.free_s - now, 0.0) + work_s + beside_s
+
+    def idle_first_s(self, request: LiveRequest, prompt: int) -> float:
+        """Predict the seconds to the first token of a request with so many tokens that is alone here.
+
+        A ratio learned under load is not that of an idle engine, so one above 1 is left out.
+        """
+        cached = min(int(self.view.cached_tokens(request)), prompt - 1)
+        return sum(self.pace.first_s(prompt - cached, cached, 0, 0, 0)) / max(self.pace.first.ratio, 1.0)
+
+    def chance_first(self, predicted_s: float, limit_s: float) -> float:
+        """Return the probability that a first token predicted after so long comes within the limit."""
+        return self.pace.chance_first(predicted_s, limit_s)
+
+    def learn_first(self, now: float, entry: Entry, actual_s: float) -> None:
+        """Take in how long a first token did take after the request was passed on."""
+        self.pace.relax(now)
+        self.pace.learn_first(now, entry.due_s - entry.sent_s, actual_s)
 
     def token_s(self, request: LiveRequest) -> float:
         """Predict the seconds from one output token of this request to the next, beside all that is here already."""

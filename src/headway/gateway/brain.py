@@ -14,15 +14,13 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-import msgspec
-
-from headway.cost import StepTable
 from headway.gateway.admission import unattainable
 from headway.gateway.advice import EVERY_S, Advisor
-from headway.gateway.books import Entry, ReplicaBook
+from headway.gateway.books import Backing, Entry
 from headway.gateway.events import Answer, Arrival, EndRecord, EngineSample, Held, Left, Outcome, Refused, Routed
 from headway.gateway.fence import Fence
 from headway.gateway.figures import Figures
+from headway.gateway.handover import books_of, lines_of
 from headway.gateway.health import Judge
 from headway.gateway.held import HeldQueue
 from headway.gateway.lines import Line, room_in, spare_of
@@ -37,17 +35,7 @@ from headway.state import Defer, Hold
 TOMBSTONE_S = 60.0  # how long an end is kept whose request is not known yet
 RECORD_S = 10.0  # how long an ended request waits for its figures
 KEPT_MAX = 100_000
-WINDOW_UNKNOWN = 64
 TEMPLATE_TOKENS = 64  # that an engine's chat template adds at most to a prompt of which every byte is a token
-
-
-class Backing(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica behind the gateway: its model, step table and price where known, and how many requests it takes."""
-
-    model: str = ""
-    table: StepTable | None = None
-    usd_per_hour: float | None = None  # of all its GPUs
-    window: int = WINDOW_UNKNOWN
 
 
 class Brain:
@@ -75,9 +63,7 @@ class Brain:
         self.spec = spec
         self.limits = spec.limits
         self.backings = backings
-        self.books = [
-            ReplicaBook(i, backing.table, spec.limits.in_flight or backing.window) for i, backing in enumerate(backings)
-        ]
+        self.books = books_of(backings, spec.limits.in_flight)
         self.fence = Fence(policies)
         self.advisor = Advisor(self.fence, scale_every_s)
         self.figures = Figures()
@@ -85,13 +71,11 @@ class Brain:
         self.accounts = Accounts(Keys(spec.tenants).tenants)
         self.menu = menu or menu_of([backing.model for backing in backings], spec.models)
         weights = [account.tenant.weight for account in self.accounts]
-        self.lines: list[Line] = []
-        for i, model in enumerate(self.menu.models):
-            own = [book for book, backing in zip(self.books, backings, strict=True) if backing.model == model]
-            self.lines.append(Line(model, own, HeldQueue(self.fence, spec, weights), Random(f"{seed}/route/{i}")))
+        queues = {model: HeldQueue(self.fence, spec, weights) for model in self.menu.models}
+        self.lines = lines_of(self.books, [backing.model for backing in backings], queues, seed)
         self.sizes = [line.sizes for line in self.lines]
-        self.judge = Judge(spec, self.lines, self.figures)
-        self.cluster = LiveCluster(tuple(line.pool for line in self.lines), Random(f"{seed}/admit"))
+        self.judge = Judge(spec, [group for line in self.lines for group in line.groups], self.figures)
+        self.cluster = LiveCluster(tuple(pool for line in self.lines for pool in line.pools), Random(f"{seed}/admit"))
         self.live: dict[str, Entry] = {}
         self.tombstones: OrderedDict[str, float] = OrderedDict()
         self.unread: OrderedDict[str, tuple[float, Entry]] = OrderedDict()  # ended, without figures yet
@@ -114,7 +98,7 @@ class Brain:
         if refused is not None:
             return [self._refuse(entry, refused)]
         line = self.lines[entry.line]
-        at_once = not line.held.entries and line.room
+        at_once = not line.held.entries and line.room(now)
         answers: list[Answer] = []
         if not at_once and len(line.held) >= self.limits.held:
             loser = line.held.crowded_out(entry, now)
@@ -166,6 +150,8 @@ class Brain:
             if record.attempts > 1 and entry is not None and entry.hosts and record.replica != entry.hosts[0]:
                 self.judge.hear(self.books[entry.hosts[0]], False, probe=False)
             self.judge.learn(now, self.books[record.replica], record)
+            if entry is not None and entry.prefill is not None:
+                self.judge.learn_prompt(now, self.books[entry.prefill], record)
         if record.id in self.live:
             self.live[record.id].record = record
         elif record.id in self.unread:
@@ -194,6 +180,7 @@ class Brain:
     def sample(self, now: float, replica: int, sample: EngineSample) -> list[Answer]:
         """An engine's own metrics, read now."""
         self.engines[replica] = sample
+        self.books[replica].advance(now)
         drift = self.books[replica].compare(sample)
         if drift is not None and abs(drift) > max(2, 0.1 * self.books[replica].in_flight):
             self.figures.count("headway_drifted_total", replica=self.spec.upstreams[replica])
@@ -279,14 +266,14 @@ class Brain:
         over = self.accounts[facts.tenant].refusal(now, *entry.reserved)
         if over is not None:
             return Refused(facts.id, 429, *over)
-        healthy = {line.model: [book for book in line.allowed(facts) if book.healthy] for line in self.lines}
+        healthy = {line.model: line.answering(facts) for line in self.lines}
         models = tuple([model for model in entry.view.models if healthy[model]])
         entry.view.allow(self.menu.roomy(facts, models, self.sizes))
         if not entry.view.models:
-            words = "no replica that has room for it answers at the moment"
+            words = self.lines[entry.line].absent
             return Refused(facts.id, 503, "no_replica", words, self.spec.health.probe_s)
         for line in self.lines:
-            line.show(now, healthy[line.model], held=len(line.held) // max(len(healthy[line.model]), 1))
+            line.show_entry(now, healthy[line.model])
         self.cluster.show(now)
         no = self.fence.admit(entry.view, self.cluster)
         if self.shadow is not None:
@@ -319,30 +306,29 @@ class Brain:
         front of others.
         """
         line = self.lines[entry.line]
-        healthy = [book for book in line.allowed(entry.facts) if book.healthy]
+        healthy = line.answering(entry.facts)
         books = [book for book in healthy if book.room] or healthy
         if not books:
             self._drop(now, entry)
             words = "no replica that this request may go to answers at the moment"
             return self._refuse(entry, Refused(entry.facts.id, 503, "no_replica", words, self.spec.health.probe_s))
-        line.show(now, books)
-        decision = self.fence.route(entry.view, line.pool)
+        decision = line.ask(now, entry, books, self.fence, self.shadow)
         if isinstance(decision, Hold):
             entry.reason = decision.reason
             return None
         if entry.facts.id in line.held.entries:
             line.held.remove(entry.facts.id)
-        place, reason = decision
-        chosen = books[place]
-        if self.shadow is not None:
-            self.shadow.route(now, entry, books, line.pool.held, chosen)
+        chosen, reason = decision
         spare = spare_of(healthy, chosen)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
         chosen.add(entry, now)
         line.held.charge(entry)
         entry.reason = reason
         self._decided("routed", reason)
-        return Routed(entry.facts.id, entry.hosts, reason, line.model if entry.facts.model in self.menu.aliases else "")
+        if entry.prefill is not None:
+            self.figures.count("headway_prefilled_total", replica=self.spec.upstreams[entry.prefill])
+        model = line.model if entry.facts.model in self.menu.aliases else ""
+        return Routed(entry.facts.id, entry.hosts, reason, model, entry.prefill)
 
     def _pump(self, now: float) -> list[Answer]:
         """Route whoever waits while there is room."""
@@ -351,7 +337,7 @@ class Brain:
     def _pump_line(self, now: float, line: Line) -> list[Answer]:
         """Those of one model, until the router holds one: an event costs one answer in vain."""
         answers: list[Answer] = []
-        while line.held.entries and line.room and (entry := line.held.first(now)) is not None:
+        while line.held.entries and line.room(now) and (entry := line.held.first(now)) is not None:
             if now >= entry.view.deadline_s:
                 self._drop(now, entry)
                 words = "the request waited in the queue until its deadline passed"
@@ -444,12 +430,10 @@ class Brain:
             line.sizes.learn(tenant, entry.facts.prompt_bytes, record.prompt_tokens)
         if record.first_s is None or record.sent_s is None or record.replica not in entry.hosts[:1]:
             return
-        pace = self.books[record.replica].pace
-        pace.relax(now)
-        pace.learn_first(now, entry.due_s - entry.sent_s, record.first_s - record.sent_s)
+        book = self.books[record.replica]
+        book.learn_first(now, entry, record.first_s - record.sent_s)
         if tpot_s is not None:
-            book = self.books[record.replica]
-            pace.learn_token(now, pace.token_s(book.running + 1, book.context), tpot_s)
+            book.pace.learn_token(now, book.pace.token_s(book.running + 1, book.context), tpot_s)
 
     # --- what is seen ----------------------------------------------------------------------------------------
 
@@ -477,6 +461,7 @@ class Brain:
             sent_s=entry.sent_s if entry.hosts else None,
             reason=reason or entry.reason,
             replica=entry.hosts[0] if replica is None and entry.hosts else replica,
+            prefill=entry.prefill if entry.hosts else None,
             **more,
         )
         self.figures.over(outcome)
@@ -484,7 +469,7 @@ class Brain:
 
     def check(self) -> list[str]:
         """Say which laws the books break; an empty list is what is expected, at any moment."""
-        sent = sum(book.in_flight for book in self.books)
+        sent = sum(book.in_flight for line in self.lines for book in line.books)
         faults = [fault for book in self.books for fault in book.check()]
         faults += [fault for number, line in enumerate(self.lines) for fault in line.check(number)]
         held = self.held

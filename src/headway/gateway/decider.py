@@ -32,6 +32,7 @@ from headway.gateway.plainhttp import ask_socket, get
 from headway.gateway.reading import Body, Reader, Reply, refusal
 from headway.gateway.scrape import engine_sample
 from headway.gateway.spec import upstream
+from headway.gateway.steering import PREFILLER
 from headway.gateway.traces import Tracer
 from headway.metrics.exposition import TEXT_TYPE
 
@@ -79,7 +80,7 @@ class Decider:
         secure = any(text.startswith("https://") for text in brain.spec.upstreams)
         self.trust = ssl.create_default_context(cafile=brain.spec.upstream_ca or None) if secure else None
         self.waiting: dict[str, tuple[Call, Body]] = {}  # calls without a decision yet, and the body to send on
-        self.routed: dict[tuple[int, ...], bytes] = {}  # the answer that names these hosts, once made
+        self.routed: dict[tuple[tuple[int, ...], int | None], bytes] = {}  # the answer that names these, once made
         self.faults_said = self.ejected_said = 0
         self.shadow_said = ""
         self.journal: LogWriter | None = None  # the decision log
@@ -194,8 +195,8 @@ class Decider:
         assert isinstance(answer, Routed)
         body = sent_on(answer.model) if callable(sent_on) else sent_on
         trace = self.tracer.open.get(answer.id) if self.tracer else None
-        if body is None and trace is None and answer.hosts in self.routed:
-            return self.routed[answer.hosts]
+        if body is None and trace is None and (answer.hosts, answer.prefill) in self.routed:
+            return self.routed[answer.hosts, answer.prefill]
         message = self.types["ProcessingResponse"]()
         message.request_body.SetInParent()
         if body is not None:
@@ -203,11 +204,13 @@ class Decider:
         told = message.dynamic_metadata.fields["envoy.lb"].struct_value.fields
         hosts = islice(cycle(answer.hosts), ATTEMPTS)
         told[DESTINATION].string_value = ",".join(self.addresses[i] for i in hosts)
+        if answer.prefill is not None:
+            told[PREFILLER[0]].string_value = self.addresses[answer.prefill]
         if trace is not None:
             told[TRACEPARENT].string_value = trace.traceparent
         made = bytes(message.SerializeToString())
         if body is None and trace is None:
-            self.routed[answer.hosts] = made
+            self.routed[answer.hosts, answer.prefill] = made
         return made
 
     def _immediate(self, reply: Reply) -> bytes:
@@ -393,8 +396,8 @@ class Decider:
         self.overview.hear(outcome)
         trace_id = self.tracer.finish(outcome) if self.tracer else None
         if self.log is not None:
-            replica = None if outcome.replica is None else self.brain.spec.upstreams[outcome.replica]
-            self.log.over(outcome, replica, trace_id)
+            names = [None if i is None else self.brain.spec.upstreams[i] for i in (outcome.replica, outcome.prefill)]
+            self.log.over(outcome, names[0], names[1], trace_id)
 
     def _edge_replied(self, record: EndRecord, details: str) -> None:
         """Envoy has answered by itself, mostly to what never came as far as a question."""
@@ -433,6 +436,7 @@ class Decider:
             "replicas": [
                 {
                     "address": text,
+                    "role": book.role,
                     "healthy": book.healthy,
                     "in_flight": book.in_flight,
                     "others": book.others,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headway.gateway.spec import GatewaySpec, address
+from headway.gateway.steering import PREFILLER, STEERING
 
 TYPE = "type.googleapis.com/"
 HTTP = TYPE + "envoy.extensions.filters.http."
@@ -34,7 +35,8 @@ HTTP2_LIMITS = {
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 RECORDS_BYTES = 3 << 18  # kept while their stream is new or slow; what comes beyond them is lost
 RECORDS_WITHIN_S = 0.01  # one by one they would wake the decision process for each
-EARLY_REMOVED = ("x-request-id", DESTINATION)
+OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
+EARLY_REMOVED = ("x-request-id", DESTINATION, *PREFILLER, *STEERING)
 
 # Counts server-sent events that carry data, and those that carry text, keeps the last count of tokens that the engine
 # reports, and notes when the first event came. Handles do not survive a yield, so each is fetched anew. It runs for
@@ -363,12 +365,19 @@ def _mapper(status: dict[str, Any], kind: str, code: str, message: str, also: st
 def _virtual_host(spec: GatewaySpec) -> dict[str, Any]:
     """Keys, classes and addresses of callers end here; engines see none of them."""
     hidden = [*HEADERS, "x-forwarded-for", "x-forwarded-proto", "x-envoy-external-address", DESTINATION]
-    host = {"name": "openai", "domains": ["*"], "request_headers_to_remove": hidden, "routes": _routes()}
-    if spec.traces is not None:
-        # The answer to a body cannot change headers where these are skipped. An empty value is left out.
-        ours = {"key": TRACEPARENT, "value": f"%DYNAMIC_METADATA(envoy.lb:{TRACEPARENT})%"}
-        host["request_headers_to_add"] = [{"header": ours, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]
-    return host
+    # The answer to a body cannot change headers where these are skipped. An empty value is left out.
+    told = [(PREFILLER[0], name) for name in PREFILLER] + ([(TRACEPARENT, TRACEPARENT)] if spec.traces else [])
+    added = [
+        {"header": {"key": name, "value": f"%DYNAMIC_METADATA(envoy.lb:{key})%"}, "append_action": OVERWRITE}
+        for key, name in told
+    ]
+    return {
+        "name": "openai",
+        "domains": ["*"],
+        "request_headers_to_remove": hidden,
+        "request_headers_to_add": added,
+        "routes": _routes(),
+    }
 
 
 def _routes() -> list[dict[str, Any]]:
@@ -388,10 +397,7 @@ def _routes() -> list[dict[str, Any]]:
 
 
 def _direct(match: dict[str, Any], status: int, body: dict[str, Any]) -> dict[str, Any]:
-    header = {
-        "header": {"key": "content-type", "value": "application/json"},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }
+    header = {"header": {"key": "content-type", "value": "application/json"}, "append_action": OVERWRITE}
     text = {"inline_string": json.dumps(body) + "\n"}
     return {"match": match, "direct_response": {"status": status, "body": text}, "response_headers_to_add": [header]}
 

@@ -53,4 +53,4 @@ class Meter:
         if table is not None:
             self.joules += (self.watts or 0.0) * passed_s
             book.advance(now)
-            self.watts = watts(table, book.running + book.others, book.context, book.waiting_tokens)
+            self.watts = watts(table, book.running + book.others, book.context, book.computing_tokens)

@@ -74,6 +74,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     upstream_s: float | None = None  # from arrival to when the proxy passed it on
     duration_s: float = 0.0
     replica: int | None = None  # who answered; where nobody did, who was to
+    prefill: int | None = None  # who computed its prompt, where that is another one
     attempts: int = 0
     attained: bool = False
     ttft_s: float | None = None
@@ -87,13 +88,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Routed(msgspec.Struct, frozen=True):
     """Pass the request on to the first of `hosts`; to the second if it cannot be reached.
 
-    `model` takes the place of the name that the request says; "" leaves that as it is.
+    `model` takes the place of the name that the request says; "" leaves that as it is. `prefill` computes its prompt,
+    where that is another replica: the host is told by a header.
     """
 
     id: str
     hosts: tuple[int, ...]
     reason: str
     model: str = ""
+    prefill: int | None = None
 
 
 class Held(msgspec.Struct, frozen=True):

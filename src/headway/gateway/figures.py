@@ -52,6 +52,8 @@ HELP = {
     "headway_engine_requests": ("gauge", "Requests at a replica as its own metrics say, running and waiting."),
     "headway_kv_share": ("gauge", "Share of a replica's KV in use, as its own metrics say."),
     "headway_drift": ("gauge", "Requests that the engine has more than the books."),
+    "headway_replica_info": ("gauge", "1 for each replica, with its model and the role of its pool."),
+    "headway_prefilled_total": ("counter", "Requests whose prompt this prefill replica was given to compute."),
     "headway_healthy": ("gauge", "1 while a replica is sent requests."),
     "headway_held": ("gauge", "Requests that wait in Headway's queue."),
     "headway_predicted_ttft_seconds": (

@@ -10,6 +10,11 @@ from headway.gateway.brain import Brain
 def gauges_of(brain: Brain) -> Iterator[tuple[str, dict[str, str], float]]:
     """What is true at the moment, by name and labels."""
     for book, text in zip(brain.books, brain.spec.upstreams, strict=True):
+        yield (
+            "headway_replica_info",
+            {"replica": text, "model": brain.backings[book.index].model, "role": book.role},
+            1.0,
+        )
         yield "headway_in_flight", {"replica": text}, book.in_flight
         yield "headway_others", {"replica": text}, book.others
         yield "headway_healthy", {"replica": text}, float(book.healthy)
@@ -21,7 +26,7 @@ def gauges_of(brain: Brain) -> Iterator[tuple[str, dict[str, str], float]]:
             yield "headway_drift", {"replica": text}, sample.running + (sample.waiting or 0) - told
         if sample is not None and sample.kv_share is not None:
             yield "headway_kv_share", {"replica": text}, sample.kv_share
-        if book.pace.known:
+        if book.pace.known and book.role != "decode":
             own_s = sum(book.pace.first_s(512, 0, book.waiting_tokens, book.running, book.context))
             yield "headway_predicted_ttft_seconds", {"replica": text}, max(book.free_s - book.at_s, 0.0) + own_s
     for account in brain.accounts:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from headway.gateway.books import ReplicaBook
 from headway.gateway.events import EndRecord
 from headway.gateway.figures import Figures
-from headway.gateway.lines import Line
 from headway.gateway.spec import GatewaySpec
 
 PROBATION_S = 5.0  # out for errors; twice as long after each relapse
@@ -18,11 +17,14 @@ RELAPSES_MOST = 4
 
 
 class Judge:
-    """Takes replicas out and lets them come back; `last` is what it did last for errors, in words."""
+    """Takes replicas out and lets them come back; `last` is what it did last for errors, in words.
 
-    def __init__(self, spec: GatewaySpec, lines: list[Line], figures: Figures) -> None:
+    `groups`: the replicas, those together that do the same for the same model.
+    """
+
+    def __init__(self, spec: GatewaySpec, groups: list[list[ReplicaBook]], figures: Figures) -> None:
         self.spec = spec
-        self.lines = lines
+        self.groups = groups
         self.figures = figures
         self.ejected, self.last = 0, ""  # for errors
 
@@ -42,19 +44,26 @@ class Judge:
         """A request is over that this replica was the last to have."""
         if record.upstream_failed:
             self.hear(book, False, probe=False)
-        elif record.caller_left:
-            return
-        elif record.status >= 500:
+        elif not record.caller_left:
+            self._answered(now, book, record.status)
+
+    def learn_prompt(self, now: float, book: ReplicaBook, record: EndRecord) -> None:
+        """A request is over whose prompt this replica computed for another: an error may be either's."""
+        if not record.upstream_failed and not record.caller_left:
+            self._answered(now, book, record.status)
+
+    def _answered(self, now: float, book: ReplicaBook, status: int) -> None:
+        if status >= 500:
             self._error(now, book)
         else:
             book.failures = 0
-            if 200 <= record.status < 300:
+            if 200 <= status < 300:
                 book.errors, book.relapses, book.served_s = 0, 0, now
 
     def tick(self, now: float) -> None:
         """Let those come back whose time is over, on probation."""
-        for line in self.lines:
-            for book in line.books:
+        for group in self.groups:
+            for book in group:
                 if book.out_until_s is not None and now >= book.out_until_s:
                     book.turn(book.answers, None)
                     book.errors = self.spec.health.errors - 1
@@ -63,14 +72,14 @@ class Judge:
         book.errors += 1
         if book.errors == 1:
             book.errors_since_s = now
-        (line,) = [line for line in self.lines if book in line.books]
-        others = [each for each in line.books if each is not book and each.healthy]
-        out = sum(each.out_until_s is not None for each in line.books)
+        (group,) = [group for group in self.groups if book in group]
+        others = [each for each in group if each is not book and each.healthy]
+        out = sum(each.out_until_s is not None for each in group)
         if (
             not 0 < self.spec.health.errors <= book.errors
             or not book.healthy
             or not any(each.served_s >= book.errors_since_s for each in others)
-            or 2 * (out + 1) > len(line.books)
+            or 2 * (out + 1) > len(group)
         ):
             return
         out_s = PROBATION_S * 2**book.relapses

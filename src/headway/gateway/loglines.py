@@ -34,8 +34,8 @@ class LogLines:
         self.write = write
         self.behind = Behind("log", self._take, LINES_MAX, TOGETHER_MAX)
 
-    def over(self, outcome: Outcome, replica: str | None, trace_id: str | None) -> None:
-        """Write down a request that is over."""
+    def over(self, outcome: Outcome, replica: str | None, prefill: str | None, trace_id: str | None) -> None:
+        """Write down a request that is over, with who answered it, and who computed its prompt if that was another."""
         queue_s = None if outcome.sent_s is None else outcome.sent_s - outcome.arrived_s
         self._put(
             {
@@ -47,6 +47,7 @@ class LogLines:
                 "status": outcome.status,
                 "code": outcome.code,
                 "replica": replica,
+                "prefill": prefill,
                 "reason": outcome.reason,
                 "queue_s": queue_s,
                 "ttft_s": outcome.ttft_s,

@@ -6,6 +6,7 @@ It hears of every request that is over and looks at the brain between decisions;
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
@@ -145,6 +146,7 @@ class Overview:
         return {
             "address": self.brain.spec.upstreams[book.index],
             "model": self.brain.backings[book.index].model,
+            "role": book.role,
             "healthy": book.healthy,
             "in_flight": book.in_flight,
             "computing": book.in_flight - book.running,
@@ -168,11 +170,19 @@ class Overview:
         return min(book.view.kv_used_blocks / total, 1.0) if total else None
 
     def _advice(self) -> list[dict[str, Any]]:
-        """How many replicas of each model there should be, as the `scale` policy said last."""
-        advisor, there = self.brain.advisor, {line.model: len(line.books) for line in self.brain.lines}
+        """How many replicas of each pool there should be, as the `scale` policy said last."""
+        advisor = self.brain.advisor
+        there = Counter((self.brain.backings[book.index].model, book.role) for book in self.brain.books)
         return [
-            {"model": model, "there": there[model], "replicas": asked, "reason": why, "at_s": advisor.asked_s}
-            for model, (asked, why) in advisor.said.items()
+            {
+                "model": pool[0],
+                "role": pool[1],
+                "there": there[pool],
+                "replicas": asked,
+                "reason": why,
+                "at_s": advisor.asked_s,
+            }
+            for pool, (asked, why) in advisor.said.items()
         ]
 
     def _decisions(self) -> list[dict[str, Any]]:

@@ -25,13 +25,16 @@ from headway.gateway.events import Answer, EndRecord, Held, Left, Refused, Route
 from headway.gateway.plainhttp import AdminPages
 from headway.gateway.reading import Reply, refusal
 from headway.gateway.spec import address
+from headway.gateway.steering import PREFILLER, STEERING
 
 METADATA = "envoy.lb"
 SUBSET = ("envoy.lb.subset_hint", f"{DESTINATION}-subset")
 SERVED = f"{DESTINATION}-served"
 OBJECTIVE = "x-gateway-inference-objective"
 PROCESSOR, HEALTH = "envoy.service.ext_proc.v3.ExternalProcessor", "grpc.health.v1.Health"
-HIDDEN = (*HEADERS, "x-forwarded-for")  # from engines; without `x-forwarded-proto` Envoy would find no route
+# From engines; without `x-forwarded-proto` Envoy would find no route.
+UNTOLD = (*HEADERS, "x-forwarded-for", *STEERING)
+HIDDEN = (*UNTOLD, *PREFILLER)
 CHUNK_BYTES = 60_000  # of a body in one message: Envoy refuses larger ones
 SERVING, NOT_SERVING, UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
 CALLS_MAX = 20_000
@@ -207,13 +210,15 @@ class Picker(Decider):
             return self._refused(refusal(400, "invalid_request", "the request has no body", None))
         return self._refused(self.reader.plain("GET", passing.headers.get(":path", ""), passing.ours))
 
-    def _named(self, hosts: tuple[int, ...], size: int | None = None, traceparent: str | None = None) -> Any:
+    def _named(self, routed: Routed, size: int | None = None, traceparent: str | None = None) -> Any:
         """The answer to the headers: where the request goes, without what is no engine's business."""
-        message, names = self._response("request_headers"), ",".join(self.addresses[i] for i in hosts)
+        message, names = self._response("request_headers"), ",".join(self.addresses[i] for i in routed.hosts)
+        prefill = None if routed.prefill is None else self.addresses[routed.prefill]
         common = message.request_headers.response
         common.clear_route_cache = True
-        common.header_mutation.remove_headers.extend(HIDDEN)
-        for name, value in ((DESTINATION, names), ("content-length", size), (TRACEPARENT, traceparent)):
+        common.header_mutation.remove_headers.extend(HIDDEN if prefill is None else UNTOLD)
+        told = [(DESTINATION, names), ("content-length", size), (TRACEPARENT, traceparent)]
+        for name, value in [*told, *((name, prefill) for name in PREFILLER)]:
             if value is not None:
                 option = common.header_mutation.set_headers.add()
                 option.header.key, option.header.raw_value = name, str(value).encode()
@@ -246,7 +251,7 @@ class Picker(Decider):
         whole = body if sent_on is None else sent_on
         self._let_go(passing)
         parent = None if trace is None else trace.traceparent
-        return [self._named(answer.hosts, len(whole), parent), *self._chunks("request_body", whole, last)]
+        return [self._named(answer, len(whole), parent), *self._chunks("request_body", whole, last)]
 
     def _chunks(self, kind: str, body: bytes, last: bool) -> Iterator[Any]:
         """A body in messages that Envoy takes."""

@@ -60,7 +60,7 @@ class Shadow:
         self.policies = policies
         self.guard = guard
         self.seed, self.rng = seed, Random(f"{seed}/shadow/admit")
-        self.pools: dict[str, LivePool] = {}  # by model
+        self.pools: dict[tuple[str, str], LivePool] = {}  # by model and role
         self.counts: dict[str, Counter[str]] = {kind: Counter() for kind in policies}
         self.strikes: Counter[str] = Counter()
         self.off: dict[str, str] = {}
@@ -68,8 +68,8 @@ class Shadow:
         self.said: deque[ShadowSaid] = deque(maxlen=SAID_MAX)  # for the log, which takes it after every event
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
 
-    def route(self, now: float, entry: Entry, books: list[ReplicaBook], held: int, chosen: ReplicaBook) -> None:
-        """Ask where the request, which goes to `chosen`, would have gone among these replicas, while `held` wait."""
+    def route(self, now: float, entry: Entry, books: list[ReplicaBook], live: LivePool, chosen: ReplicaBook) -> None:
+        """Ask where the request, which goes to `chosen`, would have gone among these replicas, which `live` shows."""
 
         def read(answer: Any) -> ShadowSaid:
             if isinstance(answer, Hold):
@@ -81,8 +81,8 @@ class Shadow:
             return self._said("route", entry, would is chosen, replica=would.index, reason=str(answer.reason))
 
         if self._asked("route"):
-            pool = self._pool(entry.view.models[0])
-            pool.show(now, [book.view for book in books], held)
+            pool = self._pool(live)
+            pool.show(now, live.replicas, live.held)
             said = self._ask("route", entry, pool, read)
             self._keep(said, f"replica {chosen.index}", "held" if said.replica is None else f"replica {said.replica}")
 
@@ -97,8 +97,8 @@ class Shadow:
 
         if self._asked("admit"):
             for pool in live:
-                self._pool(pool.model).show(now, pool.replicas, pool.held)
-            cluster = LiveCluster(tuple(self._pool(pool.model) for pool in live), self.rng)
+                self._pool(pool).show(now, pool.replicas, pool.held)
+            cluster = LiveCluster(tuple(self._pool(pool) for pool in live), self.rng)
             cluster.show(now)
             said = self._ask("admit", entry, cluster, read)
             self._keep(said, *(("refused", "let in") if refused else ("let in", "refused")))
@@ -133,12 +133,13 @@ class Shadow:
             "recent_differences": list(self.recent),
         }
 
-    def _pool(self, model: str) -> LivePool:
-        """The view of a model's replicas, with a random stream of its own."""
-        if model not in self.pools:
+    def _pool(self, live: PoolState) -> LivePool:
+        """The view of the same replicas, with a random stream of its own."""
+        whose = live.model, live.role
+        if whose not in self.pools:
             rng = Random(f"{self.seed}/shadow/route/{len(self.pools)}")
-            self.pools[model] = LivePool("mixed", [], rng, model)
-        return self.pools[model]
+            self.pools[whose] = LivePool(live.role, [], rng, live.model)
+        return self.pools[whose]
 
     def _asked(self, kind: str) -> bool:
         return kind in self.policies and kind not in self.off

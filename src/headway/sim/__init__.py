@@ -7,6 +7,6 @@ Start reading in `run.py` (`simulate`), then `cluster.py` (`Cluster.advance`), t
 
 from headway.sim.deployment import Deployment, Policies, Pool
 from headway.sim.interrupt import CtrlC
-from headway.sim.run import simulate
+from headway.sim.run import handoff, simulate
 
-__all__ = ["CtrlC", "Deployment", "Policies", "Pool", "simulate"]
+__all__ = ["CtrlC", "Deployment", "Policies", "Pool", "handoff", "simulate"]

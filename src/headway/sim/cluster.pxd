@@ -23,7 +23,7 @@ cdef class Handoff:
     cdef double[::1] free_s
     cdef readonly double bytes_moved
     cdef readonly double wait_s
-    cdef double send(self, Py_ssize_t source, Py_ssize_t target, long long tokens, double now) except? -1
+    cpdef double send(self, Py_ssize_t source, Py_ssize_t target, long long tokens, double now) except? -1
 
 
 cdef int number(Engine engine, Py_ssize_t slot) except -1

@@ -203,7 +203,7 @@ def build(
         for i, ((name, role), group) in enumerate(groups.items())
     ]
     state = ClusterState(tuple(views), Random(f"{seed}/admit"))
-    handoffs = {name: _handoff(deployment, name) for name, role in groups if role == "decode"}
+    handoffs = {name: handoff(deployment, name) for name, role in groups if role == "decode"}
     menus = tuple(deployment.may_serve(name) for name in workload.models) or (deployment.models,)
     arrivals = Arrivals(workload.batches(seed), tables[0].intake_s, menus)
     closed = None if workload.concurrency is None else (workload.concurrency, workload.think_s)
@@ -225,8 +225,11 @@ def _scaler(deployment: Deployment, views: list[PoolState]) -> Scaler | None:
     return Scaler(rule, deployment.scale_every_s, views, counts, startup_s)
 
 
-def _handoff(deployment: Deployment, name: str) -> Handoff:
-    """The link for all pairs of a model's replicas: the slowest of theirs where there are several kinds."""
+def handoff(deployment: Deployment, name: str) -> Handoff:
+    """The link for all pairs of a model's replicas: the slowest of theirs where there are several kinds.
+
+    The ends are numbered as all ranks of the deployment are, pool after pool.
+    """
     senders = [pool.replica for pool in deployment.pools if (pool.model, pool.role) == (name, "prefill")]
     receivers = [pool.replica for pool in deployment.pools if (pool.model, pool.role) == (name, "decode")]
     links = [kv_link(sender, receiver) for sender in senders for receiver in receivers]

@@ -123,7 +123,7 @@ function replicas(now) {
     const said = r.engine_running === null ? "–" : `${r.engine_running} + ${r.engine_waiting || 0}`;
     const kv = r.kv_share === null ? ["–"] : [`${percent(r.kv_share)}${r.kv_said ? "" : " predicted"}`, bar(r.kv_share, "KV in use", { short: r.kv_share > 0.95 })];
     const drift = r.drift === null ? "–" : r.drift > 0 ? `+${r.drift}` : r.drift < 0 ? `−${-r.drift}` : "0";
-    return element("tr", {}, element("td", { class: "nowrap" }, r.address), element("td", { class: "nowrap" }, r.model || "not described"),
+    return element("tr", {}, element("td", { class: "nowrap" }, r.address), element("td", { class: "nowrap" }, r.model || "not described", ...(r.role === "mixed" ? [] : [element("span", { class: "sub" }, r.role)])),
       element("td", { class: `nowrap ${r.healthy ? "good" : "bad"}` }, r.healthy ? "● serving" : "✗ out"),
       element("td", { class: "meter" }, `${r.in_flight} of ${r.window}${r.others ? `, ${r.others} not ours` : ""}`, bar((r.in_flight + r.others) / r.window, "places in use")),
       element("td", { class: "spark" }, spark(index)), element("td", { class: "number" }, r.computing), element("td", { class: "number" }, said),
@@ -137,7 +137,7 @@ function advice(now) {
   $("advice").replaceChildren(...now.advice.map((a) => {
     const change = a.replicas - a.there;
     const said = change ? `${Math.abs(change)} ${change > 0 ? "more" : "fewer"}` : "as many as there are";
-    const whose = now.advice.length > 1 && a.model ? ` of ${a.model}` : "";
+    const whose = now.advice.length > 1 && a.model ? ` of ${a.model}${a.role === "mixed" ? "" : `, ${a.role}`}` : "";
     return element("span", { class: change ? "differs" : "" }, `Scale advice: ${a.replicas} replica${a.replicas === 1 ? "" : "s"}${whose}, ${said}`,
       element("span", { class: "sub" }, ` ${a.reason}; ${ago(now.now_s - a.at_s)}`));
   }));
