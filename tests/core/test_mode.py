@@ -1,6 +1,7 @@
 """The core is compiled or interpreted as a whole: a mixture would hide which of the two was tested."""
 
 import importlib
+import re
 import sysconfig
 from pathlib import Path
 from shutil import which
@@ -28,3 +29,14 @@ def test_source_runs_interpreted_and_an_install_with_a_compiler_runs_compiled():
         assert headway.interpreted_modules() == []
     else:
         assert headway.interpreted_modules() in ([], CORE)
+
+
+def test_the_decisions_way_is_compiled_where_the_core_is():
+    """What is compiled as it stands is named in setup.py alone; nothing of it has C types of its own."""
+    setup = (Path(__file__).parents[2] / "setup.py").read_text()
+    names = re.findall(r'"(\w+)"', setup[setup.index("DECISION =") : setup.index("TYPED =")])
+    modules = [importlib.import_module(f"headway.gateway.{name}") for name in names]
+    assert len(modules) >= 7
+    compiled = {str(module.__file__).endswith((".so", ".pyd")) for module in modules}
+    assert compiled == {not headway.interpreted_modules()}
+    assert not [name for name in names if (HERE / "gateway" / f"{name}.pxd").exists()]

@@ -27,6 +27,7 @@ HEADERS_MAX = 1 << 17
 CALLS_MAX = 20_000
 UNFINISHED_MAX = 1 << 28  # bytes of messages that are not whole yet, over all calls of a connection
 UNREAD_MAX = 1 << 26  # bytes that the peer has not read
+TOGETHER_MAX = 32  # frames in one write: while many questions are read the peer goes on with the first answers
 OPENING = b"\x88\x0f\x10\x10application/grpc"  # :status 200, content-type, in HPACK without tables
 TRAILERS = [b"\x00\x0bgrpc-status" + bytes([len(str(status))]) + str(status).encode() for status in range(17)]
 
@@ -151,7 +152,7 @@ class Channel(asyncio.Protocol):
         return max(self.message_max + 5, 1 << 16)
 
     def data_received(self, data: bytes) -> None:
-        """Take frames apart; what they cause to be sent leaves in one write."""
+        """Take frames apart; what they cause to be sent leaves in few writes."""
         self.reading = True
         try:
             self.buffer = self._frames(self.buffer + data if self.buffer else data)
@@ -180,6 +181,8 @@ class Channel(asyncio.Protocol):
         if not self.out and not self.reading:
             asyncio.get_running_loop().call_soon(self.flush)
         self.out.append(_frame(kind, flags, stream, payload))
+        if len(self.out) >= TOGETHER_MAX:
+            self.flush()
 
     def flush(self) -> None:
         """Send what has been gathered."""

@@ -29,9 +29,11 @@ class Event(typing.NamedTuple):
 def events_of(brain: type[Brain] = Brain) -> dict[str, Event]:
     """Return the events by name."""
     found = {}
-    for name, method in inspect.getmembers(brain, inspect.isfunction):
+    for name, method in inspect.getmembers(brain, inspect.isroutine):  # compiled ones are no functions of Python's
+        if name.startswith("_"):
+            continue
         parameters = list(inspect.signature(method).parameters.values())[1:]
-        if name.startswith("_") or not parameters or parameters[0].name != "now":
+        if not parameters or parameters[0].name != "now":
             continue
         hints = typing.get_type_hints(method)
         if hints.get("return") in (list[Answer], type(None)):
