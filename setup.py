@@ -11,8 +11,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError
 
 SRC = Path("src")
-# A gateway's way from question to decision, compiled as it stands: no variable has a C type and every index is checked,
-# so that what strangers send meets what it meets in Python. More optimizing takes the compiler longer and gains nothing.
+# The way from question to decision, compiled as it stands: no variable has a C type and every index is checked, so
+# that what strangers send meets what it meets in Python. More optimizing takes the compiler longer and gains nothing.
 DECISION = [SRC / "headway/gateway" / f"{name}.py" for name in (
     "books", "brain", "channel", "decider", "lines", "predict", "reading"
 )]  # fmt: skip
