@@ -17,7 +17,7 @@ from headway.gateway.admission import unattainable
 from headway.gateway.events import Arrival, EndRecord, EngineSample, Held, Left, Refused, Routed
 from headway.gateway.ledger import Tally
 from headway.gateway.menu import Menu, menu_of
-from headway.gateway.spec import BUDGETS, Health, Limits
+from headway.gateway.spec import BUDGETS, Health, Hedging, Limits
 from headway.gateway.tenants import Usage
 from headway.metrics import Slo
 from headway.policies import Policy, policy, policy_names
@@ -157,7 +157,9 @@ class Life:
 
     def __init__(self, seed: int) -> None:
         self.rng = Random(seed)
-        self.spec = made(self.rng)
+        self.late = Random(f"hedging/{seed}")
+        hedging = [None, Hedging(after_s=0.05, budget=0.3), Hedging(quantile=0.9, budget=1.0)][self.late.randrange(3)]
+        self.spec = structs.replace(made(self.rng), hedging=hedging)
         self.models, self.menu = served_by(self.spec, seed)
         self.roles = roles_of(self.models, seed)
         self.taste = Random(f"asked/{seed}")
@@ -210,16 +212,28 @@ class Life:
             sample = EngineSample(running=self.rng.choice([None, 0, 3]), waiting=self.rng.choice([None, 1]))
             return self.brain.sample(self.now, replica, sample)
         if what < 0.91:
-            return self.brain.failed(self.now, self.rng.choice([*live, "unknown"]), replica)
+            id = self.rng.choice([*live, "unknown"])
+            return self.brain.failed(self.now, id, replica) + self.hedge()
         if what < 0.93:
             return self.flush()
         if what < 0.94:
             return self.kill()
         return self.tick()
 
+    def hedge(self) -> list[Any]:
+        """The proxy tells of hedges, and of replicas that have lost one, or of what it was not asked to do."""
+        answers, hedges = [], self.brain.hedges
+        for id in [self.late.choice([*self.brain.live, "unknown"]), *[id for id in hedges.promised][:2]]:
+            hosts = self.brain.live[id].hosts if id in self.brain.live else ()
+            replica = self.late.choice([self.late.randrange(len(self.brain.books)), *hosts[1:]])
+            answers += self.brain.hedged(self.now, id, replica)
+        for id in self.late.sample(list(hedges.copies), len(hedges.copies) // 2):
+            answers += self.brain.failed(self.now, id, self.late.choice(self.brain.live[id].hosts))
+        return answers
+
     def tick(self) -> list[Any]:
         unread = dict(self.brain.unread)
-        answers = self.brain.tick(self.now)
+        answers = self.hedge() + self.brain.tick(self.now)
         for id, (_, entry) in unread.items():
             if id not in self.brain.unread and entry.hosts:
                 self.draw(entry, entry.bound)
@@ -299,6 +313,7 @@ class Life:
             ttft_s=self.rng.choice([None, None, 0.3]),
             tpot_s=self.rng.choice([None, None, 0.1]),
             model=self.taste.choice(list(self.menu.names)),
+            streams=self.late.random() < 0.8,
         )
         self.said[id] = []
         self.asked[id] = facts

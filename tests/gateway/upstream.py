@@ -9,6 +9,8 @@ import re
 import ssl
 import threading
 
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
 
 class Upstream:
     """`tokens` tokens, `pace_s` apart, after `first_s`; `fail`: "reset" closes before the first byte, "hang" waits,
@@ -25,6 +27,7 @@ class Upstream:
         self.tokens, self.pace_s, self.first_s = tokens, pace_s, first_s
         self.fail = ""
         self.counting = False  # each event of a stream has the tokens so far
+        self.head_first = False  # the head of a stream comes at once, as vLLM's does
         self.word = ""  # what each token says beside its number
         self.endless, self.released = False, threading.Event()
         self.sent = 0  # bytes of streams
@@ -90,7 +93,13 @@ class Upstream:
             return True
         self.active += 1
         try:
-            await asyncio.sleep(self.first_s)
+            if self.head_first:
+                writer.write(STREAM_HEAD)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(1), self.first_s)
+                    raise ConnectionResetError("the caller left")
+            else:
+                await asyncio.sleep(self.first_s)
             await (self.stream if json.loads(body).get("stream") else self.whole)(writer)
         except OSError:
             self.cut += 1
@@ -109,7 +118,8 @@ class Upstream:
         await writer.drain()
 
     async def stream(self, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        if not self.head_first:
+            writer.write(STREAM_HEAD)
         # Of this stream, whatever is set for later ones.
         i, tokens, pace_s, released = 0, self.tokens, self.pace_s, self.released if self.endless else None
         while i <= tokens or (released and not released.is_set()):  # the first names the role only

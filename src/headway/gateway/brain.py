@@ -22,6 +22,7 @@ from headway.gateway.fence import Fence
 from headway.gateway.figures import Figures
 from headway.gateway.handover import books_of, lines_of
 from headway.gateway.health import Judge
+from headway.gateway.hedging import Hedges
 from headway.gateway.held import HeldQueue
 from headway.gateway.lines import Line, room_in, spare_of
 from headway.gateway.live import LiveCluster, LiveRequest
@@ -76,6 +77,7 @@ class Brain:
         self.sizes = [line.sizes for line in self.lines]
         self.judge = Judge(spec, [group for line in self.lines for group in line.groups], self.figures)
         self.cluster = LiveCluster(tuple(pool for line in self.lines for pool in line.pools), Random(f"{seed}/admit"))
+        self.hedges = Hedges(spec.hedging, self.books)
         self.live: dict[str, Entry] = {}
         self.tombstones: OrderedDict[str, float] = OrderedDict()
         self.unread: OrderedDict[str, tuple[float, Entry]] = OrderedDict()  # ended, without figures yet
@@ -137,17 +139,27 @@ class Brain:
     def failed(self, now: float, id: str, replica: int) -> list[Answer]:
         """A replica failed a request before its first byte: the proxy asks the other host, if there is one."""
         entry = self.live.get(id)
+        if entry is not None and self.hedges.lost(now, entry, replica):
+            return self._pump(now)
         if entry is None or entry.stage != "sent" or entry.at != replica or len(entry.hosts) == 1:
             return []
         (other,) = set(entry.hosts) - {replica}
         self.books[replica].hand_over(entry, self.books[other], now)
         return self._pump(now)
 
+    def hedged(self, now: float, id: str, replica: int) -> list[Answer]:
+        """The proxy has sent a request to its second host as well: both have it until one has it no more."""
+        entry = self.live.get(id)
+        if entry is not None and self.hedges.begin(now, entry, replica):
+            self.figures.count("headway_hedged_total", replica=self.spec.upstreams[replica])
+        return []
+
     def record(self, now: float, record: EndRecord) -> list[Answer]:
         """The figures of a request, which may come before or after its end."""
         if record.replica is not None:
             entry = self.live.get(record.id) or self.unread.get(record.id, (0.0, None))[1]
-            if record.attempts > 1 and entry is not None and entry.hosts and record.replica != entry.hosts[0]:
+            retried = record.attempts > 1 and entry is not None and not entry.hedged
+            if retried and entry is not None and entry.hosts and record.replica != entry.hosts[0]:
                 self.judge.hear(self.books[entry.hosts[0]], False, probe=False)
             self.judge.learn(now, self.books[record.replica], record)
             if entry is not None and entry.prefill is not None:
@@ -328,7 +340,8 @@ class Brain:
         if entry.prefill is not None:
             self.figures.count("headway_prefilled_total", replica=self.spec.upstreams[entry.prefill])
         model = line.model if entry.facts.model in self.menu.aliases else ""
-        return Routed(entry.facts.id, entry.hosts, reason, model, entry.prefill)
+        hedge_s = self.hedges.wait_s(now, entry, chosen, spare)
+        return Routed(entry.facts.id, entry.hosts, reason, model, entry.prefill, hedge_s)
 
     def _pump(self, now: float) -> list[Answer]:
         """Route whoever waits while there is room."""
@@ -368,6 +381,7 @@ class Brain:
         """Take a request out of the books."""
         self.accounts[entry.facts.tenant].live -= 1
         if entry.stage == "sent":
+            self.hedges.end(now, entry)
             self.books[entry.at].remove(entry, now)
             self.lines[entry.line].took(now - entry.sent_s)
         else:
@@ -391,7 +405,8 @@ class Brain:
         served = 200 <= record.status < 300 and not record.upstream_failed and not record.caller_left
         if record.replica is not None and entry.hosts and record.replica != entry.hosts[0]:
             chosen = record.replica in entry.hosts
-            self.figures.count("headway_retried_total" if chosen else "headway_misrouted_total")
+            ours = "headway_hedges_won_total" if entry.hedged else "headway_retried_total"
+            self.figures.count(ours if chosen else "headway_misrouted_total")
         tokens = record.output_tokens or 0
         if facts.samples > 1:
             tokens = max(tokens, record.counted_tokens or 0)
@@ -473,7 +488,7 @@ class Brain:
         faults = [fault for book in self.books for fault in book.check()]
         faults += [fault for number, line in enumerate(self.lines) for fault in line.check(number)]
         held = self.held
-        if sent + len(held) != len(self.live):
+        if sent + len(held) != len(self.live) + len(self.hedges.copies):
             faults.append(f"{sent} under way + {len(held)} held != {len(self.live)} live")
         by_tenant = [account.live for account in self.accounts]
         if sum(by_tenant) != len(self.live) or min(by_tenant) < 0:

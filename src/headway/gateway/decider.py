@@ -23,10 +23,11 @@ from headway.gateway.channel import Call, asking
 from headway.gateway.envoy_config import ATTEMPTS, DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT, Seen
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Outcome, Refused, Routed
 from headway.gateway.gauges import gauges_of
+from headway.gateway.hedge_config import HEDGE_AFTER, HEDGE_RETRIES
 from headway.gateway.ledger import Keeper, Ledger
 from headway.gateway.log.writer import LogWriter
 from headway.gateway.loglines import LogLines
-from headway.gateway.messages import ATTEMPT_ENDED, message_types, place_of, seconds_of
+from headway.gateway.messages import ATTEMPT_ENDED, ATTEMPT_SENT, message_types, place_of, seconds_of
 from headway.gateway.overview import Overview
 from headway.gateway.plainhttp import ask_socket, get
 from headway.gateway.reading import Body, Reader, Reply, refusal
@@ -195,7 +196,8 @@ class Decider:
         assert isinstance(answer, Routed)
         body = sent_on(answer.model) if callable(sent_on) else sent_on
         trace = self.tracer.open.get(answer.id) if self.tracer else None
-        if body is None and trace is None and (answer.hosts, answer.prefill) in self.routed:
+        usual = body is None and trace is None and answer.hedge_s is None
+        if usual and (answer.hosts, answer.prefill) in self.routed:
             return self.routed[answer.hosts, answer.prefill]
         message = self.types["ProcessingResponse"]()
         message.request_body.SetInParent()
@@ -206,10 +208,12 @@ class Decider:
         told[DESTINATION].string_value = ",".join(self.addresses[i] for i in hosts)
         if answer.prefill is not None:
             told[PREFILLER[0]].string_value = self.addresses[answer.prefill]
+        if answer.hedge_s is not None:
+            told[HEDGE_AFTER].string_value, told[HEDGE_RETRIES].string_value = f"{1e3 * answer.hedge_s:.0f}", "1"
         if trace is not None:
             told[TRACEPARENT].string_value = trace.traceparent
         made = bytes(message.SerializeToString())
-        if body is None and trace is None:
+        if usual:
             self.routed[answer.hosts, answer.prefill] = made
         return made
 
@@ -241,14 +245,16 @@ class Decider:
         for entry in self.types["AccessLogs"].FromString(raw).http_logs.log_entry:
             record = self._record(entry)
             details = entry.response.response_code_details
-            whole = entry.common_properties.access_log_type != ATTEMPT_ENDED
+            told = entry.common_properties.access_log_type
+            whole = told not in (ATTEMPT_SENT, ATTEMPT_ENDED)
             if whole and record.status >= 400 and not record.attempts and details != POLICY_DETAILS:
                 self._edge_replied(record, details)
             if self.elder and record.attempts and not self.brain.knows(record.id):
                 strange.http_logs.log_entry.append(entry)
             elif not whole:
-                if record.replica is not None:
-                    self.deliver(self.brain.failed(self.now(), record.id, record.replica))
+                if record.replica is not None and not record.status:  # one that has answered is told as a whole
+                    happened = self.brain.hedged if told == ATTEMPT_SENT else self.brain.failed
+                    self.deliver(happened(self.now(), record.id, record.replica))
             else:
                 self.deliver(self.brain.record(self.now(), record))
         if strange.http_logs.log_entry:

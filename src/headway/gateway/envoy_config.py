@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from headway.gateway.hedge_config import hedged_too, told_to_router, upstream_filters
 from headway.gateway.spec import GatewaySpec, address
 from headway.gateway.steering import PREFILLER, STEERING
 
@@ -233,7 +234,8 @@ def _listener(spec: GatewaySpec) -> dict[str, Any]:
             ),
             _extension("envoy.filters.http.buffer", HTTP + "buffer.v3.Buffer", max_request_bytes=limits.body_bytes),
             _extension("envoy.filters.http.lua", HTTP + "lua.v3.Lua", default_source_code={"inline_string": LUA}),
-            _extension("envoy.filters.http.router", HTTP + "router.v3.Router", **_router()),
+            *([told_to_router()] if spec.hedging else []),
+            _extension("envoy.filters.http.router", HTTP + "router.v3.Router", **_router(spec)),
         ],
         "local_reply_config": {"mappers": _local_replies(limits.body_bytes)},
         "route_config": {"name": "openai", "virtual_hosts": [_virtual_host(spec)]},
@@ -278,10 +280,14 @@ def _processing(headers: str, body: str) -> dict[str, str]:
     return {"request_header_mode": headers, "request_body_mode": body, "response_body_mode": "NONE", **skipped}
 
 
-def _router() -> dict[str, Any]:
+def _router(spec: GatewaySpec) -> dict[str, Any]:
     """Each attempt that a replica failed is told when it happens: the request is at another one from then on."""
-    failed = {"filter": {"response_flag_filter": {"flags": list(FAILED)}}}
-    return {"suppress_envoy_headers": True, "upstream_log": [_access_log("attempts") | failed]}
+    failed: dict[str, Any] = {"response_flag_filter": {"flags": list(FAILED)}}
+    return {
+        "suppress_envoy_headers": True,
+        "upstream_log": [_access_log("attempts") | {"filter": hedged_too(failed) if spec.hedging else failed}],
+        "upstream_log_options": {"flush_upstream_log_on_upstream_stream": spec.hedging is not None},
+    }
 
 
 def _access_log(name: str) -> dict[str, Any]:
@@ -376,18 +382,19 @@ def _virtual_host(spec: GatewaySpec) -> dict[str, Any]:
         "domains": ["*"],
         "request_headers_to_remove": hidden,
         "request_headers_to_add": added,
-        "routes": _routes(),
+        "routes": _routes(spec),
+        "include_request_attempt_count": spec.hedging is not None,  # by which a hedge is told from a first attempt
     }
 
 
-def _routes() -> list[dict[str, Any]]:
+def _routes(spec: GatewaySpec) -> list[dict[str, Any]]:
     """Endpoints go to the replicas; whatever else there is the decision process answers by its headers alone.
 
     Only Envoy sees whether a POST has a body: over HTTP/2 one may come without a length. One that has none asks nothing
     and so finds no host, which `_local_replies` puts into words.
     """
     post = {"name": ":method", "string_match": {"exact": "POST"}}
-    routes = [{"match": {"path": path, "headers": [post]}, "route": _to_replicas()} for path in ENDPOINTS]
+    routes = [{"match": {"path": path, "headers": [post]}, "route": _to_replicas(spec)} for path in ENDPOINTS]
     overrides = {"overrides": {"processing_mode": _processing("SEND", "NONE")}}
     other = {"@type": HTTP + "ext_proc.v3.ExtProcPerRoute", **overrides}
     nobody = error_body("no decision is available: try again in a second", "server_error", "unavailable")
@@ -402,12 +409,13 @@ def _direct(match: dict[str, Any], status: int, body: dict[str, Any]) -> dict[st
     return {"match": match, "direct_response": {"status": status, "body": text}, "response_headers_to_add": [header]}
 
 
-def _to_replicas() -> dict[str, Any]:
+def _to_replicas(spec: GatewaySpec) -> dict[str, Any]:
     """A retry takes the next host of the decision, and only before the first byte. Another host needs no pause."""
     return {
         "cluster": "replicas",
         "timeout": "0s",
         "auto_host_rewrite": True,
+        "hedge_policy": {"hedge_on_per_try_timeout": spec.hedging is not None},
         "retry_policy": {
             "retry_on": "connect-failure,refused-stream,reset",
             "num_retries": ATTEMPTS - 1,
@@ -441,6 +449,7 @@ def _replicas(spec: GatewaySpec, hosts: list[Host]) -> dict[str, Any]:
         "typed_extension_protocol_options": _protocol(
             explicit_http_config={"http_protocol_options": {}},
             common_http_protocol_options={"idle_timeout": _seconds(KEPT_S)},
+            http_filters=upstream_filters() if spec.hedging else [],
         ),
         "load_balancing_policy": {"policies": [{"typed_extension_config": chosen}]},
         "transport_socket_matches": [_to_tls(spec)] if any(host.tls for host in hosts) else [],

@@ -22,6 +22,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None  # of all answers together
     samples: int = 1  # answers
     generates: bool = True  # an embedding does not
+    streams: bool = False
     deadline_s: float | None = None  # from arrival
     ttft_s: float | None = None  # the caller's own limits, beside those of the class
     tpot_s: float | None = None
@@ -89,7 +90,8 @@ class Routed(msgspec.Struct, frozen=True):
     """Pass the request on to the first of `hosts`; to the second if it cannot be reached.
 
     `model` takes the place of the name that the request says; "" leaves that as it is. `prefill` computes its prompt,
-    where that is another replica: the host is told by a header.
+    where that is another replica: the host is told by a header. `hedge_s`: seconds after which the second host is sent
+    the request as well where no first byte has come; None: never.
     """
 
     id: str
@@ -97,6 +99,7 @@ class Routed(msgspec.Struct, frozen=True):
     reason: str
     model: str = ""
     prefill: int | None = None
+    hedge_s: float | None = None
 
 
 class Held(msgspec.Struct, frozen=True):

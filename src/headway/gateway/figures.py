@@ -30,6 +30,8 @@ HELP = {
     "headway_ledger_errors_total": ("counter", "Times that the ledger of tenants' use could not be read or written."),
     "headway_budget_tokens": ("gauge", "Tokens of a tenant's budget: spent, set aside for what runs, the limit."),
     "headway_retried_total": ("counter", "Requests that the second host of their decision answered."),
+    "headway_hedged_total": ("counter", "Requests that were sent to this replica, too, as their first byte was late."),
+    "headway_hedges_won_total": ("counter", "Hedged requests that the second replica answered."),
     "headway_misrouted_total": ("counter", "Requests answered by a host that was not chosen: must be 0."),
     "headway_unmatched_total": ("counter", "Ends without a record in time; records and second ends that nobody knows."),
     "headway_drifted_total": ("counter", "Readings in which an engine and the books differed by more than 2 and 10 %."),

@@ -122,7 +122,8 @@ def _add_field(message: Any, name: str, number: str, kind: str) -> None:
         }[inner]
 
 
-ATTEMPT_ENDED = 9  # the `access_log_type` of one attempt at a replica: UpstreamEnd
+# The `access_log_type` of one attempt at a replica: UpstreamPoolReady, when it is sent, and UpstreamEnd.
+ATTEMPT_SENT, ATTEMPT_ENDED = 7, 9
 
 
 def place_of(address: Any) -> str:

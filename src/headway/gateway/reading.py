@@ -179,6 +179,7 @@ class Reader:
             max_tokens=None if max_tokens is None else max_tokens * samples,
             samples=samples,
             generates=generates,
+            streams=generates and bool(asked.stream),
             ttft_s=head.own.get("ttft_s"),
             tpot_s=head.own.get("tpot_s"),
             deadline_s=head.own.get("deadline_s"),

@@ -188,6 +188,28 @@ class ShadowSpec(Spec, frozen=True, kw_only=True):
             raise BadInput("shadow names no policy: give route or admit, as in `shadow: {route: prefix-affinity}`")
 
 
+class Hedging(Spec, frozen=True, kw_only=True):
+    """A stream without a first byte after so long is sent to a second replica, too, and the first answer wins.
+
+    `after_s` seconds; or the time within which the first byte is predicted to come with the probability `quantile`, at
+    the replica that was chosen. At most `budget` of all requests are hedged.
+    """
+
+    after_s: float | None = None
+    quantile: float | None = None
+    budget: float = 0.05
+
+    def __post_init__(self) -> None:
+        if (self.after_s is None) == (self.quantile is None):
+            raise BadInput("hedging: expected after_s or quantile, as in `hedging: {quantile: 0.95}`, and not both")
+        if self.after_s is not None and not 0.001 <= self.after_s < float("inf"):
+            raise BadInput(f"hedging.after_s={self.after_s:g}: expected a time of at least 1 ms")
+        if self.quantile is not None and not 0.5 <= self.quantile < 1:
+            raise BadInput(f"hedging.quantile={self.quantile:g}: expected a share from 0.5 to below 1")
+        if not 0 < self.budget <= 1:
+            raise BadInput(f"hedging.budget={self.budget:g}: expected a share above 0, and at most 1, of all requests")
+
+
 class Traces(Spec, frozen=True, kw_only=True):
     """Where traces go: the URL that a collector takes OTLP over HTTP at, as in http://127.0.0.1:4318/v1/traces.
 
@@ -281,6 +303,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     `salt_prefixes`: requests are sent on with a `cache_salt` of their tenant, so that engines that know it (vLLM) share
     no prefix between tenants; where it is not given, as soon as there are several. A caller's own is always removed.
     `log`: where decisions are written down; `shadow`: policies that are asked beside the live ones.
+    `hedging`: late streams are sent to a second replica, too; none without it.
     `engine_priority`: how the engines read the field `priority` of a request, where they run with priority scheduling:
     "low-first" (vLLM) or "high-first" (SGLang) sends each request on with the priority of its class; "caller" passes
     the caller's own on; "" removes it.
@@ -309,6 +332,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     scrape_s: float = 1.0
     log: LogSpec | None = None
     shadow: ShadowSpec | None = None
+    hedging: Hedging | None = None
     traces: Traces | None = None
     peers: Peers | None = None
     envoy: str = ""
