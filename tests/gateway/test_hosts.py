@@ -76,6 +76,7 @@ def test_what_is_watched_and_what_envoy_begins_with_are_the_whole(tmp_path):
         "listeners"
     ][0]
     assert '"request_headers_timeout": "10s"' in files["listener.json"], "half a header is not waited for longer"
+    assert '"request_timeout": "30.000s"' in files["listener.json"], "nor half a body"
     watched = [cluster["eds_cluster_config"]["eds_config"] for cluster in begin["static_resources"]["clusters"]]
     paths = {each["path_config_source"]["path"] for each in (*watched, begin["dynamic_resources"]["lds_config"])}
     assert {Path(path).name for path in paths} == set(files)

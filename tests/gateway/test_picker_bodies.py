@@ -47,8 +47,7 @@ class Coming:
 
 def test_bodies_are_bounded_each_and_together_and_given_up_when_they_do_not_come(monkeypatch):
     monkeypatch.setattr(picker, "BODIES_BYTES", 1000)
-    monkeypatch.setattr(picker, "READ_WITHIN_S", 0.1)
-    coming = Coming(body_bytes=800)
+    coming = Coming(body_bytes=800, upload_s=0.1)
     assert coming.statuses(500, 500, 500) == [408, 408, 503]
     assert coming.statuses(801) == [413]
     assert coming.statuses(800) == [408], "what was given up is not kept"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextlib
 import importlib.util
 import json
 import os
@@ -41,7 +42,7 @@ def gateway(tmp_path_factory):
     section = {
         "tenants": TENANTS,
         "salt_prefixes": False,
-        "limits": {"in_flight": 40, "hold_s": 1.5, "idle_s": LATE_S},
+        "limits": {"in_flight": 40, "hold_s": 1.5, "idle_s": LATE_S, "upload_s": 9.0},
         "health": {"probe_s": 0.2, "timeout_s": 1.0},
     }
     served = Served(tmp_path_factory.mktemp("probes"), upstreams, section)
@@ -62,20 +63,19 @@ def quick(request):
 
 @pytest.fixture(scope="module")
 def half_sent(gateway):
-    """A connection that has sent half a header, and one that sends a byte of it now and then."""
+    """A connection that has sent half a header, one that sends a byte of it now and then, and so one of a body."""
     found = []
-    for _ in range(2):
+    for more in ("x-slow: ", "x-slow: ", "content-length: 10000\r\n\r\n{"):
         caller = socket.create_connection(("127.0.0.1", gateway.port))
-        caller.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: h\r\nx-slow: ".encode())
+        caller.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: h\r\n{more}".encode())
         found.append(caller)
     over = threading.Event()
 
     def trickle() -> None:
         while not over.wait(0.5):
-            try:
-                found[1].sendall(b"y")
-            except OSError:
-                return
+            for caller in found[1:]:
+                with contextlib.suppress(OSError):
+                    caller.sendall(b"y")
 
     thread = threading.Thread(target=trickle)
     thread.start()
@@ -231,8 +231,8 @@ def test_errors_do_not_repeat_keys_or_inject_headers(gateway):
     assert evil in json.loads(text)["error"]["message"].encode().decode("unicode_escape")
 
 
-def test_a_header_that_never_ends_is_closed_after_10_s(gateway, half_sent):
-    """The 10 s are Envoy's to keep: `test_hosts.py` sees that they are asked for."""
+def test_a_header_or_a_body_that_never_ends_is_closed(gateway, half_sent):
+    """After 10 s, and after `upload_s`. These are Envoy's to keep: `test_hosts.py` sees that they are asked for."""
     for caller in half_sent:
         caller.settimeout(PATIENCE_S)
         line = caller.recv(4096)

@@ -338,3 +338,34 @@ def test_a_body_for_a_url_that_is_not_there_is_told_which_are():
     said = read(chat("hi"), path="/v1/rerank")
     assert isinstance(said, Reply) and said.status == 404
     assert b"/v1/chat/completions" in said.body
+
+
+@pytest.mark.parametrize(
+    ("field", "came", "expected"),
+    [
+        ("temperature", "hot", 'temperature: came "hot", expected a number or null'),
+        ("temperature", True, "temperature: came true, expected a number or null"),
+        ("max_tokens", "x", 'max_tokens: came "x", expected a whole number or null'),
+        ("max_tokens", 0, "max_tokens: came 0, expected a whole number >= 1"),
+        ("max_tokens", 1.5, "max_tokens: came 1.5, expected a whole number or null"),
+        ("stream", 3, "stream: came 3, expected true or false or null"),
+        ("stop", {"a": 1}, "stop: came an object, expected text or a list or null"),
+        ("top_p", "x" * 200, f'top_p: came "{"x" * 39}..., expected a number or null'),
+        ("seed", [7], "seed: came a list, expected a whole number or null"),
+        ("model", 5, "model: came 5, expected text"),
+        ("messages", "hello", 'messages: came "hello", expected a list'),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_with_what_came_and_what_may(field, came, expected):
+    said = read(chat("hello") | {field: came})
+    assert isinstance(said, Reply) and said.status == 400
+    error = json.loads(said.body)["error"]
+    assert (error["message"], error["param"], error["code"]) == (expected, field, "invalid_value")
+
+
+def test_what_engines_take_passes():
+    asked = {"temperature": 0, "top_p": 0.5, "top_k": 40, "seed": -1, "stop": ["a", "b"], "min_p": None, "stream": None}
+    assert isinstance(read(chat("hello", **asked)), Arrival)
+    path = "/v1/completions"
+    assert isinstance(read({"model": "tiny", "prompt": "hello", "stop": "a", "logprobs": 5}, path=path), Arrival)
+    assert isinstance(read([1], path=path), Reply)

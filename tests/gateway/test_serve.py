@@ -135,7 +135,7 @@ def test_load_is_spread(gateway):
         ({"model": "tinny", "messages": []}, OURS, 404, "model_not_found", "served: tiny"),
         ('{"model": "tiny", ', OURS, 400, "invalid_value", "not JSON"),
         ({"model": "tiny"}, OURS, 400, "invalid_value", "'messages' is missing"),
-        ({"model": 5, "messages": []}, OURS, 400, "invalid_value", "model: Expected str"),
+        ({"model": 5, "messages": []}, OURS, 400, "invalid_value", "model: came 5, expected text"),
         (chat(max_tokens=-1), OURS, 400, "invalid_value", "max_tokens"),
         ("[" * 100_000, OURS, 400, "invalid_value", ""),
         (b"\xff\xfe", OURS, 400, "invalid_value", ""),

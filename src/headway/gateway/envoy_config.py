@@ -224,7 +224,7 @@ def _listener(spec: GatewaySpec) -> dict[str, Any]:
         "common_http_protocol_options": {"max_headers_count": 64, "headers_with_underscores_action": "REJECT_REQUEST"},
         "max_request_headers_kb": limits.headers_kb,
         "request_headers_timeout": "10s",
-        "request_timeout": "60s",
+        "request_timeout": _seconds(limits.upload_s),
         "stream_idle_timeout": _seconds(limits.idle_s),
         "delayed_close_timeout": "0.050s",
         "access_log": [_access_log("requests")],

@@ -39,7 +39,6 @@ CHUNK_BYTES = 60_000  # of a body in one message: Envoy refuses larger ones
 SERVING, NOT_SERVING, UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
 CALLS_MAX = 20_000
 BODIES_BYTES = 1 << 28  # of all requests that are being read or held, together
-READ_WITHIN_S = 60.0  # a request's body must have come
 TAIL_BYTES = 4096
 
 
@@ -100,7 +99,7 @@ class Picker(Decider):
         """One HTTP request and its answer."""
         passing = Passing(self.now())
         try:
-            async with asyncio.timeout(READ_WITHIN_S) as reading:
+            async with asyncio.timeout(self.brain.spec.limits.upload_s) as reading:
                 async for raw in messages:
                     message = self.types["ProcessingRequest"].FromString(raw)
                     if message.HasField("request_trailers") or _last_of_request(message):

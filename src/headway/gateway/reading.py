@@ -32,6 +32,11 @@ OUTPUT_LIMITS, NULL = ("max_tokens", "max_completion_tokens"), msgspec.Raw(b"nul
 SALT, PRIORITY = "cache_salt", "priority"
 BYTES_PER_TOKEN_MOST = 256  # the longest entries of large vocabularies, runs of blanks, have 128
 UNCOUNTED = ("n_predict", "max_new_tokens", "best_of")  # engines' own ways to ask for more tokens than are counted
+TOLD_MAX = 40  # characters of a wrong value that are shown to who sent it
+IN_WORDS = {
+    "float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "array": "a list",
+    "object": "an object",
+}  # fmt: skip
 OWN_LIMITS = {"deadline_s": "x-headway-deadline", "ttft_s": "x-headway-ttft", "tpot_s": "x-headway-tpot"}
 
 
@@ -75,7 +80,21 @@ class _Message(msgspec.Struct):
     content: str | list[dict[str, Any]] | None = None
 
 
-class _Chat(msgspec.Struct):
+class _Sampling(msgspec.Struct, kw_only=True):
+    """What is checked for its type alone: its range is the engine's to say."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: float | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+
+
+class _Chat(_Sampling):
     model: str
     messages: list[_Message]
     truncate_prompt_tokens: int | None = None
@@ -90,7 +109,7 @@ class _ChatText(msgspec.Struct):
     tools: msgspec.Raw = msgspec.Raw(b"")
 
 
-class _Completion(msgspec.Struct):
+class _Completion(_Sampling):
     model: str
     prompt: str | list[Any]
     truncate_prompt_tokens: int | None = None  # vLLM's: a longer prompt is cut
@@ -153,7 +172,7 @@ class Reader:
             prompt = _prompt(asked, body)
             max_tokens, samples = _most(asked)
         except msgspec.ValidationError as error:
-            return _invalid(*_where(str(error)))
+            return _invalid(*_where(str(error), body))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return _invalid(f"the body is not JSON: {error}", None)
         except RecursionError:
@@ -328,15 +347,30 @@ def _least_tokens(characters: int) -> int:
     return max(-(-characters // BYTES_PER_TOKEN_MOST), 1)
 
 
-def _where(message: str) -> tuple[str, str | None]:
-    """What msgspec says, and the field it is about."""
+def _where(message: str, body: bytes) -> tuple[str, str | None]:
+    """Which field is wrong, what came and what is allowed, from what msgspec says."""
     said, _, at = message.partition(" - at ")
     field = re.sub(r"^`?\$\.?|`$", "", at)
     text = said.replace("`", "")
     missing = re.search(r"missing required field (\w+)", text)
     if missing:
         return f"the field {missing[1]!r} is missing", missing[1]
-    return (f"{field}: {text}" if field else text), field or None
+    wanted, _, kind = text.partition(", got ")
+    allowed = " or ".join(IN_WORDS.get(each, each) for each in wanted.removeprefix("Expected ").split(" | "))
+    for name, words in IN_WORDS.items():
+        allowed = re.sub(rf"^{name}(?= [<>])", words, allowed)
+    came = _came(body, field) or IN_WORDS.get(kind, kind)
+    return f"{field or 'the body'}: came {came}, expected {allowed}", field or None
+
+
+def _came(body: bytes, field: str) -> str:
+    """A value of the body that is no list and no object, short; "" where there is no such one."""
+    try:
+        value = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get(field, b"")
+    except (msgspec.MsgspecError, RecursionError):
+        return ""
+    text = bytes(value).decode("utf-8", "replace")
+    return "" if text[:1] in "[{" else text if len(text) <= TOLD_MAX else f"{text[:TOLD_MAX]}..."
 
 
 def _invalid(message: str, param: str | None) -> Reply:

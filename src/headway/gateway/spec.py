@@ -103,8 +103,9 @@ class Limits(Spec, frozen=True, kw_only=True):
     goes first, then the tenant that was served least for its weight (`fair`), then whom the order policy puts first; a
     request's priority rises by one for every `aging_s` it waits (0: never). `output_tokens`: the `max_tokens` sent
     on for a request that gives none and whose tenant has a budget.
-    `body_bytes`, `headers_kb`: of one request. `idle_s`: a stream without a byte for so long is closed; it also bounds
-    waiting for the first one. `drain_s`: what running streams are given when the gateway stops.
+    `body_bytes`, `headers_kb`: of one request, which has `upload_s` to come whole. `idle_s`: a stream without a byte for
+    so long is closed; it also bounds waiting for the first one. `drain_s`: what running streams are given when the
+    gateway stops.
     """
 
     in_flight: int | None = None
@@ -116,6 +117,7 @@ class Limits(Spec, frozen=True, kw_only=True):
     body_bytes: int = 4 << 20
     headers_kb: int = 32
     connections: int = 10_000
+    upload_s: float = 30.0
     idle_s: float = 300.0
     drain_s: float = 30.0
 
@@ -123,7 +125,7 @@ class Limits(Spec, frozen=True, kw_only=True):
         for field in ("held", "hold_s", "aging_s", "drain_s"):
             if getattr(self, field) < 0:
                 raise BadInput(f"limits.{field}={getattr(self, field):g}: expected 0 or more")
-        for field in ("output_tokens", "body_bytes", "headers_kb", "connections", "idle_s"):
+        for field in ("output_tokens", "body_bytes", "headers_kb", "connections", "upload_s", "idle_s"):
             if getattr(self, field) <= 0:
                 raise BadInput(f"limits.{field}={getattr(self, field):g}: expected a number above 0")
         if self.in_flight is not None and self.in_flight < 1:
