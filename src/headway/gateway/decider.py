@@ -20,7 +20,8 @@ from typing import Any, Protocol
 
 from headway.gateway.brain import Brain
 from headway.gateway.channel import Call, asking
-from headway.gateway.envoy_config import ATTEMPTS, DESTINATION, HEADERS, POLICY_DETAILS, TRACEPARENT, Seen
+from headway.gateway.edge_replies import POLICY_DETAILS
+from headway.gateway.envoy_config import ATTEMPTS, DESTINATION, HEADERS, TRACEPARENT, Seen
 from headway.gateway.events import Answer, Arrival, EndRecord, Held, Left, Outcome, Refused, Routed
 from headway.gateway.gauges import gauges_of
 from headway.gateway.hedge_config import HEDGE_AFTER, HEDGE_RETRIES

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from headway.gateway.edge_replies import error_body, local_replies
 from headway.gateway.hedge_config import hedged_too, told_to_router, upstream_filters
 from headway.gateway.spec import GatewaySpec, address
 from headway.gateway.steering import PREFILLER, STEERING
@@ -20,7 +21,6 @@ TYPE = "type.googleapis.com/"
 HTTP = TYPE + "envoy.extensions.filters.http."
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 DESTINATION = "x-gateway-destination-endpoint"
-POLICY_DETAILS = "headway"  # marks replies whose body is ours already
 HEADERS = ("authorization", "x-headway-class", "x-headway-deadline", "x-headway-ttft", "x-headway-tpot")
 TRACEPARENT = "traceparent"  # of W3C's trace context; passed on, and replaced where we trace
 DECISION_TIMEOUT_S = 1.0
@@ -237,7 +237,7 @@ def _listener(spec: GatewaySpec) -> dict[str, Any]:
             *([told_to_router()] if spec.hedging else []),
             _extension("envoy.filters.http.router", HTTP + "router.v3.Router", **_router(spec)),
         ],
-        "local_reply_config": {"mappers": _local_replies(limits.body_bytes)},
+        "local_reply_config": {"mappers": local_replies(limits.body_bytes)},
         "route_config": {"name": "openai", "virtual_hosts": [_virtual_host(spec)]},
     }
     url = TYPE + "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -304,70 +304,6 @@ def _access_log(name: str) -> dict[str, Any]:
     )
 
 
-def error_body(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
-    """Return an error as OpenAI's API writes it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def _local_replies(body_bytes: int) -> list[dict[str, Any]]:
-    """Envoy's own replies in the shape of OpenAI's errors; those that carry a body of ours stay as they are."""
-    said = {
-        404: (
-            "invalid_request_error",
-            "unknown_url",
-            "unknown URL: POST /v1/chat/completions, /v1/completions or /v1/embeddings",
-        ),
-        408: ("invalid_request_error", "request_timeout", "the request did not arrive in time: send it without pauses"),
-        403: ("invalid_request_error", "bad_request", "no other protocol is spoken here: send no Upgrade"),
-        413: (
-            "invalid_request_error",
-            "request_too_large",
-            f"the request's body exceeds the limit of {body_bytes:,} bytes",
-        ),
-        426: ("invalid_request_error", "bad_request", "HTTP/1.0 is not served: send the request as HTTP/1.1"),
-        431: ("invalid_request_error", "headers_too_large", "the request's headers exceed the limit"),
-        503: ("server_error", "unavailable", "no decision or no replica is available: try again in a second"),
-        504: ("server_error", "timeout", "no answer came in time: try again"),
-    }
-    bodiless = "invalid_request_error", "empty_body", "the request has no body: expected a JSON object"
-    failed = "server_error", "upstream_failed", "the replica failed to answer: try again"
-    unavailable = {"comparison": _equals(503, "EQ")}
-    mappers = [
-        {**_mapper(unavailable, *bodiless, also="request.size == 0"), "status_code": 400},
-        _mapper(unavailable, *failed, also="response.code_details.startsWith('upstream_')"),
-        *(_mapper({"comparison": _equals(status, "EQ")}, *words) for status, words in said.items()),
-        _mapper({"comparison": _equals(500, "GE")}, *failed),
-    ]
-    invalid = {"comparison": _equals(400, "GE")}
-    odd = "invalid_request_error", "bad_request", "a header's name has an underscore: write a hyphen"
-    malformed = "invalid_request_error", "bad_request", "the request is not valid HTTP"
-    underscored = _mapper(invalid, *odd, also="response.code_details.contains('underscore')")
-    return [*mappers, underscored, _mapper(invalid, *malformed)]
-
-
-def _equals(status: int, op: str) -> dict[str, Any]:
-    return {"op": op, "value": {"default_value": status, "runtime_key": f"headway.none.{op}.{status}"}}
-
-
-def _mapper(status: dict[str, Any], kind: str, code: str, message: str, also: str = "true") -> dict[str, Any]:
-    """Words for a status of Envoy's own, where this holds as well."""
-    foreign = f"response.code_details != '{POLICY_DETAILS}' && response.code_details != 'direct_response'"
-    condition = _extension(
-        "envoy.access_loggers.extension_filters.cel",
-        TYPE + "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-        expression=f"{foreign} && {also}",
-    )
-    return {
-        "filter": {"and_filter": {"filters": [{"status_code_filter": status}, {"extension_filter": condition}]}},
-        "body_format_override": {
-            "text_format_source": {
-                "inline_string": json.dumps(error_body(message, kind, code)).replace("%", "%%") + "\n"
-            },
-            "content_type": "application/json",
-        },
-    }
-
-
 def _virtual_host(spec: GatewaySpec) -> dict[str, Any]:
     """Keys, classes and addresses of callers end here; engines see none of them."""
     hidden = [*HEADERS, "x-forwarded-for", "x-forwarded-proto", "x-envoy-external-address", DESTINATION]
@@ -391,7 +327,7 @@ def _routes(spec: GatewaySpec) -> list[dict[str, Any]]:
     """Endpoints go to the replicas; whatever else there is the decision process answers by its headers alone.
 
     Only Envoy sees whether a POST has a body: over HTTP/2 one may come without a length. One that has none asks nothing
-    and so finds no host, which `_local_replies` puts into words.
+    and so finds no host, which `local_replies` puts into words.
     """
     post = {"name": ":method", "string_match": {"exact": "POST"}}
     routes = [{"match": {"path": path, "headers": [post]}, "route": _to_replicas(spec)} for path in ENDPOINTS]

@@ -16,7 +16,8 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from headway.errors import BadInput, nearest
-from headway.gateway.envoy_config import ENDPOINTS, error_body
+from headway.gateway.edge_replies import error_body
+from headway.gateway.envoy_config import ENDPOINTS
 from headway.gateway.events import Arrival
 from headway.gateway.menu import Menu, menu_of
 from headway.gateway.prefix import chain_of

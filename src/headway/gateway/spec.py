@@ -103,7 +103,7 @@ class Limits(Spec, frozen=True, kw_only=True):
     goes first, then the tenant that was served least for its weight (`fair`), then whom the order policy puts first; a
     request's priority rises by one for every `aging_s` it waits (0: never). `output_tokens`: the `max_tokens` sent
     on for a request that gives none and whose tenant has a budget.
-    `body_bytes`, `headers_kb`: of one request, which has `upload_s` to come whole. `idle_s`: a stream without a byte for
+    `body_bytes`, `headers_kb`: of one request; it has `upload_s` to come whole. `idle_s`: a stream without a byte for
     so long is closed; it also bounds waiting for the first one. `drain_s`: what running streams are given when the
     gateway stops.
     """
