@@ -57,6 +57,14 @@ def test_a_table_without_a_usable_row_is_no_answer_and_says_why(tmp_path):
     assert json.loads((tmp_path / "told.json").read_text())["used"] == 0
 
 
+def test_of_a_single_row_no_table_is_a_head_without_lines(tmp_path):
+    (tmp_path / "one.csv").write_bytes(as_csv([measured_by_ourselves(0.8, row_id="a")]))
+    text = run(tmp_path / "one.csv").stdout
+    assert "1 of 1 rows simulated" in text and "median high / low" in text
+    for head in ("source", "engine", "median, p90 and bias", "skipped because", "Kendall", "regret"):
+        assert head not in text, head
+
+
 def test_json_alone_goes_to_stdout_and_points_to_a_file(measured, tmp_path):
     said = run(measured, "--json", "-", "--points", tmp_path / "points.csv", "--workers", "1")
     data = json.loads(said.stdout)

@@ -227,5 +227,5 @@ def test_settings_are_those_that_predict_pairs_left_out():
     found = power.settled(served, kernels, "h100")
     off = {weight: np.abs(power.fitted(served, kernels, "h100", power.Settings(kernels=weight)) - LAW).sum()
            for weight in (0.0, 0.03, 0.3)}  # fmt: skip
-    assert off[0.0] < off[0.3]
-    assert np.abs(found - LAW).sum() <= off[0.03]
+    assert off[0.0] < off[power.CHOSEN.kernels] < off[0.3]
+    assert np.abs(found - LAW).sum() < 0.6 * off[power.CHOSEN.kernels]

@@ -7,7 +7,7 @@ import pytest
 from engine_cases import every, synthetic
 
 from fit.engines import PULL, Point
-from fit.folds import _fitter
+from fit.folds import _fitter, _fold
 from fit.settings import TRIED, others, pulled, read_as, settled
 from headway.accuracy import express as expressed
 from headway.accuracy.reading import reading, token_budget
@@ -42,17 +42,56 @@ def test_the_reading_that_made_the_rows_is_found_and_a_wrong_one_is_not_taken():
     assert settled(true, keys, out, worse, _fitter(PULL)) == true
 
 
+def other_where_hidden(true, out):
+    """Another reading of every second row, which what is left out follows and what is kept does not."""
+    shown = [slower(point, 3.0) if hidden else point for point, hidden in zip(true, out, strict=True)]
+    tried = [{"sweep=other": misread(point, 3.0)} if i % 2 == 0 else {} for i, point in enumerate(shown)]
+    return shown, tried
+
+
 def test_what_is_left_out_has_no_say():
     true, keys = pairs(), [KEY] * 72
+    out = [point.pair[0] not in ("m0", "m1") for point in true]
+    shown, tried = other_where_hidden(true, out)
+    with_a_say = settled(shown, keys, [False] * 72, tried, _fitter(PULL))
+    assert with_a_say != shown  # had it one, it would be heard
+    assert settled(shown, keys, out, tried, _fitter(PULL)) == shown
+
+
+def test_no_fit_of_a_choice_sees_what_is_left_out():
+    true, keys = pairs(), [KEY] * 72
     out = [point.pair[0] in ("m0", "m1") for point in true]
-    tried = [{"sweep=other": misread(point, 3.0)} if i % 2 == 0 else {} for i, point in enumerate(true)]
-    changed = [slower(point, 7.0) if hidden else point for point, hidden in zip(true, out, strict=True)]
-    changed_tried = [{name: slower(point, 7.0) if hidden else point for name, point in some.items()}
-                     for some, hidden in zip(tried, out, strict=True)]  # fmt: skip
-    by_truth = settled(true, keys, out, tried, _fitter(PULL))
-    by_change = settled(changed, keys, out, changed_tried, _fitter(PULL))
-    kept = [i for i, hidden in enumerate(out) if not hidden]
-    assert [by_truth[i] for i in kept] == [by_change[i] for i in kept]
+    hidden = {point.row_id for point, away in zip(true, out, strict=True) if away}
+    met: set[str] = set()
+
+    def watched(ridge):
+        def fit(kept, kept_keys, asked, asked_keys):
+            met.update(point.row_id for point in (*kept, *asked))
+            return _fitter(ridge)(kept, kept_keys, asked, asked_keys)
+
+        return fit
+
+    for choose in (
+        lambda: settled(true, keys, out, [{"x=2": misread(point, 2.0)} for point in true], watched(PULL)),
+        lambda: pulled(true, keys, out, watched),
+    ):
+        met.clear()
+        choose()
+        assert met == {point.row_id for point in true} - hidden
+
+
+def test_a_fold_is_predicted_by_settings_that_it_did_not_choose():
+    true, keys = pairs(), [KEY] * 72
+    out = [point.pair[0] not in ("m0", "m1") for point in true]
+    shown, tried = other_where_hidden(true, out)
+    plain = [{"sweep=other": misread(point, 3.0)} if some else {} for point, some in zip(true, tried, strict=True)]
+    first, second = (
+        {i: logs for i, logs, _, _ in _fold((points, keys, out, list(range(72)), [], some))}
+        for points, some in ((true, plain), (shown, tried))
+    )
+    assert set(first) == {i for i, hidden in enumerate(out) if hidden}
+    for i, logs in first.items():
+        assert second[i] - logs == pytest.approx(np.full(2, -np.log(3.0)))
 
 
 def test_a_setting_that_only_rows_left_out_have_stays_as_in_the_file():
@@ -98,8 +137,6 @@ def test_suspect_rows_do_not_choose(suspect):
     assert (found == shown) is bool(suspect) and np.isfinite(found[0].figures[0].kernels_s)
 
 
-def test_the_ridge_is_one_that_does_not_hurt_and_what_is_left_out_has_no_say():
+def test_the_ridge_is_one_that_does_not_hurt():
     true, keys = pairs(), [KEY] * 72
-    out = [point.pair[0] == "m0" for point in true]
-    changed = [slower(point, 7.0) if hidden else point for point, hidden in zip(true, out, strict=True)]
-    assert pulled(true, keys, out, _fitter) == pulled(changed, keys, out, _fitter) < 0.1
+    assert pulled(true, keys, [point.pair[0] == "m0" for point in true], _fitter) < 0.1

@@ -60,11 +60,10 @@ def accuracy_text(accuracy: Accuracy) -> RenderableType:
         parts.append(Text(f"without {sum(accuracy.suspects.values()):,} suspect rows ({doubts}):"))
         parts.append(_errors("metric", ((NAMES[name], errors) for name, errors in accuracy.trusted.items())))
     parts.append(_errors("figure", accuracy.figures.items()))
-    parts += [_groups(column, found) for column, found in accuracy.by.items()]
-    if accuracy.skipped:
-        parts.append(_skipped(accuracy.skipped))
+    parts += _filled(*(_groups(column, found) for column, found in accuracy.by.items()))
+    parts += _filled(_skipped(accuracy.skipped))
     parts += _why(accuracy)
-    parts += [_agreement(accuracy), _regret(accuracy), _coverage(accuracy)]
+    parts += _filled(_agreement(accuracy), _regret(accuracy), _coverage(accuracy))
     return Group(*parts)
 
 
@@ -95,6 +94,11 @@ def replay_text(replay: Replay) -> RenderableType:
         parts.append(Text(""))
     parts += [Text(f"skipped {name}: {reason}", style="yellow") for name, reason in replay.reasons.items()]
     return Group(*parts)
+
+
+def _filled(*tables: Table) -> list[Table]:
+    """Return those that have rows: of few measurements there is no order, no regret, no group worth a line."""
+    return [table for table in tables if table.row_count]
 
 
 def _errors(label: str, rows: Iterable[tuple[str, Errors]]) -> Table:
