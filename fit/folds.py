@@ -161,7 +161,7 @@ def _near(key: tuple[str, str]) -> list[tuple[str, str]]:
 
 
 def levels(points: Sequence[Point], residuals: Sequence[Floats]) -> Callable[[Point], Floats]:
-    """Return what moves a point's figures: the shrunk mean residual of its pair, engine and precision, by kind."""
+    """Return what moves a point's figures: the shrunk median residual of its pair, engine and precision, by kind."""
     sums: dict[Any, list[float]] = defaultdict(list)
     for point, logs in zip(points, residuals, strict=True):
         for figure, value in zip(point.figures, logs, strict=True):

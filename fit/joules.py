@@ -24,7 +24,7 @@ class Energy(NamedTuple):
 
     `timed` are watts where the pace is the measured one, `watts` and `joules` where it is predicted too, as in any
     simulation. Of `SEEN` all are moved by what the pair's other rows tell by kriging. Suspect rows, which `trusted` is
-    false of, are predicted but not fitted on. Settings of the fit are chosen without what is left out, but of `SEEN`.
+    false of, are predicted but not fitted on. Settings of the fit are chosen without what is left out.
     """
 
     timed: dict[str, Floats]
@@ -68,7 +68,7 @@ def told(
         seen, residuals = ~out & trusted, np.zeros(len(folds))
         for family in sorted(set(points.family)):
             mine = points.family == family
-            law = power.fitted(points.of(seen), cells, family)
+            law = power.settled(points.of(seen), cells, family)
             residuals[mine] = np.log(points.of(mine).predicted(law) / points.watts[mine])
             logs[out & mine] = np.log(asked.of(out & mine).predicted(law) / points.watts[out & mine])
         at = np.flatnonzero(seen)

@@ -34,25 +34,30 @@ TRIED: dict[Place, tuple[Any, ...]] = {  # beside the value of the file
     ("sweeps", 0, "output_share"): (0.0, 0.1, 0.2),
     ("sweeps", 1, "output_share"): (0.0, 0.1, 0.2),
     ("sweeps", 2, "users_waiting"): (0,),
-    ("sweeps", 2, "prompt_a_step"): (False,),
-    ("sweeps", 3, "prompt_a_step"): (False,),
     ("prompts", "gpqa"): (150, 600),
     ("prompts", "image-chat"): (600, 2400),
     ("prompts", "lm-arena-chat"): (90, 350),
     ("prompts", "sourcegraph-fim"): (600, 2400),
     ("prompts", "video-chat"): (600, 2500),
 }
+WHOLE_PROMPTS = (("sweeps", 2, "prompt_a_step"), ("sweeps", 3, "prompt_a_step"))
+CHUNKED = (2048, 4096, 8192)  # tokens a step, where prompts of TensorRT-LLM's sweeps would be cut
 
 
 @functools.cache
 def others() -> dict[str, Reading]:
-    """Return every other reading that was tried, one setting changed, by the setting and its value."""
+    """Return every other reading that was tried, by what is changed: one setting, or what goes together."""
     plain = msgspec.to_builtins(reading())
     found = {}
     for place, values in TRIED.items():
         for value in values:
             changed = msgspec.convert(_with(plain, place, value), Reading)
             found[f"{'.'.join(map(str, place))}={value}"] = changed
+    for tokens in CHUNKED:
+        tree = _with(plain, ("token_budget", "trtllm", "sweep"), tokens)
+        for place in WHOLE_PROMPTS:
+            tree = _with(tree, place, False)
+        found[f"prompts cut={tokens}"] = msgspec.convert(tree, Reading)
     return found
 
 

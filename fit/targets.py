@@ -108,7 +108,7 @@ def _timed(key: str) -> bool:
 
 def _energy(study: Study) -> list[Target]:
     timed, watts, joules, trusted = study.energy
-    power, tokens = study.sheet.errors["power"].median, study.sheet.errors["energy_per_token"].median
+    power, tokens = study.sheet.trusted["power"].median, study.sheet.trusted["energy_per_token"].median
     lines = (
         ("power, unseen pair, at the measured pace", power, timed.get("pair"), 0.10),
         ("the same, at the predicted pace", power, watts.get("pair"), 0.10),
@@ -124,7 +124,7 @@ def _energy(study: Study) -> list[Target]:
                                 f"{100 * sheet:.1f}", _yes(clean <= wanted), len(logs)))  # fmt: skip
     shipped = (("power", "power", 0.10), ("energy per token", "energy_per_token", 0.15))
     for what, name, wanted in shipped:
-        medians = [of[name].median for of in (study.shipped.errors, study.shipped.trusted, study.sheet.errors)]
+        medians = [of[name].median for of in (study.shipped.errors, study.shipped.trusted, study.sheet.trusted)]
         if None not in medians:
             words = [f"{100 * (median or 0.0):.1f}" for median in medians]
             met = _yes((medians[1] or 0.0) <= wanted)
