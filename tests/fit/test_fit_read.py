@@ -45,9 +45,9 @@ def test_a_file_that_is_absent_is_named(tmp_path):
     [
         b"",
         b"gpu,m\nH100,1\n",
-        gzip.compress(b""),
-        gzip.compress(CSV.encode())[:-20],
-        gzip.compress(b"gpu,m\nH100\n"),
+        gzip.compress(b"", mtime=0),
+        gzip.compress(CSV.encode(), mtime=0)[:-20],
+        gzip.compress(b"gpu,m\nH100\n", mtime=0),
     ],
     ids=["empty", "not compressed", "no header", "cut off", "a cell too few"],
 )
