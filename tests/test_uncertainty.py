@@ -296,7 +296,8 @@ def test_the_terminal_shows_interval_and_evidence():
 
 def entry(name, count, goodput, meets=True, ttft=0.1, tpot=0.02, joules=0.3):
     deployment = cases.deployment(count, name=name)
-    asked = Asked(0.97, 0.96, 0.98, ttft, tpot, 0.5, joules, meets, carbon_g_per_million_output_tokens=joules)
+    asked = Asked(0.97, 0.96, 0.98, ttft, tpot, 0.5, joules, meets, carbon_g_per_million_output_tokens=joules,
+                  ttft_s=ttft, tpot_s=tpot)  # fmt: skip
     return Entry(deployment, Found(Goodput(goodput, goodput, goodput * 1.03), asked, "ttft", 0.6, 0.5, 4000, 9), meets)
 
 

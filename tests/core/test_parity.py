@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from drive import BINS, make_case, order_of, run_core, run_ranks, run_reference, with_ranks
+from drive import BINS, CASES, make_case, order_of, run_core, run_ranks, run_reference, with_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +33,7 @@ def assert_same_gaps(engine: Engine, gaps: list[float]) -> None:
     np.testing.assert_array_equal(engine.gaps.as_array(), counts.as_array())
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=2 * CASES, deadline=None)
 @given(SEEDS)
 def test_core_equals_reference(seed: int) -> None:
     """Every time, hit, preemption, gap and page count of the reference."""
@@ -52,7 +52,7 @@ def test_core_equals_reference(seed: int) -> None:
     assert np.isclose(engine.gaps.sum_s(engine.law), sum(reference.gaps), rtol=1e-9)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=2 * CASES, deadline=None)
 @given(SEEDS)
 def test_leaping_equals_stepping(seed: int) -> None:
     """The same bits, whether k steps are taken at once or singly."""
@@ -67,7 +67,7 @@ def test_leaping_equals_stepping(seed: int) -> None:
         np.testing.assert_array_equal(value, slow.work.as_dict()[name], err_msg=name)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=2 * CASES, deadline=None)
 @given(SEEDS)
 def test_ranks_that_step_together_equal_the_reference(seed: int) -> None:
     """Every time, hit, preemption and gap of data-parallel ranks in lock-step."""
