@@ -173,7 +173,8 @@ def test_classes_and_models_are_sized_by_the_limits_of_each():
     assert abs(alone.peak_replicas - found.slots[1].pools[0]) <= 1  # fewer of its requests are in a run of both
 
 
-def test_of_classes_one_limit_is_enough_and_the_class_that_is_not_served_is_named():
+def test_of_classes_one_limit_is_enough_and_the_class_that_is_not_served_is_named(monkeypatch):
+    monkeypatch.setattr("headway.plan.day.REPLICAS_MAX", 4)
     classes = tuple(RequestClass(name=name, workload=lengths().spec, rate_req_s=5.0) for name in ("free", "bound"))
     made = workload(WorkloadSpec(name="both", classes=classes))
     assert capacity(ONE, made, {0: Slo(), 1: SLO}, curve=[4], workers=1).feasible
