@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cli_cases import refused, run
 from headway.cost import Replica
 from headway.errors import BadInput
-from headway.metrics import Slo
+from headway.metrics import Prices, Slo
 from headway.plan import capacity
 from headway.plan.day import Slot, _message
 from headway.plan.sizes import apart, fewest
@@ -181,6 +181,16 @@ def test_of_classes_one_limit_is_enough_and_the_class_that_is_not_served_is_name
     found = capacity(ONE, made, {0: SLO, 1: Slo(ttft_s=1e-4, attainment=0.99)}, curve=[4], workers=1)
     assert (found.slots[0].slo_class, found.slots[0].target) == ("bound", 0.99)
     assert "attainment of bound below 99.0%" in found.message and found.slots[0].misses in found.message
+
+
+def test_dollars_are_those_of_each_kind_of_gpu_whatever_the_mixture():
+    other = msgspec.structs.replace(REPLICA, gpu="l40s")
+    pools = (Pool(role="prefill", replica=REPLICA), Pool(role="decode", count=3, replica=other))
+    unit = Deployment(pools=pools, prices=Prices(usd_per_gpu_hour=1.5))
+    found = capacity(unit, lengths(), SLO, curve=[5], usd_per_gpu_hour={REPLICA.gpu: 3.0, "l40s": 1.0}, workers=1)
+    prefill, decode = found.peak_pools
+    assert found.slots[0].usd_per_hour == 3 * prefill + decode != 1.5 * (prefill + decode)
+    assert found.usd == found.static_usd == 24 * (3 * prefill + decode)
 
 
 def test_replicas_that_only_change_places_are_no_range():

@@ -8,7 +8,7 @@ guess; then each pool is sized by itself (`sizes.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple, cast
 
@@ -126,6 +126,7 @@ def capacity(
     *,
     curve: Sequence[float] | None = None,
     slot_s: float | None = None,
+    usd_per_gpu_hour: Mapping[str, float] | None = None,
     seed: int = 0,
     workers: Workforce = None,
     progress: Callable[[int, int], None] | None = None,
@@ -141,6 +142,7 @@ def capacity(
             own.
         curve: rates of the slots in requests/s in place of the workload's arrivals; a day is cut into as many.
         slot_s: length of a slot; default an hour of a day, or a 24th of a trace.
+        usd_per_gpu_hour: by kind of GPU, of all of them, in place of the deployment's price, which is of its mixture.
         seed: of every random stream.
         workers: processes to use, or a `RayCluster`; the answer does not depend on it. Default: one per core.
         progress: called with simulations' slots done and planned.
@@ -155,8 +157,8 @@ def capacity(
     if deployment.policies.scale != "fixed":
         raise BadInput(f"policies.scale={deployment.policies.scale}: capacity says itself how many; leave it out")
     parts = parts_of(made, slos, curve, slot_s, seed)
-    unit = _unit(deployment)
-    crew: Crew[_Job, _Found] = muster(_Sizer, (unit, parts, slo, seed), workers)
+    unit, usd = _unit(deployment), usd_per_gpu_hour
+    crew: Crew[_Job, _Found] = muster(_Sizer, (unit, parts, slo, seed, _prices(unit, usd)), workers)
     low, high = uncertainty(deployment).tpot
     try:
         sized = _answers(crew, [_Job(place) for place in range(len(parts))], 0, 2 * len(parts) + 2, progress)
@@ -167,11 +169,12 @@ def capacity(
         fast, slow, *static = _answers(crew, jobs, len(parts), len(parts) + len(jobs), progress)
     finally:
         crew.close()
-    slots = [_slot(unit, made, slo, part, found) for part, found in zip(parts, sized, strict=True)]
+    slots = [_slot(unit, made, slo, part, found, usd) for part, found in zip(parts, sized, strict=True)]
     watts = [found.watts for found in static] or [None] * len(slots)
     slots = [msgspec.structs.replace(slot, static_mean_watts=w) for slot, w in zip(slots, watts, strict=True)]
     ends = tuple(None if each.counts is None else sum(each.counts) for each in (fast, slow))
-    return _summed(unit, made, slo, seed, slots, most, (ends[0], ends[1]))
+    static_usd = None if most is None else _usd(unit, most, usd)
+    return _summed(unit, made, slo, seed, slots, most, static_usd, (ends[0], ends[1]))
 
 
 def _answers(
@@ -192,8 +195,10 @@ def _answers(
 class _Sizer:
     """Finds the fewest replicas that serve a part of the day; the same in whatever process and order."""
 
-    def __init__(self, unit: Deployment, parts: list[Part], slo: Slo | dict[int, Slo], seed: int) -> None:
-        self.unit, self.parts, self.slo, self.seed = unit, parts, slo, seed
+    def __init__(
+        self, unit: Deployment, parts: list[Part], slo: Slo | dict[int, Slo], seed: int, prices: list[float]
+    ) -> None:
+        self.unit, self.parts, self.slo, self.seed, self.prices = unit, parts, slo, seed, prices
         self.ratio = tuple(pool.count for pool in unit.pools)
         self.most = max(1, REPLICAS_MAX // sum(self.ratio))
         self.groups = [
@@ -224,7 +229,7 @@ class _Sizer:
         if not copies:
             _, most = runs[self._copies(self.most)]
             return _Found(slo_class=most.slo_class, misses=most.misses)
-        counts = apart(met, self._copies(copies), _prices(self.unit), self.groups)
+        counts = apart(met, self._copies(copies), self.prices, self.groups)
         met(counts)
         return runs[counts][1]
 
@@ -287,10 +292,11 @@ def _unit(deployment: Deployment) -> Deployment:
     return resized(deployment, [pool.count // divisor for pool in deployment.pools])
 
 
-def _prices(unit: Deployment) -> list[float]:
+def _prices(unit: Deployment, given: Mapping[str, float] | None) -> list[float]:
     """What a replica of each pool costs, in proportion: by its GPUs where one of these has no price of its own."""
-    usd = [gpu(pool.replica.gpu).usd_per_hour for pool in unit.pools]
-    alike = None in usd or unit.prices.usd_per_gpu_hour is not None
+    kinds = [pool.replica.gpu for pool in unit.pools]
+    usd = [given[kind] if given else gpu(kind).usd_per_hour for kind in kinds]
+    alike = None in usd or 0 in usd or (not given and unit.prices.usd_per_gpu_hour is not None)
     return [pool.replica.gpus * (1.0 if alike else each or 0.0) for pool, each in zip(unit.pools, usd, strict=True)]
 
 
@@ -299,8 +305,11 @@ def _gpus(unit: Deployment, counts: tuple[int, ...] | None) -> float:
     return math.inf if counts is None else resized(unit, list(counts)).gpus
 
 
-def _usd(unit: Deployment, counts: tuple[int, ...]) -> float | None:
+def _usd(unit: Deployment, counts: tuple[int, ...], given: Mapping[str, float] | None) -> float | None:
     """Dollars per hour of so many replicas."""
+    if given:
+        pools = zip(unit.pools, counts, strict=True)
+        return sum(given[pool.replica.gpu] * pool.replica.gpus * count for pool, count in pools)
     deployment = resized(unit, list(counts))
     each = deployment.priced().usd_per_gpu_hour
     return None if each is None else each * deployment.gpus
@@ -312,7 +321,14 @@ def _most(found: list[tuple[int, ...] | None]) -> tuple[int, ...] | None:
     return tuple(map(max, zip(*known, strict=True))) if len(known) == len(found) else None
 
 
-def _slot(unit: Deployment, made: Workload, slo: Slo | dict[int, Slo], part: Part, found: _Found) -> Slot:
+def _slot(
+    unit: Deployment,
+    made: Workload,
+    slo: Slo | dict[int, Slo],
+    part: Part,
+    found: _Found,
+    usd: Mapping[str, float] | None,
+) -> Slot:
     counts = found.counts
     whose, name = slo if isinstance(slo, Slo) else slo[found.slo_class], ""
     if not isinstance(slo, Slo) and (found.misses or found.attainment is not None):
@@ -329,7 +345,7 @@ def _slot(unit: Deployment, made: Workload, slo: Slo | dict[int, Slo], part: Par
         attainment_high=found.high,
         target=whose.attainment,
         slo_class=name,
-        usd_per_hour=None if counts is None else _usd(unit, counts),
+        usd_per_hour=None if counts is None else _usd(unit, counts, usd),
         mean_watts=found.watts,
         misses=found.misses,
     )
@@ -342,12 +358,12 @@ def _summed(
     seed: int,
     slots: list[Slot],
     most: tuple[int, ...] | None,
+    static_usd: float | None,
     ends: tuple[int | None, int | None],
 ) -> Capacity:
     hours = [(slot.end_s - slot.start_s) / HOUR_S for slot in slots]
     gpu_hours = _times([slot.gpus for slot in slots], hours)
     static = None if most is None else _gpus(unit, most) * sum(hours)
-    static_usd = None if most is None else _usd(unit, most)
     by_class = {} if isinstance(slo, Slo) else {made.spec.classes[i].name: each for i, each in slo.items()}
     return Capacity(
         feasible=most is not None,
