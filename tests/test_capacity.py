@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from itertools import product
 
 import msgspec
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from cli_cases import refused, run
 from headway.cost import Replica
 from headway.errors import BadInput
-from headway.metrics import Slo
+from headway.metrics import Prices, Slo
 from headway.plan import capacity
+from headway.plan.day import Slot, _message
 from headway.plan.sizes import apart, fewest
 from headway.plan.slots import parts_of
 from headway.plan.space import resized
@@ -127,6 +129,19 @@ def test_pools_of_different_models_are_sized_each_by_itself():
     assert apart(lambda n: n[0] >= 3, (4, 8, 2), (1, 1, 1), [(0, 1, 2)]) == (4, 8, 2)
 
 
+def test_pools_that_more_of_the_other_spoil_are_sized_by_numbers_that_there_are():
+    """As where prompts share a cache: plenty of the one pool does not do beside any of the other."""
+    tried = []
+
+    def met(counts):
+        tried.append(counts)
+        return counts[0] >= 2 and 2 <= counts[1] <= 4
+
+    found = apart(met, (4, 4), (1, 1), [(0, 1)])
+    assert min(map(min, tried)) == 1
+    assert met(found) and sum(found) < 8
+
+
 def test_prefill_and_decode_are_sized_apart_as_brute_force_does():
     pools = (Pool(role="prefill", count=2, replica=REPLICA), Pool(role="decode", count=4, replica=REPLICA))
     made, unit = lengths(), Deployment(pools=pools)
@@ -158,6 +173,35 @@ def test_classes_and_models_are_sized_by_the_limits_of_each():
     assert abs(alone.peak_replicas - found.slots[1].pools[0]) <= 1  # fewer of its requests are in a run of both
 
 
+def test_of_classes_one_limit_is_enough_and_the_class_that_is_not_served_is_named(monkeypatch):
+    monkeypatch.setattr("headway.plan.day.REPLICAS_MAX", 4)
+    classes = tuple(RequestClass(name=name, workload=lengths().spec, rate_req_s=5.0) for name in ("free", "bound"))
+    made = workload(WorkloadSpec(name="both", classes=classes))
+    assert capacity(ONE, made, {0: Slo(), 1: SLO}, curve=[4], workers=1).feasible
+    found = capacity(ONE, made, {0: SLO, 1: Slo(ttft_s=1e-4, attainment=0.99)}, curve=[4], workers=1)
+    assert (found.slots[0].slo_class, found.slots[0].target) == ("bound", 0.99)
+    assert "attainment of bound below 99.0%" in found.message and found.slots[0].misses in found.message
+
+
+def test_dollars_are_those_of_each_kind_of_gpu_whatever_the_mixture():
+    other = msgspec.structs.replace(REPLICA, gpu="l40s")
+    pools = (Pool(role="prefill", replica=REPLICA), Pool(role="decode", count=3, replica=other))
+    unit = Deployment(pools=pools, prices=Prices(usd_per_gpu_hour=1.5))
+    found = capacity(unit, lengths(), SLO, curve=[5], usd_per_gpu_hour={REPLICA.gpu: 3.0, "l40s": 1.0}, workers=1)
+    prefill, decode = found.peak_pools
+    assert found.slots[0].usd_per_hour == 3 * prefill + decode != 1.5 * (prefill + decode)
+    assert found.usd == found.static_usd == 24 * (3 * prefill + decode)
+
+
+def test_replicas_that_only_change_places_are_no_range():
+    known = {"rate_req_s": 4.0, "gpus": 3, "target": 0.9, "usd_per_hour": None, "mean_watts": None}
+    told = dict.fromkeys(("attainment", "attainment_low", "attainment_high"), 1.0)
+    slots = [
+        Slot(start_s=0.0, end_s=3600.0, replicas=3, pools=pools, **known, **told) for pools in ((1, 2), (2, 1))
+    ]
+    assert _message(ONE, slots, 72.0, 96.0).startswith("3 replicas over the day: 72.0 GPU-hours")
+
+
 def test_a_flat_day_saves_nothing_and_an_empty_slot_keeps_one(found):
     flat = capacity(ONE, lengths(), SLO, curve=[4, 5], workers=1).message
     assert flat.startswith("1 replica all day: ") and " to " not in flat and "%" not in flat
@@ -167,6 +211,7 @@ def test_a_flat_day_saves_nothing_and_an_empty_slot_keeps_one(found):
 def test_what_no_number_serves_is_said_and_nothing_is_summed():
     found = capacity(ONE, lengths(), Slo(ttft_s=1e-4), curve=[1, 2], workers=1)
     assert not found.feasible and "cannot be served" in found.message
+    assert re.search(r"below 90.0%: with 512 replicas TTFT comes to \S+ ms against 100 us\.", found.message)
     assert {slot.replicas for slot in found.slots} == {None}
     assert (found.gpu_hours, found.usd, found.kwh, found.static_kwh, found.peak_replicas) == (None,) * 5
 

@@ -312,3 +312,11 @@ def test_an_interval_of_a_share_leaves_no_room_beyond_none_and_all():
     for other in (Slo(ttft_s=1e-6), Slo(ttft_s=60.0)):
         one = by_figure(whatif(few, few._replace(slo=other), []))["attainment"]
         assert -one.a <= one.low <= one.difference <= one.high <= 1 - one.a
+
+
+@pytest.mark.parametrize("section", ["3", "{classes: 5}", "{classes: [7]}"])
+def test_a_section_gateway_of_another_form_is_refused(tmp_path, section):
+    path = tmp_path / "d.yaml"
+    path.write_text("pools: [{replica: {model: llama-3.2-1b, gpu: l4}}]\ngateway: " + section + "\n")
+    asked = ("--workload", "chat", "--rate", "2x", "--requests", "20")
+    refused(run("whatif", path, *asked), f"{path}: gateway", "expected", "came")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from headway.metrics import Slo
     from headway.plan import Question
     from headway.plan.day import Capacity
+    from headway.sim import Deployment
     from headway.workload import Workload
 
 NO_ANSWER = 1
@@ -98,13 +99,23 @@ def _found(terminal: Terminal, file: str | None, asked: o.Options) -> Capacity:
         terminal.keep(
             "--curve: the trace's requests come as Poisson arrivals at its rates; their own times are left out"
         )
+    usd = _planned_usd(planned, deployment) if "prices" not in " ".join(sets["deployment"]) else None
     slo = slo_by_class(asked, sets["slo"], workload) or _planned_slo(planned, workload, asked)
     note_interpreted(terminal)
     with users_fault(deployment.policies), terminal.stdout_for_data(), terminal.bar("sizing the day") as bar:
         return run(
-            deployment, workload, slo or Slo(), curve=curve, slot_s=asked["slot"],
+            deployment, workload, slo or Slo(), curve=curve, usd_per_gpu_hour=usd, slot_s=asked["slot"],
             seed=asked["seed"], workers=workforce_of(asked), progress=bar.tell,
         )  # fmt: skip
+
+
+def _planned_usd(planned: Question | None, deployment: Deployment) -> dict[str, float] | None:
+    """The prices by kind of GPU that a plan was asked for."""
+    if planned is None or not planned.usd_per_gpu_hour:
+        return None
+    usd = {pool.replica.gpu: planned.usd_per_hour(pool.replica.gpu) for pool in deployment.pools}
+    known = {kind: each for kind, each in usd.items() if each is not None}
+    return known if len(known) == len(usd) else None
 
 
 def _planned_slo(planned: Question | None, workload: Workload, asked: o.Options) -> Slo | dict[int, Slo] | None:

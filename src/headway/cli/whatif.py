@@ -135,8 +135,8 @@ def _promised(file: str, workload: Workload, slo: Slo | None, terminal: Terminal
     from headway.specs import from_mapping, read_yaml
 
     names = [each.name for each in workload.spec.classes]
-    given = (read_yaml(file).get("gateway") or {}).get("classes") or []
-    promised = [from_mapping(SloClass, each, f"{file}: gateway.classes.{place}") for place, each in enumerate(given)]
+    section = from_mapping(dict[str, Any], read_yaml(file).get("gateway") or {}, f"{file}: gateway")
+    promised = from_mapping(list[SloClass], section.get("classes") or [], f"{file}: gateway.classes")
     own = {each.name: each.slo for each in promised if each.name in names}
     if not own:
         return {}

@@ -8,9 +8,9 @@ guess; then each pool is sized by itself (`sizes.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -20,15 +20,16 @@ from headway.hardware import gpu
 from headway.metrics import Result, Slo
 from headway.metrics.attainment import Attainment
 from headway.plan.crew import Crew, Workforce, muster
+from headway.plan.evaluate import binding
 from headway.plan.sizes import apart, fewest
 from headway.plan.slots import Part, parts_of
 from headway.plan.space import resized
-from headway.plan.trial import judged
+from headway.plan.trial import Trial, judged, needs_rows
 from headway.sim import Deployment, simulate
 from headway.sim.run import compiled
 from headway.sim.trust import uncertainty
 from headway.specs import Spec, json_text, to_mapping
-from headway.units import format_rate
+from headway.units import format_rate, format_seconds
 from headway.workload import Workload
 
 __all__ = ["Capacity", "Slot", "capacity"]
@@ -46,7 +47,7 @@ class Slot(Spec, frozen=True, kw_only=True):
     simulation at `rate_req_s`, the highest rate of the slot; of a trace that of the densest stretch simulated. Where
     classes have SLOs of their own, attainment is that of `slo_class`, the nearest to missing its target.
     `usd_per_hour` is None without a price. `static_mean_watts` is with the peak's replicas. None where no number
-    serves it.
+    serves it: then `misses` says what the most that were tried miss, of `slo_class`.
     """
 
     start_s: float
@@ -63,6 +64,7 @@ class Slot(Spec, frozen=True, kw_only=True):
     usd_per_hour: float | None
     mean_watts: float | None
     static_mean_watts: float | None = None
+    misses: str = ""
 
 
 class Capacity(Spec, frozen=True, kw_only=True):
@@ -106,7 +108,7 @@ class _Job(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A run with so many replicas of each pool; without any no number up to the bound met the SLO."""
+    """A run with so many replicas of each pool, and what it misses; without any no number tried met the SLO."""
 
     counts: tuple[int, ...] | None = None
     attainment: float | None = None
@@ -114,6 +116,7 @@ class _Found(NamedTuple):
     high: float | None = None
     slo_class: int = 0
     watts: float | None = None
+    misses: str = ""
 
 
 def capacity(
@@ -123,6 +126,7 @@ def capacity(
     *,
     curve: Sequence[float] | None = None,
     slot_s: float | None = None,
+    usd_per_gpu_hour: Mapping[str, float] | None = None,
     seed: int = 0,
     workers: Workforce = None,
     progress: Callable[[int, int], None] | None = None,
@@ -138,6 +142,7 @@ def capacity(
             own.
         curve: rates of the slots in requests/s in place of the workload's arrivals; a day is cut into as many.
         slot_s: length of a slot; default an hour of a day, or a 24th of a trace.
+        usd_per_gpu_hour: by kind of GPU, of all of them, in place of the deployment's price, which is of its mixture.
         seed: of every random stream.
         workers: processes to use, or a `RayCluster`; the answer does not depend on it. Default: one per core.
         progress: called with simulations' slots done and planned.
@@ -147,13 +152,13 @@ def capacity(
         KeyboardInterrupt: while it simulated.
     """
     slos = (slo,) if isinstance(slo, Slo) else tuple(slo.values())
-    if any(each.limits() == (math.inf,) * 3 and each.itl_s is None for each in slos):
+    if all(each.limits() == (math.inf,) * 3 and each.itl_s is None for each in slos):
         raise BadInput("the SLO limits nothing, so one replica meets it: give a TTFT, TPOT, ITL or E2E limit")
     if deployment.policies.scale != "fixed":
         raise BadInput(f"policies.scale={deployment.policies.scale}: capacity says itself how many; leave it out")
     parts = parts_of(made, slos, curve, slot_s, seed)
-    unit = _unit(deployment)
-    crew: Crew[_Job, _Found] = muster(_Sizer, (unit, parts, slo, seed), workers)
+    unit, usd = _unit(deployment), usd_per_gpu_hour
+    crew: Crew[_Job, _Found] = muster(_Sizer, (unit, parts, slo, seed, _prices(unit, usd)), workers)
     low, high = uncertainty(deployment).tpot
     try:
         sized = _answers(crew, [_Job(place) for place in range(len(parts))], 0, 2 * len(parts) + 2, progress)
@@ -164,11 +169,12 @@ def capacity(
         fast, slow, *static = _answers(crew, jobs, len(parts), len(parts) + len(jobs), progress)
     finally:
         crew.close()
-    slots = [_slot(unit, made, slo, part, found) for part, found in zip(parts, sized, strict=True)]
+    slots = [_slot(unit, made, slo, part, found, usd) for part, found in zip(parts, sized, strict=True)]
     watts = [found.watts for found in static] or [None] * len(slots)
     slots = [msgspec.structs.replace(slot, static_mean_watts=w) for slot, w in zip(slots, watts, strict=True)]
     ends = tuple(None if each.counts is None else sum(each.counts) for each in (fast, slow))
-    return _summed(unit, made, slo, seed, slots, most, (ends[0], ends[1]))
+    static_usd = None if most is None else _usd(unit, most, usd)
+    return _summed(unit, made, slo, seed, slots, most, static_usd, (ends[0], ends[1]))
 
 
 def _answers(
@@ -189,8 +195,10 @@ def _answers(
 class _Sizer:
     """Finds the fewest replicas that serve a part of the day; the same in whatever process and order."""
 
-    def __init__(self, unit: Deployment, parts: list[Part], slo: Slo | dict[int, Slo], seed: int) -> None:
-        self.unit, self.parts, self.slo, self.seed = unit, parts, slo, seed
+    def __init__(
+        self, unit: Deployment, parts: list[Part], slo: Slo | dict[int, Slo], seed: int, prices: list[float]
+    ) -> None:
+        self.unit, self.parts, self.slo, self.seed, self.prices = unit, parts, slo, seed, prices
         self.ratio = tuple(pool.count for pool in unit.pools)
         self.most = max(1, REPLICAS_MAX // sum(self.ratio))
         self.groups = [
@@ -219,8 +227,9 @@ class _Sizer:
             return runs[job.counts][1]
         copies = fewest(lambda n: met(self._copies(n)), self._guess(part, job.factor), self.most)
         if not copies:
-            return _Found()
-        counts = apart(met, self._copies(copies), _prices(self.unit), self.groups)
+            _, most = runs[self._copies(self.most)]
+            return _Found(slo_class=most.slo_class, misses=most.misses)
+        counts = apart(met, self._copies(copies), self.prices, self.groups)
         met(counts)
         return runs[counts][1]
 
@@ -229,20 +238,19 @@ class _Sizer:
 
     def _run(self, part: Part, counts: tuple[int, ...], factor: float) -> tuple[bool, _Found]:
         result = self._simulated(resized(self.unit, list(counts)), part, factor)
-        seen: Attainment = result.slo
-        slo_class = 0
-        if not isinstance(self.slo, Slo):
-            by_class = {int(number): each for number, each in result.slo.by_class.items()}
-            slo_class = min(by_class, key=lambda number: _spare(by_class[number]))
-            seen = by_class[slo_class]
+        trial, slo, slo_class = judged(result, self.slo), self.slo, 0
+        met, seen = trial.met, cast(Attainment, result.slo)
+        if not isinstance(slo, Slo):
+            slo_class, slo, trial = trial.nearest
+            seen = result.slo.by_class[f"{slo_class}"]
+        misses = "" if met else _misses(trial, slo, sum(counts))
         watts = result.energy.mean_watts
-        found = _Found(counts, seen.attainment, seen.attainment_low, seen.attainment_high, slo_class, watts)
-        return judged(result, self.slo).met, found
+        return met, _Found(counts, seen.attainment, seen.attainment_low, seen.attainment_high, slo_class, watts, misses)
 
     def _simulated(self, deployment: Deployment, part: Part, factor: float) -> Result:
         tables = tuple(stretched(compiled(pool.replica), factor) for pool in deployment.pools)
         warmup = WARMUP if part.workload.requests >= WARMUP_LEAST else 0.0
-        rows = not isinstance(self.slo, Slo)
+        rows = needs_rows(self.slo)
         result = simulate(
             deployment, part.workload, slo=self.slo, seed=self.seed, records=rows, warmup=warmup, tables=tables
         )
@@ -264,9 +272,15 @@ class _Sizer:
         return max(1, min(math.ceil(part.rate_req_s * factor / self.per_copy_req_s), self.most))
 
 
-def _spare(seen: Attainment) -> float:
-    """By how much the target is exceeded."""
-    return (seen.attainment or 0.0) - (seen.target or 0.0)
+def _misses(trial: Trial, slo: Slo, replicas: int) -> str:
+    """``with 512 replicas TTFT comes to 23 ms against 1 ms``."""
+    what, seconds, limit_s = binding(trial, slo)
+    if what == "memory":
+        return "requests are too large for the KV cache"
+    if what == "rate":
+        return f"{replicas} replicas do not keep up"
+    comes = f"comes to {format_seconds(seconds)} against {format_seconds(limit_s)}"
+    return f"with {replicas} replicas {what.upper()} {comes}"
 
 
 # --- the sum ---
@@ -278,10 +292,11 @@ def _unit(deployment: Deployment) -> Deployment:
     return resized(deployment, [pool.count // divisor for pool in deployment.pools])
 
 
-def _prices(unit: Deployment) -> list[float]:
+def _prices(unit: Deployment, given: Mapping[str, float] | None) -> list[float]:
     """What a replica of each pool costs, in proportion: by its GPUs where one of these has no price of its own."""
-    usd = [gpu(pool.replica.gpu).usd_per_hour for pool in unit.pools]
-    alike = None in usd or unit.prices.usd_per_gpu_hour is not None
+    kinds = [pool.replica.gpu for pool in unit.pools]
+    usd = [given[kind] if given else gpu(kind).usd_per_hour for kind in kinds]
+    alike = None in usd or 0 in usd or (not given and unit.prices.usd_per_gpu_hour is not None)
     return [pool.replica.gpus * (1.0 if alike else each or 0.0) for pool, each in zip(unit.pools, usd, strict=True)]
 
 
@@ -290,8 +305,11 @@ def _gpus(unit: Deployment, counts: tuple[int, ...] | None) -> float:
     return math.inf if counts is None else resized(unit, list(counts)).gpus
 
 
-def _usd(unit: Deployment, counts: tuple[int, ...]) -> float | None:
+def _usd(unit: Deployment, counts: tuple[int, ...], given: Mapping[str, float] | None) -> float | None:
     """Dollars per hour of so many replicas."""
+    if given:
+        pools = zip(unit.pools, counts, strict=True)
+        return sum(given[pool.replica.gpu] * pool.replica.gpus * count for pool, count in pools)
     deployment = resized(unit, list(counts))
     each = deployment.priced().usd_per_gpu_hour
     return None if each is None else each * deployment.gpus
@@ -303,9 +321,18 @@ def _most(found: list[tuple[int, ...] | None]) -> tuple[int, ...] | None:
     return tuple(map(max, zip(*known, strict=True))) if len(known) == len(found) else None
 
 
-def _slot(unit: Deployment, made: Workload, slo: Slo | dict[int, Slo], part: Part, found: _Found) -> Slot:
+def _slot(
+    unit: Deployment,
+    made: Workload,
+    slo: Slo | dict[int, Slo],
+    part: Part,
+    found: _Found,
+    usd: Mapping[str, float] | None,
+) -> Slot:
     counts = found.counts
-    whose = slo if isinstance(slo, Slo) else slo[found.slo_class]
+    whose, name = slo if isinstance(slo, Slo) else slo[found.slo_class], ""
+    if not isinstance(slo, Slo) and (found.misses or found.attainment is not None):
+        name = made.spec.classes[found.slo_class].name
     return Slot(
         start_s=part.start_s,
         end_s=part.end_s,
@@ -317,9 +344,10 @@ def _slot(unit: Deployment, made: Workload, slo: Slo | dict[int, Slo], part: Par
         attainment_low=found.low,
         attainment_high=found.high,
         target=whose.attainment,
-        slo_class="" if isinstance(slo, Slo) or found.attainment is None else made.spec.classes[found.slo_class].name,
-        usd_per_hour=None if counts is None else _usd(unit, counts),
+        slo_class=name,
+        usd_per_hour=None if counts is None else _usd(unit, counts, usd),
         mean_watts=found.watts,
+        misses=found.misses,
     )
 
 
@@ -330,12 +358,12 @@ def _summed(
     seed: int,
     slots: list[Slot],
     most: tuple[int, ...] | None,
+    static_usd: float | None,
     ends: tuple[int | None, int | None],
 ) -> Capacity:
     hours = [(slot.end_s - slot.start_s) / HOUR_S for slot in slots]
     gpu_hours = _times([slot.gpus for slot in slots], hours)
     static = None if most is None else _gpus(unit, most) * sum(hours)
-    static_usd = None if most is None else _usd(unit, most)
     by_class = {} if isinstance(slo, Slo) else {made.spec.classes[i].name: each for i, each in slo.items()}
     return Capacity(
         feasible=most is not None,
@@ -372,9 +400,11 @@ def _message(unit: Deployment, slots: list[Slot], gpu_hours: float | None, stati
     if gpu_hours is None or static is None:
         lost = [slot for slot in slots if slot.replicas is None]
         least = min(lost, key=lambda slot: slot.rate_req_s)
+        whose = f" of {least.slo_class}" if least.slo_class else ""
         return (
             f"{len(lost)} of {len(slots)} slots cannot be served: at {format_rate(least.rate_req_s)} up to "
-            f"{REPLICAS_MAX} replicas leave attainment below {least.target:.1%}. Where a replica alone misses the "
+            f"{REPLICAS_MAX} replicas leave attainment{whose} below {least.target:.1%}: {least.misses}. "
+            "Where a replica alone misses the "
             "limits, more of them do not help: ask for longer limits, another layout or GPU, or, where prompts share "
             "their beginnings, a policy that keeps these together, as route=prefix-affinity."
         )
@@ -384,8 +414,9 @@ def _message(unit: Deployment, slots: list[Slot], gpu_hours: float | None, stati
     if len({slot.pools for slot in slots}) == 1:
         said = f"{most} replica{'' if most == 1 else 's'} all day: {mine} GPU-hours, and no slot does with fewer."
     else:
+        number = f"{most}" if few == most else f"{few} to {most}"
         said = (
-            f"{few} to {most} replicas over the day: {mine} GPU-hours where the peak's number all the time takes "
+            f"{number} replicas over the day: {mine} GPU-hours where the peak's number all the time takes "
             f"{peak}, {1 - gpu_hours / static:.0%} fewer."
         )
     return " ".join([said, *_held(unit, slots)])

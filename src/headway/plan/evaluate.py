@@ -24,7 +24,7 @@ from headway.sim import Deployment, Pool
 from headway.sim.run import compiled
 from headway.workload import Workload
 
-__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome"]
+__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome", "binding"]
 
 _ALONE = 0.05  # mean requests in flight at the lowest rate tried
 _ALONE_REQUESTS = 500
@@ -181,7 +181,7 @@ class Evaluator:
         if missed.by_class:
             place, slo, missed = missed.nearest
             name = self.classes.name(place)
-        return Outcome(goodput, asked, *_binding(missed, slo), job.requests, runs, job.seeds, name)
+        return Outcome(goodput, asked, *binding(missed, slo), job.requests, runs, job.seeds, name)
 
     def meets_alone(self, deployment: Deployment) -> bool:
         """Whether one replica of each pool meets the SLO when requests hardly meet.
@@ -207,7 +207,7 @@ class Evaluator:
         slo = Slo(**{f"{low.binding}_s": low.limit_s}, attainment=target)
         slos = {i: slo if i == low.slo_class else Slo() for i in range(len(self.classes.aimed))}
         tried = try_rate(one, tables, load, slos if self.classes.several else slo, _idle_place(hope, load))
-        return _binding(next((each for i, _, each in tried.by_class if i == low.slo_class), tried), slo)[1]
+        return binding(next((each for i, _, each in tried.by_class if i == low.slo_class), tried), slo)[1]
 
     def _alone(self, one: Deployment) -> tuple[Load, tuple[StepTable, ...], list[tuple[int, Reach]]]:
         """What a short run at the lowest rate takes, and what it may reach at best."""
@@ -305,8 +305,11 @@ def _quantile(seconds: Floats, slo: Slo) -> float:
     return float(np.quantile(seconds, slo.attainment))
 
 
-def _binding(missed: Trial, slo: Slo) -> tuple[Binding, float, float]:
-    """What a missed trial misses: requests too large for the KV cache, a limit, or only the pace."""
+def binding(missed: Trial, slo: Slo) -> tuple[Binding, float, float]:
+    """What a missed trial misses: requests too large for the KV cache, a limit, or only the pace.
+
+    With the seconds it took and those of the limit, where it is one.
+    """
     if missed.failed > (1 - slo.attainment) * missed.measured:
         return "memory", 0.0, 0.0
     if not missed.keeps_up and missed.attainment >= slo.attainment:

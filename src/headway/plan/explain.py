@@ -186,7 +186,7 @@ def too_much(entry: Entry, contest: Contest, more: Remedy) -> str:
         would = f"By goodput alone about {more.gpus} GPUs would do ({copies}): an estimate that no simulation confirmed"
     else:
         would = (
-            f"{more.gpus} GPUs would do ({copies}): simulated, {more.attainment:.1%} of {more.requests:,} requests "
+            f"{more.gpus} GPUs would do ({copies}): simulated, {_share(more.attainment)} of {more.requests:,} requests "
             "meet the SLO"
         )
     proof, of = "", ""

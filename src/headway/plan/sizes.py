@@ -85,7 +85,10 @@ def _pair(met: Callable[[int, int], bool], first: int, second: int, ratio: float
     cost = ratio * first + second
     beside = max(second, _below(cost - ratio))  # so many of the second may stand beside one of the first, and ...
     before = max(first, _below((cost - 1) / ratio))
-    least = fewest(lambda n: met(n, beside), first, first), fewest(lambda n: met(before, n), second, second)
+    least = (  # 1 where plenty of the other is not met: their prompts share less of a cache each
+        max(1, fewest(lambda n: met(n, beside), first, first)),
+        max(1, fewest(lambda n: met(before, n), second, second)),
+    )
     best, count = (first, second), least[0]
     while (most := _below(ratio * best[0] + best[1] - ratio * count)) >= least[1]:
         if met(count, most):

@@ -21,7 +21,19 @@ from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build
 from headway.workload import Batch, Workload
 
-__all__ = ["KEPT_BYTES", "STEP", "Load", "Trial", "ask", "interval", "judged", "pooled", "probit", "try_rate"]
+__all__ = [
+    "KEPT_BYTES",
+    "STEP",
+    "Load",
+    "Trial",
+    "ask",
+    "interval",
+    "judged",
+    "needs_rows",
+    "pooled",
+    "probit",
+    "try_rate",
+]
 
 STEP = 1.03  # from one rate of the grid to the next: the tolerance of a goodput
 
@@ -225,11 +237,16 @@ def interval(trials: Sequence[Trial]) -> tuple[float, float, float]:
 def _simulate(
     deployment: Deployment, load: Load, slo: Slos, k: int, tables: tuple[StepTable, ...] | None = None
 ) -> Result:
-    rows = not isinstance(slo, Slo) or slo.attainment != _KNOWN
+    rows = needs_rows(slo)
     result = simulate(deployment, load.at(k), slo=slo, seed=load.seed, records=rows, warmup=load.warmup, tables=tables)
     if "stopped" in result.provenance:
         raise KeyboardInterrupt
     return result
+
+
+def needs_rows(slo: Slos) -> bool:
+    """Whether a result has to have its rows to be judged by what its target's share keeps to."""
+    return not isinstance(slo, Slo) or slo.attainment != _KNOWN
 
 
 def judged(result: Result, slo: Slos) -> Trial:
