@@ -70,6 +70,7 @@ def seeing(*images: str, **more: object) -> dict[str, object]:
         ({"tenants": [{"name": "a"}, {"name": "a"}]}, "come twice"),
         ({"classes": [{"name": "a", "refuse_below": 1}]}, "refuse_below"),
         ({"limits": {"idle_s": 3, "hold_s": 5}}, "timer runs"),
+        ({"limits": {"upload_s": 0.0004}}, "upload_s=0.0004: expected a time of at least 1 ms"),
         ({"limits": {"in_flights": 3}}, "in_flight"),
         ({"limits": {"held": -1}}, "0 or more"),
         ({"health": {"path": "health"}}, "expected a path"),

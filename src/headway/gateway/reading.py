@@ -32,8 +32,9 @@ TEXT_PARTS = (None, "text", "input_text", "output_text", "refusal", "thinking") 
 OUTPUT_LIMITS, NULL = ("max_tokens", "max_completion_tokens"), msgspec.Raw(b"null")
 SALT, PRIORITY = "cache_salt", "priority"
 BYTES_PER_TOKEN_MOST = 256  # the longest entries of large vocabularies, runs of blanks, have 128
-HANDED = (  # by which prefill engines tell decode engines where KV is: a caller's would name any host, or anyone's KV
-    "kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
+HANDED = (  # by which engines tell others where KV is: a caller's would name any host, or anyone's KV
+    "kv_transfer_params", "ec_transfer_params",  # of vLLM; then SGLang's, and TensorRT-LLM's
+    "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
 )  # fmt: skip
 UNCOUNTED = ("n_predict", "max_new_tokens", "best_of")  # engines' own ways to ask for more tokens than are counted
 TOLD_MAX = 40  # characters of a wrong value that are shown to who sent it
