@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 from random import Random
 from typing import Any
 
@@ -12,7 +14,7 @@ from test_gateway_parity import FIELDS, Recorder, Stock, request_of, told
 
 from cli_cases import refused, run
 from headway.cost import Replica, compile_replica
-from headway.gateway import Backing, Brain, GatewaySpec
+from headway.gateway import Backing, Brain, GatewaySpec, Reader
 from headway.gateway.events import EndRecord, EngineSample, Held, Refused, Routed
 from headway.gateway.fence import Fence
 from headway.gateway.gauges import gauges_of
@@ -21,6 +23,7 @@ from headway.gateway.log.reader import runs
 from headway.gateway.log.replay import replay
 from headway.gateway.log.writer import LogWriter
 from headway.gateway.overview import Overview
+from headway.gateway.picker import NOT_SERVING, SERVING, Picker
 from headway.gateway.spec import Health, Limits, LogSpec, SloClass
 from headway.metrics import Slo
 from headway.policies import Policy, policy, policy_names
@@ -126,6 +129,17 @@ def test_without_a_prefill_replica_requests_are_refused_and_without_one_of_two_t
     assert "prefill" in no.message
     b.health(0.3, 0, True)
     assert routed(b.arrive(0.4, ask("c"))).prefill == 0 and not b.check()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("google"), reason="no protobuf: pip install 'headway[serve]'")
+@pytest.mark.parametrize(("gone", "said"), [((0,), SERVING), ((0, 1), NOT_SERVING), ((2, 3), NOT_SERVING)])
+def test_a_picker_is_ready_while_both_pools_answer(gone, said):
+    b = brain()
+    for replica in gone:
+        b.health(0.0, replica, False)
+    picker = Picker(b, Reader(b.spec), list(ADDRESSES[:4]))
+    assert asyncio.run(picker.check(b"", None)) == said
+    assert asyncio.run(picker.check(b"\x0a\x08liveness", None)) == SERVING
 
 
 def test_a_prefill_replica_that_gives_nothing_but_errors_is_left_out_and_its_decode_replicas_are_not():

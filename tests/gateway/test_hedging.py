@@ -13,8 +13,9 @@ from served import Served, Upstreams
 from upstream import Upstream
 
 from headway.errors import BadInput
+from headway.gateway import Decider, Reader
 from headway.gateway.events import EndRecord, Routed
-from headway.gateway.hedge_config import hold_heads
+from headway.gateway.hedge_config import HEDGE_AFTER, hold_heads
 from headway.gateway.spec import Hedging, Limits, SloClass, Tenant
 from headway.metrics import Slo
 
@@ -60,7 +61,9 @@ def test_hedges_never_exceed_their_share_and_the_books_hold_at_every_moment(budg
         hedged += told
         while gateway.live:
             gateway.end(now, next(iter(gateway.live)))
-        assert in_flight(gateway) == [0, 0, 0] and not gateway.hedges.copies and not gateway.hedges.promised
+        assert in_flight(gateway) == [0, 0, 0] and not gateway.hedges.copies
+        routed(gateway, "last", now + 1e3)
+        assert set(gateway.hedges.promised) <= {"last"}, "what nobody has told of is free again"
     assert hedged > 5
 
 
@@ -97,6 +100,25 @@ def test_the_tenant_is_charged_once():
         gateway.end(1.0, "r")
         used.append(gateway.accounts[0].budgets["tokens_per_day"].states())
     assert used[0] == used[1] and used[0]["spent"] == 140
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+def test_a_hedge_that_is_told_after_the_end_counts_and_the_slow_replica_has_not_failed(told_first):
+    """The end of a short stream comes before the logs, which the proxy sends some 10 ms later, each on its own."""
+    gateway = brain(2, hedging=Hedging(after_s=0.3, budget=0.25))
+    for i in range(40):
+        answer, now = routed(gateway, str(i), float(i)), i + 0.3
+        gateway.end(now + 0.004, str(i))
+        events = [lambda i=i, now=now, host=answer.hosts[1]: gateway.hedged(now + 0.008, str(i), host)]
+        record = EndRecord(id=str(i), status=200, replica=answer.hosts[1], attempts=2, output_tokens=3)
+        events.append(lambda now=now, record=record: gateway.record(now + 0.009, record))
+        if answer.hedge_s is not None:
+            for event in events if told_first else reversed(events):
+                event()
+        assert not gateway.check()
+    assert gateway.figures.total("headway_hedged_total") == gateway.figures.total("headway_hedges_won_total") == 10
+    assert gateway.figures.total("headway_retried_total") == 0
+    assert [book.failures for book in gateway.books] == [0, 0] and all(book.healthy for book in gateway.books)
 
 
 def test_what_may_not_be_hedged_is_not():
@@ -141,6 +163,17 @@ def test_a_replica_that_lost_a_hedge_is_known_to_be_slower():
     gateway.failed(3.0, "r", answer.hosts[0])
     first, second = (gateway.books[host].pace.first.ratio for host in answer.hosts)
     assert first > 1.0 == second
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("google"), reason="no protobuf: pip install 'headway[serve]'")
+@pytest.mark.parametrize(("hedge_s", "told"), [(0.0002, "1"), (0.3, "300"), (0.3001, "301")])
+def test_the_proxy_waits_whole_milliseconds_and_not_less(hedge_s, told):
+    """To Envoy 0 is no limit: the hedge that was promised would never come."""
+    gateway = brain(2, hedging=Hedging(after_s=0.3))
+    decider = Decider(gateway, Reader(gateway.spec), ["127.0.0.1:1", "127.0.0.1:2"])
+    raw = decider._answer(Routed("r", (0, 1), "", hedge_s=hedge_s), None)
+    fields = decider.types["ProcessingResponse"].FromString(raw).dynamic_metadata.fields["envoy.lb"].struct_value.fields
+    assert fields[HEDGE_AFTER].string_value == told
 
 
 @pytest.mark.parametrize(

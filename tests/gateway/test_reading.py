@@ -70,6 +70,7 @@ def seeing(*images: str, **more: object) -> dict[str, object]:
         ({"tenants": [{"name": "a"}, {"name": "a"}]}, "come twice"),
         ({"classes": [{"name": "a", "refuse_below": 1}]}, "refuse_below"),
         ({"limits": {"idle_s": 3, "hold_s": 5}}, "timer runs"),
+        ({"limits": {"upload_s": 0.0004}}, "upload_s=0.0004: expected a time of at least 1 ms"),
         ({"limits": {"in_flights": 3}}, "in_flight"),
         ({"limits": {"held": -1}}, "0 or more"),
         ({"health": {"path": "health"}}, "expected a path"),
@@ -340,6 +341,7 @@ def test_a_body_for_a_url_that_is_not_there_is_told_which_are():
     [
         ("temperature", "hot", 'temperature: came "hot", expected a number or null'),
         ("temperature", True, "temperature: came true, expected a number or null"),
+        ("temperature", 10**400, f"temperature: came {'1' + 39 * '0'}..., expected a number"),
         ("max_tokens", "x", 'max_tokens: came "x", expected a whole number or null'),
         ("max_tokens", 0, "max_tokens: came 0, expected a whole number >= 1"),
         ("max_tokens", 1.5, "max_tokens: came 1.5, expected a whole number or null"),

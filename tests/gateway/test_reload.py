@@ -111,6 +111,7 @@ def test_what_is_wrong_with_a_new_file_is_said_and_the_old_one_serves(tmp_path):
             ("gateway: [", "gateway.yaml"),
             (good.replace("models:", "modles:"), "modles"),
             (good.replace(f":{served.port}", ":1"), "needs a restart"),
+            (good.replace("gateway:\n", "gateway:\n  hedging: {after_s: 1}\n"), "gateway.hedging is new"),
             (good.replace("127.0.0.1:" + str(upstreams.engines[0].port), "127.0.0.1:0"), "port"),
             (good.replace("gateway:", "policies: {route: nobody:Nothing}\ngateway:"), "not taken"),
         ):

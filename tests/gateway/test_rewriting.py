@@ -12,7 +12,7 @@ import pytest
 from headway.errors import BadInput
 from headway.gateway import GatewaySpec, Reader, SloClass, Tenant
 from headway.gateway.events import Arrival
-from headway.gateway.reading import Reply
+from headway.gateway.reading import HANDED, Reply
 from headway.specs import from_mapping
 
 TENANTS = (
@@ -54,6 +54,13 @@ def test_engines_that_know_priorities_are_sent_that_of_the_class(said, engine):
 def test_a_callers_own_priority_is_removed_unless_it_is_allowed():
     assert sent(chat(priority=-100))[1] == chat()
     assert sent(chat(priority=-100), engine_priority="caller")[1] == chat(priority=-100)
+
+
+@pytest.mark.parametrize("field", HANDED)
+def test_a_caller_tells_no_engine_where_kv_is(field):
+    for headers in (FREE, PAID):
+        _, got = sent(chat(max_tokens=5, **{field: {"remote_host": "192.0.2.6"}}), headers)
+        assert got == chat(max_tokens=5)
 
 
 def test_names_that_are_escaped_are_seen_too():

@@ -43,8 +43,9 @@ class Entry:
     """One accepted request, from its arrival to its end."""
 
     __slots__ = (
-        "at", "bound", "cached", "charged", "due_s", "facts", "hedged", "hosts", "level", "limits", "line", "output",
-        "paced_at", "prefill", "prefill_reason", "prefill_s", "reason", "record", "sent_s", "stage", "view", "waiting",
+        "at", "bound", "cached", "charged", "due_s", "facts", "hedge_at_s", "hedged", "hosts", "level", "limits",
+        "line", "output", "paced_at", "prefill", "prefill_reason", "prefill_s", "reason", "record", "sent_s", "stage",
+        "view", "waiting",
     )  # fmt: skip
 
     def __init__(self, facts: Arrival, view: LiveRequest, limits: tuple[float, float, float]) -> None:
@@ -62,6 +63,7 @@ class Entry:
         self.prefill: int | None = None  # the replica that computes its prompt, where that is another one
         self.prefill_reason = ""
         self.hedged: bool | None = None  # whether the second host was sent it, too; None: it must not be
+        self.hedge_at_s = math.inf  # not before then
         self.reason = ""  # of the choice of hosts
         self.record: EndRecord | None = None
         self.sent_s = math.nan

@@ -149,7 +149,7 @@ class Brain:
 
     def hedged(self, now: float, id: str, replica: int) -> list[Answer]:
         """The proxy has sent a request to its second host as well: both have it until one has it no more."""
-        entry = self.live.get(id)
+        entry = self.live.get(id) or self.unread.get(id, (0.0, None))[1]
         if entry is not None and self.hedges.begin(now, entry, replica):
             self.figures.count("headway_hedged_total", replica=self.spec.upstreams[replica])
         return []
@@ -158,9 +158,11 @@ class Brain:
         """The figures of a request, which may come before or after its end."""
         if record.replica is not None:
             entry = self.live.get(record.id) or self.unread.get(record.id, (0.0, None))[1]
-            retried = record.attempts > 1 and entry is not None and not entry.hedged
-            if retried and entry is not None and entry.hosts and record.replica != entry.hosts[0]:
-                self.judge.hear(self.books[entry.hosts[0]], False, probe=False)
+            if entry is not None and entry.hosts and record.attempts > 1:
+                if self.hedges.untold(now, entry):
+                    self.hedged(now, record.id, entry.hosts[1])
+                if not entry.hedged and record.replica != entry.hosts[0]:
+                    self.judge.hear(self.books[entry.hosts[0]], False, probe=False)
             self.judge.learn(now, self.books[record.replica], record)
             if entry is not None and entry.prefill is not None:
                 self.judge.learn_prompt(now, self.books[entry.prefill], record)
@@ -330,18 +332,17 @@ class Brain:
             return None
         if entry.facts.id in line.held.entries:
             line.held.remove(entry.facts.id)
-        chosen, reason = decision
+        chosen, entry.reason = decision
         spare = spare_of(healthy, chosen)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
         chosen.add(entry, now)
         line.held.charge(entry)
-        entry.reason = reason
-        self._decided("routed", reason)
+        self._decided("routed", entry.reason)
         if entry.prefill is not None:
             self.figures.count("headway_prefilled_total", replica=self.spec.upstreams[entry.prefill])
         model = line.model if entry.facts.model in self.menu.aliases else ""
         hedge_s = self.hedges.wait_s(now, entry, chosen, spare)
-        return Routed(entry.facts.id, entry.hosts, reason, model, entry.prefill, hedge_s)
+        return Routed(entry.facts.id, entry.hosts, entry.reason, model, entry.prefill, hedge_s)
 
     def _pump(self, now: float) -> list[Answer]:
         """Route whoever waits while there is room."""
@@ -487,8 +488,7 @@ class Brain:
         sent = sum(book.in_flight for line in self.lines for book in line.books)
         faults = [fault for book in self.books for fault in book.check()]
         faults += [fault for number, line in enumerate(self.lines) for fault in line.check(number)]
-        held = self.held
-        if sent + len(held) != len(self.live) + len(self.hedges.copies):
+        if sent + len(held := self.held) != len(self.live) + len(self.hedges.copies):
             faults.append(f"{sent} under way + {len(held)} held != {len(self.live)} live")
         by_tenant = [account.live for account in self.accounts]
         if sum(by_tenant) != len(self.live) or min(by_tenant) < 0:

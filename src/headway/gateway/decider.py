@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import ssl
 import time
@@ -210,7 +211,7 @@ class Decider:
         if answer.prefill is not None:
             told[PREFILLER[0]].string_value = self.addresses[answer.prefill]
         if answer.hedge_s is not None:
-            told[HEDGE_AFTER].string_value, told[HEDGE_RETRIES].string_value = f"{1e3 * answer.hedge_s:.0f}", "1"
+            told[HEDGE_AFTER].string_value, told[HEDGE_RETRIES].string_value = f"{math.ceil(1e3 * answer.hedge_s)}", "1"
         if trace is not None:
             told[TRACEPARENT].string_value = trace.traceparent
         made = bytes(message.SerializeToString())

@@ -49,7 +49,7 @@ class Hedges:
         until_s = now + wait_s + TOLD_WITHIN_S
         if self.promised:  # in order, so that what is over stands in front
             until_s = max(until_s, next(reversed(self.promised.values())))
-        self.promised[entry.facts.id], entry.hedged = until_s, False
+        self.promised[entry.facts.id], entry.hedged, entry.hedge_at_s = until_s, False, now + wait_s
         return wait_s
 
     def _late_s(self, pace: Pace, predicted_s: float) -> float:
@@ -61,16 +61,25 @@ class Hedges:
         return predicted_s * math.exp(self.spread * max(math.sqrt(pace.first.variance), SIGMA_LEAST))
 
     def begin(self, now: float, entry: Entry, replica: int) -> bool:
-        """The proxy has sent a request to this host: whether that is a hedge. It is none where the first has failed."""
-        if entry.stage != "sent" or entry.hedged is not False or [entry.at, replica] != list(entry.hosts):
+        """The proxy has sent a request to this host: whether that is a hedge. It is none where the first has failed.
+
+        It counts after the request's end, too: that is told at once, this within `RECORDS_WITHIN_S`.
+        """
+        if entry.hedged is not False or [entry.at, replica] != list(entry.hosts):
             return False
         self.promised.pop(entry.facts.id, None)
         self.saved -= 1
         entry.hedged = True
+        if entry.stage == "ended":
+            return True
         copy = self.copies[entry.facts.id] = Entry(entry.facts, entry.view, entry.limits)
         copy.line, copy.hosts = entry.line, entry.hosts
         self.books[replica].add(copy, now)
         return True
+
+    def untold(self, now: float, entry: Entry) -> bool:
+        """Whether a second attempt at a request that is over was its hedge, of which nothing has been heard yet."""
+        return entry.hedged is False and now >= entry.hedge_at_s
 
     def lost(self, now: float, entry: Entry, replica: int) -> bool:
         """A replica has a hedged request no more, the other one has: whether this is such a one."""
@@ -95,8 +104,9 @@ class Hedges:
         return True
 
     def end(self, now: float, entry: Entry) -> None:
-        """Take a request's second place out of the books, where it has one."""
-        self.promised.pop(entry.facts.id, None)
+        """Take a request's second place out of the books, where it has one; what cannot be used any more is saved."""
+        if now < entry.hedge_at_s:
+            self.promised.pop(entry.facts.id, None)
         copy = self.copies.pop(entry.facts.id, None)
         if copy is not None:
             self.books[copy.at].remove(copy, now)

@@ -305,12 +305,13 @@ class Picker(Decider):
         self.deliver(self.brain.record(now, record))
 
     async def check(self, asked: bytes, context: Any) -> bytes:
-        """gRPC's health check: alive always, ready while an endpoint answers."""
+        """gRPC's health check: alive always, ready while an endpoint answers, of both pools where there are two."""
         service = asked[2:].decode("utf-8", "replace") if asked else ""
         if service == "liveness":
             return SERVING
         if service in ("", "readiness", PROCESSOR, "inference-extension"):
-            return SERVING if any(book.healthy for book in self.brain.books) else NOT_SERVING
+            whole = [line for line in self.brain.lines if all(any(b.healthy for b in group) for group in line.groups)]
+            return SERVING if whole else NOT_SERVING
         return UNKNOWN
 
 

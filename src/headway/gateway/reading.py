@@ -32,6 +32,10 @@ TEXT_PARTS = (None, "text", "input_text", "output_text", "refusal", "thinking") 
 OUTPUT_LIMITS, NULL = ("max_tokens", "max_completion_tokens"), msgspec.Raw(b"null")
 SALT, PRIORITY = "cache_salt", "priority"
 BYTES_PER_TOKEN_MOST = 256  # the longest entries of large vocabularies, runs of blanks, have 128
+HANDED = (  # by which engines tell others where KV is: a caller's would name any host, or anyone's KV
+    "kv_transfer_params", "ec_transfer_params",  # of vLLM; then SGLang's, and TensorRT-LLM's
+    "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
+)  # fmt: skip
 UNCOUNTED = ("n_predict", "max_new_tokens", "best_of")  # engines' own ways to ask for more tokens than are counted
 TOLD_MAX = 40  # characters of a wrong value that are shown to who sent it
 IN_WORDS = {
@@ -217,7 +221,7 @@ class Reader:
 
         `model`: the name that takes the place of the one it says; "" leaves that.
         The salt is the tenant's, the priority that of the class, and where a tenant has a budget the output is bounded;
-        what the caller says of the first two is removed, and with a budget `UNCOUNTED`.
+        what the caller says of the first two is removed, so is `HANDED`, and with a budget `UNCOUNTED`.
         """
         spec, tenant = self.spec, self.keys.tenants[arrival.tenant]
         own: dict[str, bytes] = {"model": _text(model)} if model else {}
@@ -226,7 +230,7 @@ class Reader:
         if spec.engine_priority in ("low-first", "high-first"):
             sign = 1 if spec.engine_priority == "low-first" else -1
             own[PRIORITY] = b"%d" % (sign * spec.classes[arrival.slo_class].priority)
-        removed = [SALT] if spec.engine_priority == "caller" else [SALT, PRIORITY]
+        removed = [*HANDED, SALT] if spec.engine_priority == "caller" else [*HANDED, SALT, PRIORITY]
         removed += UNCOUNTED if tenant.budgeted else ()
         limited = not tenant.budgeted or not arrival.generates
         if limited and not model and not _names(body, removed):
@@ -356,7 +360,7 @@ def _where(message: str, body: bytes) -> tuple[str, str | None]:
     missing = re.search(r"missing required field (\w+)", text)
     if missing:
         return f"the field {missing[1]!r} is missing", missing[1]
-    wanted, _, kind = text.partition(", got ")
+    wanted, _, kind = text.replace("Number out of range", "float").partition(", got ")
     allowed = " or ".join(IN_WORDS.get(each, each) for each in wanted.removeprefix("Expected ").split(" | "))
     for name, words in IN_WORDS.items():
         allowed = re.sub(rf"^{name}(?= [<>])", words, allowed)

@@ -125,7 +125,10 @@ class Limits(Spec, frozen=True, kw_only=True):
         for field in ("held", "hold_s", "aging_s", "drain_s"):
             if getattr(self, field) < 0:
                 raise BadInput(f"limits.{field}={getattr(self, field):g}: expected 0 or more")
-        for field in ("output_tokens", "body_bytes", "headers_kb", "connections", "upload_s", "idle_s"):
+        for field in ("upload_s", "idle_s"):
+            if getattr(self, field) < 0.001:  # to Envoy 0 is no limit
+                raise BadInput(f"limits.{field}={getattr(self, field):g}: expected a time of at least 1 ms")
+        for field in ("output_tokens", "body_bytes", "headers_kb", "connections"):
             if getattr(self, field) <= 0:
                 raise BadInput(f"limits.{field}={getattr(self, field):g}: expected a number above 0")
         if self.in_flight is not None and self.in_flight < 1:

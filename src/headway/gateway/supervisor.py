@@ -434,6 +434,8 @@ def _check_fixed(old: GatewaySpec, new: GatewaySpec) -> None:
             raise BadInput(f"gateway.{field} has changed: that needs a restart")
     if old.limits.connections != new.limits.connections:
         raise BadInput("gateway.limits.connections has changed: that needs a restart")
+    if new.hedging and not old.hedging:
+        raise BadInput("gateway.hedging is new: the filters beside replicas that it needs come with a restart")
     if any("https://" in text for text in new.upstreams) and not any("https://" in text for text in old.upstreams):
         raise BadInput("the first replica that speaks TLS needs a restart")
 
