@@ -258,6 +258,24 @@ def test_a_stream_that_has_begun_is_not_hedged_however_slow_it_is(served):
 
 
 @live
+def test_hedges_whose_streams_are_over_at_once_all_count(served):
+    """Their ends come before what the proxy's logs say of them."""
+    with served.quick():
+        slow, quick = served.upstreams.engines
+        slow.first_s, quick.first_s, quick.tokens, quick.pace_s = 30.0, 0.0005, 1, 0.0
+        hedged, won = (served.metric(f"headway_{name}_total") for name in ("hedged", "hedges_won"))
+        cut = slow.cut
+        for _ in range(8):
+            assert served.ask(STREAM)[0].status == 200
+        served.until(lambda: len(slow.seen) == slow.cut - cut, "the slow one is left")
+        served.at_rest()
+        served.until(lambda: served.metric("headway_hedged_total") == hedged + len(slow.seen), "all are told of")
+        assert served.metric("headway_hedges_won_total") == won + len(slow.seen) > won
+        assert served.metric("headway_retried_total") == 0
+        slow.first_s = 0.005
+
+
+@live
 def test_fifty_late_streams_at_once_end_once_each(served):
     with served.quick():
         for engine in served.upstreams.engines:

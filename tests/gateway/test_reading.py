@@ -341,7 +341,7 @@ def test_a_body_for_a_url_that_is_not_there_is_told_which_are():
     [
         ("temperature", "hot", 'temperature: came "hot", expected a number or null'),
         ("temperature", True, "temperature: came true, expected a number or null"),
-        ("temperature", 10**400, f"temperature: came {'1' + 39 * '0'}..., expected a number"),
+        pytest.param("temperature", 10**400, f"temperature: came 1{39 * '0'}..., expected a number", id="huge"),
         ("max_tokens", "x", 'max_tokens: came "x", expected a whole number or null'),
         ("max_tokens", 0, "max_tokens: came 0, expected a whole number >= 1"),
         ("max_tokens", 1.5, "max_tokens: came 1.5, expected a whole number or null"),
