@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("house", deadline=None, max_examples=40)  # a busy machine is no fault of the code's
+settings.register_profile("house", deadline=None, max_examples=30)  # a busy machine is no fault of the code's
 settings.load_profile("house")
 
 CLOCKED = ("bench", "emulate", "gateway")  # folders whose tests hold processes and sockets to the wall clock

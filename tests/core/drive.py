@@ -23,7 +23,7 @@ from headway.sim.scaling import Scaler
 from headway.state import ClusterState, Hold, PoolState, Request, Route, Scale
 from headway.workload.batch import Batch
 
-CASES = 100 if headway.interpreted_modules() else 250  # random cases a law is tried on
+CASES = 60 if headway.interpreted_modules() else 150  # random cases a law is tried on
 BINS = (Histogram.BINS, Histogram.MIN_S, Histogram.INV_LOG_GROWTH)
 COLUMNS = (
     "arrival_s",

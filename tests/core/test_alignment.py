@@ -65,7 +65,7 @@ def test_a_rank_with_nothing_else_to_do_ends_the_wait() -> None:
     assert columns["admitted_s"].tolist() == [0.0, 0.0, 0.0, 0.0, 6.0, 6.0, 6.0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(2, 4), st.integers(1, 12), st.integers(0, 5), st.lists(st.floats(0.0, 60.0), max_size=20))
 def test_no_prompt_is_withheld_beyond_the_limit(ranks: int, align: int, gather: int, arrivals_s: list[float]) -> None:
     """Where there is room, a prompt waits for less than the limit and then for the steps of gathering."""
@@ -77,7 +77,7 @@ def test_no_prompt_is_withheld_beyond_the_limit(ranks: int, align: int, gather: 
     assert (columns["status"] == 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(2, 4), st.integers(1, 12), st.integers(2, 50), st.integers(1, 200), st.integers(1, 60))
 def test_nothing_changes_while_all_ranks_have_prompts(
     ranks: int, each: int, align: int, prompt: int, output: int
@@ -87,7 +87,7 @@ def test_nothing_changes_while_all_ranks_have_prompts(
     assert_same(served(rows, second_steps(ranks, align_steps=align)), served(rows, second_steps(ranks)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(2, 4), st.lists(st.tuples(st.floats(0.0, 9.0), st.integers(1, 300)), max_size=20))
 def test_nothing_changes_where_nothing_is_decoded(ranks: int, prompts: list[tuple[float, int]]) -> None:
     """As in a pool that only computes prompts."""
@@ -96,7 +96,7 @@ def test_nothing_changes_where_nothing_is_decoded(ranks: int, prompts: list[tupl
     assert_same(held, served(rows, second_steps(ranks)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**40), st.sampled_from([2, 9, 50]), st.integers(0, 9))
 def test_a_limit_of_one_step_is_none_and_every_request_ends(seed: int, align: int, gather: int) -> None:
     """Random cases: preemptions, shared prefixes, prompts alone; whatever the limits, nobody is lost."""

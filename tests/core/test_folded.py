@@ -49,7 +49,7 @@ def tenth(table: StepTable) -> StepTable:
     return msgspec.structs.replace(table, **{name: 0.1 * value for name, value in found.items() if value is not None})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SEEDS)
 def test_core_equals_reference_under_speculation(seed: int) -> None:
     case = speculative(seed)
@@ -60,7 +60,7 @@ def test_core_equals_reference_under_speculation(seed: int) -> None:
     assert_same_gaps(engine, reference.gaps)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SEEDS)
 def test_leaping_equals_stepping_under_speculation(seed: int) -> None:
     leapt, fast = run_core(speculative(seed))

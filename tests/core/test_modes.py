@@ -14,7 +14,7 @@ import headway
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "src"
-CASES = 600
+CASES = 300
 
 
 def test_compiled_equals_interpreted():
