@@ -3,6 +3,7 @@
 The wheel is built in either case, and one line says so when it holds no compiled module.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -59,8 +60,9 @@ class BuildCore(build_ext):
         for directives, level in ((TYPED, "-O3"), (UNTYPED, "-O1")):
             mine = [each for each in self.extensions if (each.sources[0] in untyped) == (directives is UNTYPED)]
             translated = cythonize(
-                mine, build_dir="build/cython", include_path=[str(SRC)], compiler_directives=directives
-            )
+                mine, build_dir="build/cython", include_path=[str(SRC)], compiler_directives=directives,
+                nthreads=self.parallel if sys.platform == "linux" else 0,  # elsewhere processes would run this file anew
+            )  # fmt: skip
             for extension, made in zip(mine, translated, strict=True):
                 extension.sources = made.sources
                 if self.compiler.compiler_type == "unix":

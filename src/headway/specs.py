@@ -92,7 +92,7 @@ def to_mapping(spec: msgspec.Struct, *, defaults: bool = False) -> dict[str, Any
     for field in _struct_fields(type(spec)):
         value = getattr(spec, field.name)
         if defaults or field.required or value != _default(field):
-            data[field.encode_name] = _plain(value, defaults)
+            data[field.encode_name] = value if type(value) in _AS_IT_IS else _plain(value, defaults)
     return data
 
 
@@ -280,13 +280,18 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
     return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
 
 
+_AS_IT_IS = frozenset((str, int, float, bool, type(None)))
+
+
 def _plain(value: Any, defaults: bool) -> Any:
+    if type(value) in _AS_IT_IS:
+        return value
     if isinstance(value, msgspec.Struct):
         return to_mapping(value, defaults=defaults)
     if isinstance(value, Mapping):
         return {key: _plain(item, defaults) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, defaults) for item in value]
+        return [item if type(item) in _AS_IT_IS else _plain(item, defaults) for item in value]
     return msgspec.to_builtins(value)
 
 
