@@ -61,7 +61,7 @@ class BuildCore(build_ext):
             mine = [each for each in self.extensions if (each.sources[0] in untyped) == (directives is UNTYPED)]
             translated = cythonize(
                 mine, build_dir="build/cython", include_path=[str(SRC)], compiler_directives=directives,
-                nthreads=self.parallel if sys.platform == "linux" else 0,  # elsewhere processes would run this file anew
+                nthreads=self.parallel if sys.platform == "linux" else 0,  # elsewhere they would run this file anew
             )  # fmt: skip
             for extension, made in zip(mine, translated, strict=True):
                 extension.sources = made.sources

@@ -1,8 +1,8 @@
 """Fits all data files of the cost model again: ``python -m fit DATA_DIR`` (``make fit DATA=FOLDER``).
 
-Each stage rests on the files that those before it wrote: operator laws, host terms of engines, power, intervals. The
-files are written into src/headway/cost/data, and docs/operator-laws.md with the first; three minutes on two cores.
-``--only`` runs some of the stages.
+Each stage rests on the files that those before it wrote: operator laws, host terms of engines, power, intervals, what
+published pairs tell. The files are written into src/headway/cost/data, and docs/operator-laws.md with the first; five
+minutes on two cores. ``--only`` runs some of the stages.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
+from fit import published
 from fit.measure import Sample, measured
 from fit.plots import draw
 from fit.study import studied
@@ -48,7 +49,9 @@ def main() -> None:
     told("fitted and predicted")
     replay = recorded(asked.data / "requests")
     told("recorded runs replayed")
-    PAGE.write_text(page(study, replay), encoding="utf-8")
+    pairs = published.studied(published.grouped(published.read(table, asked.cores)), asked.cores)
+    told("pairs predicted by their other rows")
+    PAGE.write_text(page(study, replay) + published.section(pairs), encoding="utf-8")
     made = [PAGE, *draw(study, IMAGES)]
     told(", ".join(f"{path.relative_to(ROOT)} {path.stat().st_size:,} bytes" for path in made))
 

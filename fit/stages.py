@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from fit import engines, operators, power, uncertainty
+from fit import engines, operators, power, published, uncertainty
 from headway import cost
 from headway.errors import HeadwayError
 
@@ -57,6 +57,10 @@ def _uncertainty(folder: Path, cores: int) -> None:
     _commanded(uncertainty.main, folder, cores)
 
 
+def _published(folder: Path, cores: int) -> None:
+    _commanded(published.main, folder, cores)
+
+
 def _commanded(program: Callable[[], None], folder: Path, cores: int) -> None:
     sys.argv[1:] = [str(folder / SERVING), "--cores", str(cores), "--write"]
     program()
@@ -67,6 +71,7 @@ STAGES = {  # in the order of dependence
     "engines": Stage(_engines, engines.DATA, (SERVING,)),
     "power": Stage(_power, power.DATA, (SERVING, "ops_gemm.csv.gz")),
     "uncertainty": Stage(_uncertainty, uncertainty.DATA, (SERVING,)),
+    "published": Stage(_published, published.DATA, (SERVING,)),
 }
 
 

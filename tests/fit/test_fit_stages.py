@@ -73,12 +73,12 @@ def test_stages_run_in_the_order_of_dependence_however_they_are_asked_for(tmp_pa
     assert run == ["engines", "uncertainty"]
     assert "power.yaml" in capsys.readouterr().out.splitlines()[-1]
     __main__.main([str(tmp_path)])
-    assert run[2:] == ["operators", "engines", "power", "uncertainty"]
+    assert run[2:] == ["operators", "engines", "power", "uncertainty", "published"]
 
 
 def test_files_fitted_on_what_was_written_anew_are_named():
     assert stale(list(STAGES)) == ""
-    assert stale(["uncertainty"]) == ""
+    assert stale(["published"]) == ""
     assert [name in stale(["engines"]) for name in ("operators.json", "power.yaml", "uncertainty.yaml")] == [
         False, True, True,
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def test_the_package_that_is_imported_gets_the_files_of_the_checkout(tmp_path, m
     monkeypatch.setattr(cost, "__file__", str(tmp_path / "site" / "__init__.py"))
     stages.hand_on()
     assert {path.name: path.read_text() for path in installed.iterdir()} == dict.fromkeys(
-        ("operators.json", "engines.yaml", "power.yaml", "uncertainty.yaml"), "new"
+        ("operators.json", "engines.yaml", "power.yaml", "uncertainty.yaml", "published.yaml"), "new"
     )
 
 

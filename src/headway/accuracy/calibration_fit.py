@@ -85,27 +85,36 @@ def _table(figures: Sequence[Figure], prior: Prior) -> _Table:
     return _Table(parts, floors, at_s, gap, np.array([prior.noise[f.metric] for f in figures]))
 
 
-def _values(z: Floats, widths: Floats) -> Floats:
-    neutral, factors = term_values(None), len(FACTORS)
-    return np.concatenate([np.exp(z[:factors] * widths[:factors]), neutral[factors:] + (z * widths)[factors:]])
+def _values(z: Floats, widths: Floats, around: Floats) -> Floats:
+    factors = len(FACTORS)
+    scaled = around[:factors] * np.exp(z[:factors] * widths[:factors])
+    return np.concatenate([scaled, around[factors:] + (z * widths)[factors:]])
 
 
-def fit(figures: Sequence[Figure], prior: Prior, strength: float = 1.0) -> Fit:
-    """Return the most probable terms; damped Gauss-Newton on Student's t residuals and a normal prior."""
+def fit(
+    figures: Sequence[Figure], prior: Prior, strength: float = 1.0, around: Floats | None = None, least: float = 0.0
+) -> Fit:
+    """Return the most probable terms; damped Gauss-Newton on Student's t residuals and a normal prior.
+
+    The prior is `around` terms as `Fit.values` has them; None: the shipped law's. No factor falls below `least`.
+    """
     table, widths = _table(figures, prior), strength * np.array([prior.widths[name] for name in TERMS])
-    least = np.concatenate([np.full(len(FACTORS), -np.inf), -table.floors.max(axis=0) / widths[len(FACTORS) :]])
-    z, damping = np.zeros(len(TERMS)), 1e-3
-    loss, residual, jacobian = _state(table, z, widths)
+    around = term_values(None) if around is None else around
+    factors, shifts = np.split(around, [len(FACTORS)])
+    with np.errstate(divide="ignore"):
+        lowest = np.concatenate([np.log(least / factors), -table.floors.max(axis=0) - shifts]) / widths
+    z, damping = np.maximum(np.zeros(len(TERMS)), lowest), 1e-3
+    loss, residual, jacobian = _state(table, z, widths, around)
     for _ in range(_ROUNDS):
         weight = (TAIL + 1.0) / (TAIL + residual**2)
         curvature = (jacobian.T * weight) @ jacobian + np.eye(len(z))
         slope = (jacobian.T * weight) @ residual - z
-        held = (z <= least) & (slope < 0.0)  # host terms that would fall below zero
+        held = (z <= lowest) & (slope < 0.0)  # host terms that would fall below zero, factors below the least
         slope[held], curvature[held], curvature[:, held] = 0.0, 0.0, 0.0
         curvature[held, held] = 1.0
         step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), slope)
-        moved = np.maximum(z + step, least)
-        tried = _state(table, moved, widths)
+        moved = np.maximum(z + step, lowest)
+        tried = _state(table, moved, widths, around)
         if tried[0] <= loss:
             done = loss - tried[0] < 1e-9 * (1.0 + loss)
             z, (loss, residual, jacobian), damping = moved, tried, damping / 4.0
@@ -116,12 +125,12 @@ def fit(figures: Sequence[Figure], prior: Prior, strength: float = 1.0) -> Fit:
     weight = (TAIL + 1.0) / (TAIL + residual**2)
     scale = max(1.0, float((weight * residual**2).mean()))
     covariance = np.linalg.inv((jacobian.T * weight / scale) @ jacobian + np.eye(len(z)))
-    return Fit(z, np.asarray(covariance), _values(z, widths))
+    return Fit(z, np.asarray(covariance), _values(z, widths, around))
 
 
-def _state(table: _Table, z: Floats, widths: Floats) -> tuple[float, Floats, Floats]:
+def _state(table: _Table, z: Floats, widths: Floats, around: Floats) -> tuple[float, Floats, Floats]:
     """Loss, residuals in standard deviations, and their slopes by `z`, turned round."""
-    values = _values(z, widths)
+    values = _values(z, widths, around)
     total = np.maximum(seconds(table.parts, table.floors, values), 1e-3 * table.at_s)
     residual = (table.gap - np.log(total / table.at_s)) / table.noise
     slopes = np.concatenate([values[: len(FACTORS)] * widths[: len(FACTORS)], widths[len(FACTORS) :]])

@@ -35,8 +35,11 @@ class Outcome(msgspec.Struct, frozen=True):
     factors: dict[str, tuple[float, float]] = msgspec.field(default_factory=dict)
 
 
-def judge(row: Row, calibration: Calibration | None = None) -> Outcome:
-    """Return what the simulator says of the row's operating point; never raises for what a row holds."""
+def judge(row: Row, calibration: Calibration | str | None = None) -> Outcome:
+    """Return what the simulator says of the row's operating point; never raises for what a row holds.
+
+    `calibration`: own measurements', or "published".
+    """
     try:
         case = express(row)
         reason = broken(row, case)
@@ -59,18 +62,20 @@ def judge(row: Row, calibration: Calibration | None = None) -> Outcome:
         return Outcome({}, f"refused: {str(error)[:90]}")
 
 
-def deployed(case: Case, calibration: Calibration | None) -> Case:
+def deployed(case: Case, calibration: Calibration | str | None) -> Case:
     """Return the case with every replica calibrated, or none."""
     replace = msgspec.structs.replace
+    if isinstance(calibration, str):
+        return replace(case, deployment=case.deployment.as_published())
     pools = tuple(replace(p, replica=replace(p.replica, calibration=calibration)) for p in case.deployment.pools)
     return replace(case, deployment=replace(case.deployment, pools=pools))
 
 
-def _differs(case: Case, calibration: Calibration | None) -> str:
+def _differs(case: Case, calibration: Calibration | str | None) -> str:
     replica = case.deployment.pools[0].replica
-    return "" if calibration is None else mismatch(calibration, replica.gpu, replica.engine.name)
+    return mismatch(calibration, replica.gpu, replica.engine.name) if isinstance(calibration, Calibration) else ""
 
 
-def make_judge(calibration: Calibration | None = None) -> Callable[[Row], Outcome]:
+def make_judge(calibration: Calibration | str | None = None) -> Callable[[Row], Outcome]:
     """Return `judge` with a calibration, for workers that are given a maker."""
     return functools.partial(judge, calibration=calibration)

@@ -1,4 +1,4 @@
-"""`--calibration FILE`: read, compared with what is asked, and put into it."""
+"""`--calibration FILE|published`: read, compared with what is asked, and put into it."""
 
 from __future__ import annotations
 
@@ -67,9 +67,10 @@ def compare_machines(asked: Mapping[str, Any], terminal: Terminal) -> None:
     if path is None:
         return
     from headway.cost.calibration import read_calibration
+    from headway.cost.published import PUBLISHED
 
     here = read_fingerprint(path)
-    if calibration is None:
+    if calibration is None or calibration == PUBLISHED:
         raise BadInput(f"--fingerprint {path} is compared with a calibration's: name that with --calibration FILE")
     there = read_calibration(calibration).fingerprint
     if not there:
@@ -91,11 +92,17 @@ def with_calibration(deployment: Deployment, path: str | None, terminal: Termina
     Raises:
         BadInput: it is of another GPU or engine, or cannot be read.
     """
-    calibration = read_noted(path, terminal)
-    if calibration is None or path is None:
+    if path is None:
         return deployment
     import msgspec
 
+    from headway.cost.published import PUBLISHED
+
+    if path == PUBLISHED:
+        return _as_published(deployment, terminal)
+    calibration = read_noted(path, terminal)
+    if calibration is None:
+        return deployment
     replace = msgspec.structs.replace
     pools = tuple(
         replace(pool, replica=_fitting(pool.replica, calibration, path, terminal)) for pool in deployment.pools
@@ -109,11 +116,17 @@ def ask_calibrated(question: Question, path: str | None, terminal: Terminal) -> 
     Raises:
         BadInput: it is of another GPU or engine, or cannot be read.
     """
-    calibration = read_noted(path, terminal)
-    if calibration is None or path is None:
+    if path is None:
         return question
     import msgspec
 
+    from headway.cost.published import PUBLISHED
+
+    if path == PUBLISHED:
+        return msgspec.structs.replace(question, calibration=PUBLISHED)
+    calibration = read_noted(path, terminal)
+    if calibration is None:
+        return question
     from headway.cost import Replica
     from headway.model import model
 
@@ -128,7 +141,38 @@ def ask_calibrated(question: Question, path: str | None, terminal: Terminal) -> 
     return msgspec.structs.replace(question, engine=engine, calibration=calibration)
 
 
-def refuse_elsewhere(calibration: Calibration | None, skipped: Mapping[str, int], used: int) -> None:
+def _as_published(deployment: Deployment, terminal: Terminal) -> Deployment:
+    """The deployment by what was published of it; says what that is, or that there is nothing."""
+    from headway.cost.published import offered
+
+    found = deployment.as_published()
+    for name, pool in zip(found.pool_names(), found.pools, strict=True):
+        replica = pool.replica
+        if replica.calibration is None or pool.role != "mixed":
+            there = "; ".join(offered(replica)) or "none of the model on the GPU"
+            terminal.note(
+                f"{name}: no published times per token of {replica.model} on {replica.gpu} with {replica.engine.name} "
+                f"in {replica.weights}, KV {replica.kv}, in mixed replicas without speculation or limits of power "
+                f"(there are: {there}): the shipped law stays"
+            )
+        else:
+            errors = ", ".join(f"{metric} {100 * error:.1f} %" for metric, error in replica.calibration.held_out)
+            terminal.note(f"{name}: step times by {replica.calibration.source}; on points left out {errors} off")
+    return found
+
+
+def read_calibrated(path: str | None, terminal: Terminal) -> Calibration | str | None:
+    """Return what `--calibration` names, for a table of measurements: "published" stays that.
+
+    Raises:
+        BadInput: no such file, or it is no calibration.
+    """
+    from headway.cost.published import PUBLISHED
+
+    return PUBLISHED if path == PUBLISHED else read_noted(path, terminal)
+
+
+def refuse_elsewhere(calibration: Calibration | str | None, skipped: Mapping[str, int], used: int) -> None:
     """Refuse a table none of whose rows is of what was calibrated.
 
     Raises:

@@ -326,8 +326,8 @@ VALIDATION = (
 )
 JSON = OUTPUT[:1]
 CALIBRATION = (
-    _option("Cost model", "--calibration", "calibration_from", metavar="FILE",
-            help="Step times by own measurements, as headway calibrate writes them."),
+    _option("Cost model", "--calibration", "calibration_from", metavar="FILE|published",
+            help="Step times by own measurements, as headway calibrate writes them, or by published ones."),
     _option("Cost model", "--fingerprint", "fingerprint_from", metavar="FILE",
             help="Of the machine asked about, as headway profile writes it: compared with the calibration's."),
 )

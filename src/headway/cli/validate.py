@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
-from headway.cli.calibration import compare_machines, read_noted, refuse_elsewhere
+from headway.cli.calibration import compare_machines, read_calibrated, refuse_elsewhere
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput, HeadwayError
 
@@ -75,7 +75,7 @@ def _table(terminal: Terminal, path: str, asked: o.Options) -> None:
     count = asked["sample"]
     rows = sample(read_rows(path), None if count is None else int(count))
     compare_machines(asked, terminal)
-    calibration = read_noted(asked["calibration_from"], terminal)
+    calibration = read_calibrated(asked["calibration_from"], terminal)
     workers: Workers[Row, Outcome] = Workers(make_judge, (calibration,), asked["workers"])
     try:
         with terminal.bar("validating") as bar:

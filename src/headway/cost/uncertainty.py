@@ -29,7 +29,8 @@ from headway.hardware import gpu
 from headway.model import model
 from headway.specs import Spec
 
-__all__ = ["COVERAGE", "LEVELS", "METRICS", "evidence_level", "factors", "interval", "levels", "ranking_spread"]
+__all__ = ["COVERAGE", "LEVELS", "METRICS", "evidence_level", "factors", "interval", "levels", "ranking_spread",
+           "shape", "width"]  # fmt: skip
 
 LEVELS: Final = ("calibrated", "seen pair", "seen GPU", "family", "data sheet")
 METRICS: Final = ("ttft", "tpot", "e2e", "output_throughput", "energy_per_token", "power")
@@ -118,7 +119,7 @@ def _measured(calibration: Calibration, replica: Replica, metric: str) -> bool:
     releases = {engine_facts(engine.name, version, replica.gpu).since for version in calibration.versions or ("",)}
     here = (replica.tp, replica.pp, replica.dp, replica.ep)
     return (
-        _shape(replica.model) in map(_shape, calibration.models)
+        shape(replica.model) in map(shape, calibration.models)
         and engine_facts(engine.name, engine.version, replica.gpu).since in releases
         and (replica.weights, replica.kv) in calibration.precisions
         and limits(replica) in calibration.limits
@@ -141,12 +142,16 @@ def _seen(replica: Replica, metric: str, places: _Places) -> str:
     models = [name for metrics, members in groups.items() if metric in metrics.split() for name in members]
     if not models:
         return _unseen(replica.gpu)
-    return "seen pair" if _shape(replica.model) in map(_shape, models) else "seen GPU"
+    return "seen pair" if shape(replica.model) in map(shape, models) else "seen GPU"
 
 
 @functools.cache
-def _shape(key: str) -> tuple[int, ...]:
-    """What makes models the same to a GPU: fine-tuned ones and those with a longer context are."""
+def shape(key: str) -> tuple[int, ...]:
+    """Return what makes models the same to a GPU: fine-tuned ones and those with a longer context are.
+
+    Raises:
+        UnknownName: no such model.
+    """
     spec = model(key)
     return (spec.layers, spec.hidden, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.experts,
             spec.experts_per_token, spec.expert_intermediate)  # fmt: skip
@@ -187,7 +192,8 @@ def interval(
     level, engine, calibration = evidence_level(replica, metric, split), replica.engine, replica.calibration
     own = None
     if calibration is not None and _measured(calibration, replica, metric):
-        own = _width(calibration, metric) * _share_of_tail(metric, coverage)
+        held_out, figures = dict(calibration.held_out), dict(calibration.held_out_figures)
+        own = width(held_out[metric], figures.get(metric, _FIGURES_LEAST), metric) * _share_of_tail(metric, coverage)
         if level == "calibrated":
             return exp(-own), exp(own), level
     release = f"{engine.name} {engine_facts(engine.name, engine.version, replica.gpu).since}"
@@ -197,10 +203,12 @@ def interval(
     return min(low, exp(-own)), max(high, exp(own)), level  # the shipped law, as the user's own points found it
 
 
-def _width(calibration: Calibration, metric: str) -> float:
-    """Half of the 90 % interval in ln: the median error of held-out figures, times the reach of the tail and `_FEW`."""
-    figures = dict(calibration.held_out_figures).get(metric, _FIGURES_LEAST)
-    return log1p(dict(calibration.held_out)[metric]) * _file().tails[metric] * (1.0 + _FEW / figures)
+def width(held_out: float, figures: int, metric: str) -> float:
+    """Return half of a calibrated 90 % interval in ln.
+
+    The median error of so many held-out figures, times the reach of the tail, and more where they are few.
+    """
+    return log1p(held_out) * _file().tails[metric] * (1.0 + _FEW / figures)
 
 
 def factors(replicas: Iterable[Replica], split: bool = False) -> dict[str, tuple[float, float]]:

@@ -92,7 +92,8 @@ class Question(Spec, frozen=True, kw_only=True):
         exhaustive: simulate every candidate at length, to check the search by.
         margin: share by which the limits on the time per token (TPOT, ITL) are taken tighter than `slo` has them, as a
             prediction may be off: a larger one costs more than it saves (docs/accuracy.md, "How sure").
-        calibration: what own measurements change in the step law of the GPU and the engine.
+        calibration: what own measurements change in the step law of the GPU and the engine, or "published": what
+            published ones of the model do, in mixed replicas that they are of (`headway.cost.published`).
         policies, prices: given to every candidate. Unlike replicas side by side are routed to by their weight where
             the question leaves the router as it is.
         usd_per_gpu_hour: prices by kind of GPU, in place of the catalogue's.
@@ -136,7 +137,7 @@ class Question(Spec, frozen=True, kw_only=True):
     layouts: tuple[Layout, ...] = ("mixed", "split")
     margin: float = 0.01
     engine: EngineSettings = EngineSettings()
-    calibration: Calibration | None = None
+    calibration: Calibration | Literal["published"] | None = None
     policies: Policies = Policies()
     prices: Prices = Prices()
     usd_per_gpu_hour: dict[str, float] = msgspec.field(default_factory=dict)

@@ -13,6 +13,7 @@ import msgspec
 from headway.cost import Replica, memory_fit
 from headway.cost.engines import check_engine
 from headway.cost.power import power_law, waiting_watts
+from headway.cost.published import PUBLISHED, with_published
 from headway.errors import BadInput, DoesNotFit
 from headway.hardware import Gpu, gpu
 from headway.model import Model, model
@@ -103,7 +104,7 @@ def singles(question: Question) -> Iterator[Deployment]:
         for shape, budget in product(kind.mixed(), kind.budgets):
             if not fits.try_(kind.replica(shape, budget)):
                 continue
-            pools: tuple[Pool, ...] = (Pool(replica=kind.replica(shape, budget)),)
+            pools: tuple[Pool, ...] = (Pool(replica=kind.whole(shape, budget)),)
             name = f"{kind.name(f'{count}x {shape}')} b{budget}"
             if "mixed" not in question.layouts:
                 pools, name = _roles(kind, shape, kind, shape), kind.name(f"{count}P {shape} + {count}D {shape}")
@@ -176,11 +177,18 @@ class _Kind(NamedTuple):
         return self.setup.budgets(self.question)
 
     def replica(self, shape: Shape, budget_tokens: int) -> Replica:
+        """A replica of any role."""
+        calibration = self.question.calibration
         engine = msgspec.structs.replace(self.setup.engine, max_batched_tokens=budget_tokens)
         return Replica(
             model=self.question.model, gpu=self.gpu, **shape._asdict(), weights=self.weights, kv=self.kv,
-            **self.throttle._asdict(), engine=engine, calibration=self.question.calibration,
+            **self.throttle._asdict(), engine=engine, calibration=None if calibration == PUBLISHED else calibration,
         )  # fmt: skip
+
+    def whole(self, shape: Shape, budget_tokens: int) -> Replica:
+        """A mixed replica."""
+        made = self.replica(shape, budget_tokens)
+        return with_published(made) if self.question.calibration == PUBLISHED else made
 
     def mixed(self) -> list[Shape]:
         """Shapes of mixed replicas: pipelines and ranks where they may be of use."""
@@ -250,7 +258,7 @@ def _alone(kind: _Kind) -> Iterator[Deployment]:
 
 def _mixed(kind: _Kind) -> Iterator[Deployment]:
     for budget, shape in product(kind.budgets, kind.mixed()):
-        replica = kind.replica(shape, budget)
+        replica = kind.whole(shape, budget)
         for count in _counts(kind.question, kind.most // shape.gpus):
             name = f"{kind.name(f'{count}x {shape}')} b{budget}"
             yield _deployment(kind.question, name, Pool(count=count, replica=replica))
@@ -280,7 +288,7 @@ def _together(one: _Kind, other: _Kind, weigh: Callable[[Replica], float]) -> It
         return  # side by side there is no order
     for budget in one.budgets:
         for left, right in product(one.fitting(one.mixed(), budget), other.fitting(other.mixed(), budget)):
-            pools = Pool(replica=one.replica(left, budget)), Pool(replica=other.replica(right, budget))
+            pools = Pool(replica=one.whole(left, budget)), Pool(replica=other.whole(right, budget))
             rates = [weigh(pool.replica) / pool.replica.dp for pool in pools]  # of each rank
             weights = [float(f"{rate / min(rates):.2g}") for rate in rates]
             for first, second in _both_counts(one, left, other, right):

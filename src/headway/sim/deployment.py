@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from headway.cost import Replica
+from headway.cost.published import with_published
 from headway.errors import BadInput, UnknownName
 from headway.hardware import Link, gpu
 from headway.metrics import Prices
@@ -176,6 +177,17 @@ class Deployment(Spec, frozen=True, kw_only=True):
     def models(self) -> tuple[str, ...]:
         """The names of the models, in the order of the pools."""
         return tuple(dict.fromkeys(pool.model for pool in self.pools))
+
+    def as_published(self) -> Deployment:
+        """Return the deployment, mixed replicas calibrated by what was published of them (`headway.cost.published`).
+
+        Pools of their own for prefill and decode stay: what was measured of mixed ones makes them no surer.
+        """
+        pools = tuple(
+            msgspec.structs.replace(pool, replica=with_published(pool.replica)) if pool.role == "mixed" else pool
+            for pool in self.pools
+        )
+        return msgspec.structs.replace(self, pools=pools)
 
     def may_serve(self, asked: str) -> tuple[str, ...]:
         """Return the models that may serve a request which asks for this name; "" asks for none.
