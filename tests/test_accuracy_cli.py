@@ -65,6 +65,14 @@ def test_of_a_single_row_no_table_is_a_head_without_lines(tmp_path):
         assert head not in text, head
 
 
+def test_groups_that_are_not_shown_are_counted(tmp_path):
+    rows = [measured_by_ourselves(0.8, row_id=f"{i}", concurrency=float(2**i)) for i in range(6)]
+    rows.append(measured_by_ourselves(0.8, row_id="other", source="elsewhere"))
+    (tmp_path / "two.csv").write_bytes(as_csv(rows))
+    text = " ".join(run(tmp_path / "two.csv").stdout.split())
+    assert "1 more with fewer rows (--points has every row)" in text and "elsewhere" not in text
+
+
 def test_json_alone_goes_to_stdout_and_points_to_a_file(measured, tmp_path):
     said = run(measured, "--json", "-", "--points", tmp_path / "points.csv", "--workers", "1")
     data = json.loads(said.stdout)

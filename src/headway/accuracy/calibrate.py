@@ -248,7 +248,7 @@ def _check_enough(points: list[Point], left_out: dict[str, str]) -> None:
     missing = (
         f"all {len(points)} points are at one load"
         if len(points) >= LEAST_POINTS
-        else f"{len(points)} usable points, a calibration takes at least {LEAST_POINTS}"
+        else f"{len(points)} usable point{'' if len(points) == 1 else 's'}, a calibration takes at least {LEAST_POINTS}"
     )
     reasons = Counter(_kind(reason) for reason in left_out.values()).most_common(3)
     unusable = "; ".join(f"{count} rows left out: {reason}" for reason, count in reasons)

@@ -117,11 +117,15 @@ def _groups(column: str, groups: dict[str, dict[str, Errors]]) -> Table:
     """Median and bias of the four figures that most rows have."""
     metrics = ("ttft", "tpot", "e2e", "output_throughput")
     table = _table(GROUP_NAMES[column], *(f"{NAMES[metric]}" for metric in metrics), "n")
+    shown = 0
     for value, found in list(groups.items())[:SHOWN]:
         most = max((errors.n for errors in found.values()), default=0)
         if most >= SHORTEST:
             table.add_row(value or "-", *(_short(found.get(metric)) for metric in metrics), f"{most:,}")
-    table.caption = "median, p90 and bias"
+            shown += 1
+    left = len(groups) - shown
+    more = f"; {left} more with fewer rows (--points has every row)" if left else ""
+    table.caption = f"median, p90 and bias{more}"
     return table
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from headway.plan import Plan
 
 RESTS = {
-    "calibrated": "own measurements of this model, GPU, engine release and precisions",
+    "calibrated": "measurements taken in, own or published, of this model, GPU, engine release and precisions",
     "seen pair": "measurements of it with this model, GPU and engine release",
     "seen GPU": "measurements of it with other models or, of watts, other releases on this GPU",
     "family": "timings of this GPU or its relatives, no measurement of it on this GPU and engine release",
