@@ -182,7 +182,10 @@ def test_assumptions_have_their_sources_on_both(found, page, text):
 # --- what was asked decides what is drawn ---
 
 
-@pytest.mark.parametrize("front", [("cost", "energy", "goodput"), ("ttft", "gpus"), ("rate", "carbon", "tpot")])
+@pytest.mark.parametrize(
+    "front",
+    [("cost", "energy", "goodput"), ("ttft", "gpus"), pytest.param(("rate", "carbon", "tpot"), marks=pytest.mark.sweep)],
+)
 def test_the_front_is_drawn_and_told_in_the_objectives_asked_for(found, front):
     ranked = found.ranked
     asked = msgspec.structs.replace(found, question=msgspec.structs.replace(QUESTION, front=front))
