@@ -184,7 +184,11 @@ def test_assumptions_have_their_sources_on_both(found, page, text):
 
 @pytest.mark.parametrize(
     "front",
-    [("cost", "energy", "goodput"), ("ttft", "gpus"), pytest.param(("rate", "carbon", "tpot"), marks=pytest.mark.sweep)],
+    [
+        ("cost", "energy", "goodput"),
+        ("ttft", "gpus"),
+        pytest.param(("rate", "carbon", "tpot"), marks=pytest.mark.sweep),
+    ],
 )
 def test_the_front_is_drawn_and_told_in_the_objectives_asked_for(found, front):
     ranked = found.ranked

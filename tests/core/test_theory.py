@@ -130,7 +130,7 @@ def test_md1(utilization):
 @pytest.mark.parametrize(
     ("servers", "utilization"),
     [(2, 0.6)] if INTERPRETED else [
-        pytest.param(2, 0.6, marks=pytest.mark.sweep), (2, 0.8), (8, 0.6), pytest.param(8, 0.8, marks=pytest.mark.sweep),
+        (2, 0.8), (8, 0.6), *(pytest.param(*case, marks=pytest.mark.sweep) for case in ((2, 0.6), (8, 0.8))),
     ],
 )  # fmt: skip
 def test_mmk(servers, utilization):
