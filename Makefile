@@ -17,7 +17,7 @@ help:
 	@echo 'make demo-serve   emulate three replicas, serve them, drive them: simulated beside measured, in half a minute'
 	@echo 'make loop    the same with three llama.cpp replicas: bench, calibrate, simulate, pass or fail; five minutes'
 	@echo 'make test    every law on the installed, compiled package; then the core interpreted'
-	@echo 'make sweep   further cases of the same laws, too slow for `make test`; some minutes'
+	@echo 'make sweep   slower cases of the same laws, and ten times as many random ones; some minutes'
 	@echo 'make soak    100,000 random lives of the gateway with faults, of which `make test` has a sample; some minutes'
 	@echo 'make check   ruff, mypy --strict, sizes and imports'
 	@echo 'make bench   the benchmarks behind benchmarks/README.md'
@@ -41,6 +41,7 @@ test: .venv/.installed .venv/.engine .venv/.cluster
 
 sweep: .venv/.installed
 	$(BIN)/python -m pytest -m sweep -n 2 --dist loadfile
+	CASES=1000 $(BIN)/python -m pytest -m 'not sweep' -n 2 --dist loadfile tests/core
 
 soak: .venv/.installed
 	$(BIN)/python tests/gateway/soak.py

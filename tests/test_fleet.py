@@ -402,7 +402,7 @@ WORDS = [
     "--workers",
     1,
     "--set",
-    "requests=200",
+    "requests=100",
     "--set",
     "layouts=[mixed]",
 ]

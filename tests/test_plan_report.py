@@ -240,11 +240,12 @@ def test_each_option_of_the_filter_shows_something_and_leaves_something_out(foun
 
 
 def test_a_plan_without_an_answer_shows_what_comes_nearest(impossible):
-    seen, text = Seen(plan_html(impossible)).text, plain(told(impossible))
+    page = Seen(plan_html(impossible))
+    seen, text = page.text, plain(told(impossible))
     assert "no deployment meets the SLO" in seen
     assert f"Deployment that comes nearest {impossible.ranked[0].name} as a file" in seen
     assert "On the front" not in seen and "What the money serves" not in seen
-    assert Seen(plan_html(impossible)).count("form") == 1
+    assert page.count("form") == 1
     for each in impossible.ranked:
         assert each.reason in seen and each.reason in text
 

@@ -25,7 +25,7 @@ ray = pytest.importorskip("ray", reason="no wheel of Ray for this machine: pip i
 
 ASK = Question(
     model="llama-3.1-8b", gpu="h100-sxm", gpus=2, workload="chat", rate_req_s=30, slo=Slo(ttft_s=0.5, tpot_s=0.03),
-    requests=300, kv=("bf16",), margin=0,
+    requests=150, kv=("bf16",), margin=0,
 )  # fmt: skip
 QUICK = msgspec.structs.replace(ASK, gpus=1, requests=100)
 STARTED_S = 90
