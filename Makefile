@@ -1,7 +1,7 @@
-# `make demo` on a fresh machine: a plan in under a minute after the install. `make test`: every test, compiled and interpreted.
+# `make demo` on a fresh machine: a plan in under a minute after the install. `make test`: every law, compiled and interpreted.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-serve loop test soak check bench accuracy fit clean
+.PHONY: help demo demo-serve loop test sweep soak check bench accuracy fit clean
 
 # The first Python of at least 3.11; `make PYTHON=/path/to/python3` chooses another.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -16,7 +16,8 @@ help:
 	@echo 'make demo    install into .venv and plan a 70B chat deployment; writes headway-plan.html'
 	@echo 'make demo-serve   emulate three replicas, serve them, drive them: simulated beside measured, in half a minute'
 	@echo 'make loop    the same with three llama.cpp replicas: bench, calibrate, simulate, pass or fail; five minutes'
-	@echo 'make test    all tests on the installed, compiled package; then the core interpreted'
+	@echo 'make test    every law on the installed, compiled package; then the core interpreted'
+	@echo 'make sweep   slower cases of the same laws, and ten times as many random ones; some minutes'
 	@echo 'make soak    100,000 random lives of the gateway with faults, of which `make test` has a sample; some minutes'
 	@echo 'make check   ruff, mypy --strict, sizes and imports'
 	@echo 'make bench   the benchmarks behind benchmarks/README.md'
@@ -34,9 +35,13 @@ loop: .venv/.installed .venv/.engine
 	$(BIN)/python benchmarks/loop.py
 
 test: .venv/.installed .venv/.engine .venv/.cluster
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_loop.py --ignore tests/test_ray.py
-	$(BIN)/python -m pytest tests/test_loop.py tests/test_ray.py
-	PYTHONPATH=src $(BIN)/python -m pytest -n 2 --dist loadfile tests/core
+	$(BIN)/python -m pytest -m 'not sweep' -n 2 --dist loadfile --ignore tests/test_loop.py --ignore tests/test_ray.py
+	$(BIN)/python -m pytest -m 'not sweep' tests/test_loop.py tests/test_ray.py
+	PYTHONPATH=src $(BIN)/python -m pytest -m 'not sweep' -n 2 --dist loadfile tests/core
+
+sweep: .venv/.installed
+	$(BIN)/python -m pytest -m sweep -n 2 --dist loadfile
+	CASES=1000 $(BIN)/python -m pytest -m 'not sweep' -n 2 --dist loadfile tests/core
 
 soak: .venv/.installed
 	$(BIN)/python tests/gateway/soak.py

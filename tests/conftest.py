@@ -19,6 +19,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.flaky(reruns=2))
 
 
+def pytest_collection_finish():
+    """What was collected stays to the end: no search for garbage has to look through it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def left_open(request):
     """A connection that came while its server was closing is found in the module that left it, not in a later one."""

@@ -307,7 +307,9 @@ def test_scatter_alone_keeps_the_shipped_law_and_says_by_how_much():
     assert f"TPOT {100 * found.evidence.tried['tpot']:.1f} % off" in text
 
 
-@pytest.mark.parametrize("seed", [3, 10, 15, 19, 23])  # of 24 those that once moved the law by chance
+@pytest.mark.parametrize(  # of 24 those that once moved the law by chance
+    "seed", [3, 10, *(pytest.param(seed, marks=pytest.mark.sweep) for seed in (15, 19, 23))]
+)
 def test_scatter_moves_no_law(seed):
     """Times per token with an error of e times, of points that the shipped law describes."""
     rng = np.random.default_rng(seed)

@@ -45,6 +45,17 @@ def small() -> Fleet:
     return fleet(SMALL, workers=1)
 
 
+@cache
+def together() -> Plan:
+    """One pool for both classes."""
+    return plan(SMALL, workers=1)
+
+
+@cache
+def of_two_models() -> Fleet:
+    return fleet(two_models(), workers=1)
+
+
 def timeless(found: Plan | Fleet) -> dict[str, object]:
     data = json.loads(found.to_json())
 
@@ -71,7 +82,7 @@ def test_one_class_with_an_slo_is_planned_as_the_question_without_classes():
 
 
 def test_a_plan_is_good_when_every_class_reaches_its_own_target_and_names_the_one_that_breaks():
-    found = plan(SMALL, workers=1)
+    found = together()
     assert found.feasible and list(found.best.by_class) == ["chat", "batch"]
     for candidate in found.ranked:
         if candidate.confirmed:
@@ -86,7 +97,7 @@ def test_a_plan_is_good_when_every_class_reaches_its_own_target_and_names_the_on
 
 
 def test_attainment_by_class_is_that_of_simulations():
-    best = plan(SMALL, workers=1).best
+    best = together().best
     deployment = from_mapping(Deployment, best.deployment, "best")
     made, slos = workload(OFFICE, requests=best.requests), dict(enumerate(SLOS.values()))
     runs = [simulate(deployment, made, slo=slos, seed=seed) for seed in best.seeds]
@@ -97,7 +108,7 @@ def test_attainment_by_class_is_that_of_simulations():
 
 def test_a_looser_limit_of_a_class_never_costs_more():
     costs = []
-    for limit_s in (4.0, 6.0, 20.0, None):
+    for limit_s in (4.0, 20.0, None):
         found = plan(asked(slos=SLOS | {"batch": Slo(e2e_s=limit_s, ttft_s=30, attainment=0.95)}), workers=1)
         costs.append(found.best.usd_per_hour if found.best else float("inf"))
     assert costs == sorted(costs, reverse=True) and costs[-1] < costs[0]
@@ -135,8 +146,11 @@ def test_a_class_alone_has_the_plan_of_its_own_question():
     assert found == expected
 
 
-def test_the_way_to_share_is_the_best_of_all_by_brute_force():
-    question = asked(gpu={"h100-sxm": 1, "l40s": 3}, gpus=None, exhaustive=True, requests=80)
+@pytest.mark.parametrize(
+    "stock", [{"h100-sxm": 2}, pytest.param({"h100-sxm": 1, "l40s": 3}, marks=pytest.mark.sweep)], ids=str
+)
+def test_the_way_to_share_is_the_best_of_all_by_brute_force(stock):
+    question = asked(gpu=stock, gpus=None, exhaustive=True, requests=80)
     found, source = fleet(question, workers=1), workload(OFFICE)
     groups = groups_of(question, source)
     meeting = [[c for c in plan(question_of(question, source, each), workers=1).ranked if c.meets] for each in groups]
@@ -235,7 +249,7 @@ def two_models() -> Question:
 
 
 def test_models_share_gpus_and_not_replicas():
-    found = fleet(two_models(), workers=1)
+    found = of_two_models()
     assert [(part.model, part.classes) for part in found.parts] == [
         ("llama-3.1-8b", ["chat", "batch"]),
         ("llama-3.2-3b", ["code"]),
@@ -297,7 +311,7 @@ class Chosen(type(workload("chat"))):
 
 
 def test_what_if_a_class_had_other_limits_or_a_pool_another_replica_is_told_by_class(tmp_path):
-    (tmp_path / "fleet.json").write_text(fleet(two_models(), workers=1).to_json())
+    (tmp_path / "fleet.json").write_text(of_two_models().to_json())
     found = {}
     for name, change in (("slo", ("--slo", "chat:ttft=20ms")), ("rate", ("--rate", "2x"))):
         done = run("whatif", tmp_path / "fleet.json", *change, "--json", "-", "-q")
@@ -388,7 +402,7 @@ WORDS = [
     "--workers",
     1,
     "--set",
-    "requests=200",
+    "requests=100",
     "--set",
     "layouts=[mixed]",
 ]

@@ -135,9 +135,9 @@ def test_the_proof_counts_what_ranks_do_together():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rate_req_s": 40.0},
-        {"rate_req_s": 25.0, "objective": "energy"},
-        {"rate_req_s": 20.0, "objective": "rate", "tp": (1, 2)},
+        pytest.param({"rate_req_s": 40.0}, marks=pytest.mark.sweep),
+        pytest.param({"rate_req_s": 25.0, "objective": "energy"}, marks=pytest.mark.sweep),
+        pytest.param({"rate_req_s": 20.0, "objective": "rate", "tp": (1, 2)}, marks=pytest.mark.sweep),
         {"rate_req_s": 10.0, "objective": "tpot", "dp": (1, 4)},
     ],
 )

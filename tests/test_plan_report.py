@@ -182,7 +182,14 @@ def test_assumptions_have_their_sources_on_both(found, page, text):
 # --- what was asked decides what is drawn ---
 
 
-@pytest.mark.parametrize("front", [("cost", "energy", "goodput"), ("ttft", "gpus"), ("rate", "carbon", "tpot")])
+@pytest.mark.parametrize(
+    "front",
+    [
+        ("cost", "energy", "goodput"),
+        ("ttft", "gpus"),
+        pytest.param(("rate", "carbon", "tpot"), marks=pytest.mark.sweep),
+    ],
+)
 def test_the_front_is_drawn_and_told_in_the_objectives_asked_for(found, front):
     ranked = found.ranked
     asked = msgspec.structs.replace(found, question=msgspec.structs.replace(QUESTION, front=front))
@@ -233,11 +240,12 @@ def test_each_option_of_the_filter_shows_something_and_leaves_something_out(foun
 
 
 def test_a_plan_without_an_answer_shows_what_comes_nearest(impossible):
-    seen, text = Seen(plan_html(impossible)).text, plain(told(impossible))
+    page = Seen(plan_html(impossible))
+    seen, text = page.text, plain(told(impossible))
     assert "no deployment meets the SLO" in seen
     assert f"Deployment that comes nearest {impossible.ranked[0].name} as a file" in seen
     assert "On the front" not in seen and "What the money serves" not in seen
-    assert Seen(plan_html(impossible)).count("form") == 1
+    assert page.count("form") == 1
     for each in impossible.ranked:
         assert each.reason in seen and each.reason in text
 

@@ -373,7 +373,7 @@ def halver(limit):
     return answer
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, pytest.param(3, marks=pytest.mark.sweep)])
 def test_workers_answer_every_job(count):
     workers = Workers(halver, (100,), count)
     for jobs in (list(range(20)), [4, 6]):

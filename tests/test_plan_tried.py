@@ -112,7 +112,7 @@ def test_a_plan_finds_the_better_policy_and_says_which():
     """Sessions of an agent come back to what their replica has cached."""
     found = plan(
         changed(workload="agent", gpus=2, rate_req_s=1.0, objective="rate", slo=Slo(ttft_s=2.0), exhaustive=True,
-                policies_to_try={"route": ("round-robin", "prefix-affinity")}),
+                requests=300, policies_to_try={"route": ("round-robin", "prefix-affinity")}),
         workers=1,
     )  # fmt: skip
     goodput = {c.name: c.goodput_req_s for c in found.ranked if c.gpus == 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -23,7 +24,7 @@ from headway.sim.scaling import Scaler
 from headway.state import ClusterState, Hold, PoolState, Request, Route, Scale
 from headway.workload.batch import Batch
 
-CASES = 60 if headway.interpreted_modules() else 150  # random cases a law is tried on
+CASES = int(os.environ.get("CASES", 40 if headway.interpreted_modules() else 100))  # random ones a law is tried on
 BINS = (Histogram.BINS, Histogram.MIN_S, Histogram.INV_LOG_GROWTH)
 COLUMNS = (
     "arrival_s",

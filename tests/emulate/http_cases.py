@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from headway.cost import EngineSettings, Replica
 from headway.emulate import Emulator, PacedReplica, Settings
@@ -94,18 +95,28 @@ def serve(
 ) -> Any:
     """Run a test against an emulator; after it nothing may be left in any engine."""
     fast = plain_table(**{"linear_s": 0.001, "decode_s": 0.0005, **(table or {})})
+    emulator = Emulator([REPLICA] * replicas, Settings(port=0, **settings))
+    for port in emulator.ports:
+        port.make_engine = functools.partial(PacedReplica, fast, ENGINE)
+        port.start_anew()
+
+    async def and_rest(emulator: Emulator) -> Any:
+        done = await what(emulator)
+        for port in emulator.ports:
+            await settled(port)
+        return done
+
+    return held(emulator, and_rest)
+
+
+def held(emulator: Emulator, what: Callable[[Emulator], Awaitable[Any]]) -> Any:
+    """Start an emulator for a test of at most half a minute, and close it and all connections after it."""
 
     async def whole() -> Any:
-        emulator = Emulator([REPLICA] * replicas, Settings(port=0, **settings))
-        for port in emulator.ports:
-            port.make_engine = functools.partial(PacedReplica, fast, ENGINE)
-            port.start_anew()
-        await emulator.start()
+        with patch("headway.emulate.server.gc"):  # in a process of so many tests it takes longer than they do
+            await emulator.start()
         try:
-            done = await asyncio.wait_for(what(emulator), 30)
-            for port in emulator.ports:
-                await settled(port)
-            return done
+            return await asyncio.wait_for(what(emulator), 30)
         finally:
             emulator.close()
             for client in OPENED:

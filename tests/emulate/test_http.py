@@ -390,7 +390,7 @@ def test_a_crash_cuts_connections_and_forgets_and_then_serves_again():
             except OSError:
                 await asyncio.sleep(0.01)
 
-    faults = (parse_fault("crash:at=1s,for=2s,replica=1"),)
+    faults = (parse_fault("crash:at=500ms,for=700ms,replica=1"),)
     assert serve(watch, replicas=2, faults=faults, table={"kv_blocks": 1000}) == (200, 1)
 
 
@@ -408,7 +408,7 @@ def test_a_hang_of_a_replica_holds_everything_and_loses_nothing():
         await settled(port)
         return len(reply.events)
 
-    assert serve(watch, faults=(parse_fault("hang:at=20ms,for=1500ms"),)) == 41
+    assert serve(watch, faults=(parse_fault("hang:at=20ms,for=500ms"),)) == 41
 
 
 def test_bodies_are_json_whatever_the_prompt_holds():

