@@ -115,7 +115,8 @@ def _explained(found: Plan | Fleet, made: Workload | None, workers: Workforce, t
     if not isinstance(found, Plan):
         parts = []
         for part in found.parts:
-            plan = _explained(msgspec.structs.replace(part.plan, best=part.candidate), None, workers, terminal)
+            seen = cast("Plan", _explained(part.taken, None, workers, terminal)).sensitivity
+            plan = msgspec.structs.replace(part.plan, sensitivity=seen)
             parts.append(msgspec.structs.replace(part, plan=plan))
         return msgspec.structs.replace(found, parts=parts)
     faults = users_fault(*_policies(found.question))
