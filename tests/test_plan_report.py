@@ -15,6 +15,7 @@ from headway.metrics import Prices, Slo
 from headway.plan import Plan, Question, fleet, plan
 from headway.plan.fleet_answer import Fleet
 from headway.plan.sensitivity import sensitivity
+from headway.plan.why import why
 from headway.report import plan_charts as charts
 from headway.report import plan_html, plan_text
 from headway.report import words as w
@@ -414,11 +415,10 @@ def test_a_candidate_taken_that_is_not_the_best_of_its_plan_is_the_one_that_is_t
 
 def test_how_far_each_pool_holds_is_in_the_summary(pools):
     part = pools.parts[0]
-    seen = sensitivity(part.taken, workers=1)
-    asked = msgspec.structs.replace(part, plan=msgspec.structs.replace(part.plan, sensitivity=seen))
-    why = msgspec.structs.replace(pools, parts=[asked, *pools.parts[1:]])
+    asked = why(msgspec.structs.replace(pools, parts=[part]), workers=1)
+    assert asked.parts[0].plan.sensitivity == sensitivity(part.taken, workers=1)
     console = Console(file=io.StringIO(), width=200)
-    console.print(plan_text(why, 10))
+    console.print(plan_text(asked, 10))
     summary = console.file.getvalue()
     assert f"How far it holds: {part.serves}" in summary and "Attainment by class" not in summary
     assert f"How far it holds: {pools.parts[1].serves}" not in summary

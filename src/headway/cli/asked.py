@@ -161,7 +161,7 @@ def chosen_policies(policies: Policies, named: Iterable[str]) -> Policies:
     """
     import msgspec
 
-    chosen = {}
+    chosen: dict[str, str] = {}
     kinds = [kind for kind in policies.__struct_fields__ if kind != "params"]
     for text in named:
         kind, equals, name = text.partition("=")

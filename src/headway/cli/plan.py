@@ -107,22 +107,11 @@ def _has_parts(question: Question, asked: o.Options) -> bool:
 
 def _explained(found: Plan | Fleet, made: Workload | None, workers: Workforce, terminal: Terminal) -> Plan | Fleet:
     """The plan, or each of a fleet's, with what becomes of its best where something is otherwise."""
-    import msgspec
+    from headway.plan.why import why
 
-    from headway.plan import Plan
-    from headway.plan.sensitivity import sensitivity
-
-    if not isinstance(found, Plan):
-        parts = []
-        for part in found.parts:
-            seen = cast("Plan", _explained(part.taken, None, workers, terminal)).sensitivity
-            plan = msgspec.structs.replace(part.plan, sensitivity=seen)
-            parts.append(msgspec.structs.replace(part, plan=plan))
-        return msgspec.structs.replace(found, parts=parts)
     faults = users_fault(*_policies(found.question))
     with faults, terminal.stdout_for_data(), terminal.bar("asking how far it holds") as bar:
-        seen = sensitivity(found, made=made, workers=workers, progress=bar.tell)
-    return msgspec.structs.replace(found, sensitivity=seen)
+        return why(found, made=made, workers=workers, progress=bar.tell)
 
 
 def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workload | None]:
