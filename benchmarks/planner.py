@@ -1,6 +1,7 @@
 """The planner end to end: seconds, memory, what it found, and whether simulating everything finds better.
 
     python benchmarks/planner.py [--runs N] [--exhaustive] [--gpus "16 H100"]
+    python benchmarks/planner.py --classes [--runs N]
 
 A 70B model on up to 16 H100s, and on up to 16 H100s and 16 A100s, for three workloads. CPU and wall seconds are of the
 command with its worker processes; memory is the peak of all of them together (proportional set size, looked at 100
@@ -8,6 +9,9 @@ times a second). Regret is by how much the plan's best is dearer than the best o
 that fits, at length, then those in front on further seeds; `results/planner.md` is the table of both, with what a
 candidate costs to look at. Where the best has two kinds of GPU, it and every plan of
 one kind for the same money or less are simulated again, with another seed and twice the requests.
+
+`--classes` times the answer for several classes and models on one stock of GPUs (`examples/office.yaml`) in place of
+these, and writes `results/planner_classes.json`.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import RESULTS, keep, python, show
+from measure import RESULTS, ROOT, keep, python, show
 
 from headway.plan import Question
 from headway.plan.space import Option, enumerate_space
@@ -33,6 +37,31 @@ LOADS = {
     "summarize": "--workload summarize --rate 3 --ttft 3s --tpot 60ms",
     "code": "--workload code --rate 3 --ttft 1s --tpot 50ms",
 }
+OFFICE = (
+    f"--workload {ROOT / 'examples' / 'office.yaml'} --slo chat:ttft=300ms,tpot=20ms "
+    "--slo batch:e2e=20s,attainment=95% --slo code:ttft=500ms"
+)
+STOCKS = {"4 H100 + 4 L40S": "h100-sxm:4,l40s:4", "8 H100": "h100-sxm:8"}
+
+
+def of_classes(stock: str) -> dict[str, Any]:
+    """Return what one answer for several classes and models took and found."""
+    asked = f"plan --gpu {STOCKS[stock]} {OFFICE} --quiet"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "fleet.json")
+        done = python("-m", "headway.cli", *asked.split(), "--json", str(path), tree=True)
+        fleet = json.loads(path.read_text())
+    parts = [(" and ".join(part["classes"]), part["candidate"]["name"]) for part in fleet["parts"]]
+    return {
+        "wall s": done.wall_s,
+        "CPU s": done.cpu_s,
+        "peak MiB, all processes": done.tree_mib,
+        "classes": len(fleet["classes"]),
+        "groups planned for": fleet["groups"],
+        "simulated, of the groups chosen": sum(part["plan"]["evaluated"] for part in fleet["parts"]),
+        "best": "; ".join(f"{classes}: {name}" for classes, name in parts),
+        "$ per hour": fleet["usd_per_hour"],
+    }
 
 
 def run(fleet: str, load: str, *more: str) -> dict[str, Any]:
@@ -126,7 +155,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--exhaustive", action="store_true", help="half an hour more")
     parser.add_argument("--gpus", choices=FLEETS, help="only these; figures of the others stay")
+    parser.add_argument("--classes", action="store_true", help="several classes and models in place of these")
     asked = parser.parse_args()
+    if asked.classes:
+        told = []
+        for stock in STOCKS:
+            best = min((of_classes(stock) for _ in range(asked.runs)), key=lambda each: each["wall s"])
+            told.append({"GPUs": stock} | best)
+            show(f"headway plan, {stock}, office", told[-1:])
+        keep("planner_classes", {"command": f"headway plan {OFFICE.replace(f'{ROOT}/', '')}", "rows": told})
+        return
     kept = RESULTS / "planner.json"
     before = json.loads(kept.read_text())["rows"] if kept.exists() else []
     rows = [row for row in before if asked.gpus and row["GPUs"] != asked.gpus]

@@ -376,6 +376,8 @@ def test_no_answer_exits_with_one(file):
         (("--curve", "1,x"), ("'x'",)),
         (("--curve", "0,0"), ("not all of them 0",)),
         (("--curve", "none.csv"), ("none.csv: no such file", "20,12")),
+        (("--curve", "4"), ("--curve 4: one rate is no curve", "`headway plan --rate 4`")),
+        (("--curve", "1,x"), ("--curve 1,x, rate 2",)),
         (("--curve", "1,2", "--arrival", "closed:4"), ("closed loop",)),
         (("--arrival", "diurnal:peak_to_trough=4", "--slot", "1s"), ("86,400", "1440")),
         (("--curve", "1,2", "--policy", "scale=target-load"), ("says itself how many",)),
@@ -383,6 +385,19 @@ def test_no_answer_exits_with_one(file):
 )
 def test_what_is_no_day_is_refused(file, words, parts):
     refused(run("capacity", file, *WORK, *words), *parts)
+
+
+@pytest.mark.parametrize("times", [[0], [0.5], [2, 2]])
+def test_requests_of_one_moment_have_an_hour_to_themselves(file, tmp_path, times):
+    rows = "".join(f"{time},100,10\n" for time in times)
+    (tmp_path / "one.csv").write_text(f"arrival_s,input_tokens,output_tokens\n{rows}")
+    words = ("--workload", tmp_path / "one.csv", "--ttft", "1s", "--workers", "1", "--json", "-", "-q")
+    done = run("capacity", file, *words)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [each["rate_req_s"] for each in found["slots"]] == [len(times) / 3600]
+    assert (found["slots"][0]["replicas"], found["slots"][0]["attainment"]) == (1, 1.0)
+    assert found["gpu_hours"] == found["static_gpu_hours"] == found["slots"][0]["gpus"]
 
 
 def test_without_a_limit_there_is_nothing_to_find():

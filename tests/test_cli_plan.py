@@ -171,6 +171,11 @@ def test_the_objectives_of_the_command_are_those_of_the_question():
         (("l4:2", "--policy", "route=round-robin,power-of-to"), "unknown route policy 'power-of-to'"),
         (("l4:2", "--policy", "scale=fixed,target-load"), "decision point of policies_to_try 'scale'"),
         (("l4:2", "--policy", "route"), "write KIND=NAME"),
+        (("l4:2", "--policy", "route=round-robin", "--policy", "route=least-tokens"),
+         "--policy route=round-robin against --policy route=least-tokens"),
+        (("l4:2", "--policy", "route=round-robin,least-tokens", "--set", "policies.route=least-requests"),
+         "--set policies.route=least-requests against --policy route=round-robin,least-tokens"),
+        (("l4:2", "--slo", "chat:ttft=1s"), "workload chat has no classes: give one for all requests (--ttft"),
     ],
 )
 def test_wishes_that_cannot_be_are_refused(words, message):

@@ -329,6 +329,14 @@ def test_what_if_a_class_had_other_limits_or_a_pool_another_replica_is_told_by_c
     assert found["rate"]["change"]["paired"]
     assert found["rate"]["after"]["workload"]["classes"][0]["rate_req_s"] == 2 * made.classes[0].rate_req_s
     refused(run("whatif", tmp_path / "fleet.json", "--slo", "cat:ttft=1s"), "cat", "chat")
+    assert before["requests"]["arrived"] == two_models().requests  # as many as were asked for; else ...
+    answer = Fleet.from_json((tmp_path / "fleet.json").read_text())
+    free = msgspec.structs.replace(answer, question=msgspec.structs.replace(answer.question, requests=None))
+    (tmp_path / "fleet.json").write_text(free.to_json())
+    many = run("whatif", tmp_path / "fleet.json", "--slo", "chat:ttft=20ms", "--json", "-")
+    assert "26,000 requests (some 2,000 of batch, the rarest class)" in many.stderr
+    measured = json.loads(many.stdout)["before"]["slo"]["by_class"]
+    assert 1800 < measured["2"]["measured"] <= 2200
     refused(run("whatif", tmp_path / "fleet.json", "--replicas", "1"), "of which pool")
 
 
@@ -458,4 +466,4 @@ def test_bad_slos_of_classes_are_refused_on_the_command_line(tmp_path):
     refused(run(*start, "--slo", "chat:ttft=1s", "--slo", "chat:tpot=1s"), "class chat has its SLO already")
     refused(run(*start, *LIMITS, "--slo", "cat:ttft=1s"), "cat", "chat")
     refused(run(*start, *LIMITS, "--objective", "rate"), "does not add up", "--together")
-    refused(run("simulate", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", *LIMITS), "class of the workload chat")
+    refused(run("simulate", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", *LIMITS), "workload chat has no classes")

@@ -12,15 +12,21 @@ from rich.console import Console
 
 from headway.cli import main
 from headway.metrics import Prices, Slo
-from headway.plan import Plan, Question, plan
+from headway.plan import Plan, Question, fleet, plan
+from headway.plan.fleet_answer import Fleet
+from headway.plan.sensitivity import sensitivity
+from headway.plan.why import why
 from headway.report import plan_charts as charts
 from headway.report import plan_html, plan_text
 from headway.report import words as w
+from headway.report.fleet_page import fleet_page
 from headway.report.plan_page import MOST_BEST, plan_page
 from headway.report.plan_tables import strip
 from headway.report.text import candidate_cells
+from headway.sim import Deployment
+from headway.specs import from_mapping
 from headway.units import format_rate, format_seconds
-from headway.workload import RequestClass, workload
+from headway.workload import RequestClass, WorkloadSpec, workload
 from report_cases import NASTY, Seen, candidate, drawn
 from report_cases import plan as made_plan
 from tests.gateway.browser import CHROMIUM, Browser
@@ -357,3 +363,70 @@ def opened(file: Path, profile: Path, width: int) -> Browser:
     browser.until("document.readyState", lambda state: state == "complete")
     browser.until("[...document.querySelectorAll('[data-chart]')].every(each => each.querySelector('svg'))")
     return browser
+
+
+# --- pools for several classes ---
+
+
+@pytest.fixture(scope="module")
+def pools() -> Fleet:
+    office = WorkloadSpec(
+        name="office",
+        classes=(
+            RequestClass(name="chat", workload="chat", rate_req_s=8),
+            RequestClass(name="code", workload="code", rate_req_s=2, model="llama-3.2-3b"),
+        ),
+    )
+    asked = {"workload": office, "slo": Slo(ttft_s=1), "rate_req_s": None, "gpu": "h100-sxm", "gpus": 3}
+    return fleet(msgspec.structs.replace(QUESTION, **asked, layouts=("mixed",)), workers=1)
+
+
+def test_the_report_of_several_pools_says_of_each_what_that_of_a_plan_says(pools):
+    page, text = fleet_page(pools, whole=True), told(pools)
+    assert len(pools.parts) == 2
+    keys = [section.key for section in page.sections]
+    figures = [figure.key for section in page.sections for figure in section.figures]
+    assert len(set(keys)) == len(keys) and len(set(figures)) == len(figures)
+    for tag, part in enumerate(pools.parts):
+        assert {f"{each}-{tag}" for each in ("front", "load", "course", "spent", "candidates")} <= set(keys)
+        assert part.plan.curves[0].name == part.plan.course.name == part.candidate.name
+        for each in part.plan.ranked:
+            assert each.name in text and each.reason in plain(text)
+    for pool in from_mapping(Deployment, pools.deployment, "best").pool_names():
+        assert f"assumptions-{pool.replace('.', '-')}" in keys
+
+
+def test_each_pool_has_points_of_its_own_on_the_page(pools):
+    page = fleet_page(pools)
+    assert set(page.datasets) == {"candidates-0", "candidates-1"}
+    for section in page.sections:
+        for each in section.tables:
+            assert not each.dataset or page.datasets[each.dataset]["name"] == [row.cells[1].text for row in each.rows]
+        for figure in section.figures:
+            named = set(re.findall(r'"name": "(candidates[-0-9]*)"', json.dumps(figure.spec())))
+            assert named <= {f"candidates-{section.key[-1]}"}
+    html = plan_html(pools)
+    assert len(html.encode()) < 2_000_000
+    assert set(drawn(html)[1]) == set(page.datasets)
+
+
+def test_a_candidate_taken_that_is_not_the_best_of_its_plan_is_the_one_that_is_told(pools):
+    part = pools.parts[0]
+    other = next(each for each in part.plan.ranked if each.meets and each.name != part.candidate.name)
+    moved = msgspec.structs.replace(part, candidate=other)
+    assert moved.taken.ranked[0] == moved.taken.best == other
+    assert len(moved.taken.ranked) == len(part.plan.ranked)
+    text = plain(told(msgspec.structs.replace(pools, parts=[moved, *pools.parts[1:]])))
+    assert f"Taken here is {other.name}" in text and f"Price: {other.name}" in text
+    assert "Taken here" not in plain(told(pools))
+
+
+def test_how_far_each_pool_holds_is_in_the_summary(pools):
+    part = pools.parts[0]
+    asked = why(msgspec.structs.replace(pools, parts=[part]), workers=1)
+    assert asked.parts[0].plan.sensitivity == sensitivity(part.taken, workers=1)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(plan_text(asked, 10))
+    summary = console.file.getvalue()
+    assert f"How far it holds: {part.serves}" in summary and "Attainment by class" not in summary
+    assert f"How far it holds: {pools.parts[1].serves}" not in summary

@@ -213,6 +213,7 @@ def test_a_hopeless_rate_is_answered_by_proof_and_by_what_comes_nearest():
     nearest = every.ranked[0]
     assert found.ranked[0].goodput_req_s == pytest.approx(nearest.goodput_req_s, rel=0.03)
     assert f"the nearest of the 32 ablest by estimate that were simulated, {found.ranked[0].name}" in found.message
+    assert "the most goodput per GPU among the 32 simulated" in found.message
 
 
 def test_the_proof_is_of_use():

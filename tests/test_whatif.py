@@ -268,7 +268,14 @@ def test_a_plan_is_asked_with_its_own_workload_and_limits(tmp_path):
     assert data["before"]["slo"]["limits"]["ttft_s"] == made.question.slo.ttft_s
     refused(run("whatif", tmp_path / "plan.json", "--tp", "2", "--ttft", "1s"), "--ttft", "its own workload and limits")
     (tmp_path / "plan.json").write_text(plan(feasible=False).to_json())
-    refused(run("whatif", tmp_path / "plan.json", "--tp", "2"), "no candidate meets the SLO")
+    said = "no candidate meets the SLO", f"`headway report {tmp_path / 'plan.json'} --text` has the deployment"
+    refused(run("whatif", tmp_path / "plan.json", "--tp", "2"), *said)
+    refused(run("capacity", tmp_path / "plan.json", "--curve", "1,2"), *said)
+    assert "Deployment that comes nearest" in run("report", tmp_path / "plan.json", "--text").stdout
+    (tmp_path / "list.json").write_text("[1, 2]")
+    words = "list.json", "--workload", "chat", "--rate", "2x"
+    refused(run("whatif", tmp_path / words[0], *words[1:]), "not what `headway plan --json` writes", "a .yaml file")
+    refused(run("whatif", tmp_path / "list.json", "--rate", "2x"), "not what `headway plan --json` writes")
 
 
 def test_unlike_pools_keep_their_weights_and_their_prices(tmp_path):

@@ -92,6 +92,11 @@ def answer_of(file: str) -> Plan | Fleet:
         text = Path(file).read_bytes()
     except OSError as error:
         raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
+    if b"headway.plan/" not in text and b"headway.fleet/" not in text:
+        raise BadInput(
+            f"{file}: not what `headway plan --json` writes, of the schema headway.plan/1 or headway.fleet/1; "
+            "a deployment is a .yaml file"
+        )
     return Fleet.from_json(text, file) if b"headway.fleet/" in text[:PEEK_BYTES] else Plan.from_json(text, file)
 
 
@@ -116,7 +121,13 @@ def chosen(plan: Plan | Fleet, name: str | None, file: str) -> dict[str, Any]:
         return by_name[name].deployment
     if plan.best is None:
         why = plan.binding or "none is left to try"
-        raise BadInput(f"{file}: no candidate meets the SLO ({why}); `headway export` takes one with --candidate NAME")
+        take = (
+            f"`headway report {file} --text` has the deployment that comes nearest as YAML, which every verb takes; "
+            "`headway export` takes any candidate with --candidate NAME"
+            if plan.ranked
+            else "its message says what would do"
+        )
+        raise BadInput(f"{file}: no candidate meets the SLO ({why}); {take}")
     return plan.best.deployment
 
 
@@ -150,7 +161,7 @@ def chosen_policies(policies: Policies, named: Iterable[str]) -> Policies:
     """
     import msgspec
 
-    chosen = {}
+    chosen: dict[str, str] = {}
     kinds = [kind for kind in policies.__struct_fields__ if kind != "params"]
     for text in named:
         kind, equals, name = text.partition("=")
@@ -158,6 +169,8 @@ def chosen_policies(policies: Policies, named: Iterable[str]) -> Policies:
             raise BadInput(f"--policy {text!r}: write KIND=NAME, as in route=prefix-affinity, route=module:Class")
         if kind not in kinds:
             raise UnknownName("kind of policy", kind, kinds)
+        if chosen.get(kind, name) != name:
+            raise BadInput(f"--policy {kind}={chosen[kind]} against --policy {text}: give one of them")
         chosen[kind] = name
     kept = {kind for kind in kinds if chosen.get(kind) in (None, getattr(policies, kind))}
     params = {kind: each for kind, each in policies.params.items() if kind in kept}
@@ -268,7 +281,7 @@ def slo_by_class(asked: Options, assignments: list[str], workload: Workload) -> 
     """Return the SLO of all requests, or one for each class by its number; None where no limit was given.
 
     Raises:
-        BadInput: as `slo_of` and `slos_of`. UnknownName: a class that the workload does not have.
+        BadInput: as `slo_of` and `slos_of`. BadInput, UnknownName: a class that the workload does not have.
     """
     from headway.metrics import Slo
 
@@ -276,9 +289,7 @@ def slo_by_class(asked: Options, assignments: list[str], workload: Workload) -> 
     if not slos:
         return slo
     names = [each.name for each in workload.spec.classes]
-    for name in slos:
-        if name not in names:
-            raise UnknownName(f"class of the workload {workload.name}", name, names)
+    workload.check_classes(slos)
     return {place: slos.get(name, slo or Slo()) for place, name in enumerate(names)}
 
 

@@ -144,9 +144,7 @@ def curve_of(text: str) -> list[float]:
         BadInput: no such file, or what is no rate.
     """
     if "," in text or not Path(text).exists():
-        if "," not in text:
-            raise BadInput(f"--curve {text}: no such file; or give the rates of the slots, as in 20,12,8,30,90")
-        return [parse_rate(part) for part in text.split(",")]
+        return _written(text)
     try:
         lines = [row for row in csv.reader(Path(text).read_text(encoding="utf-8").splitlines()) if row]
     except (OSError, UnicodeDecodeError) as error:
@@ -164,6 +162,26 @@ def curve_of(text: str) -> list[float]:
             raise BadInput(f"--curve {text}, rate {number}: {error}") from None
     if not rates:
         raise BadInput(f"--curve {text}: holds no rates")
+    return rates
+
+
+def _written(text: str) -> list[float]:
+    """The rates between commas; one alone is a number that somebody forgot the others of, or the name of a file."""
+    rates = []
+    for number, part in enumerate(text.split(","), start=1):
+        try:
+            rates.append(parse_rate(part))
+        except BadInput as error:
+            if "," not in text:
+                raise BadInput(
+                    f"--curve {text}: no such file; or give the rates of the slots, as in 20,12,8,30,90"
+                ) from None
+            raise BadInput(f"--curve {text}, rate {number}: {error}") from None
+    if len(rates) == 1:
+        raise BadInput(
+            f"--curve {text}: one rate is no curve: give that of each slot of the day, as in 20,12,8,30,90; how many "
+            f"replicas {text} takes by itself `headway plan --rate {text}` says"
+        )
     return rates
 
 

@@ -211,8 +211,7 @@ def _slo(case: Case, limits: tuple[str, ...], assignments: list[str]) -> Limits:
     by_class: dict[str, list[str]] = {}
     for text in limits:
         name, colon, several = text.partition(":")
-        if colon and name not in names:
-            raise UnknownName(f"class of the workload {case.workload.name}", name, names)
+        case.workload.check_classes([name] if colon else [])
         target = by_class.setdefault(name, []) if colon else every
         target += (several if colon else text).split(",")
     if not limits and not assignments:

@@ -107,21 +107,11 @@ def _has_parts(question: Question, asked: o.Options) -> bool:
 
 def _explained(found: Plan | Fleet, made: Workload | None, workers: Workforce, terminal: Terminal) -> Plan | Fleet:
     """The plan, or each of a fleet's, with what becomes of its best where something is otherwise."""
-    import msgspec
+    from headway.plan.why import why
 
-    from headway.plan import Plan
-    from headway.plan.sensitivity import sensitivity
-
-    if not isinstance(found, Plan):
-        parts = []
-        for part in found.parts:
-            plan = _explained(msgspec.structs.replace(part.plan, best=part.candidate), None, workers, terminal)
-            parts.append(msgspec.structs.replace(part, plan=plan))
-        return msgspec.structs.replace(found, parts=parts)
     faults = users_fault(*_policies(found.question))
     with faults, terminal.stdout_for_data(), terminal.bar("asking how far it holds") as bar:
-        seen = sensitivity(found, made=made, workers=workers, progress=bar.tell)
-    return msgspec.structs.replace(found, sensitivity=seen)
+        return why(found, made=made, workers=workers, progress=bar.tell)
 
 
 def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workload | None]:
@@ -167,7 +157,7 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
         clock_mhz=asked["clock_mhz"],
     )
     question = _with_engine(override(question, sets["deployment"]), asked["engine"], sets["deployment"])
-    question = _with_policies(question, asked["policies"])
+    question = _with_policies(question, asked["policies"], sets["deployment"])
     compare_machines(asked, terminal)
     question = ask_calibrated(question, asked["calibration_from"], terminal)
     note_idle_order(question.policies.order, workload, terminal)
@@ -215,13 +205,18 @@ def _with_engine(question: Question, named: tuple[tuple[str, str], ...] | None, 
     return msgspec.structs.replace(question, engine=engine)
 
 
-def _with_policies(question: Question, asked: tuple[str, ...]) -> Question:
+def _with_policies(question: Question, asked: tuple[str, ...], assignments: list[str]) -> Question:
     """The question with a policy for a decision point, or with each of several to try."""
     import msgspec
 
-    policies, several = question.policies, dict(question.policies_to_try)
+    policies, several, named = question.policies, dict(question.policies_to_try), dict[str, str]()
     for text in asked:
         kind, _, names = text.partition("=")
+        set_by_hand = next((each for each in assignments if each.startswith(f"policies.{kind}=")), None)
+        other = named.get(kind, set_by_hand and f"--set {set_by_hand}")
+        if other is not None:
+            raise BadInput(f"{other} against --policy {text}: give one of them; of several names each is tried")
+        named[kind] = f"--policy {text}"
         listed = tuple(name.strip() for name in names.split(","))
         if len(listed) == 1:
             policies = chosen_policies(policies, [text])
@@ -250,7 +245,8 @@ def _print(terminal: Terminal, found: Plan | Fleet, asked: o.Options) -> None:
         file = kept if kept and kept != "-" else "plan.json"
         engine = _engine_of(found)
         first = "" if file == kept else f"--json {file} keeps the plan; "
-        terminal.note(f"{first}`headway export {file} --to {engine} --out launch` writes the commands that start it")
+        terminal.note(f"{first}`headway export {file} --to {engine} --out launch` writes the commands that start it; "
+            "`headway list exports`: compose, Kubernetes, llm-d, Dynamo, the gateway's file")
 
 
 def _engine_of(found: Plan | Fleet) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from headway.metrics import Result, Slo
     from headway.metrics.comparison import Comparison
     from headway.plan import Question
+    from headway.plan.fleet_answer import Fleet
     from headway.plan.otherwise import Case, WhatIf
     from headway.workload import Workload
 
+RARE, MOST = 2_000, 80_000  # requests of a fleet's rarest class that a run should have, and of all classes at most
 TODAY = ("workload", "input", "output", "arrival", "requests", "skip_bad", "ttft", "tpot", "e2e", "calibration_from",
          "fingerprint_from")  # fmt: skip
 
@@ -151,17 +154,34 @@ def _planned(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, Que
     from headway.specs import from_mapping
     from headway.workload import workload
 
-    _refuse_today(file, asked)
     found = answer_of(file)
+    _refuse_today(file, asked)
     question, rate = found.question, rates_of(asked["rates"]).today_req_s or found.rate_req_s
     deployment = from_mapping(Deployment, chosen(found, None, file), file)
-    requests = found.requests if isinstance(found, Plan) else max(each.plan.requests for each in found.parts)
+    requests = found.requests if isinstance(found, Plan) else _of_all(found)
     made = workload(question.workload, rate=rate, skip_bad=question.skip_bad).densest(requests).cut(requests)
-    terminal.keep(f"as planned: {format_rate(rate)}, {made.requests:,} requests, the limits of {file}")
+    fewest = ""
+    if not isinstance(found, Plan) and len(found.classes) > 1:
+        share, name = _rarest(found)
+        fewest = f" (some {share * made.requests:,.0f} of {name}, the rarest class)"
+    terminal.keep(f"as planned: {format_rate(rate)}, {made.requests:,} requests{fewest}, the limits of {file}")
     names = [each.name for each in made.spec.classes]
     slos = {place: question.slo_of(name) for place, name in enumerate(names)}
     apart = bool(question.slos) or not isinstance(found, Plan)
     return Case(deployment, made, slos if apart else question.slo), question
+
+
+def _of_all(fleet: Fleet) -> int:
+    """Requests of all classes together, so many that the rarest has enough; or as many as the question asked for."""
+    longest = max(each.plan.requests for each in fleet.parts)
+    if fleet.question.requests is not None:
+        return longest
+    return max(longest, min(math.ceil(RARE / _rarest(fleet)[0]), MOST))
+
+
+def _rarest(fleet: Fleet) -> tuple[float, str]:
+    """The smallest share of all requests that a class has, and the class."""
+    return min((each.rate_req_s / fleet.rate_req_s, each.name) for each in fleet.classes)
 
 
 def _refuse_today(source: str, asked: o.Options) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from headway.cost import Replica, StepTable
-from headway.errors import BadInput, UnknownName
+from headway.errors import BadInput
 from headway.metrics import Slo
 from headway.plan.bounds import Ceiling, Lengths, Reach, reach
 from headway.plan.floor import Floor, floor
@@ -71,13 +71,11 @@ def classes_of(question: Question, workload: Workload) -> Classes:
     """Return the classes of a question's workload; a single one where the question has no SLO by class.
 
     Raises:
-        UnknownName: an SLO of a class that the workload does not have.
+        BadInput, UnknownName: an SLO of a class that the workload does not have.
     """
     given = workload.spec.classes
     names = tuple(each.name for each in given)
-    for name in question.slos:
-        if name not in names:
-            raise UnknownName(f"class of the workload {workload.name}", name, names)
+    workload.check_classes(question.slos)
     if not question.slos or len(names) == 1:
         slo = question.slo_of(names[0] if names else "")
         return Classes((), (slo,), (question.aimed(slo),), (1.0,))

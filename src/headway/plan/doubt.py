@@ -112,5 +112,6 @@ def _tight(best: Entry, error: Uncertainty, rate_req_s: float) -> str:
         return ""
     return (
         f"Its headroom of {goodput / rate_req_s - 1:+.0%} is less than the error of the cost model: the "
-        f"{error.coverage:.0%} interval of what it serves reaches down to {format_rate(low)}."
+        f"{error.coverage:.0%} interval of its throughput reaches down to {format_rate(low)} (--why simulates the SLO "
+        "with steps as slow as they may be, which can say less)."
     )

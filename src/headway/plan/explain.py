@@ -189,14 +189,19 @@ def too_much(entry: Entry, contest: Contest, more: Remedy) -> str:
             f"{more.gpus} GPUs would do ({copies}): simulated, {_share(more.attainment)} of {more.requests:,} requests "
             "meet the SLO"
         )
-    proof, of = "", ""
+    proof, of, others = "", "", ""
     if most_req_s is not None:
         proof = f" step times prove that none serves more than {format_rate(most_req_s)};"
         of = f" of the {len(contest.outcomes)} ablest by estimate that were simulated"
+    if most_req_s is not None and more.attainment is not None:
+        others = (
+            f" These are copies of what has the most goodput per GPU among the {len(contest.outcomes)} simulated; a "
+            "plan with more GPUs to choose from may find fewer."
+        )
     return (
         f"No plan on {question.gpu_words} serves {format_rate(contest.rate_req_s)}:{proof} the nearest{of}, "
         f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. {would}"
-        f"{_beyond(more, question)}{_larger(question)}."
+        f"{_beyond(more, question)}{_larger(question)}.{others}"
     )
 
 

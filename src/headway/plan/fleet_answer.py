@@ -32,7 +32,7 @@ class Part(Spec, frozen=True, kw_only=True):
     """The replicas that some classes of one model share: the candidate taken for them, and the plan that it is from.
 
     `serves`: the name that its pools have in the deployment. `candidate` need not be the plan's best, where another one
-    leaves GPUs to the other parts.
+    leaves GPUs to the other parts. The plan's curves and course are those of the candidate and of the first others.
     """
 
     model: str
@@ -41,6 +41,12 @@ class Part(Spec, frozen=True, kw_only=True):
     rate_req_s: float
     candidate: Candidate
     plan: Plan
+
+    @property
+    def taken(self) -> Plan:
+        """The plan with the candidate taken as its best and its first."""
+        others = [each for each in self.plan.ranked if each.name != self.candidate.name]
+        return msgspec.structs.replace(self.plan, best=self.candidate, ranked=[self.candidate, *others])
 
 
 class Way(Spec, frozen=True, kw_only=True):

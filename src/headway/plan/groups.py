@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from headway.errors import BadInput, UnknownName
+from headway.errors import BadInput
 from headway.plan.question import Question
 from headway.workload import Workload
 
@@ -39,9 +39,7 @@ def groups_of(question: Question, source: Workload) -> list[Group]:
     if source.rate_req_s is None:
         raise BadInput(f"workload {source.name} has no rate to plan for: give open arrivals")
     names = [each.name for each in given]
-    for name in question.slos:
-        if name not in names:
-            raise UnknownName(f"class of the workload {source.name}", name, names)
+    source.check_classes(question.slos)
     for name in names:
         slo = question.slo_of(name)
         if all(limit is None for limit in (slo.ttft_s, slo.tpot_s, slo.itl_s, slo.e2e_s)):

@@ -212,9 +212,11 @@ class _Search:
         return self.models.index(self.groups[place].model), self.groups[place].classes[0]
 
     def with_curves(self, part: Part, workers: Workforce) -> Part:
-        """Return a part with the curves of its plan's first candidates."""
+        """Return a part with the curves of the candidate taken and of its plan's first others."""
         source = next(self.begun[place].source for place, plan in self.plans.items() if plan is part.plan)
-        return msgspec.structs.replace(part, plan=with_curves(part.plan, source, workers))
+        seen = with_curves(part.taken, source, workers)
+        plan = msgspec.structs.replace(part.plan, curves=seen.curves, course=seen.course)
+        return msgspec.structs.replace(part, plan=plan)
 
     def deployment(self, parts: list[Part]) -> Deployment:
         """Return all parts in one."""

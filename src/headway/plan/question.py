@@ -165,6 +165,7 @@ class Question(Spec, frozen=True, kw_only=True):
         if not 0 <= self.margin < 1:
             raise BadInput(f"margin {self.margin:g}: give a share of the limit from 0 to below 1, as in 0.05")
         self._check_tried()
+        self._check_settings()
         self._check_budget_tokens()
         self._check_power()
 
@@ -179,6 +180,26 @@ class Question(Spec, frozen=True, kw_only=True):
                 raise BadInput(f"{name} {list(each)}: give at least one value to try, degrees from 1")
             if len(set(each)) < len(each):
                 raise BadInput(f"{name} {list(each)}: give each value to try once")
+
+    def _check_settings(self) -> None:
+        """Refuse a setting that is named twice, each time otherwise: what is to be tried would silently win."""
+        plain, policies = EngineSettings(), Policies()
+        pairs = [
+            ("engine.max_batched_tokens", self.engine.max_batched_tokens, plain.max_batched_tokens, "budget_tokens",
+             self.budget_tokens),
+            ("engine.max_seqs", self.engine.max_seqs, plain.max_seqs, "max_seqs", self.max_seqs),
+            ("engine.prefix_cache", self.engine.prefix_cache, plain.prefix_cache, "prefix_cache", self.prefix_cache),
+            *(
+                (f"policies.{kind}", getattr(self.policies, kind), getattr(policies, kind), f"policies_to_try.{kind}",
+                 names)
+                for kind, names in self.policies_to_try.items()
+            ),
+        ]  # fmt: skip
+        for name, one, usual, tried, each in pairs:
+            if each is not None and one != usual and one not in each:
+                raise BadInput(
+                    f"{name} {one} against {tried} {list(each)}, which are tried in its place; give one of them"
+                )
 
     def _check_power(self) -> None:
         if (self.watts_per_rack is None) != (self.gpus_per_rack is None):

@@ -18,6 +18,7 @@ __all__ = ["Shape", "shape_of", "shapes_of"]
 
 _STAGES = (1, 2, 4)
 _NODES = 4  # a replica of data-parallel ranks spans so many at most, unless the question names degrees
+_STARTS = {"vllm": "ep 1 or tp * dp", "trtllm": "dp 1, or tp 1 with ranks"}  # what `spreads` allows, in words
 
 Rule = tuple[Callable[["Shape"], bool], str]
 
@@ -112,7 +113,8 @@ def _rules(question: Question, engine: str, spec: Model) -> list[Rule]:
         (lambda s: s.tp * s.dp % s.ep == 0,
          f"ep {ep} against {_named(tp=tp, dp=dp) or 'the TP degrees and ranks there are'}: {split}"),
         (lambda s: spreads(engine, s.tp, s.dp, s.ep),
-         f"{_named(tp=tp, dp=dp, ep=ep)} against engine {engine}, which starts no such replica (docs/export.md)"),
+         f"{_named(tp=tp, dp=dp, ep=ep)} against engine {engine}, which starts no such replica: "
+         f"{_STARTS.get(engine, 'dp 1 and ep 1')} with it, any with sglang"),
     ]  # fmt: skip
 
 

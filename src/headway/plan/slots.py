@@ -108,7 +108,9 @@ class _Stretch(Workload):
 def _recorded(made: Workload, slot_s: float | None, seed: int) -> list[Part]:
     """The slots of a trace, each with its own requests, or the densest stretch of many."""
     whole = join(list(made.batches(seed)))
-    edges = _edges(max(float(whole.arrival_s[-1]), 1e-9), slot_s)
+    length_s = float(whole.arrival_s[-1])
+    moment = length_s <= float(whole.arrival_s[0])  # one request, or all at once: they have a slot to themselves
+    edges = [0.0, slot_s or DAY_S / SLOTS] if moment else _edges(length_s, slot_s)
     ends = np.searchsorted(whole.arrival_s, edges[1:-1]).tolist()
     parts = []
     for (start_s, end_s), (first, last) in zip(pairwise(edges), pairwise([0, *ends, len(whole)]), strict=True):

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from headway.plan.fleet_words import told
 from headway.report import words as w
 from headway.report.class_table import class_rows
 from headway.report.page import NUMBER, Card, Cell, Column, Page, Row, Section, Table, rendered, table
 from headway.report.page_text import facts, page_text
-from headway.report.text import candidate_cells, candidate_headings
-from headway.specs import write_yaml
+from headway.report.plan_charts import candidate_columns
+from headway.report.plan_page import dataset_of, pool_sections, selected
+from headway.report.plan_tables import assumptions
+from headway.report.result_page import sources
+from headway.sim import Deployment
+from headway.sim.run import compiled, to_mapping_all
+from headway.specs import from_mapping, write_yaml
 from headway.units import format_rate, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from headway.plan import Candidate, Plan
     from headway.plan.fleet_answer import Fleet, Part, Way
 
-FIRST = 10  # candidates of each pool that the page lists
+SUMMARY = "classes", "pools", "ways"  # the sections that the terminal has without being asked for all
+MOST_BEST, MOST_REST = 300, 60  # candidates of all pools together: with the charts of six the page stays below 2 MB
 CLASS_HEADINGS = ["class", "limits", "req/s", "attained", "95% interval", "target", "TTFT", "TPOT", "E2E", "served by"]
 POOL_HEADINGS = ["pools", "classes", "deployment", "GPUs", "$/h", "goodput", "headroom", "first to break"]
 WAY_HEADINGS = ["model", "pools", "in all", "GPUs", "against the best"]
@@ -34,27 +43,31 @@ def fleet_html(fleet: Fleet) -> str:
 
 
 def fleet_text(fleet: Fleet, top: int | None) -> RenderableType:
-    """Return the answer, classes, pools and ways to share for a terminal; without a number all of the report."""
+    """Return the answer, classes, pools, ways to share and how far it holds; without a number all of the report."""
     from rich.console import Group
     from rich.text import Text
 
-    page = fleet_page(fleet)
+    page = fleet_page(fleet, whole=top is None)
     if top is None:
         return page_text(page)
-    short = [section for section in page.sections if section.key in ("classes", "pools", "ways")]
+    short = [section for section in page.sections if section.key in SUMMARY or section.key.startswith("holds-")]
     parts: list[RenderableType] = [Text(page.sentence, style="bold green" if fleet.feasible else "bold red")]
     parts += [Text(page.lead), Text("")] if page.lead else [Text("")]
     brief = Page(kind=page.kind, title="", sentence="", question=[], cards=[], sections=short)
     return Group(*parts, facts(page.question), page_text(brief))
 
 
-def fleet_page(fleet: Fleet) -> Page:
-    """Return all that there is to report."""
+def fleet_page(fleet: Fleet, *, whole: bool = False) -> Page:
+    """Return all that there is to report; `whole` with every candidate, else with as many as a page has room for."""
     sections = [*_classes(fleet), *_pools(fleet), *_ways(fleet), *_short(fleet)]
-    sections += [_candidates(fleet, part) for part in fleet.parts]
+    tags = [f"{place}" for place in range(len(fleet.parts))]
+    listed = [_shown(part.taken, len(tags), whole) for part in fleet.parts]
+    for part, tag, shown in zip(fleet.parts, tags, listed, strict=True):
+        sections += _part_sections(part, tag, shown)
     if fleet.deployment is not None:
         note = "All pools in one file for headway simulate; what is not named has its default."
         sections.append(Section(key="deployment", title="Deployment", note=note, code=write_yaml(fleet.deployment)))
+    sections += _assumptions(fleet)
     return Page(
         kind="plan",
         title=f"Headway plan: {w.listed(dict.fromkeys(each.model for each in fleet.classes))}",
@@ -65,7 +78,16 @@ def fleet_page(fleet: Fleet) -> Page:
         question=_question(fleet),
         cards=_cards(fleet),
         sections=sections,
+        datasets={
+            dataset_of(tag): candidate_columns(part.taken, shown)
+            for part, tag, shown in zip(fleet.parts, tags, listed, strict=True)
+        },
     )
+
+
+def _shown(plan: Plan, parts: int, whole: bool) -> list[Candidate]:
+    """The candidates that are listed: on a page as many as all pools together have room for."""
+    return plan.ranked if whole else selected(plan, MOST_BEST // parts, MOST_REST // parts)
 
 
 def _sentence(fleet: Fleet) -> str:
@@ -182,20 +204,26 @@ def _short(fleet: Fleet) -> list[Section]:
     return [Section(key="short", title=title, tables=[table(["classes", "why"], rows)])]
 
 
-def _candidates(fleet: Fleet, part: Part) -> Section:
-    plan = part.plan
-    columns = [Column("deployment", "name"), *(Column(name, NUMBER) for name in candidate_headings(plan))]
-    rows = [
-        Row(
-            [Cell(each.name), *(Cell(text) for text in candidate_cells(plan, each))],
-            "best" if each.name == part.candidate.name else "" if each.meets else "lost",
-            note=each.reason,
+def _part_sections(part: Part, tag: str, shown: list[Candidate]) -> list[Section]:
+    """What the plan of a part says: its answer, and all that the page of such a plan has."""
+    plan, best = part.plan, part.plan.best
+    said = plan.message
+    if best is not None and best.name != part.candidate.name:
+        said += (
+            f" Taken here is {part.candidate.name}: with {best.name} all pools together would come to more, or to more "
+            "than there is."
         )
-        for each in plan.ranked[:FIRST]
-    ]
-    note = (
-        f"{plan.message} The first {len(rows)} of {w.counted(plan.evaluated, 'candidate')}; the JSON has all, and "
-        "`headway plan` with these classes alone has charts of them."
-    )
-    return Section(key=f"candidates-{fleet.parts.index(part)}", title=f"Candidates for {part.serves}", note=note,
-                   tables=[Table(columns, rows)])  # fmt: skip
+    first = Section(key=f"plan-{tag}", title=f"The plan for {part.serves}", note=said)
+    return [first, *pool_sections(part.taken, shown, part.serves, tag)]
+
+
+def _assumptions(fleet: Fleet) -> list[Section]:
+    """What the figures of all pools rest on."""
+    if fleet.deployment is None:
+        return []
+    judged = [msgspec.structs.replace(assumptions(part.plan), title=part.serves) for part in fleet.parts]
+    deployment = from_mapping(Deployment, fleet.deployment, "deployment")
+    named = zip(deployment.pool_names(), deployment.pools, strict=True)
+    provenance: dict[str, Any] = {name: to_mapping_all(compiled(pool.replica)) for name, pool in named}
+    title = "Assumptions: workload, judgement, prices"
+    return [Section(key="judged", title=title, tables=judged), *sources(provenance)]

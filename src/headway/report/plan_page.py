@@ -5,6 +5,7 @@ The page is poured into HTML (`plan_html`) or onto a terminal (`page_text`): the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,52 @@ def plan_page(plan: Plan, shown: list[Candidate] | None = None) -> Page:
         datasets={charts.CANDIDATES: charts.candidate_columns(plan, shown)} if shown else {},
         filters=_filters(plan, shown) if len(shown) > 1 else [],
     )  # fmt: skip
+
+
+def pool_sections(plan: Plan, shown: list[Candidate], serves: str, tag: str) -> list[Section]:
+    """Return all that is told of the replicas that some classes share, beside those of others on one page.
+
+    `serves` is whose they are, `tag` tells their keys and their data set on the page from those of the others.
+    """
+    sections = [
+        *_front(plan), *_by_class(plan), *_tradeoffs(plan), *_load(plan), *_course(plan), *_spent(plan),
+        *_sensitivity(plan), *_candidates(plan, shown),
+    ]  # fmt: skip
+    return [
+        msgspec.structs.replace(
+            section,
+            key=f"{section.key}-{tag}",
+            title=f"{section.title}: {serves}",
+            figures=[
+                msgspec.structs.replace(each, key=f"{each.key}-{tag}", spec=partial(_of_data, each.spec, tag))
+                for each in section.figures
+            ],
+            tables=[_with_data(each, tag) for each in section.tables],
+        )
+        for section in sections
+    ]
+
+
+def dataset_of(tag: str) -> str:
+    """Return the name of the data set that the charts and the table of a pool's candidates share."""
+    return f"{charts.CANDIDATES}-{tag}"
+
+
+def _with_data(table: Table, tag: str) -> Table:
+    return msgspec.structs.replace(table, dataset=dataset_of(tag)) if table.dataset else table
+
+
+def _of_data(spec: Callable[[], dict[str, Any]], tag: str) -> dict[str, Any]:
+    """A chart whose points are those of a pool's own data set."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            own = value == {"name": charts.CANDIDATES}
+            return {"name": dataset_of(tag)} if own else {key: named(each) for key, each in value.items()}
+        return [named(each) for each in value] if isinstance(value, list) else value
+
+    made: dict[str, Any] = named(spec())
+    return made
 
 
 def selected(plan: Plan, best: int, rest: int) -> list[Candidate]:
@@ -293,8 +340,8 @@ def _candidates(plan: Plan, shown: list[Candidate]) -> list[Section]:
     )
     if len(shown) < len(plan.ranked):
         note += (
-            f" {len(shown):,} of {len(plan.ranked):,} are shown: the first {MOST_BEST:,}, the front, a sample of the "
-            "rest; the JSON has all."
+            f" {len(shown):,} of {len(plan.ranked):,} are shown: the first, the front, a sample of the rest; "
+            "--text and the JSON have all."
         )
     tables = [Table(columns, rows, sortable=True, dataset=charts.CANDIDATES)]
     return [Section(key="candidates", title="Candidates", note=note, tables=tables)]

@@ -26,7 +26,8 @@ OBJECTIVES = {
 }  # fmt: skip
 FRONT_NAMED = 6
 DISCARDED = {
-    "memory": "do not fit into memory", "budget": "cost more than allowed", "rate": "proven unable to serve the rate",
+    "memory": "do not fit into memory", "budget": "cost more than allowed",
+    "rate": "proven unable to serve the rate, so not simulated",
     "watts": "may draw more power than allowed",
     "estimate": "estimated to be far behind", "floor": "of a latency whose floor is above its limit",
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -128,6 +128,23 @@ class Workload:
         times = rate_req_s / sum(part.rate_req_s or 0.0 for part in self._parts)
         parts = tuple(part.at_rate(times * (part.rate_req_s or 0.0)) for part in self._parts)
         return Workload(self.spec, parts=parts)
+
+    def check_classes(self, named: Iterable[str]) -> None:
+        """Refuse an SLO of a class that there is not.
+
+        Raises:
+            BadInput: there are no classes at all. UnknownName: none of this name.
+        """
+        names = [each.name for each in self.spec.classes]
+        for name in named:
+            if not names:
+                raise BadInput(
+                    f"an SLO of class {name}, and workload {self.name} has no classes: give one for all requests "
+                    "(--ttft, --tpot, --e2e), or a YAML file of a workload with classes, as in classes: "
+                    f"[{{name: {name}, workload: chat, rate_req_s: 5}}]"
+                )
+            if name not in names:
+                raise UnknownName(f"class of the workload {self.name}", name, names)
 
     def part(self, slo_class: int) -> Workload:
         """The workload of a class that has one of its own, by its number."""

@@ -20,7 +20,7 @@ function rowsOf(name, columns) {
   const said = document.querySelectorAll(`table[data-rows="${name}"] tr.why`);
   const names = Object.keys(columns);
   return columns[names[0]].map((_, place) => ({
-    ...Object.fromEntries(names.map((each) => [each, columns[each][place]])), place, reason: said[place]?.textContent.trim(),
+    ...Object.fromEntries(names.map((each) => [each, columns[each][place]])), row: `${name}-${place}`, reason: said[place]?.textContent.trim(),
   }));
 }
 
@@ -28,7 +28,7 @@ function rowsOf(name, columns) {
 function list(table, rows, drawn) {
   const bodies = [...table.tBodies], bar = table.closest("section").querySelector(".count");
   const filter = document.querySelector("form.filter"), all = bar.querySelector("button"), sorting = bar.querySelector("select");
-  rows.forEach((row, place) => { bodies[place].row = row; bodies[place].id = "row-" + place; });
+  rows.forEach((row, place) => { bodies[place].row = row; bodies[place].id = row.row; });
   let most = FIRST;
   const passes = (row) => !filter || [...filter.elements].every((one) => {
     if (one.name === "name") return row.name.toLowerCase().includes(one.value.trim().toLowerCase());
@@ -65,7 +65,7 @@ function list(table, rows, drawn) {
 
 // From a point to its row.
 function lead(item) {
-  const body = document.getElementById("row-" + item?.datum?.place);
+  const body = document.getElementById(item?.datum?.row);
   if (!body) return;
   body.dispatchEvent(new Event("reveal", { bubbles: true }));
   for (const other of document.querySelectorAll("tbody.led")) other.classList.remove("led");
