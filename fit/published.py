@@ -230,10 +230,10 @@ def document(found: Sequence[Told]) -> str:
             ],
         })  # fmt: skip
     head = (
-        "# What published measurements of a model on a GPU change in the shipped law: the terms of `headway calibrate`\n"
+        "# What published measurements of a model on a GPU change in the shipped law: terms of `headway calibrate`\n"
         f"# ({', '.join(TERMS)}),\n"
         "# of all layouts and of one of its `own` (tp, pp, dp, ep). `sds`: their standard deviations, of factors\n"
-        "# those of the logarithm. `off`: the median error of rows without a part in the fit, and of how many figures.\n"
+        "# those of the logarithm. `off`: the median error of rows without part in the fit, and of how many figures.\n"
         "# By fit/published.py.\n"
     )
     return head + yaml.safe_dump({"groups": groups}, sort_keys=False, width=160, default_flow_style=None)

@@ -34,7 +34,8 @@ def replica(one, layout, **changes) -> Replica:
     version = "" if one.since == "0" else one.since
     engine = EngineSettings(name=one.engine, version=version, max_batched_tokens=4096, max_seqs=4, memory_utilization=1)
     at = {"tp": tp, "pp": pp, "dp": dp, "ep": ep}
-    return Replica(**{"model": one.model, "gpu": one.gpu, "weights": one.weights, "kv": one.kv, "engine": engine} | at | changes)
+    of = {"model": one.model, "gpu": one.gpu, "weights": one.weights, "kv": one.kv, "engine": engine}
+    return Replica(**of | at | changes)
 
 
 def flags(one, **changes):
@@ -82,7 +83,8 @@ def test_it_is_of_one_release_precision_and_way_to_run_alone():
     assert published(here) is not None
     engine = here.engine
     others = (
-        {"weights": "int8"}, {"gpu": "l40s"}, {"model": "llama-2-13b"}, {"cap_watts": 500.0}, {"clock_mhz": 1200.0}, {"media": "image"},
+        {"weights": "int8"}, {"gpu": "l40s"}, {"model": "llama-2-13b"}, {"cap_watts": 500.0},
+        {"clock_mhz": 1200.0}, {"media": "image"},
         {"engine": msgspec.structs.replace(engine, name="llama.cpp", version="")},
         {"engine": msgspec.structs.replace(engine, version="0.6")},
         {"engine": msgspec.structs.replace(engine, speculation=Speculation(tokens=2, draft="ngram", acceptance=0.5))},

@@ -52,7 +52,7 @@ class Entry(NamedTuple):
 
 
 MEASURES: dict[Objective, Callable[[Entry], float]] = {
-    "cost": lambda entry: math.inf if entry.usd_per_hour is None else entry.usd_per_hour,
+    "cost": lambda entry: math.inf if (usd := entry.usd_per_hour) is None else usd,
     "gpus": lambda entry: entry.deployment.gpus,
     "energy": lambda entry: entry.joules,
     "carbon": lambda entry: entry._asked("carbon_g_per_million_output_tokens", "embodied_g_per_million_output_tokens"),
