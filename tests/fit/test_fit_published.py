@@ -1,4 +1,4 @@
-"""What published rows tell of a pair: recovered where there is something, kept still where not, nothing seen of itself."""
+"""What published rows tell of a pair: recovered where there is something, and nothing else."""
 
 import msgspec
 import numpy as np
