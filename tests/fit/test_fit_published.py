@@ -1,4 +1,4 @@
-"""What published rows tell of a pair: found where there is something, nothing where not, and no row sees itself."""
+"""What published rows tell of a pair: recovered where there is something, and nothing else."""
 
 import msgspec
 import numpy as np

@@ -92,8 +92,9 @@ def _values(z: Floats, widths: Floats, around: Floats) -> Floats:
 
 
 def fit(
-    figures: Sequence[Figure], prior: Prior, strength: float = 1.0, around: Floats | None = None, least: float = 0.0
-) -> Fit:
+    figures: Sequence[Figure], prior: Prior, strength: float = 1.0, around: Floats | None = None,
+    least: float | Floats = 0.0,
+) -> Fit:  # fmt: skip
     """Return the most probable terms; damped Gauss-Newton on Student's t residuals and a normal prior.
 
     The prior is `around` terms as `Fit.values` has them; None: the shipped law's. No factor falls below `least`.

@@ -123,6 +123,7 @@ def ask_calibrated(question: Question, path: str | None, terminal: Terminal) -> 
     from headway.cost.published import PUBLISHED
 
     if path == PUBLISHED:
+        _tell_offered(question, terminal)
         return msgspec.structs.replace(question, calibration=PUBLISHED)
     calibration = read_noted(path, terminal)
     if calibration is None:
@@ -143,22 +144,36 @@ def ask_calibrated(question: Question, path: str | None, terminal: Terminal) -> 
 
 def _as_published(deployment: Deployment, terminal: Terminal) -> Deployment:
     """The deployment by what was published of it; says what that is, or that there is nothing."""
-    from headway.cost.published import offered
+    from msgspec.structs import replace
+
+    from headway.cost.published import asked_of, offered, published
 
     found = deployment.as_published()
     for name, pool in zip(found.pool_names(), found.pools, strict=True):
         replica = pool.replica
-        if replica.calibration is None or pool.role != "mixed":
-            there = "; ".join(offered(replica)) or "none of the model on the GPU"
+        taken = published(replace(replica, calibration=None)) if pool.role == "mixed" else None
+        if taken is None:
+            there = "; ".join(offered(replica.model, replica.gpu)) or "none of the model on the GPU"
+            kept = "the shipped law" if replica.calibration is None else "the calibration that it has"
             terminal.note(
-                f"{name}: no published times per token of {replica.model} on {replica.gpu} with {replica.engine.name} "
-                f"in {replica.weights}, KV {replica.kv}, in mixed replicas without speculation or limits of power "
-                f"(there are: {there}): the shipped law stays"
+                f"{name}: no published times per token of {replica.model} on {replica.gpu} with {asked_of(replica)}, "
+                f"in mixed replicas without speculation, pictures or limits of power (there are: {there}): {kept} stays"
             )
-        else:
-            errors = ", ".join(f"{metric} {100 * error:.1f} %" for metric, error in replica.calibration.held_out)
-            terminal.note(f"{name}: step times by {replica.calibration.source}; on points left out {errors} off")
+            continue
+        errors = ", ".join(f"{metric} {100 * error:.1f} %" for metric, error in taken.held_out)
+        elsewhere = "" if taken.layouts else "; none is of this layout, where they are no surer than the shipped law"
+        terminal.note(f"{name}: step times by {taken.source}; on points left out {errors} off{elsewhere}")
     return found
+
+
+def _tell_offered(question: Question, terminal: Terminal) -> None:
+    """Say what was published of the model on each kind of GPU."""
+    from headway.cost.published import offered
+
+    for name in question.stock:
+        there = "; ".join(offered(question.model, name))
+        said = f"mixed candidates take what is published: {there}" if there else "nothing is published: the shipped law"
+        terminal.note(f"{question.model} on {name}: {said}")
 
 
 def read_calibrated(path: str | None, terminal: Terminal) -> Calibration | str | None:
@@ -169,7 +184,10 @@ def read_calibrated(path: str | None, terminal: Terminal) -> Calibration | str |
     """
     from headway.cost.published import PUBLISHED
 
-    return PUBLISHED if path == PUBLISHED else read_noted(path, terminal)
+    if path != PUBLISHED:
+        return read_noted(path, terminal)
+    terminal.note("published terms were fitted on public tables: on rows of these, errors are of the fit, no forecast")
+    return PUBLISHED
 
 
 def refuse_elsewhere(calibration: Calibration | str | None, skipped: Mapping[str, int], used: int) -> None:

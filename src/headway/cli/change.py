@@ -123,7 +123,20 @@ def changed_deployment(deployment: Deployment, asked: Options) -> Deployment:
     sets = [f"pools.*.replica.{name}={asked[name]}" for name in _OF_REPLICAS if asked[name] is not None]
     sets += [_count(deployment, text) for text in asked["copies"]]
     sets += split_assignments(asked["assignments"])["deployment"]
-    return _weighted(deployment, override(with_policies(deployment, asked["policies"]), sets))
+    now = override(with_policies(deployment, asked["policies"]), sets)
+    return _weighted(deployment, _recalibrated(deployment, now))
+
+
+def _recalibrated(was: Deployment, now: Deployment) -> Deployment:
+    """The deployment as it is now; what is published is taken of a changed replica anew."""
+    import msgspec
+
+    from headway.cost.published import followed, published
+
+    bare = [msgspec.structs.replace(pool.replica, calibration=None) for pool in was.pools]
+    known = [found for replica in bare if (found := published(replica)) is not None]
+    pools = tuple(msgspec.structs.replace(pool, replica=followed(pool.replica, known)) for pool in now.pools)
+    return msgspec.structs.replace(now, pools=pools)
 
 
 def _weighted(was: Deployment, now: Deployment) -> Deployment:

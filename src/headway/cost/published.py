@@ -8,6 +8,7 @@ engine release and precisions, around the shipped law, and for layouts with rows
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from math import exp
 from typing import Final
 
@@ -20,7 +21,7 @@ from headway.cost.replica import Replica, limits
 from headway.cost.uncertainty import shape
 from headway.specs import Spec
 
-__all__ = ["PUBLISHED", "offered", "published", "with_published"]
+__all__ = ["PUBLISHED", "asked_of", "followed", "offered", "published", "with_published"]
 
 PUBLISHED: Final = "published"
 _SDS: Final = 1.645  # 90 % of a normal distribution
@@ -70,7 +71,9 @@ def published(replica: Replica) -> Calibration | None:
     """Return the calibration of what was measured of a replica's model on its GPU, or None.
 
     Measured is what runs the same shape of model under the same engine release in the same precisions, without
-    speculation, pictures or a power limit. A layout without terms of its own has those of all that were measured.
+    speculation, pictures or a power limit. A layout without terms of its own has those of all that were measured; one
+    that was not measured has them too, but `layouts` is then empty: left out in turn, layouts between others were no
+    surer than by the shipped law.
 
     Raises:
         UnknownName: a model, a GPU or an engine that is not known.
@@ -94,7 +97,7 @@ def published(replica: Replica) -> Calibration | None:
         kv=(found.kv,),
         gpu_counts=tuple(sorted({tp * pp * dp for tp, pp, dp, _ in found.layouts})),
         precisions=((found.weights, found.kv),),
-        layouts=found.layouts if own is None else (here,),
+        layouts=(here,) if here in found.layouts else (),
         limits=(limits(replica),),
         source=f"{found.points} published operating points of {found.model} on it ({', '.join(found.sources)})",
         held_out=tuple((name, off) for name, (off, _) in found.off.items()),
@@ -103,21 +106,46 @@ def published(replica: Replica) -> Calibration | None:
     )
 
 
-def offered(replica: Replica) -> list[str]:
-    """Return what there is of a replica's model on its GPU, as in "vllm 0.12 in fp8, KV fp8".
+def offered(model_key: str, gpu_key: str) -> list[str]:
+    """Return what there is of a model on a GPU, as in "vllm 0.12 in fp8, KV fp8".
 
     Raises:
         UnknownName: no such model.
     """
-    like = shape(replica.model), replica.gpu
-    groups = [one for key, one in _by_place().items() if key[:2] == like]
-    return [f"{one.engine} {one.since} in {one.weights}, KV {one.kv}" for one in groups]
+    like = shape(model_key), gpu_key
+    return [_named(*key[2:]) for key in _by_place() if key[:2] == like]
+
+
+def asked_of(replica: Replica) -> str:
+    """Return what a replica would have to be among: its engine release and precisions, as `offered` says them.
+
+    Raises:
+        UnknownName: an engine that is not known.
+    """
+    engine = replica.engine
+    since = engine_facts(engine.name, engine.version, replica.gpu).since
+    return _named(engine.name, since, replica.weights, replica.kv)
 
 
 def with_published(replica: Replica) -> Replica:
     """Return the replica calibrated by what was published of it, or as it is."""
-    found = published(msgspec.structs.replace(replica, calibration=None))
+    found = published(_bare(replica))
     return replica if found is None else msgspec.structs.replace(replica, calibration=found)
+
+
+def followed(replica: Replica, known: Collection[Calibration]) -> Replica:
+    """Return a changed replica by what is published of what it is now, where it has one of `known` published ones."""
+    if replica.calibration is None or replica.calibration not in known:
+        return replica
+    return msgspec.structs.replace(replica, calibration=published(_bare(replica)))
+
+
+def _bare(replica: Replica) -> Replica:
+    return msgspec.structs.replace(replica, calibration=None)
+
+
+def _named(engine: object, since: object, weights: object, kv: object) -> str:
+    return f"{engine}{'' if since == '0' else f' {since}'} in {weights}, KV {kv}"
 
 
 def _term(name: str, value: float, sd: float) -> Term:
