@@ -67,8 +67,7 @@ class Engine(ReplicaState):
         self.partial: Any = None
         self.flight: list[Lane] = []
         self.group: Any = None
-        self.held = False
-        self.single = law.stages > 1
+        self.held, self.single = False, law.stages > 1
         self.stage_free_s = 0.0
         self.stage_s = buffer([0.0] * law.stages)
         self.landed: list[Sequence] = []
@@ -122,7 +121,7 @@ class Engine(ReplicaState):
 
     def let_go(self, seq: Sequence, now: cython.double) -> cython.int:
         """The KV of a request computed here has been fetched: its pages are free."""
-        self.kv.free(seq, seq.target)
+        self.kv.release(seq, seq.target, now)
         if self.waiting > 0:
             self.notice(now, False)
         return 0
@@ -250,7 +249,7 @@ class Engine(ReplicaState):
         seq.last_s = now
         seq.handoff = False
         self.running -= 1
-        self.kv.free(seq, seq.prompt_tokens + seq.output_tokens - 1)
+        self.kv.release(seq, seq.prompt_tokens + seq.output_tokens - 1, now)
         self.out.append(seq)
         return 0
 
@@ -261,6 +260,7 @@ class Engine(ReplicaState):
         preempted; then nobody is admitted in this step.
         """
         seq: Sequence
+        self.kv.cache.ripen(now)
         while self.landed:
             seq = self.landed.pop(0)
             lane.join(seq)

@@ -93,8 +93,18 @@ class KvPages:
             self.peak = self.used
         return 0
 
-    def free(self, seq: Sequence, tokens: cython.longlong) -> cython.int:
-        """Give back the pages of a sequence that holds `tokens` tokens; its full units stay cached, idle."""
+    def release(self, seq: Sequence, tokens: cython.longlong, now: cython.double) -> cython.int:
+        """Give back the pages of a request that is over here; its units are kept for as long as a policy said."""
+        self.cache.ripen(now)
+        self.free(seq, tokens, now + seq.keep_s if seq.keep_s > 0.0 else 0.0)
+        seq.keep_s = 0.0
+        return 0
+
+    def free(self, seq: Sequence, tokens: cython.longlong, until_s: cython.double = 0.0) -> cython.int:
+        """Give back the pages of a sequence that holds `tokens` tokens; its full units stay cached, idle.
+
+        They are kept until a time, where one is given.
+        """
         self.used -= self.pages(tokens)
         if self.unit_tokens == 0 or seq.hash_count == 0:
             return 0
@@ -104,6 +114,8 @@ class KvPages:
             if self.cache.acquire(seq.chains.ids[seq.hash_start + seq.held]) != 2:
                 self.used += self.unit_pages
             seq.held += 1
+        if until_s > 0.0:
+            self.cache.keep(seq.chains, seq.hash_start, seq.held, until_s)
         while seq.held > 0:
             seq.held -= 1
             if self.cache.release(seq.chains.ids[seq.hash_start + seq.held]):
