@@ -93,17 +93,10 @@ class KvPages:
             self.peak = self.used
         return 0
 
-    def release(self, seq: Sequence, tokens: cython.longlong, now: cython.double) -> cython.int:
-        """Give back the pages of a request that is over here; its units are kept for as long as a policy said."""
-        self.cache.ripen(now)
-        self.free(seq, tokens, now + seq.keep_s if seq.keep_s > 0.0 else 0.0)
-        seq.keep_s = 0.0
-        return 0
-
-    def free(self, seq: Sequence, tokens: cython.longlong, until_s: cython.double = 0.0) -> cython.int:
+    def free(self, seq: Sequence, tokens: cython.longlong, now: cython.double, over: cython.bint) -> cython.int:
         """Give back the pages of a sequence that holds `tokens` tokens; its full units stay cached, idle.
 
-        They are kept until a time, where one is given.
+        `over`: the request is done with here, not preempted, and they are kept for as long as a policy said.
         """
         self.used -= self.pages(tokens)
         if self.unit_tokens == 0 or seq.hash_count == 0:
@@ -114,12 +107,18 @@ class KvPages:
             if self.cache.acquire(seq.chains.ids[seq.hash_start + seq.held]) != 2:
                 self.used += self.unit_pages
             seq.held += 1
-        if until_s > 0.0:
-            self.cache.keep(seq.chains, seq.hash_start, seq.held, until_s)
+        keeps: cython.bint = self.cache.keeps or seq.keep_s > 0.0
+        if keeps:
+            self.cache.ripen(now)
+            if over and seq.keep_s > 0.0:
+                self.cache.keep(seq.chains, seq.hash_start, seq.held, now + seq.keep_s)
+                seq.keep_s = 0.0  # a decode replica, where a request goes next, keeps nothing
         while seq.held > 0:
             seq.held -= 1
             if self.cache.release(seq.chains.ids[seq.hash_start + seq.held]):
                 self.used -= self.unit_pages
+                if keeps:
+                    self.cache.set_aside()
         return 0
 
     def evict_down_to(self, used: cython.longlong) -> cython.int:

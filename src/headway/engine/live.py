@@ -187,7 +187,7 @@ class LiveReplica:
             engine.running -= 1
         elif engine.partial is seq:
             engine.partial = None
-            engine.kv.release(seq, seq.computed, now)
+            engine.kv.free(seq, seq.computed, now, True)
             engine.running -= 1
         else:
             self.cut_short(engine, seq)

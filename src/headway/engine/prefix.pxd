@@ -40,8 +40,9 @@ cdef class PrefixCache:
     cdef bint release(self, long long unit) except -1
     cdef int evict(self) except -1
     cdef int keep(self, HashChains chains, Py_ssize_t start, Py_ssize_t count, double until_s) except -1
+    cdef int set_aside(self) except -1
     cdef int ripen(self, double now) except -1
-    cdef Py_ssize_t first_kept(self) except -1
+    cdef int evict_kept(self) except -1
     cdef Py_ssize_t list_until(self, double until_s) except -1
     cdef int drop_first_list(self) except -1
     cdef int drop_empty_lists(self) except -1

@@ -146,19 +146,16 @@ class PrefixCache:
         return IDLE
 
     def release(self, unit: cython.longlong) -> cython.bint:
-        """Drop one reference; True when it was the last, and the unit is now idle at its list's end."""
+        """Drop one reference; True when it was the last, and the unit is now idle at the LRU list's end."""
         slot: cython.Py_ssize_t = self.table.find(unit)
         self.refs[slot] -= 1
         if self.refs[slot] > 0:
             return False
-        end: cython.Py_ssize_t = 0
-        if self.keeps and self.until_s[slot] > self.ripe_s:
-            end = self.list_until(self.until_s[slot])
-        last: cython.Py_ssize_t = self.older[end]
-        self.older[end] = cython.cast(cython.int, slot)
+        last: cython.Py_ssize_t = self.older[0]
+        self.older[0] = cython.cast(cython.int, slot)
         self.newer[last] = cython.cast(cython.int, slot)
         self.older[slot] = cython.cast(cython.int, last)
-        self.newer[slot] = cython.cast(cython.int, end)
+        self.newer[slot] = 0
         self.idle += 1
         return True
 
@@ -166,8 +163,7 @@ class PrefixCache:
         """Forget the unit that has been idle longest; where all are kept, the one whose time ends first."""
         slot: cython.Py_ssize_t = self.newer[0]
         if slot == 0:
-            slot = self.first_kept()
-        self.until_s[slot] = 0.0
+            return self.evict_kept()
         self.unlink(slot)
         self.idle -= 1
         self.table.remove(self.key[slot])
@@ -187,9 +183,23 @@ class PrefixCache:
             self.until_s[slot] = max(self.until_s[slot], until_s)
         return 0
 
+    def set_aside(self) -> cython.int:
+        """Move the unit that was released last from the LRU list to that of its time, where this is not over."""
+        slot: cython.Py_ssize_t = self.older[0]
+        if self.until_s[slot] <= self.ripe_s:
+            return 0
+        end: cython.Py_ssize_t = self.list_until(self.until_s[slot])
+        last: cython.Py_ssize_t = self.older[end]
+        self.unlink(slot)
+        self.older[end] = cython.cast(cython.int, slot)
+        self.newer[last] = cython.cast(cython.int, slot)
+        self.older[slot] = cython.cast(cython.int, last)
+        self.newer[slot] = cython.cast(cython.int, end)
+        return 0
+
     def ripen(self, now: cython.double) -> cython.int:
         """Whose time has come is evicted like any other from now on; to be called before releases at `now`."""
-        if not self.keeps or now <= self.ripe_s:
+        if now <= self.ripe_s:
             return 0
         end: cython.Py_ssize_t
         last: cython.Py_ssize_t
@@ -206,13 +216,18 @@ class PrefixCache:
             self.drop_first_list()
         return 0
 
-    def first_kept(self) -> cython.Py_ssize_t:
-        """The kept unit whose time ends first; there must be one."""
-        while True:
-            end: cython.Py_ssize_t = self.kept[0][2]
-            if self.newer[end] != end:
-                return self.newer[end]
+    def evict_kept(self) -> cython.int:
+        """Forget the kept unit whose time ends first, as nothing else is left; there must be one."""
+        end: cython.Py_ssize_t = self.kept[0][2]
+        while self.newer[end] == end:
             self.drop_first_list()
+            end = self.kept[0][2]
+        slot: cython.Py_ssize_t = self.newer[end]
+        self.until_s[slot] = 0.0  # of any other its time is over: it means nothing to whom the slot is given next
+        self.unlink(slot)
+        self.newer[0] = self.older[0] = cython.cast(cython.int, slot)
+        self.newer[slot] = self.older[slot] = 0
+        return self.evict()
 
     def list_until(self, until_s: cython.double) -> cython.Py_ssize_t:
         """The sentinel of a list of units that are kept until this time."""

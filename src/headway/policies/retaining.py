@@ -15,9 +15,10 @@ def kept_s(answer: Any) -> float | None:
     """Read what a policy answered, in seconds: a finite number from 0 on, or None for 0. None: it is neither."""
     if answer is None:
         return 0.0
-    if not isinstance(answer, Real) or isinstance(answer, bool) or not 0 <= answer < math.inf:
+    if not isinstance(answer, Real) or isinstance(answer, bool):
         return None
-    return float(answer)
+    seconds = float(answer)
+    return seconds if 0 <= seconds < math.inf else None
 
 
 class Lru(Policy):
