@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,7 +22,7 @@ from headway.sim.arrivals import Arrivals
 from headway.sim.cluster import Cluster, Handoff
 from headway.sim.recorder import Recorder
 from headway.sim.scaling import Scaler
-from headway.state import ClusterState, Hold, PoolState, Request, Route, Scale
+from headway.state import ClusterState, Hold, PoolState, ReplicaState, Request, Route, Scale
 from headway.workload.batch import Batch
 
 CASES = int(os.environ.get("CASES", 40 if headway.interpreted_modules() else 100))  # random ones a law is tried on
@@ -164,7 +165,17 @@ def make_case(seed: int) -> Case:
     settings = EngineSettings(
         max_batched_tokens=budget, max_seqs=seqs, block_tokens=block, prefix_cache=rng.random() < 0.9
     )
-    return Case(table, settings, unit, rng.choice(["fcfs", "fcfs", "priority", "sjf", "edf"]), make_rows(rng, unit))
+    order = rng.choice(["fcfs", "fcfs", "priority", "sjf", "edf"])
+    return Case(table, settings, unit, order, keep_some(make_rows(rng, unit), seed))
+
+
+def keep_some(rows: list[Row], seed: int) -> list[Row]:
+    """The rows, in every other case some of them with a time for which their prefix is kept."""
+    rng = Random(f"keep/{seed}")
+    if rng.random() < 0.5:
+        for row in rows:
+            row.keep_s = rng.choice([0.0, 0.0, 0.05, 0.3, rng.expovariate(1.0), 1e6])
+    return rows
 
 
 def batch_of(rows: list[Row]) -> Batch:
@@ -209,8 +220,8 @@ def run_ranks(case: Case) -> tuple[dict[str, np.ndarray], list[Engine]]:
     Lockstep(engines)
     recorder = Recorder(True, len(case.rows), 0, [(1.0, 1.0, 1.0)], BINS)
     state = ClusterState((PoolState("mixed", engines, Random(0)),), Random(0))
-    route = {"route": policy("route", "round-robin")}
-    cluster = Cluster([engines], state, route, Arrivals(iter([batch_of(case.rows)])), recorder, {}, None)
+    policies = policies_of(case, "round-robin")
+    cluster = Cluster([engines], state, policies, Arrivals(iter([batch_of(case.rows)])), recorder, {}, None)
     while cluster.advance(1):
         for engine in engines:
             check_integrity(engine)
@@ -238,7 +249,7 @@ def run_core(case: Case, *, leaps: bool = True, trace: bool = False) -> tuple[di
     cluster = Cluster(
         [[engine]],
         state,
-        {"route": policy("route", "least-requests")},
+        policies_of(case, "least-requests"),
         Arrivals(iter([batch_of(case.rows)])),
         recorder,
         {},
@@ -249,6 +260,24 @@ def run_core(case: Case, *, leaps: bool = True, trace: bool = False) -> tuple[di
     check_integrity(engine)
     engine.refresh(cluster.now)
     return recorder.columns() | {"recomputed_tokens": np.array(recorder.recomputed_tokens)}, engine
+
+
+class AsTheRowsSay(Policy):
+    """Keeps each prefix as long as its row says."""
+
+    reads_progress = False
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+
+    def retain(self, request: Request, replica: ReplicaState) -> float:
+        return self.rows[request.id].keep_s
+
+
+def policies_of(case: Case, route: str) -> dict[str, Policy]:
+    """The policies of a case: no retention where nothing is kept."""
+    chosen = {"route": policy("route", route)}
+    return chosen | ({"retain": AsTheRowsSay(case.rows)} if any(row.keep_s for row in case.rows) else {})
 
 
 def order_of(case: Case) -> Policy | None:
@@ -307,6 +336,7 @@ class ClusterCase:
     closed: tuple[int, float] | None
     rows: list[Row]
     scale: tuple[float, float, list[int]] | None = None  # every so often, seconds to start, at the start
+    keeps: bool = False
 
 
 @dataclass
@@ -319,6 +349,7 @@ class Served:
     handoff: Handoff | None
     router: Policy
     rule: Policy | None = None
+    keeper: Any = None
 
     @property
     def engines(self) -> list[Engine]:
@@ -347,6 +378,19 @@ class Restless(Nosy):
             self.log.append((cluster.now, index, *seen))
             answers.append(Scale(index, 1 + hash(tuple(seen)) % 4, "what it saw"))
         return answers
+
+
+class Keeper(Policy):
+    """Keeps prefixes for times that depend on what it sees; `said` has what it decided, by request."""
+
+    def __init__(self) -> None:
+        self.said: dict[int, float] = {}
+
+    def retain(self, request: Request, replica: ReplicaState) -> float:
+        seen = (request.id, replica.running, replica.waiting, replica.waiting_tokens, replica.context_tokens)
+        chosen = hash((*seen, replica.kv_used_blocks, replica.cached_tokens(request)))
+        self.said[request.id] = (0.0, 0.05, 0.3, 2.0, 1e6)[chosen % 5]
+        return self.said[request.id]
 
 
 NOSY, HOLDER = "drive:Nosy", "drive:NosyHolder"
@@ -386,6 +430,7 @@ def make_cluster_case(seed: int) -> ClusterCase:
         closed=rng.choice([None, (rng.randint(1, 12), rng.choice([0.0, 0.0, 0.1]))]),
         rows=rows,
         scale=rng.choice([None, None, (rng.choice([0.02, 0.3]), rng.choice([0.0, 0.1, 1.0]), starts_with(rng, pools))]),
+        keeps=Random(f"keep/{seed}").random() < 0.5,
     )
 
 
@@ -395,9 +440,14 @@ def starts_with(rng: Random, pools: list[PoolCase]) -> list[int]:
 
 
 def run_cluster(
-    case: ClusterCase, *, leaps: bool = True, watch: Callable[[Served], None] | None = None, events: int = 1000
+    case: ClusterCase,
+    *,
+    leaps: bool = True,
+    watch: Callable[[Served], None] | None = None,
+    events: int = 1000,
+    keeper: Policy | None = None,
 ) -> Served:
-    """The case through the cluster; `watch` looks at it after every `events` events."""
+    """The case through the cluster; `watch` looks at it after every `events` events; `keeper` decides on prefixes."""
     order = None if case.order == "fcfs" else policy("order", case.order)
     pools = []
     for pool in case.pools:
@@ -416,6 +466,10 @@ def run_cluster(
         policies["order"] = order
     if case.admit is not None:
         policies["admit"] = policy("admit", case.admit, ADMISSION[case.admit])
+    if keeper is None and case.keeps:
+        keeper = Keeper()
+    if keeper is not None:
+        policies["retain"] = keeper
     handoff = None
     if len(pools) > 1:
         window = case.pools[0].table.window
@@ -430,7 +484,7 @@ def run_cluster(
     state = ClusterState(tuple(views), Random(99))
     handoffs = {} if handoff is None else {"": handoff}
     cluster = Cluster(pools, state, policies, arrivals, recorder, handoffs, case.closed, scaler)
-    served = Served({}, cluster, pools, handoff, policies["route"], rule)
+    served = Served({}, cluster, pools, handoff, policies["route"], rule, keeper)
     while cluster.advance(events):
         if watch is not None:
             watch(served)

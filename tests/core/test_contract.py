@@ -17,7 +17,9 @@ from headway.policies import Policy, check_policy, policy, policy_names
 from headway.state import Accept, Defer, Hold, Reject, Route, Scale
 
 BUILT_IN = [
-    (kind, name) for kind in ("route", "order", "admit", "choose_model", "scale") for name in policy_names(kind)
+    (kind, name)
+    for kind in ("route", "order", "admit", "choose_model", "retain", "scale")
+    for name in policy_names(kind)
 ]
 
 
@@ -52,6 +54,14 @@ def test_what_looks_at_the_clock_when_garbage_is_collected_is_not_the_policy():
         gc.set_threshold(*before)
         gc.callbacks.remove(timed)
     assert gc.isenabled()
+
+
+def test_seconds_may_be_of_any_kind_of_number_or_none():
+    class Kinds(Policy):
+        def retain(self, request, replica):
+            return (5, 2.5, np.float32(0.5), np.int64(7), None)[request.id]
+
+    check_policy("retain", Kinds)
 
 
 def test_a_name_a_class_and_an_object_can_be_checked():
@@ -260,6 +270,39 @@ class Torn(Policy):
         return [Scale(0, 1, "fewer"), Scale(0, 9, "more")]
 
 
+class Seconds(Policy):
+    def retain(self, request, replica):
+        return "60s"
+
+
+class Eternal(Policy):
+    def retain(self, request, replica):
+        return float("inf")
+
+
+class Backwards(Policy):
+    def retain(self, request, replica):
+        return -1.0
+
+
+class Affirmative(Policy):
+    def retain(self, request, replica):
+        return True
+
+
+class ByRoom(Policy):
+    reads_progress = False
+
+    def retain(self, request, replica):
+        return replica.kv_total_blocks - replica.kv_used_blocks
+
+
+class Greedy(Policy):
+    def retain(self, request, replica):
+        replica.waiting += 1
+        return 1.0
+
+
 class Mute(Policy):
     def admit(self, request, cluster):
         return Reject("")
@@ -310,6 +353,12 @@ class Stubborn(Policy):
         ("scale", Vanish, "answered Scale.0, 0.*at least 1 replica"),
         ("scale", Elsewhere, "answered Scale.1.*expected a pool from 0 to 0"),
         ("scale", Torn, "expected a pool once"),
+        ("retain", Seconds, "answered '60s': expected seconds, a finite number, 0 .or None. for as the engine does"),
+        ("retain", Eternal, "answered inf: expected seconds, a finite number"),
+        ("retain", Backwards, "answered -1.0: expected seconds"),
+        ("retain", Affirmative, "answered True: expected seconds"),
+        ("retain", ByRoom, "for a request at an? .* replica: .* with other context_tokens.*expected reads_progress"),
+        ("retain", Greedy, "changed the ReplicaState|changed the StockedReplica|raised AttributeError.*only read"),
         ("admit", Mute, "answered Reject with the reason ''"),
         ("admit", Stubborn, "raised IndexError"),
     ],

@@ -222,6 +222,8 @@ def assert_same(one: Served, other: Served) -> None:
         np.testing.assert_array_equal(column, other.columns[name], err_msg=name)
     if isinstance(one.router, Nosy):
         assert one.router.log == other.router.log
+    if one.keeper is not None:
+        assert one.keeper.said == other.keeper.said
     assert one.cluster.now == other.cluster.now
     if one.handoff is not None:
         assert (one.handoff.bytes_moved, one.handoff.wait_s) == (other.handoff.bytes_moved, other.handoff.wait_s)
@@ -297,6 +299,8 @@ def test_law_8_each_replica_of_a_cluster_is_the_reference_on_its_requests(seed: 
     for index, engine in enumerate(served.engines):
         mine = np.flatnonzero((columns["replica"] == index) & (columns["status"] != FAILED))
         rows = [case.rows[i] for i in mine]
+        for row, i in zip(rows, mine.tolist(), strict=True):
+            row.keep_s = served.keeper.said[i] if served.keeper is not None else 0.0
         reference = run_reference(Case(pool.table, pool.settings, case.unit_tokens, case.order, rows))
         for column, name in (("admitted_s", "admitted_s"), ("first_token_s", "first_s"), ("last_token_s", "last_s")):
             assert columns[column][mine].tolist() == [getattr(row, name) for row in rows]

@@ -10,7 +10,7 @@ import numpy as np
 from headway.emulate import PacedReplica
 from headway.engine.checks import check_integrity
 from headway.engine.live import make_sequence, told
-from tests.core.drive import Case, make_case, make_rows, order_of
+from tests.core.drive import Case, keep_some, make_case, make_rows, order_of
 
 
 def live_case(seed: int) -> Case:
@@ -19,7 +19,7 @@ def live_case(seed: int) -> Case:
     case = make_case(seed)
     order = "priority" if case.order == "edf" else case.order
     unit = case.table.block_tokens if case.settings.prefix_cache else 0
-    return replace(case, unit_tokens=unit, order=order, rows=make_rows(rng, unit))
+    return replace(case, unit_tokens=unit, order=order, rows=keep_some(make_rows(rng, unit), seed))
 
 
 def paced(case: Case) -> PacedReplica:
@@ -34,6 +34,7 @@ def sequences(case: Case, outputs: list[int] | None = None) -> list:
             (row.prompt, row.output if outputs is None else outputs[number]),
             row.priority,
             np.array(row.hashes, np.int64) if row.hashes else None,
+            row.keep_s,
         )
         for number, row in enumerate(case.rows)
     ]

@@ -9,9 +9,11 @@ import pytest
 from headway.cost import EngineSettings, Replica, compile_replica
 from headway.emulate import PacedReplica, prompts
 from headway.engine.live import make_sequence, told
-from headway.sim import Deployment, Pool, simulate
-from headway.workload import SharedPrefix, WorkloadSpec, parse_length, workload
+from headway.policies import policy
+from headway.sim import Deployment, Policies, Pool, simulate
+from headway.workload import Sessions, SharedPrefix, WorkloadSpec, parse_length, workload
 from headway.workload.arrivals import Poisson
+from headway.workload.spec import RequestClass, Wait
 from tests.core.drive import plain_table, run_core
 from tests.emulate.live_cases import facts, live_case, paced, run, sequences
 
@@ -87,6 +89,47 @@ def test_simulate_itself_gives_the_same_times():
         assert times[seq.id][0] == rows["first_token_s"][i]
         assert times[seq.id][-1] == rows["last_token_s"][i]
         assert told(seq).cached_tokens == rows["cached_tokens"][i]
+
+
+def test_what_a_simulation_keeps_the_emulator_keeps_when_it_is_told():
+    """Sessions beside prompts that come once: each request is told what the policy decides about it."""
+    turns = Sessions(
+        calls=parse_length("uniform:3:6"), growth=parse_length(400), gap=Wait(seconds=(2.0, 5.0)), block_tokens=16
+    )
+    spoken = WorkloadSpec(
+        prompt=parse_length(800), output=parse_length(60), arrival=Poisson(rate_req_s=6.0), sessions=turns
+    )
+    once = WorkloadSpec(
+        prompt=parse_length(1600), output=parse_length(20), arrival=Poisson(rate_req_s=6.0),
+        shared_prefix=SharedPrefix(tokens=parse_length(1584), groups=1 << 20, block_tokens=16),
+    )  # fmt: skip
+    classes = RequestClass(name="spoken", workload=spoken), RequestClass(name="once", workload=once)
+    load = workload(WorkloadSpec(name="mix", requests=400, classes=classes))
+    replica = Replica(model="llama-3.1-8b", gpu="h100-sxm")
+    table = msgspec.structs.replace(compile_replica(replica), kv_blocks=4500)
+
+    def simulated(retain):
+        deployment = Deployment(pools=(Pool(replica=replica),), policies=Policies(retain=retain))
+        return simulate(deployment, load, seed=5, tables=(table,)).records
+
+    def emulated(keeps):
+        live, seqs = PacedReplica(table, replica.engine), []
+        for batch in load.batches(5):
+            for i in range(len(batch)):
+                units = batch.hashes[batch.hash_offsets[i] : batch.hash_offsets[i + 1]]
+                tokens = int(batch.prompt_tokens[i]), int(batch.output_tokens[i])
+                arrival_s, keep_s = float(batch.arrival_s[i]), keeps(int(batch.session[i]))
+                seqs.append(make_sequence(int(batch.id[i]), arrival_s, tokens, 0, units, keep_s))
+        times = run(live, seqs, check=False)
+        return [times[seq.id][-1] for seq in seqs], [told(seq).cached_tokens for seq in seqs]
+
+    default = policy("retain", "keep-sessions").keep_s
+    kept, lru = simulated("keep-sessions"), simulated("lru")
+    last_s, cached = emulated(lambda session: default if session >= 0 else 0.0)
+    assert last_s == kept["last_token_s"].tolist()
+    assert cached == kept["cached_tokens"].tolist()
+    assert sum(cached) > 1.5 * lru["cached_tokens"].sum(), "otherwise this would say little"
+    assert emulated(lambda session: 0.0)[1] == lru["cached_tokens"].tolist()
 
 
 def cut_at(seed):

@@ -50,6 +50,10 @@ class Faulty(Policy):
         answer = self.next(Choose(request.models[-1], "the last"), Choose("gone", "no such"), None, "raise")
         return {}["x"] if answer == "raise" else answer
 
+    def retain(self, request: Any, replica: Any) -> Any:
+        answer = self.next(5.0, -1.0, math.nan, "7s", None, "raise")
+        return {}["x"] if answer == "raise" else answer
+
     def scale(self, cluster: Any) -> Any:
         answer = self.next([], [Scale(0, 3, "more")], [Scale(4, 3, "where")], [Scale(0, -1, "none")], None, "raise")
         return {}["x"] if answer == "raise" else answer
@@ -140,6 +144,8 @@ def started(
     policies = {kind: policy(kind, rng.choice(policy_names(kind))) for kind in ("route", "order", "admit", "scale")}
     chosen = ("first", "threshold", "in-time", "faulty")[len(spec.upstreams) % 4]
     policies["choose_model"] = Faulty() if chosen == "faulty" else policy("choose_model", chosen)
+    if len(spec.upstreams) > 1:
+        policies["retain"] = Faulty() if len(spec.upstreams) == 2 else policy("retain", "keep-sessions")
     for kind in ("route", "order", "admit", "scale"):
         if rng.random() < 0.25:
             policies[kind] = Faulty()
@@ -163,6 +169,7 @@ class Life:
         self.models, self.menu = served_by(self.spec, seed)
         self.roles = roles_of(self.models, seed)
         self.taste = Random(f"asked/{seed}")
+        self.spoken = Random(f"sessions/{seed}")
         self.epoch_s = self.rng.choice([1e9, 86_400 * 31 - 20.0])  # the second: a day and a month end soon
         self.brain = started(self.spec, self.rng, self.epoch_s, self.models, self.menu, self.roles)
         self.disk: dict[tuple[str, str], Usage] = {}
@@ -314,6 +321,7 @@ class Life:
             tpot_s=self.rng.choice([None, None, 0.1]),
             model=self.taste.choice(list(self.menu.names)),
             streams=self.late.random() < 0.8,
+            session=self.spoken.choice([-1, 3, 2**62]),
         )
         self.said[id] = []
         self.asked[id] = facts

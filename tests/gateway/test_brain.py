@@ -222,20 +222,21 @@ class Quits(Policy):
         self.kinds.append(self.kinds.pop(0))
         raise self.kinds[-1]("over")
 
-    route = admit = order = scale = choose_model = quit
+    route = admit = order = scale = choose_model = retain = quit
 
 
 def test_a_policy_that_would_end_the_process_is_answered_for(monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: None)  # as where the loop takes Ctrl-C
     quits = Quits(SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit)
-    b = brain(2, policies={kind: quits for kind in ("route", "order", "admit", "scale")}, limits=Limits(in_flight=2))
+    kinds = ("route", "order", "admit", "retain", "scale")
+    b = brain(2, policies={kind: quits for kind in kinds}, limits=Limits(in_flight=2))
     b.shadow = Shadow({"route": quits, "admit": quits})
     for i in range(9):
         b.arrive(20.0, ask(f"r{i}"))
     b.tick(20.0)
     b.end(21.0, "r0")
     assert [book.in_flight for book in b.books] == [2, 2] and len(b.held) == 4 and not b.check()
-    assert all(b.fence.errors[kind] for kind in ("route", "admit", "order", "scale"))
+    assert all(b.fence.errors[kind] for kind in kinds)
     assert b.shadow.counts["route"]["error"] and b.shadow.counts["admit"]["error"] == 9
 
 

@@ -14,7 +14,7 @@ import pytest
 from served import ADMIN_KEY, CHAT, KEY, PATIENCE_S, Served, Upstreams
 from upstream import Upstream
 
-from headway.gateway.steering import PREFILLER, STEERING
+from headway.gateway.steering import KEEP_HINT, PREFILLER, STEERING
 
 pytestmark = [
     pytest.mark.usefixtures("quick"),
@@ -97,13 +97,14 @@ def test_an_answer_in_one_piece_is_counted_by_its_usage(gateway):
 def test_what_is_sent_on_is_the_body_without_the_callers_key_or_ids(gateway):
     spoofed = {"x-request-id": "spoofed", "x-gateway-destination-endpoint": "127.0.0.1:1", "x-headway-class": "batch"}
     spoofed |= dict.fromkeys((*PREFILLER, *STEERING), "192.0.2.6:1")  # what a sidecar before an engine would obey
+    spoofed |= {KEEP_HINT: "86400", "x-headway-session": "one"}
     body = chat(api_base="http://elsewhere.invalid", extra={"kept": True})
     response, _ = gateway.ask(body, OURS | spoofed)
     assert response.status == 200
     ((head, text),) = [seen for engine in gateway.upstreams.engines for seen in engine.seen]
     assert json.loads(text) == body
     others = ("spoofed", "x-headway-class", "x-gateway-destination", "x-forwarded-for")
-    for hidden in (KEY, *others, *PREFILLER, *STEERING):
+    for hidden in (KEY, *others, KEEP_HINT, "x-headway-session", *PREFILLER, *STEERING):
         assert hidden not in head.lower(), head
 
 

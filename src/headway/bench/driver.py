@@ -217,7 +217,8 @@ class Driver:
             prompt = self.prompts.make(row.id, row.prompt_tokens, row.chain, self.block_tokens)
             opened = self.fields[min(row.slo_class, len(self.fields) - 1)]
             body = b"".join((opened, b"%d" % row.output_tokens, before, prompt, after))
-            call = Call(row, head + b"%d\r\n\r\n" % len(body) + body)
+            session = b"x-headway-session: %d\r\n" % row.session if row.session >= 0 else b""
+            call = Call(row, head + b"%d\r\n%b\r\n" % (len(body), session) + body)
             self.ahead.append(call)
             self.ahead_bytes += len(call.bytes)
 

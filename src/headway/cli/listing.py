@@ -58,7 +58,7 @@ def _policies() -> list[Row]:
 
     return [
         {"kind": kind, "name": name, "about": (type(policy(kind, name)).__doc__ or "").partition("\n")[0]}
-        for kind in ("route", "order", "admit", "choose_model", "scale")
+        for kind in ("route", "order", "admit", "choose_model", "retain", "scale")
         for name in policy_names(kind)
     ]
 

@@ -170,7 +170,7 @@ REPLICAS = (
     _option("Deployment", "--weights", metavar="DTYPE", help="bf16, fp8, ...  [default: as the model is published]"),
     _option("Deployment", "--kv", metavar="DTYPE", help="Of the KV cache: bf16 or fp8.  [default: bf16]"),
     _option("Deployment", "--policy", "policies", multiple=True, metavar="KIND=NAME",
-            help="route=, order=, admit=, choose_model= or scale= and a name or module:Class. Repeatable."),
+            help="route=, order=, admit=, choose_model=, retain= or scale= and a name or module:Class. Repeatable."),
     _option("Deployment", "--set", "assignments", multiple=True, metavar="PATH=VALUE",
             help="Any field: pools.0.replica.kv=fp8, workload.arrival.cv=3, slo.itl_s=80ms. Repeatable."),
 )

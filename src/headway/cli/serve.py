@@ -55,6 +55,7 @@ class Served(NamedTuple):
 
         sys.path.insert(0, os.getcwd())
         kinds = ["route", "order", "admit"] + (["choose_model"] if len(self.menu.models) > 1 else [])
+        kinds += ["retain"] if self.names.retain != "lru" else []
         kinds += ["scale"] if self.names.scale != "fixed" else []
         return {kind: policy(kind, getattr(self.names, kind), self.names.params.get(kind)) for kind in kinds}
 
@@ -128,6 +129,7 @@ def _checked(file: str, calibration: str | None, terminal: Terminal) -> Served:
     served = served_of(file, calibration, terminal)
     served.policies()
     _warn(served.spec, terminal)
+    warn_of_retention(served, terminal)
     return served
 
 
@@ -185,7 +187,9 @@ def served_from(data: dict[str, Any], file: str, calibration: str | None, termin
         table = compile_replica(pool.replica)
         usd = None if hourly_usd is None else hourly_usd * pool.replica.gpus
         window = pool.replica.engine.max_seqs * table.ranks
-        backing = Backing(model=pool.model, role=pool.role, table=table, window=window, usd_per_hour=usd)
+        backing = Backing(
+            model=pool.model, role=pool.role, table=table, window=window, usd_per_hour=usd, keep_hints=pool.keep_hints
+        )
         if pool.role == "decode":
             backing = replace(backing, fetch_s=_fetch_s(handoff(deployment, pool.model)))
         backings += [backing] * pool.count
@@ -216,6 +220,8 @@ def summary(served: Served) -> RenderableType:
     choice = f", choose_model {names.choose_model}" if len(served.menu.models) > 1 else ""
     advice = "" if names.scale == "fixed" else f", scale {names.scale} (advice)"
     table.add_row("policies", f"route {names.route}, order {names.order}, admit {names.admit}{choice}{advice}")
+    if names.retain != "lru":
+        table.add_row("", f"retain {names.retain}: {retained_where(served.backings)}")
     for klass in spec.classes:
         limits = [f"{name} {format_seconds(s)}" for name, s in _limits(klass.slo) if s is not None]
         refuse = f", refused below {klass.refuse_below:.0%} chance" if limits and klass.refuse_below else ""
@@ -245,6 +251,15 @@ def _fetch_s(link: Handoff) -> tuple[float, float]:
     return link.latency_s, (link.bytes_per_token + link.window_bytes_per_token) / link.bytes_per_s
 
 
+def retained_where(backings: list[Backing]) -> str:
+    """Where the policy `retain` has an effect: native at engines that take its hint, else in simulations alone."""
+    told = [backing.keep_hints for backing in backings]
+    if all(told):
+        return "native, told by the header x-headway-keep-s"
+    where = "all replicas" if not any(told) else f"{told.count(False)} of {len(told)} replicas"
+    return f"simulation-only at {where}: their engines are told nothing; pools.N.keep_hints where they obey a hint"
+
+
 def _doing(role: str) -> str:
     return "" if role == "mixed" else f", {role}"
 
@@ -272,6 +287,12 @@ def _warn(spec: GatewaySpec, terminal: Terminal) -> None:
     for tenant in spec.tenants:
         if not tenant.keys_sha256:
             terminal.note(f"tenant {tenant.name} has no key: nobody can ask as it")
+
+
+def warn_of_retention(served: Served, terminal: Terminal) -> None:
+    """Say where the policy `retain` decides and nothing comes of it."""
+    if served.names.retain != "lru" and not all(backing.keep_hints for backing in served.backings):
+        terminal.note(f"policies.retain {served.names.retain} is {retained_where(served.backings)}")
 
 
 def refuse_places(spec: GatewaySpec, file: str) -> None:

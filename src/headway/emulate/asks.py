@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from headway.emulate import prompts
 from headway.errors import nearest
 
+KEEP_HINT = "x-headway-keep-s"  # the header by which a gateway passes on what the policy `retain` decides
 INPUTS_MAX = 256  # of one request for embeddings
 
 
@@ -130,6 +132,22 @@ def read_ask(kind: str, body: bytes, served: tuple[str, ...], vocabulary: int) -
     if len(inputs) > 1:
         raise ApiError(400, f"{len(inputs)} prompts in one request: send one each", param="prompt")
     return _generation(kind, read, inputs[0], None)
+
+
+def read_keep_s(headers: dict[str, str]) -> float:
+    """Return for how many seconds after its end the KV of a request's prefix is to be kept; 0 where nothing is said.
+
+    Raises:
+        ApiError: it is no number of seconds.
+    """
+    text = headers.get(KEEP_HINT, "0")
+    try:
+        keep_s = float(text)
+    except ValueError:
+        keep_s = math.nan
+    if not 0 <= keep_s < math.inf:
+        raise ApiError(400, f"header {KEEP_HINT}: came {text[:40]!r}, expected seconds, as in 60", param=KEEP_HINT)
+    return keep_s
 
 
 def _generation(kind: str, read: _Sampling, prompt: bytes, newer_limit: int | None) -> Ask:

@@ -15,7 +15,7 @@ import numpy as np
 
 from headway.cost import Replica
 from headway.emulate import answers, prompts
-from headway.emulate.asks import ApiError, Ask, read_ask
+from headway.emulate.asks import ApiError, Ask, read_ask, read_keep_s
 from headway.emulate.conductor import LEAD_S, Conductor
 from headway.emulate.faults import dice, plan
 from headway.emulate.http import Connection, Request, parser_class
@@ -277,7 +277,7 @@ class Port:
         self.serial += 1
         name = given if _PLAIN_ID.match(given) else f"{self.index}-{self.serial}"
         sent_s = request.received_s - self.epoch_s
-        seqs, reason = self._sequences(ask, name, sent_s)
+        seqs, reason = self._sequences(ask, name, sent_s, read_keep_s(request.headers))
         befalls = plan(self.settings.faults, self.settings.seed, name, seqs[0][1])
         if befalls is not None and befalls.status:
             raise ApiError(befalls.status, "a fault was ordered")
@@ -295,7 +295,9 @@ class Port:
             self.paced.send(answer.seq, sent_s)
         self.conductor.plan()
 
-    def _sequences(self, ask: Ask, name: str, sent_s: float) -> tuple[list[tuple[Sequence, int]], str]:
+    def _sequences(
+        self, ask: Ask, name: str, sent_s: float, keep_s: float
+    ) -> tuple[list[tuple[Sequence, int]], str]:
         """The sequences to be computed with their output lengths, and why the answer will end."""
         made = []
         reason = "stop"
@@ -307,7 +309,7 @@ class Port:
             if self.paced.block_tokens:
                 whole = tokens + prompts.filler(self._first_word(name), output)
                 units = prompts.units(whole, self.paced.block_tokens, f"{self.replica.model}\0{ask.salt}".encode())
-            seq = make_sequence(self.serial, sent_s, (n, output), ask.priority, units)
+            seq = make_sequence(self.serial, sent_s, (n, output), ask.priority, units, keep_s)
             if not self.paced.fits(seq):
                 message = f"prompt of {n} and output of {output} tokens need more KV than the replica has"
                 raise ApiError(400, message, param="messages" if ask.kind == "chat" else "prompt")

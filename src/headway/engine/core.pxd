@@ -64,9 +64,9 @@ cdef class Engine(ReplicaState):
     cdef int plan_leap(self, Lane lane, double now, bint preempted) except -1
     cdef int start(self, Lane lane, long long n, double now) except -1
     cdef double through_stages(self, double now, double stage_s, long long tokens) except? -1
-    cdef bint grow(self, Lane lane) except -1
-    cdef int preempt(self, Lane lane, Sequence seq, long long tokens) except -1
-    cdef bint continue_partial(self, Lane lane) except -1
+    cdef bint grow(self, Lane lane, double now) except -1
+    cdef int preempt(self, Lane lane, Sequence seq, long long tokens, double now) except -1
+    cdef bint continue_partial(self, Lane lane, double now) except -1
     cdef int admit_waiting(self, Lane lane, double now) except -1
     cdef int admit_incoming(self, double now) except -1
     cdef int chunk(self, Lane lane, Sequence seq, long long prefix, long long tokens) except -1

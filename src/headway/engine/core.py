@@ -122,7 +122,7 @@ class Engine(ReplicaState):
 
     def let_go(self, seq: Sequence, now: cython.double) -> cython.int:
         """The KV of a request computed here has been fetched: its pages are free."""
-        self.kv.free(seq, seq.target)
+        self.kv.free(seq, seq.target, now, True)
         if self.waiting > 0:
             self.notice(now, False)
         return 0
@@ -250,7 +250,7 @@ class Engine(ReplicaState):
         seq.last_s = now
         seq.handoff = False
         self.running -= 1
-        self.kv.free(seq, seq.prompt_tokens + seq.output_tokens - 1)
+        self.kv.free(seq, seq.prompt_tokens + seq.output_tokens - 1, now, True)
         self.out.append(seq)
         return 0
 
@@ -270,13 +270,13 @@ class Engine(ReplicaState):
         if self.inbox.size > 0 and (lane.n == 0 or lane.polls or lane.step % self.poll_steps == 0):
             idle: cython.bint = lane.n == 0 and self.partial is None
             self.queue.push_from(self.inbox, now if self.ahead and not idle else NEVER)
-        preempted: cython.bint = False if self.alone else self.grow(lane)
+        preempted: cython.bint = False if self.alone else self.grow(lane, now)
         if self.partial is not None and not self.held:
-            preempted = self.continue_partial(lane) or preempted
+            preempted = self.continue_partial(lane, now) or preempted
         if self.queue.size > 0 and not preempted and not self.held:
             self.admit_waiting(lane, now)
         if self.alone and lane.chunk_count == 0:
-            preempted = self.grow(lane) or preempted
+            preempted = self.grow(lane, now) or preempted
         if self.group is not None:
             lane.busy = lane.n > 0 or lane.chunk_count > 0
         elif lane.chunk_count > 0 or self.law.stages > 1:
@@ -365,7 +365,7 @@ class Engine(ReplicaState):
 
     # --- who runs -----------------------------------------------------------------------------------------------
 
-    def grow(self, lane: Lane) -> cython.bint:
+    def grow(self, lane: Lane, now: cython.double) -> cython.bint:
         """Give the decoding sequences the pages of this step, preempting the latest; True when it had to."""
         preempted: cython.bint = False
         seq: Sequence
@@ -375,21 +375,21 @@ class Engine(ReplicaState):
             if self.partial is not None:
                 seq = self.partial
                 self.partial = None
-                self.preempt(lane, seq, seq.computed)
+                self.preempt(lane, seq, seq.computed, now)
             else:
                 seq = lane.latest()
                 if lane.step > seq.join_step:
                     seq.last_s = lane.last_end_s
                 lane.withdraw(seq)
-                self.preempt(lane, seq, seq.prompt_tokens + seq.generated - 1)
+                self.preempt(lane, seq, seq.prompt_tokens + seq.generated - 1, now)
             need = lane.next_demand()
         if need > 0:
             self.kv.take(need)
         return preempted
 
-    def preempt(self, lane: Lane, seq: Sequence, tokens: cython.longlong) -> cython.int:
+    def preempt(self, lane: Lane, seq: Sequence, tokens: cython.longlong, now: cython.double) -> cython.int:
         """Take back all pages of a sequence; it waits at the head of the queue to compute its KV anew."""
-        self.kv.free(seq, tokens)
+        self.kv.free(seq, tokens, now, False)
         lane.fresh = [other for other in lane.fresh if other is not seq]
         seq.target = seq.prompt_tokens + seq.generated
         seq.computed = 0
@@ -402,7 +402,7 @@ class Engine(ReplicaState):
         self.queue.push_back_in(seq)
         return 0
 
-    def continue_partial(self, lane: Lane) -> cython.bint:
+    def continue_partial(self, lane: Lane, now: cython.double) -> cython.bint:
         """Schedule the next chunk of the prompt under way; without pages it is preempted, and True returned."""
         seq: Sequence = self.partial
         tokens: cython.longlong = min(seq.target - seq.computed, self.max_tokens - (0 if self.alone else lane.n))
@@ -410,7 +410,7 @@ class Engine(ReplicaState):
             return False
         if self.kv.price(seq, seq.computed + tokens) > self.kv.total - self.kv.used:
             self.partial = None
-            self.preempt(lane, seq, seq.computed)
+            self.preempt(lane, seq, seq.computed, now)
             return True
         self.kv.allocate(seq, seq.computed + tokens)
         self.chunk(lane, seq, seq.computed, tokens)

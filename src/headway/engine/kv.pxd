@@ -23,7 +23,7 @@ cdef class KvPages:
     cdef Py_ssize_t entry_price(self, Sequence seq, long long hit) except? -1
     cdef int allocate(self, Sequence seq, long long tokens) except -1
     cdef int take(self, long long pages) except -1
-    cdef int free(self, Sequence seq, long long tokens) except -1
+    cdef int free(self, Sequence seq, long long tokens, double now, bint over) except -1
     cdef int evict_down_to(self, long long used) except -1
     cdef int forget(self) except -1
     cpdef bint check_integrity(self) except -1

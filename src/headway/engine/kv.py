@@ -93,8 +93,11 @@ class KvPages:
             self.peak = self.used
         return 0
 
-    def free(self, seq: Sequence, tokens: cython.longlong) -> cython.int:
-        """Give back the pages of a sequence that holds `tokens` tokens; its full units stay cached, idle."""
+    def free(self, seq: Sequence, tokens: cython.longlong, now: cython.double, over: cython.bint) -> cython.int:
+        """Give back the pages of a sequence that holds `tokens` tokens; its full units stay cached, idle.
+
+        `over`: the request is done with here, not preempted, and they are kept for as long as a policy said.
+        """
         self.used -= self.pages(tokens)
         if self.unit_tokens == 0 or seq.hash_count == 0:
             return 0
@@ -104,10 +107,18 @@ class KvPages:
             if self.cache.acquire(seq.chains.ids[seq.hash_start + seq.held]) != 2:
                 self.used += self.unit_pages
             seq.held += 1
+        keeps: cython.bint = self.cache.keeps or seq.keep_s > 0.0
+        if keeps:
+            self.cache.ripen(now)
+            if over and seq.keep_s > 0.0:
+                self.cache.keep(seq.chains, seq.hash_start, seq.held, now + seq.keep_s)
+                seq.keep_s = 0.0  # a decode replica, where a request goes next, keeps nothing
         while seq.held > 0:
             seq.held -= 1
             if self.cache.release(seq.chains.ids[seq.hash_start + seq.held]):
                 self.used -= self.unit_pages
+                if keeps:
+                    self.cache.set_aside()
         return 0
 
     def evict_down_to(self, used: cython.longlong) -> cython.int:

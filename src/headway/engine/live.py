@@ -36,13 +36,16 @@ def make_sequence(
     tokens: tuple[int, int],
     priority: cython.int = 0,
     units: Any = None,
+    keep_s: cython.double = 0.0,
 ) -> Sequence:
     """Return a request of (prompt, output) tokens whose output length is foreseen exactly.
 
-    `units`: int64 ids of its full prefix units, from the first token on; None without prefix identity.
+    `units`: int64 ids of its full prefix units, from the first token on; None without prefix identity. `keep_s`: so
+    long after its end they are kept.
     """
     seq: Sequence = Sequence(id, arrival_s, tokens[0], tokens[1])
     seq.priority = priority
+    seq.keep_s = keep_s
     seq.predicted_output_tokens = float(tokens[1])
     if units is not None:
         seq.chains = HashChains(buffer(np.asarray(units, dtype=np.int64)))
@@ -184,7 +187,7 @@ class LiveReplica:
             engine.running -= 1
         elif engine.partial is seq:
             engine.partial = None
-            engine.kv.free(seq, seq.computed)
+            engine.kv.free(seq, seq.computed, now, True)
             engine.running -= 1
         else:
             self.cut_short(engine, seq)

@@ -26,11 +26,27 @@ cdef class PrefixCache:
     cdef int[::1] older
     cdef Py_ssize_t spare
     cdef readonly long long idle
+    cdef bint keeps
+    cdef double[::1] until_s
+    cdef double ripe_s
+    cdef list kept
+    cdef long long lists
+    cdef Py_ssize_t lists_most
+    cdef Py_ssize_t open_list
+    cdef double open_until_s
     cdef Py_ssize_t match(self, HashChains chains, Py_ssize_t start, Py_ssize_t count)
     cdef Py_ssize_t pinned(self, HashChains chains, Py_ssize_t start, Py_ssize_t count)
     cdef int acquire(self, long long unit) except -1
     cdef bint release(self, long long unit) except -1
     cdef int evict(self) except -1
+    cdef int keep(self, HashChains chains, Py_ssize_t start, Py_ssize_t count, double until_s) except -1
+    cdef int set_aside(self) except -1
+    cdef int ripen(self, double now) except -1
+    cdef int evict_kept(self) except -1
+    cdef Py_ssize_t list_until(self, double until_s) except -1
+    cdef int drop_first_list(self) except -1
+    cdef int drop_empty_lists(self) except -1
+    cdef int drop_list(self, Py_ssize_t end) except -1
     cdef int unlink(self, Py_ssize_t slot) noexcept
     cdef int grow(self) except -1
     cdef Py_ssize_t new_slot(self, long long unit) except -1

@@ -19,10 +19,11 @@ from headway.state import QueueView
 
 @dataclass(eq=False)
 class Unit:
-    """A cached prompt unit: its pages, and how many sequences use it."""
+    """A cached prompt unit: its pages, how many sequences use it, and when it was used last, or is kept until."""
 
     pages: list[int]
     users: int = 0
+    used_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -35,6 +36,7 @@ class Row:
     hashes: tuple[int, ...] = ()
     priority: int = 0
     deadline_s: float = float("inf")
+    keep_s: float = 0.0
     ready_s: float = float("-inf")
     admitted_s: float = float("nan")
     first_s: float = float("nan")
@@ -175,7 +177,7 @@ class ReferenceEngine:
     def finish(self, row: Row) -> None:
         """A request is complete: the KV of its last token was never needed."""
         row.status = "finished"
-        self.release(row, row.prompt + row.output - 1)
+        self.release(row, row.prompt + row.output - 1, row.keep_s)
 
     def open(self, lane: Batch) -> bool:
         """Compose the next step of a lane and work out when it ends; True when somebody was preempted."""
@@ -382,14 +384,14 @@ class ReferenceEngine:
         self.peak = max(self.peak, len(used) - idle)
 
     def page(self) -> int:
-        """A free page, by forgetting the unit idle longest if there is none."""
+        """A free page, by forgetting the idle unit used least recently if there is none."""
         if not self.free_pages:
-            name, unit = self.idle.popitem(last=False)
+            name = min(self.idle, key=lambda name: self.idle[name].used_s)
+            self.free_pages += self.idle.pop(name).pages
             del self.cached[name]
-            self.free_pages += unit.pages
         return self.free_pages.pop()
 
-    def release(self, row: Row, tokens: int) -> None:
+    def release(self, row: Row, tokens: int, keep_s: float = 0.0) -> None:
         """Give all pages back; full units stay cached, the tail of the chain to be forgotten first."""
         covered = min(tokens // self.unit, len(row.hashes)) if self.unit else 0
         for name in row.hashes[len(row.units) : covered]:
@@ -401,6 +403,7 @@ class ReferenceEngine:
         for name in reversed(row.units):
             unit = self.cached[name]
             unit.users -= 1
+            unit.used_s = max(unit.used_s, self.now + keep_s)
             if unit.users == 0:
                 self.idle[name] = unit
         row.own, row.units = [], []

@@ -28,6 +28,7 @@ cdef class Sequence(Request):
     cdef long long cross_step
     cdef long long residue
     cdef double ready_s
+    cdef double keep_s
     cdef double admitted_s
     cdef double first_s
     cdef double last_s

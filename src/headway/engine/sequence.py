@@ -33,6 +33,7 @@ class Sequence(Request):
     `target`: tokens whose KV must be computed before it decodes (the prompt; after a preemption the generated
     tokens too). `computed`: of these, how many are. `held`: prefix units referenced. `most`: tokens it
     ever held before a preemption, to tell what is computed a second time. `ready_s`: it joins a step that starts later.
+    `keep_s`: so long after its end its prefix is kept.
     `residue`: it needs a new block for the steps of this residue modulo the block size.
     """
 
@@ -80,6 +81,7 @@ class Sequence(Request):
         self.cross_step = 0
         self.residue = 0
         self.ready_s = -NEVER
+        self.keep_s = 0.0
         self.admitted_s = NAN
         self.first_s = NAN
         self.last_s = NAN

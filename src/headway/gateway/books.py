@@ -28,7 +28,7 @@ class Backing(msgspec.Struct, frozen=True, kw_only=True):
     """One replica behind the gateway: its model, step table and price where known, and how many requests it takes.
 
     `role`: "prefill" replicas compute the prompts of "decode" replicas, which fetch the KV. That takes `fetch_s`: so
-    many seconds, and so many more for each token.
+    many seconds, and so many more for each token. `keep_hints`: the engine obeys a header that says how long KV stays.
     """
 
     model: str = ""
@@ -37,6 +37,7 @@ class Backing(msgspec.Struct, frozen=True, kw_only=True):
     table: StepTable | None = None
     usd_per_hour: float | None = None  # of all its GPUs
     window: int = WINDOW_UNKNOWN
+    keep_hints: bool = False
 
 
 class Entry:

@@ -27,6 +27,7 @@ from headway.gateway.held import HeldQueue
 from headway.gateway.lines import Line, room_in, spare_of
 from headway.gateway.live import LiveCluster, LiveRequest
 from headway.gateway.menu import Menu, menu_of
+from headway.gateway.retention import Retention
 from headway.gateway.shadow import Shadow
 from headway.gateway.spec import GatewaySpec
 from headway.gateway.tenants import Accounts, Keys, Usage
@@ -46,7 +47,7 @@ class Brain:
         spec: tenants, classes, limits, health.
         backings: the replicas, in the order of `spec.upstreams`.
         policies: objects by decision point: "route", "order", "admit", "choose_model" where there are several models,
-            and "scale" where advice is wanted.
+            "retain" where prefixes are kept, and "scale" where advice is wanted.
         seed: of the random streams that policies draw from.
         scale_every_s: seconds from one advice to the next.
         menu: what the names mean that requests ask for; the models of the replicas by their own names.
@@ -61,13 +62,11 @@ class Brain:
         scale_every_s: float = EVERY_S,
         menu: Menu | None = None,
     ) -> None:
-        self.spec = spec
-        self.limits = spec.limits
-        self.backings = backings
-        self.books = books_of(backings, spec.limits.in_flight)
-        self.fence = Fence(policies)
+        self.spec, self.limits = spec, spec.limits
+        self.backings, self.books = backings, books_of(backings, spec.limits.in_flight)
+        self.fence, self.figures = Fence(policies), Figures()
         self.advisor = Advisor(self.fence, scale_every_s)
-        self.figures = Figures()
+        self.retention = Retention(self.fence, self.books, backings, self.figures)
         self.promised = [klass.slo.limits() for klass in spec.classes]
         self.accounts = Accounts(Keys(spec.tenants).tenants)
         self.menu = menu or menu_of([backing.model for backing in backings], spec.models)
@@ -254,7 +253,7 @@ class Brain:
         view = LiveRequest(self.serial, now, 1)
         patience_s = math.inf if klass.deadline_s is None else klass.deadline_s
         patience_s = patience_s if facts.deadline_s is None else min(patience_s, facts.deadline_s)
-        view.describe(1.0, klass.priority, now + patience_s, facts.slo_class, facts.tenant, facts.chain)
+        view.describe(1.0, klass.priority, now + patience_s, facts.slo_class, facts.tenant, facts.chain, facts.session)
         ttft_s, tpot_s, e2e_s = self.promised[facts.slo_class]
         limits = min(ttft_s, facts.ttft_s or ttft_s), min(tpot_s, facts.tpot_s or tpot_s), min(e2e_s, patience_s)
         entry = Entry(facts, view, limits)
@@ -335,6 +334,7 @@ class Brain:
         chosen, entry.reason = decision
         spare = spare_of(healthy, chosen)
         entry.hosts = (chosen.index,) if spare is None else (chosen.index, spare.index)
+        keep_s = self.retention.ask(now, entry, chosen)
         chosen.add(entry, now)
         line.held.charge(entry)
         self._decided("routed", entry.reason)
@@ -342,7 +342,7 @@ class Brain:
             self.figures.count("headway_prefilled_total", replica=self.spec.upstreams[entry.prefill])
         model = line.model if entry.facts.model in self.menu.aliases else ""
         hedge_s = self.hedges.wait_s(now, entry, chosen, spare)
-        return Routed(entry.facts.id, entry.hosts, entry.reason, model, entry.prefill, hedge_s)
+        return Routed(entry.facts.id, entry.hosts, entry.reason, model, entry.prefill, hedge_s, keep_s)
 
     def _pump(self, now: float) -> list[Answer]:
         """Route whoever waits while there is room."""

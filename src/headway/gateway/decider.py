@@ -35,7 +35,7 @@ from headway.gateway.plainhttp import ask_socket, get
 from headway.gateway.reading import Body, Reader, Reply, refusal
 from headway.gateway.scrape import engine_sample
 from headway.gateway.spec import upstream
-from headway.gateway.steering import PREFILLER
+from headway.gateway.steering import KEEP_HINT, PREFILLER
 from headway.gateway.traces import Tracer
 from headway.metrics.exposition import TEXT_TYPE
 
@@ -198,7 +198,8 @@ class Decider:
         assert isinstance(answer, Routed)
         body = sent_on(answer.model) if callable(sent_on) else sent_on
         trace = self.tracer.open.get(answer.id) if self.tracer else None
-        usual = body is None and trace is None and answer.hedge_s is None
+        keep = self.brain.retention.hint(answer)
+        usual = body is None and trace is None and answer.hedge_s is None and not keep
         if usual and (answer.hosts, answer.prefill) in self.routed:
             return self.routed[answer.hosts, answer.prefill]
         message = self.types["ProcessingResponse"]()
@@ -210,6 +211,8 @@ class Decider:
         told[DESTINATION].string_value = ",".join(self.addresses[i] for i in hosts)
         if answer.prefill is not None:
             told[PREFILLER[0]].string_value = self.addresses[answer.prefill]
+        if keep:
+            told[KEEP_HINT].string_value = keep
         if answer.hedge_s is not None:
             told[HEDGE_AFTER].string_value, told[HEDGE_RETRIES].string_value = f"{math.ceil(1e3 * answer.hedge_s)}", "1"
         if trace is not None:

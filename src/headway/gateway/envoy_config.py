@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 from headway.gateway.edge_replies import error_body, local_replies
 from headway.gateway.hedge_config import hedged_too, told_to_router, upstream_filters
 from headway.gateway.spec import GatewaySpec, address
-from headway.gateway.steering import PREFILLER, STEERING
+from headway.gateway.steering import KEEP_HINT, PREFILLER, STEERING
 
 TYPE = "type.googleapis.com/"
 HTTP = TYPE + "envoy.extensions.filters.http."
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 DESTINATION = "x-gateway-destination-endpoint"
-HEADERS = ("authorization", "x-headway-class", "x-headway-deadline", "x-headway-ttft", "x-headway-tpot")
+HEADERS = (
+    "authorization", "x-headway-class", "x-headway-deadline", "x-headway-ttft", "x-headway-tpot", "x-headway-session",
+)  # fmt: skip
 TRACEPARENT = "traceparent"  # of W3C's trace context; passed on, and replaced where we trace
 DECISION_TIMEOUT_S = 1.0
 ATTEMPTS = 3  # at a request: a host that closed a kept connection as it came is not down, and is asked once more
@@ -37,7 +39,7 @@ AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 RECORDS_BYTES = 3 << 18  # kept while their stream is new or slow; what comes beyond them is lost
 RECORDS_WITHIN_S = 0.01  # one by one they would wake the decision process for each
 OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
-EARLY_REMOVED = ("x-request-id", DESTINATION, *PREFILLER, *STEERING)
+EARLY_REMOVED = ("x-request-id", DESTINATION, KEEP_HINT, *PREFILLER, *STEERING)
 
 # Counts server-sent events that carry data, and those that carry text, keeps the last count of tokens that the engine
 # reports, and notes when the first event came. Handles do not survive a yield, so each is fetched anew. It runs for
@@ -308,7 +310,8 @@ def _virtual_host(spec: GatewaySpec) -> dict[str, Any]:
     """Keys, classes and addresses of callers end here; engines see none of them."""
     hidden = [*HEADERS, "x-forwarded-for", "x-forwarded-proto", "x-envoy-external-address", DESTINATION]
     # The answer to a body cannot change headers where these are skipped. An empty value is left out.
-    told = [(PREFILLER[0], name) for name in PREFILLER] + ([(TRACEPARENT, TRACEPARENT)] if spec.traces else [])
+    told = [*((PREFILLER[0], name) for name in PREFILLER), (KEEP_HINT, KEEP_HINT)]
+    told += [(TRACEPARENT, TRACEPARENT)] if spec.traces else []
     added = [
         {"header": {"key": name, "value": f"%DYNAMIC_METADATA(envoy.lb:{key})%"}, "append_action": OVERWRITE}
         for key, name in told

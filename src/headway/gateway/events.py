@@ -27,6 +27,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float | None = None  # the caller's own limits, beside those of the class
     tpot_s: float | None = None
     model: str = ""  # the name that it asks for
+    session: int = -1  # that the caller says it belongs to; -1: none
     only: tuple[int, ...] | None = None  # replicas that it may go to; all, where the host says nothing
 
 
@@ -91,7 +92,8 @@ class Routed(msgspec.Struct, frozen=True):
 
     `model` takes the place of the name that the request says; "" leaves that as it is. `prefill` computes its prompt,
     where that is another replica: the host is told by a header. `hedge_s`: seconds after which the second host is sent
-    the request as well where no first byte has come; None: never.
+    the request as well where no first byte has come; None: never. `keep_s`: so long after its end the KV of its prefix
+    is to be kept; None: no policy was asked.
     """
 
     id: str
@@ -100,6 +102,7 @@ class Routed(msgspec.Struct, frozen=True):
     model: str = ""
     prefill: int | None = None
     hedge_s: float | None = None
+    keep_s: float | None = None
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -1,8 +1,8 @@
 """Asks policies, and stands between what one of them may do wrong and the requests of everyone else.
 
 A policy that raises, or answers what cannot be, is answered for: routing by least load, order by arrival, admission by
-letting in, scaling by no change, a choice of models by the first. Every such case is counted and the last one kept in
-words.
+letting in, scaling by no change, a choice of models by the first, prefixes by leaving them to the engine. Every such
+case is counted and the last one kept in words.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from headway.gateway.live import LiveCluster, LivePool, LiveRequest
+from headway.gateway.live import LiveCluster, LivePool, LiveReplica, LiveRequest
 from headway.policies import Policy
+from headway.policies.retaining import kept_s
 from headway.state import Accept, Choose, Defer, Hold, QueueView, Reject, Route, Scale
 
 
 class Fence:
-    """The deployment's policies by decision point; "choose_model" and "scale" only where they are asked."""
+    """The deployment's policies by decision point; "choose_model", "retain" and "scale" only where they are asked."""
 
     def __init__(self, policies: dict[str, Policy]) -> None:
         self.policies = policies
@@ -67,6 +68,18 @@ class Fence:
         except BaseException as error:
             self._blame("choose_model", raised(error))
         return request.models[0], "fallback: the first"
+
+    def retain(self, request: LiveRequest, replica: LiveReplica) -> float:
+        """Return for how many seconds the request's prefix is to be kept at the replica that it goes to."""
+        try:
+            answer = self.policies["retain"].retain(request, replica)
+            seconds = kept_s(answer)
+            if seconds is not None:
+                return seconds
+            self._blame("retain", f"answered {answer!r}")
+        except BaseException as error:
+            self._blame("retain", raised(error))
+        return 0.0
 
     def scale(self, cluster: LiveCluster) -> list[Scale]:
         """Return the changes that the policy asks for."""

@@ -37,6 +37,7 @@ HELP = {
     "headway_drifted_total": ("counter", "Readings in which an engine and the books differed by more than 2 and 10 %."),
     "headway_ejected_total": ("counter", "Times that a replica was taken out after failures in a row."),
     "headway_chosen_total": ("counter", "Requests for which the policy chose a model, by the model and why."),
+    "headway_kept_total": ("counter", "Requests whose prefix the policy would have kept, obeyed or not."),
     "headway_shadow_total": ("counter", "Decisions in which the shadow policy agreed with the live one, or failed."),
     "headway_logged_total": ("counter", "Rows of the decision log that were written."),
     "headway_peers": ("gauge", "Other gateways that are heard."),

@@ -28,6 +28,7 @@ class LiveRequest(Request):
         slo_class: cython.int,
         tenant: cython.int,
         chain: tuple[int, ...],
+        session: cython.longlong = -1,
     ) -> None:
         """Say what is known beside the prompt's length."""
         self.predicted_output_tokens = predicted_output_tokens
@@ -36,6 +37,7 @@ class LiveRequest(Request):
         self.slo_class = slo_class
         self.tenant = tenant
         self.chain = chain
+        self.session = session
 
     def allow(self, models: tuple[str, ...]) -> None:
         """Say which models may serve it."""

@@ -25,7 +25,7 @@ from headway.gateway.events import Answer, EndRecord, Held, Left, Refused, Route
 from headway.gateway.plainhttp import AdminPages
 from headway.gateway.reading import Reply, refusal
 from headway.gateway.spec import address
-from headway.gateway.steering import PREFILLER, STEERING
+from headway.gateway.steering import KEEP_HINT, PREFILLER, STEERING
 
 METADATA = "envoy.lb"
 SUBSET = ("envoy.lb.subset_hint", f"{DESTINATION}-subset")
@@ -34,7 +34,7 @@ OBJECTIVE = "x-gateway-inference-objective"
 PROCESSOR, HEALTH = "envoy.service.ext_proc.v3.ExternalProcessor", "grpc.health.v1.Health"
 # From engines; without `x-forwarded-proto` Envoy would find no route.
 UNTOLD = (*HEADERS, "x-forwarded-for", *STEERING)
-HIDDEN = (*UNTOLD, *PREFILLER)
+SENT = (*PREFILLER, KEEP_HINT)  # by us alone: removed where we say nothing
 CHUNK_BYTES = 60_000  # of a body in one message: Envoy refuses larger ones
 SERVING, NOT_SERVING, UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
 CALLS_MAX = 20_000
@@ -215,9 +215,10 @@ class Picker(Decider):
         prefill = None if routed.prefill is None else self.addresses[routed.prefill]
         common = message.request_headers.response
         common.clear_route_cache = True
-        common.header_mutation.remove_headers.extend(HIDDEN if prefill is None else UNTOLD)
+        ours = dict.fromkeys(PREFILLER, prefill) | {KEEP_HINT: self.brain.retention.hint(routed) or None}
+        common.header_mutation.remove_headers.extend((*UNTOLD, *(name for name in SENT if ours[name] is None)))
         told = [(DESTINATION, names), ("content-length", size), (TRACEPARENT, traceparent)]
-        for name, value in [*told, *((name, prefill) for name in PREFILLER)]:
+        for name, value in [*told, *ours.items()]:
             if value is not None:
                 option = common.header_mutation.set_headers.add()
                 option.header.key, option.header.raw_value = name, str(value).encode()

@@ -23,6 +23,14 @@ def chain_of(text: bytes, tenant: str) -> tuple[int, ...]:
     return tuple(chain)
 
 
+def session_of(name: str, tenant: str) -> int:
+    """Return a number for the session that a tenant calls so, the same for the same name; -1 for no name."""
+    if not name:
+        return -1
+    key = blake2b(tenant.encode(), digest_size=16).digest()
+    return int.from_bytes(blake2b(name.encode(), digest_size=8, key=key).digest(), "big") >> 1
+
+
 class PrefixIndex:
     """Blocks that one replica's cache may still hold, least recently used first out; `blocks_max` bounds them.
 

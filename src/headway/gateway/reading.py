@@ -20,7 +20,7 @@ from headway.gateway.edge_replies import error_body
 from headway.gateway.envoy_config import ENDPOINTS
 from headway.gateway.events import Arrival
 from headway.gateway.menu import Menu, menu_of
-from headway.gateway.prefix import chain_of
+from headway.gateway.prefix import chain_of, session_of
 from headway.gateway.spec import GatewaySpec, seconds_of_header
 from headway.gateway.tenants import Keys
 
@@ -208,6 +208,7 @@ class Reader:
             tpot_s=head.own.get("tpot_s"),
             deadline_s=head.own.get("deadline_s"),
             model=asked.model,
+            session=session_of(headers.get("x-headway-session", ""), self.keys.tenants[tenant].name),
         )
 
     def sent_on(self, arrival: Arrival, body: bytes) -> Body:

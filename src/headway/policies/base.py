@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from headway.state.decisions import Accept
-from headway.state.views import ClusterState, PoolState, QueueView, Request
+from headway.state.views import ClusterState, PoolState, QueueView, ReplicaState, Request
 
 
 class Policy:
@@ -38,6 +38,13 @@ class Policy:
         one, the first of the line is asked about again, and the next ones until one is held.
         """
         raise NotImplementedError(f"{type(self).__name__} does not route")
+
+    def retain(self, request: Request, replica: ReplicaState) -> Any:
+        """Give the seconds for which the KV of the request's prefix is kept after its end; 0: as the engine does.
+
+        Asked once, when the replica that computes its prompt is chosen.
+        """
+        return 0.0
 
     def scale(self, cluster: ClusterState) -> Any:
         """Decide how many replicas the pools are to have: a list of `Scale`, empty for no change."""

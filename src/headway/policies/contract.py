@@ -23,6 +23,7 @@ import numpy as np
 from headway.errors import BadInput
 from headway.policies.base import Policy
 from headway.policies.registry import policy, policy_names
+from headway.policies.retaining import kept_s
 from headway.state.decisions import Accept, Choose, Defer, Hold, Reject, Route, Scale
 from headway.state.views import ClusterState, PoolState, QueueView, ReplicaState, Request
 
@@ -55,7 +56,7 @@ def check_policy(kind: str, candidate: str | type[Policy] | Policy, params: dict
     """Put a policy to every test of the contract for a decision point; return if it passes.
 
     Args:
-        kind: the decision point: "route", "order", "admit", "choose_model" or "scale".
+        kind: the decision point: "route", "order", "admit", "choose_model", "retain" or "scale".
         candidate: a built-in name, `module:Class`, a class, or an object (of which copies are asked).
         params: keyword arguments of the constructor.
 
@@ -204,6 +205,15 @@ def _choose_asks(stale: bool) -> Iterator[Ask]:
                         yield Ask(f"with {len(names)} models, of which {menu} may serve", (request, cluster), len(menu))
 
 
+def _retain_asks(stale: bool) -> Iterator[Ask]:
+    rng = Random("loads")
+    for step, loads in enumerate(_loads(3, rng, stale)):
+        for request in _requests(10.0 + step):
+            for replica in make_pool("mixed", loads, rng, 10.0 + step).replicas:
+                busy = "a busy" if replica.running + replica.waiting else "an idle"
+                yield Ask(f"for a request at {busy} replica", (request, replica), 1)
+
+
 def _order_asks(stale: bool) -> Iterator[Ask]:
     for count in (0, 1, 2, 9):
         for now in (10.0, 11.0):
@@ -260,6 +270,12 @@ def _choose_fault(answer: Any, ask: Ask) -> str:
     if not isinstance(answer, Choose):
         return f"answered {answer!r}: expected a Choose(model, reason)"
     return _reason_fault(answer) if answer.model in menu else f"answered {answer!r}: expected one of {menu}"
+
+
+def _retain_fault(answer: Any, ask: Ask) -> str:
+    if kept_s(answer) is None:
+        return f"answered {answer!r}: expected seconds, a finite number, 0 (or None) for as the engine does"
+    return ""
 
 
 def _scale_fault(answer: Any, ask: Ask) -> str:
@@ -326,11 +342,11 @@ def _declared(asked: Policy) -> list[str]:
 
 ASKS = {
     "route": _route_asks, "order": _order_asks, "admit": _admit_asks, "choose_model": _choose_asks,
-    "scale": _scale_asks,
+    "retain": _retain_asks, "scale": _scale_asks,
 }  # fmt: skip
 FAULTS = {
     "route": _route_fault, "order": _shape_fault, "admit": _admit_fault, "choose_model": _choose_fault,
-    "scale": _scale_fault,
+    "retain": _retain_fault, "scale": _scale_fault,
 }  # fmt: skip
 
 # --- asking -----------------------------------------------------------------------------------------------------
@@ -413,8 +429,10 @@ def _seen(view: Any) -> Any:
     """All that a view shows, to compare it with itself later; NaN is written as text, so that it equals itself."""
     if isinstance(view, Request):
         return [repr(getattr(view, name)) for name in REQUEST_FIELDS]
+    if isinstance(view, ReplicaState):
+        return [id(view), *(getattr(view, name) for name in REPLICA_FIELDS)]
     if isinstance(view, PoolState):
-        replicas = [[id(r), *(getattr(r, name) for name in REPLICA_FIELDS)] for r in view.replicas]
+        replicas = [_seen(replica) for replica in view.replicas]
         return [view.role, view.model, view.now, view.held, view.starting, id(view.rng), replicas]
     if isinstance(view, ClusterState):
         return [view.now, id(view.rng), [_seen(pool) for pool in view.pools]]

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from headway.errors import BadInput, UnknownName
-from headway.policies import admission, choosing, ordering, routing, scaling
+from headway.policies import admission, choosing, ordering, retaining, routing, scaling
 from headway.policies.base import Policy
 
 POLICIES: dict[str, dict[str, type[Policy]]] = {
@@ -36,12 +36,16 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
         "by-class": choosing.ByClass,
         "in-time": choosing.InTime,
     },
+    "retain": {"lru": retaining.Lru, "keep-sessions": retaining.KeepSessions},
     "scale": {"fixed": scaling.Fixed, "target-load": scaling.TargetLoad},
 }
 
 
 def policy_names(kind: str) -> list[str]:
-    """Names of the built-in policies for a decision point ("route", "order", "admit", "choose_model", "scale")."""
+    """Names of the built-in policies for a decision point.
+
+    Raises `UnknownName` with those there are: "route", "order", "admit", "choose_model", "retain" and "scale".
+    """
     if kind not in POLICIES:
         raise UnknownName("decision point", kind, list(POLICIES))
     return list(POLICIES[kind])

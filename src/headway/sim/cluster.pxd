@@ -37,6 +37,7 @@ cdef class Cluster:
     cdef readonly ClusterState state
     cdef Policy admit
     cdef Policy choose_model
+    cdef Policy retain
     cdef Policy route
     cdef bint refreshes
     cdef HeldLines held
@@ -68,6 +69,7 @@ cdef class Cluster:
     cdef int give_up(self, Sequence seq, Py_ssize_t pool, double now) except -1
     cdef object choose(self, Sequence seq, Py_ssize_t pool, double now)
     cdef int send(self, Sequence seq, Engine engine, Py_ssize_t pool, double now) except -1
+    cdef double ask_retention(self, Sequence seq, Engine engine, double now) except? -1
     cdef int hold(self, Sequence seq, Py_ssize_t pool, double now) except -1
     cdef int offer(self, Py_ssize_t pool, double now) except -1
     cdef int expire(self, double now) except -1

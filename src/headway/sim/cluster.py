@@ -14,6 +14,7 @@ from headway.engine.queue import WaitingQueue
 from headway.engine.sequence import FAILED, FINISHED, REJECTED, Sequence
 from headway.errors import BadInput
 from headway.policies.base import Policy
+from headway.policies.retaining import kept_s
 from headway.sim.arrivals import Arrivals
 from headway.sim.clock import ARRIVAL, DEFERRED, TRANSFER, EngineClock
 from headway.sim.held import HeldLines
@@ -107,6 +108,7 @@ class Cluster:
         self.choose_model: Any = policies.get("choose_model")
         self.route = policies["route"]
         self.refreshes = policies["route"].reads_progress
+        self.retain: Any = policies.get("retain")
         self.scaler: Any = scaler
         self.held = HeldLines(len(pools), policies.get("order"))
         self.deferrals: dict[int, int] = {}
@@ -327,8 +329,24 @@ class Cluster:
         if self.decodes[pool]:
             engine.expect(seq, now, self.late(seq.replica, now))
         else:
+            if self.retain is not None:
+                seq.keep_s = self.ask_retention(seq, engine, now)
             engine.enqueue(seq, now, self.late(seq.replica, now))
         return self.wake(seq.replica)
+
+    def ask_retention(self, seq: Sequence, engine: Engine, now: cython.double) -> cython.double:
+        """Ask how long the prefix of a request is to be kept at the replica that it is sent to."""
+        retain: Policy = self.retain
+        if retain.reads_progress:
+            engine.refresh(now, self.late(engine.slot, now))
+        answer = retain.retain(seq, engine)
+        seconds = kept_s(answer)
+        if seconds is None:
+            raise BadInput(
+                f"retain policy answered {answer!r} for request {seq.id}: seconds are expected, 0 or more and finite"
+            )
+        keep_s: cython.double = seconds
+        return keep_s
 
     def wake(self, replica: cython.Py_ssize_t) -> cython.int:
         """Put a replica's next event, or that of the rank that leads it, into the clock."""

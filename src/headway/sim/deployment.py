@@ -17,7 +17,8 @@ from headway.specs import Spec
 class Pool(Spec, frozen=True, kw_only=True):
     """`count` identical replicas. A "mixed" replica serves requests whole; "prefill" and "decode" share the work.
 
-    `serves`: the name that requests ask for its model by; the model's own where none is given.
+    `serves`: the name that requests ask for its model by; the model's own where none is given. `keep_hints`: its
+    engines obey the header by which the gateway passes on what the policy `retain` decides; simulated ones always do.
 
     Where a policy scales the deployment, `count` are there at the start, and `most` (default: no more than `count`) at
     any time; one that is added takes requests after `startup_s`, in which an engine loads weights and captures graphs:
@@ -33,6 +34,7 @@ class Pool(Spec, frozen=True, kw_only=True):
     most: int | None = None
     startup_s: float = 60.0
     serves: str = ""
+    keep_hints: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an empty pool, and bounds that cannot be."""
@@ -66,12 +68,13 @@ class Policies(Spec, frozen=True, kw_only=True):
     order: str = "fcfs"
     admit: str = "accept-all"
     choose_model: str = "first"
+    retain: str = "lru"
     scale: str = "fixed"
     params: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what is not a name, as a policy's class or object."""
-        for kind in ("route", "order", "admit", "choose_model", "scale"):
+        for kind in ("route", "order", "admit", "choose_model", "retain", "scale"):
             came = getattr(self, kind)
             if not isinstance(came, str):
                 cls = came if isinstance(came, type) else type(came)

@@ -176,6 +176,8 @@ def build(
         policies["order"] = order
     if chosen.admit != "accept-all":
         policies["admit"] = policy("admit", chosen.admit, chosen.params.get("admit"))
+    if chosen.retain != "lru":
+        policies["retain"] = policy("retain", chosen.retain, chosen.params.get("retain"))
     pools = []
     groups: dict[tuple[str, str], list[Engine]] = {}  # who is routed among: all replicas of one model and role
     for pool, table in zip(deployment.pools, tables, strict=True):

@@ -199,7 +199,7 @@ def _batch(
         tenant=np.array([one.facts.tenant for one in requests], np.int32),
         deadline_s=arrival_s + np.array(patience_s),
         predicted_output_tokens=predicted,
-        session=np.full(len(requests), -1),
+        session=np.array([one.facts.session for one in requests], np.int64),
     )
 
 
