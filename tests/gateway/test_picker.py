@@ -468,9 +468,11 @@ def test_a_gateway_with_a_real_envoy_goes_where_it_is_told(picking, tmp_path):
         picking.upstreams.endless()
         with ThreadPoolExecutor(10) as callers:
             answers_of_all = callers.map(ask, range(10))
-            picking.until(lambda: picking.status()["held"] == 4)  # beside six that run
-            assert [len(engine.seen) for engine in engines] == [3, 3]
-            picking.upstreams.release()
+            try:
+                picking.until(lambda: picking.status()["held"] == 4)  # beside six that run
+                assert [len(engine.seen) for engine in engines] == [3, 3]
+            finally:
+                picking.upstreams.release()  # or the callers would be waited for without end
             for status, text in answers_of_all:
                 assert status == 200 and text.endswith(b"data: [DONE]\n\n"), text
         bodies = [json.loads(body) for engine in engines for _, body in engine.seen]
