@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.cost import StepTable
-from headway.metrics import Slo
+from headway.metrics import Histogram, Slo
 from headway.sim import Deployment
 
 __all__ = ["Ceiling", "Guess", "Lengths", "Reach", "reach"]
@@ -75,7 +75,8 @@ class Reach(NamedTuple):
 def reach(deployment: Deployment, tables: tuple[StepTable, ...], lengths: Lengths, slo: Slo) -> Reach:
     """Return lower bounds on each request's latency in an empty system, and who may meet the SLO at best.
 
-    Where pools differ, a request may take the best of them.
+    Where pools differ, a request may take the best of them. No gap between tokens is shorter than the shortest step,
+    so neither is their 99th percentile, but that a histogram reads it back within a bin.
     """
     ttft_max, tpot_max, e2e_max = (limit * (1 + _EPSILON) for limit in slo.limits())
     ttft_s = e2e_s = np.full(len(lengths.prompt), math.inf)
@@ -86,6 +87,8 @@ def reach(deployment: Deployment, tables: tuple[StepTable, ...], lengths: Length
         last_s = first_s + tpot_s * (lengths.output - 1)
         may |= (first_s <= ttft_max) & ((tpot_s <= tpot_max) | (lengths.output < 2)) & (last_s <= e2e_max)
         ttft_s, e2e_s, best_tpot_s = np.minimum(ttft_s, first_s), np.minimum(e2e_s, last_s), min(best_tpot_s, tpot_s)
+    if slo.itl_s is not None and best_tpot_s > slo.itl_s * Histogram.GROWTH and lengths.output.max() > 1:
+        may[:] = False
     return Reach(float(may.mean()), ttft_s, best_tpot_s, e2e_s)
 
 
