@@ -27,9 +27,12 @@ import yaml
 
 from headway.accuracy.calibration_fit import Fit, errors_by_metric, fit, predictions, shipped_prior
 from headway.accuracy.calibration_points import METRICS, TERMS, Figure, Point, linearize, term_values
+from headway.accuracy.judge import Outcome
+from headway.accuracy.ranking import Regret, rank
 from headway.accuracy.reading import suspicion
 from headway.accuracy.rows import Row, read_rows
 from headway.accuracy.run import NAMES_A_ROW
+from headway.accuracy.score import HEADLINES, Judged
 from headway.cost import Replica
 from headway.cost.calibration import FACTORS
 from headway.cost.engines import engine_facts
@@ -47,6 +50,7 @@ PEAK = np.array([0.75, 0.75, 0.9])
 LAYOUT_WIDTH = 0.4  # of the prior's widths: layouts of a group differ less than groups
 CAP = 5.0  # noise beyond which an error counts no more
 FIGURES_LEAST = 5  # of a metric, to say how far it is off
+MARGINS = ("0", "0.01", "0.05", "0.1")  # of regret that are shown
 
 
 class Place(NamedTuple):
@@ -260,7 +264,11 @@ def section(found: Sequence[Told]) -> str:
         "together) is predicted by terms fitted on the others,\nchosen by parts of these; suspect rows out. "
         "Host terms of the releases are the shipped ones.\n\n"
         "| figure | rows | shipped law | with the pair's other rows | inside the 90 % interval |\n"
-        f"|---|---:|---:|---:|---:|\n{_cells(found)}\n"
+        f"|---|---:|---:|---:|---:|\n{_cells(found)}\n\n"
+        "Mean regret of choosing among these rows by the same predictions, in tokens/s per GPU as of the whole table:"
+        "\n\n"
+        "| chosen | margin on the limit | choices | shipped law | with the pair's other rows |\n"
+        f"|---|---:|---:|---:|---:|\n{_regrets(found)}\n"
     )
 
 
@@ -275,6 +283,29 @@ def _cells(found: Sequence[Told]) -> str:
             held = np.concatenate([_held(one, metric, at) for one, at in some])
             lines.append(f"| {metric} | {len(shipped):,} | {said[0]} | {said[1]} | {100 * held.mean():.0f} % |")
     return "\n".join(lines)
+
+
+def _regrets(found: Sequence[Told]) -> str:
+    shipped, unseen = (rank([each for one in found for each in _judged(one, logs)]) for logs in ("shipped", "unseen"))
+    lines = []
+    for title, name in (("a deployment", "deployments"), ("a deployment and its load", "throughput_per_gpu")):
+        pair: tuple[Regret, Regret] = getattr(shipped, name), getattr(unseen, name)
+        if pair[0].n:
+            for margin in MARGINS:
+                before, after = (100 * one.by_margin[margin] for one in pair)
+                lines.append(f"| {title} | {float(margin):.0%} | {pair[0].n} | {before:.1f} % | {after:.1f} % |")
+    return "\n".join(lines)
+
+
+def _judged(one: Told, name: str) -> list[Judged]:
+    """The group's rows as `headway validate` judges them, by these predictions."""
+    logs, judged = iter(getattr(one, name)), []
+    for point in one.points:
+        row = point.row
+        keys = [next(key for key in HEADLINES[figure.metric] if key in row.measured) for figure in point.figures]
+        figures = {key: f.measured * math.exp(next(logs)) for key, f in zip(keys, point.figures, strict=True)}
+        judged.append((row, Outcome(figures, gpus=row.gpu_count or point.case.deployment.gpus)))
+    return judged
 
 
 def _held(one: Told, metric: str, at: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

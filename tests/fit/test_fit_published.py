@@ -94,7 +94,11 @@ def test_the_file_and_the_page_say_what_was_found(two):
     metrics = np.array([figure.metric for point in found.points for figure in point.figures])
     off = float(np.median(np.abs(np.expm1(found.unseen[metrics == "tpot"]))))
     assert group["off"]["tpot"] == [pytest.approx(off, rel=0.01), int((metrics == "tpot").sum())]
-    assert f"| tpot | {len(two)} |" in section([found])
+    page = section([found])
+    assert f"| tpot | {len(two)} |" in page
+    regrets = [line.split("|")[4:6] for line in page.splitlines() if line.startswith("| a deployment")]
+    before, after = np.array([[float(cell.strip(" %")) for cell in line] for line in regrets]).T
+    assert len(before) == 8 and (after <= before).all() and after.sum() < before.sum()
 
 
 def test_a_point_without_a_law_of_its_layout_has_the_groups(two):
