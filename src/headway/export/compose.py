@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from headway import __version__
 from headway.errors import BadInput
 from headway.export.engine import Ask, command
 from headway.export.gateway import gateway_file
@@ -22,9 +23,14 @@ from headway.specs import write_yaml
 PORT = 8000  # in every container
 CONFIG = "/etc/headway/engine.yaml"
 ROUTER_CONFIG = "/etc/headway/router.yaml"
-GATEWAY = """FROM python:3.11-slim
-RUN pip install --no-cache-dir 'headway[serve]'
+GATEWAY = f"""FROM python:3.11-slim
+# From a checkout in its place: pip wheel --no-deps -w . PATH, beside this file, and COPY and install that wheel.
+RUN pip install --no-cache-dir 'headway[serve]=={__version__}'
 """
+GATEWAY_NOTE = (
+    f"gateway: gateway.Dockerfile installs headway {__version__} from your package index; where that has none, from a "
+    "wheel of a checkout, as its comment says"
+)
 
 
 def compose(
@@ -55,6 +61,8 @@ def compose(
         notes += [f"on the machine, before docker compose up: {line}" for line in power]
     front, more = _front(deployment, placed, asks, slo, head)
     services |= front
+    if "gateway" in front:
+        notes.append(GATEWAY_NOTE)
     if "router" in front:
         notes += router_notes(asks[0].replica.engine.name, deployment.policies.route)
     text = write_yaml({"name": "headway", "services": services, "volumes": {"models": {}}})

@@ -1,2 +1,3 @@
 FROM python:3.11-slim
-RUN pip install --no-cache-dir 'headway[serve]'
+# From a checkout in its place: pip wheel --no-deps -w . PATH, beside this file, and COPY and install that wheel.
+RUN pip install --no-cache-dir 'headway[serve]==0.1.0'
