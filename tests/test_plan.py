@@ -281,7 +281,7 @@ def test_what_would_serve_a_rate_is_the_cheapest_that_a_plan_without_the_limit_f
     found, free = ask(**(roomy | limit)), ask(**roomy)
     assert free.best is not None and free.best.gpus > 2 and (found.feasible, found.binding) == (False, "rate")
     named = re.search(r"would do \((.+?)\): simulated", found.message)[1]
-    assert next(c for c in free.ranked if c.name == named).gpus == free.best.gpus  # of as many the first, not the ablest
+    assert next(c for c in free.ranked if c.name == named).gpus == free.best.gpus  # the first of these
     said = int(re.search(r"of ([\d,]+) requests meet the SLO", found.message)[1].replace(",", ""))
     assert said == len(free.best.seeds) * free.best.requests
     money = f"for ${free.best.usd_per_hour:.2f} per hour, which needs max_usd_per_hour 9 raised"
