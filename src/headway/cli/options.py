@@ -313,8 +313,8 @@ RECORDS = (
 BEST = (
     _option("Output", "--yaml", "yaml_to", metavar="FILE|-", help="The best, as headway simulate takes it."),
     _option("Output", "--why", is_flag=True,
-            help="How far the best holds: other rates and lengths, the cost model's error, a replica more or fewer; and "
-                 "which part holds it back."),
+            help="How far the best holds: other rates and lengths, the cost model's error, a replica more or fewer; "
+                 "and which part holds it back."),
 )
 TOP = (
     _option("Output", "--top", callback=_COUNT, default="10", show_default=True, metavar="N", help="Rows shown."),
