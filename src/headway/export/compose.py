@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from headway import __version__
 from headway.errors import BadInput
 from headway.export.engine import Ask, command
 from headway.export.gateway import gateway_file
@@ -23,13 +22,13 @@ from headway.specs import write_yaml
 PORT = 8000  # in every container
 CONFIG = "/etc/headway/engine.yaml"
 ROUTER_CONFIG = "/etc/headway/router.yaml"
-GATEWAY = f"""FROM python:3.11-slim
-# From a checkout in its place: pip wheel --no-deps -w . PATH, beside this file, and COPY and install that wheel.
-RUN pip install --no-cache-dir 'headway[serve]=={__version__}'
+GATEWAY = """FROM python:3.11-slim
+COPY gateway.Dockerfile headway-*.whl /tmp/
+RUN pip install --no-cache-dir "$(ls /tmp/headway-*.whl 2>/dev/null || echo headway)[serve]"
 """
 GATEWAY_NOTE = (
-    f"gateway: gateway.Dockerfile installs headway {__version__} from your package index; where that has none, from a "
-    "wheel of a checkout, as its comment says"
+    "gateway: its image installs the wheel of headway beside gateway.Dockerfile (in a checkout: pip wheel --no-deps -w "
+    "FOLDER .), or where there is none what the package index has by that name"
 )
 
 

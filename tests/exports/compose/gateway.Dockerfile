@@ -1,3 +1,3 @@
 FROM python:3.11-slim
-# From a checkout in its place: pip wheel --no-deps -w . PATH, beside this file, and COPY and install that wheel.
-RUN pip install --no-cache-dir 'headway[serve]==0.1.0'
+COPY gateway.Dockerfile headway-*.whl /tmp/
+RUN pip install --no-cache-dir "$(ls /tmp/headway-*.whl 2>/dev/null || echo headway)[serve]"
