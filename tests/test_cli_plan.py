@@ -303,3 +303,15 @@ def test_what_is_missing_is_named():
     refused(run("plan", "--model", "llama-3.2-1b", "--gpu", "l4", "--ttft", "1s"), "--gpus is missing")
     refused(run("plan", "--gpus", "2", "--gpu", "l4", "--ttft", "1s"), "--model is missing", "headway list models")
     refused(run(*ASK[:7]), "SLO limits nothing")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "parts"),
+    [
+        ("a100", ["unknown GPU 'a100'", "a100-80gb-sxm"]),
+        ("8 H100 + 16 A100", ["'8 H100 + 16 A100'", "as in h100-sxm:8,a100-80gb-sxm:16"]),
+        ("h100-sxm+l4", ["as in h100-sxm:8,a100-80gb-sxm:16"]),
+    ],
+)
+def test_a_gpu_that_is_none_is_told_before_how_many_there_are(gpus, parts):
+    refused(run("plan", "--model", "llama-3.2-1b", "--gpu", gpus, "--ttft", "1s"), *parts)

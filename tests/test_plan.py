@@ -254,7 +254,7 @@ def test_a_ttft_that_no_prompt_meets_binds():
 
 
 def test_a_rate_beyond_all_gpus_says_how_many_would_do():
-    found = ask(rate_req_s=1000)
+    found = ask(rate_req_s=2500)
     assert (found.feasible, found.binding) == (False, "rate")
     assert found.ranked[0].goodput_req_s == max(candidate.goodput_req_s for candidate in found.ranked)
     assert "replicas of tp 4 or 8 were not tried and may need fewer" in found.message
@@ -267,12 +267,25 @@ def test_a_rate_beyond_all_gpus_says_how_many_would_do():
     data = dict(frugal.deployment)
     data["pools"] = [{**pool, "count": pool.get("count", 1) * copies} for pool in data["pools"]]
     requests = int(said[5].replace(",", ""))
-    made = workload("chat", rate=1000, requests=requests)
+    made = workload("chat", rate=2500, requests=requests)
     result = simulate(from_mapping(Deployment, data, "copies"), made, slo=SLO, seed=SMALL.seed + 1)
-    assert requests == 300 * math.ceil(1000 / frugal.goodput_req_s)
+    assert requests == 300 * math.ceil(2500 / frugal.goodput_req_s)
     attained = result.slo.attainment
     assert SLO.attainment <= attained
     assert said[4] == (">99.9" if 0.9995 <= attained < 1 else f"{100 * attained:.1f}")
+
+
+@pytest.mark.parametrize("limit", [{"gpus": 2}, {"max_usd_per_hour": 9.0}])
+def test_what_would_serve_a_rate_is_the_cheapest_that_a_plan_without_the_limit_finds(limit):
+    roomy = {"gpus": 6, "rate_req_s": 75.0, "tp": (1,)}
+    found, free = ask(**(roomy | limit)), ask(**roomy)
+    assert free.best is not None and free.best.gpus > 2 and (found.feasible, found.binding) == (False, "rate")
+    named = re.search(r"would do \((.+?)\): simulated", found.message)[1]
+    assert next(c for c in free.ranked if c.name == named).gpus == free.best.gpus  # the first of these
+    said = int(re.search(r"of ([\d,]+) requests meet the SLO", found.message)[1].replace(",", ""))
+    assert said == len(free.best.seeds) * free.best.requests
+    money = f"for ${free.best.usd_per_hour:.2f} per hour, which needs max_usd_per_hour 9 raised"
+    assert (money in found.message) == ("gpus" not in limit)
 
 
 def test_copies_that_miss_the_slo_are_added_to_and_none_is_promised_that_was_not_simulated(monkeypatch):
@@ -283,6 +296,7 @@ def test_copies_that_miss_the_slo_are_added_to_and_none_is_promised_that_was_not
         return trial.Trial(len(tried) > 2, 0.95, load.requests, 0, 0.1, 0.01, 1.0, 0.0, True)
 
     monkeypatch.setattr("headway.plan.remedy.try_rate", missed)
+    monkeypatch.setattr("headway.plan.remedy._CHEAPER_GPUS_MAX", 0)
     found = plan(msgspec.structs.replace(SMALL, rate_req_s=1000), workers=1)
     assert len(tried) == 3 and tried == sorted(set(tried))
     assert "95.0% of" in found.message

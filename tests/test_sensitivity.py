@@ -11,6 +11,7 @@ from headway.metrics import Slo
 from headway.plan import Plan, Question, plan
 from headway.plan.evaluate import Evaluator, Job
 from headway.plan.sensitivity import sensitivity
+from headway.report.sensitivity_text import sensitivity_words
 from headway.sim import Deployment, simulate
 from headway.specs import from_mapping
 from headway.workload import parse_length, workload
@@ -71,6 +72,28 @@ def test_longer_requests_and_slower_steps_serve_less_and_more_replicas_more(foun
     more = named(found)["1 replica more"]
     assert more.goodput_req_s > base and found.buys(more) == pytest.approx(more.goodput_req_s - base)
     assert more.usd_per_hour > found.base.usd_per_hour
+
+
+def test_each_part_twice_as_good_serves_no_less_and_what_holds_it_back_is_said(found):
+    parts = found.of("parts")
+    assert [each.what for each in parts] == [
+        "prompts computed twice as fast", "tokens decoded twice as fast", "twice the KV cache"
+    ]  # fmt: skip
+    base = found.base.goodput_req_s
+    assert all(each.goodput_req_s >= base / 1.03 for each in parts) and max(e.goodput_req_s for e in parts) > 1.1 * base
+    first = max(parts, key=lambda each: each.goodput_req_s)
+    assert f"it would serve more with {first.what} {first.goodput_req_s / base - 1:+.0%}" in sensitivity_words(found)[1]
+
+
+@pytest.mark.parametrize(("gbytes_per_s", "binds"), [(1.0, True), (400.0, False)])
+def test_a_slow_link_between_pools_is_what_holds_them_back(gbytes_per_s, binds):
+    split = plan(msgspec.structs.replace(QUESTION, layouts=("split",), rate_req_s=5), workers=1)
+    link = {"name": "slow", "bytes_per_s": gbytes_per_s * 1e9, "latency_s": 1e-5}
+    best = msgspec.structs.replace(split.best, deployment={**split.best.deployment, "kv_link": link})
+    found = sensitivity(msgspec.structs.replace(split, best=best), workers=1)
+    words = sensitivity_words(found)[1]
+    assert words.startswith("What holds it back: it would serve more with links that take no time +") == binds
+    assert named(found)["twice the KV cache"].goodput_req_s == pytest.approx(found.base.goodput_req_s, rel=0.03)
 
 
 def test_there_is_no_replica_fewer_than_one(planned, found):

@@ -4,11 +4,12 @@ import json
 import re
 
 import msgspec
+import numpy as np
 import pytest
 
 from cli_cases import refused, run
 from headway.cost import Replica, compile_replica
-from headway.cost.stretched import stretched
+from headway.cost.stretched import eased, stretched
 from headway.metrics import Prices, Result, Slo
 from headway.metrics.comparison import compare
 from headway.plan.otherwise import Case, whatif
@@ -52,6 +53,22 @@ def test_all_times_of_a_law_are_stretched_and_nothing_else():
         if not name.endswith("_s"):
             assert getattr(longer, name) is getattr(law, name), name
     assert not longer.linear_s.flags.writeable
+
+
+def test_prompts_and_tokens_eased_are_all_steps_in_half_the_time():
+    table = compile_replica(Replica(model="llama-3.1-8b", gpu="h100-sxm"))
+    both = eased(eased(table, "prompts"), "tokens")
+    for step in ((40, 20_000, 0, ()), (40, 20_000, 0, ((0, 900), (300, 700))), (0, 0, 0, ((0, 100),))):
+        whole, prompts, tokens = table.step_seconds(*step), *(
+            eased(table, part).step_seconds(*step) for part in ("prompts", "tokens")
+        )
+        assert both.step_seconds(*step) == pytest.approx(whole / 2)
+        assert prompts + tokens == pytest.approx(1.5 * whole) and max(prompts, tokens) <= whole
+        assert prompts < whole or not step[3]
+        assert eased(table, "prompts", "prefill").step_seconds(*step) == both.step_seconds(*step)
+        assert eased(table, "tokens", "prefill").step_seconds(*step) == whole
+    assert (np.diff(eased(table, "prompts").linear_s) >= 0).all()
+    assert eased(table, "kv").kv_blocks == 2 * table.kv_blocks and not eased(table, "link").p2p_s.any()
 
 
 def test_an_idle_replica_takes_as_much_longer_as_its_steps():

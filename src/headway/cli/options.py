@@ -100,8 +100,9 @@ def _kinds(text: str) -> dict[str, int | None]:
     for part in text.split(","):
         name, colon, count = part.strip().rpartition(":")
         name = name if colon else count
-        if not name or name in kinds:
-            raise BadInput(f"{text!r}: name each GPU once, as in h100-sxm:8,a100-80gb-sxm:16")
+        listed = name.endswith((".yaml", ".yml")) or not set(name) & set(" +")  # a path may have them, no name does
+        if not name or name in kinds or not listed:
+            raise BadInput(f"{text!r}: name each GPU once, with how many there are, as in h100-sxm:8,a100-80gb-sxm:16")
         kinds[name] = parse_count(count) if colon else None
         if kinds[name] == 0:
             raise BadInput(f"{part.strip()!r}: none of it is there; leave it out, or give a number from 1")
@@ -312,7 +313,8 @@ RECORDS = (
 BEST = (
     _option("Output", "--yaml", "yaml_to", metavar="FILE|-", help="The best, as headway simulate takes it."),
     _option("Output", "--why", is_flag=True,
-            help="How far the best holds: other rates and lengths, the cost model's error, a replica more or fewer."),
+            help="How far the best holds: other rates and lengths, the cost model's error, a replica more or fewer; "
+                 "and which part holds it back."),
 )
 TOP = (
     _option("Output", "--top", callback=_COUNT, default="10", show_default=True, metavar="N", help="Rows shown."),

@@ -166,6 +166,10 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
 
 def _stock(kinds: dict[str, int | None], gpus: int | None) -> tuple[str | dict[str, int], int | None]:
     """The question's `gpu` and `gpus`: counts by kind, those without one up to all there are."""
+    from headway.hardware import gpu
+
+    for kind in kinds:  # a name that is none is told before how many there are of it
+        gpu(kind)
     if list(kinds.values()) == [None]:
         if gpus is None:
             raise BadInput(f"--gpus is missing: {MISSING['gpus']}")

@@ -23,8 +23,13 @@ PORT = 8000  # in every container
 CONFIG = "/etc/headway/engine.yaml"
 ROUTER_CONFIG = "/etc/headway/router.yaml"
 GATEWAY = """FROM python:3.11-slim
-RUN pip install --no-cache-dir 'headway[serve]'
+COPY gateway.Dockerfile headway-*.whl /tmp/
+RUN pip install --no-cache-dir "$(ls /tmp/headway-*.whl 2>/dev/null || echo headway)[serve]"
 """
+GATEWAY_NOTE = (
+    "gateway: its image installs the wheel of headway beside gateway.Dockerfile (in a checkout: pip wheel --no-deps -w "
+    "FOLDER .), or where there is none what the package index has by that name"
+)
 
 
 def compose(
@@ -55,6 +60,8 @@ def compose(
         notes += [f"on the machine, before docker compose up: {line}" for line in power]
     front, more = _front(deployment, placed, asks, slo, head)
     services |= front
+    if "gateway" in front:
+        notes.append(GATEWAY_NOTE)
     if "router" in front:
         notes += router_notes(asks[0].replica.engine.name, deployment.policies.route)
     text = write_yaml({"name": "headway", "services": services, "volumes": {"models": {}}})

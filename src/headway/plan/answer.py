@@ -18,7 +18,7 @@ __all__ = ["SCHEMA", "Binding", "Candidate", "ClassShare", "Kind", "Plan", "Sens
 
 SCHEMA = "headway.plan/1"
 Binding = Literal["memory", "ttft", "tpot", "itl", "e2e", "rate"]
-Kind = Literal["base", "rate", "lengths", "model", "replicas"]
+Kind = Literal["base", "rate", "lengths", "model", "parts", "replicas"]
 
 
 class ClassShare(Spec, frozen=True, kw_only=True):

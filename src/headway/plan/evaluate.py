@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headway.cost import StepTable
-from headway.cost.stretched import stretched
+from headway.cost.stretched import Part, eased, stretched
 from headway.metrics import Result, Slo
 from headway.metrics.result import EnergyKind
 from headway.plan.answer import Binding, ClassShare
@@ -35,7 +35,8 @@ class Job(NamedTuple):
     """A deployment to evaluate by runs of `requests`, near a goodput (None: unknown) or only `alone`.
 
     `alone` asks what latencies it reaches when requests hardly meet. `seeds` are run instead of the question's, each
-    of them at every rate. Prompts and outputs are `longer` by these factors, and all `steps` by theirs.
+    of them at every rate. Prompts and outputs are `longer` by these factors, and all `steps` by theirs; a part of them
+    is `eased`.
     """
 
     place: int
@@ -46,6 +47,7 @@ class Job(NamedTuple):
     seeds: tuple[int, ...] = ()
     longer: tuple[float, float] = (1.0, 1.0)
     steps: float = 1.0
+    eased: Part | None = None
 
 
 class Asked(NamedTuple):
@@ -148,6 +150,9 @@ class Evaluator:
         loads = [self.load(job.requests, seed, job.longer) for seed in job.seeds or (None,)]
         load = loads[0]
         tables = tuple(stretched(compiled(pool.replica), job.steps) for pool in deployment.pools)
+        if job.eased is not None:
+            roles = (pool.role for pool in deployment.pools)
+            tables = tuple(eased(each, job.eased, role) for each, role in zip(tables, roles, strict=True))
         lengths = load.lengths
         hope = hopes(left, tables, lengths, classes.aimed)
         if job.alone:

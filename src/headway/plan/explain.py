@@ -179,7 +179,9 @@ def _all_limits(slo: Slo) -> str:
 def too_much(entry: Entry, contest: Contest, more: Remedy) -> str:
     """Return the answer when the SLO can be met, but not at this rate, with what would serve it."""
     question, most_req_s = contest.question, contest.most_req_s
-    goodput, copies = entry.outcome.goodput.req_s, f"{more.copies} times {more.entry.deployment.name}"
+    goodput, copies = entry.outcome.goodput.req_s, more.deployment.name
+    if more.copies > 1:
+        copies = f"{more.copies} times {copies}"
     if more.attainment is None and more.requests:
         would = f"No number of copies tried serves it, up to {more.gpus} GPUs ({copies})"
     elif more.attainment is None:
@@ -193,7 +195,7 @@ def too_much(entry: Entry, contest: Contest, more: Remedy) -> str:
     if most_req_s is not None:
         proof = f" step times prove that none serves more than {format_rate(most_req_s)};"
         of = f" of the {len(contest.outcomes)} ablest by estimate that were simulated"
-    if most_req_s is not None and more.attainment is not None:
+    if most_req_s is not None and more.attainment is not None and not more.cheapest:
         others = (
             f" These are copies of what has the most goodput per GPU among the {len(contest.outcomes)} simulated; a "
             "plan with more GPUs to choose from may find fewer."
@@ -201,20 +203,20 @@ def too_much(entry: Entry, contest: Contest, more: Remedy) -> str:
     return (
         f"No plan on {question.gpu_words} serves {format_rate(contest.rate_req_s)}:{proof} the nearest{of}, "
         f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. {would}"
-        f"{_beyond(more, question)}{_larger(question)}.{others}"
+        f"{_beyond(more, question)}{'' if more.cheapest else _larger(question)}.{others}"
     )
 
 
 def _beyond(more: Remedy, question: Question) -> str:
     """Which other constraints the copies break."""
-    usd, most = more.entry.usd_per_hour, question.max_usd_per_hour
+    usd, most = more.usd_per_hour, question.max_usd_per_hour
     if more.attainment is None and more.requests > 0:
         return ""
     needs = []
-    if usd is not None and most is not None and usd * more.copies > most:
-        needs.append(f", for ${usd * more.copies:.2f} per hour, which needs max_usd_per_hour {most:g} raised")
+    if usd is not None and most is not None and usd > most:
+        needs.append(f", for ${usd:.2f} per hour, which needs max_usd_per_hour {most:g} raised")
     together = msgspec.structs.replace(question, watts_per_rack=None, gpus_per_rack=None)
-    if powered_copies(more.entry.deployment, together) < more.copies:
+    if powered_copies(more.deployment, together) < more.copies:
         needs.append(f", which needs max_watts {question.max_watts:g} raised")
     return " and".join(needs)
 

@@ -1,18 +1,26 @@
-"""How many GPUs would do where a rate is beyond those there are: copies of the candidate with most goodput per GPU."""
+"""What would do where a rate is beyond the GPUs or the money there is, all of it simulated.
+
+Copies of the candidate with the most goodput per GPU; or what costs less than these, where they are few enough to look.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import groupby
 from typing import NamedTuple
 
+import msgspec
+
+from headway.metrics import Slo
+from headway.plan.bounds import Guess
 from headway.plan.classes import classes_of
 from headway.plan.contest import Contest
 from headway.plan.question import Question
-from headway.plan.ranking import Entry
-from headway.plan.space import powered_copies, resized, without
-from headway.plan.trial import Load, try_rate
-from headway.sim import Deployment
+from headway.plan.screen import LEAST_OF_GUESS
+from headway.plan.space import enumerate_space, powered_copies, resized, without
+from headway.plan.trial import Load, Trial, pooled, try_rate
+from headway.sim import Deployment, Pool
 from headway.sim.run import compiled
 from headway.workload import Workload
 
@@ -23,24 +31,34 @@ _REPLICAS_MAX = 512  # routing looks at each of them
 _TRIES = 6
 _GROWTH = 16  # each try has a sixteenth more copies, so the last has a third more than the first, ...
 _FAR = 4  # ... and four times that after one that serves less than half of what it should
+_CHEAPER_GPUS_MAX = 64  # the space of so many is looked through in some seconds
+_OF_A_PRICE, _CHEAPER_TRIES = 6, 60  # the ablest by estimate of each price, the lowest price first
+_HOPE = 0.05  # who misses the target by more on one seed does not meet it on all
 
 
 class Remedy(NamedTuple):
-    """Copies of a candidate for the rate asked for; simulated they met the SLO for `attainment` of `requests`.
+    """Copies of a deployment for the rate asked for; simulated they met the SLO for `attainment` of `requests`.
 
     Without an attainment none was found: `copies` missed it and all fewer that were simulated, or with no `requests`
-    none was simulated, and only goodputs are behind it.
+    none was simulated, and only goodputs are behind it. `cheapest`: what costs less was looked for too.
     """
 
-    entry: Entry
+    deployment: Deployment
     copies: int
     attainment: float | None = None
     requests: int = 0
+    cheapest: bool = False
 
     @property
     def gpus(self) -> int:
         """GPUs of all copies."""
-        return self.copies * self.entry.deployment.gpus
+        return self.copies * self.deployment.gpus
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Dollars per hour of all copies; None without a price."""
+        each = self.deployment.priced().usd_per_gpu_hour
+        return None if each is None else each * self.gpus
 
 
 def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | None:
@@ -56,30 +74,106 @@ def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | Non
     if not ranked or ranked[0].meets or ranked[0].outcome.goodput.req_s <= 0:
         return None
     frugal = max(ranked, key=lambda entry: entry.goodput_per_gpu)
-    first = max(_evaluated(frugal.deployment, question) + 1, math.ceil(rate_req_s / frugal.outcome.goodput.req_s))
-    replicas = sum(pool.count for pool in frugal.deployment.pools)
+    unit = frugal.deployment
+    first = max(_evaluated(unit, question) + 1, math.ceil(rate_req_s / frugal.outcome.goodput.req_s))
     wanted = min(contest.long * first, most or _REQUESTS_MAX, _REQUESTS_MAX)
-    tables = tuple(compiled(pool.replica) for pool in frugal.deployment.pools)
-    slo = classes_of(question, source).slo
-    load, copies, missed = Load(source.densest(wanted), wanted, rate_req_s, question.seed + 1), first, 0
+    rehearsal, copies, missed = _Rehearsal(contest, source, wanted, (question.seed + 1,)), first, 0
     for _ in range(_TRIES):
-        if copies * replicas > _REPLICAS_MAX:
+        if copies * sum(pool.count for pool in unit.pools) > _REPLICAS_MAX:
             break
-        left = without(copied(frugal.deployment, copies), question.spare)
-        trial = try_rate(left, tables, load, slo, 0)
+        trial = rehearsal(copied(unit, copies))
         if trial.met:
-            return Remedy(frugal, copies, trial.attainment, wanted)
+            return _cheaper(contest, source, Remedy(unit, copies, trial.attainment, wanted))
         step = max(1, copies // _GROWTH) * (_FAR if trial.attainment < question.slo.attainment / 2 else 1)
         missed, copies = copies, copies + step
-    return Remedy(frugal, missed, requests=wanted) if missed else Remedy(frugal, first)
+    return Remedy(unit, missed, requests=wanted) if missed else Remedy(unit, first)
+
+
+class _Rehearsal:
+    """Simulates deployments at the asked rate, the spare replicas down, on all seeds unless the first is far off."""
+
+    def __init__(self, contest: Contest, source: Workload, requests: int, seeds: tuple[int, ...]) -> None:
+        classes, part = classes_of(contest.question, source), source.densest(requests)
+        self.spare, self.slo, self.requests = contest.question.spare, classes.slo, requests * len(seeds)
+        self.loads = [Load(part, requests, contest.rate_req_s, seed) for seed in seeds]
+        self.guess = Guess(self.loads[0].lengths, *classes.aimed)
+
+    def __call__(self, deployment: Deployment) -> Trial:
+        """Return what it attains."""
+        left = without(deployment, self.spare)
+        tables = tuple(compiled(pool.replica) for pool in left.pools)
+        first = try_rate(left, tables, self.loads[0], self.slo, 0)
+        if isinstance(self.slo, Slo) and first.attainment < self.slo.attainment - _HOPE:
+            return first
+        return pooled([first, *(try_rate(left, tables, load, self.slo, 0) for load in self.loads[1:])], self.slo)
+
+    def serves(self, deployment: Deployment) -> float:
+        """Return the rate that it is estimated to serve."""
+        left = without(deployment, self.spare)
+        return self.guess(left, tuple(compiled(pool.replica) for pool in left.pools))
+
+
+def _cheaper(contest: Contest, source: Workload, found: Remedy) -> Remedy:
+    """Return what serves the rate for less than the copies found, by the runs that confirm a plan; else these.
+
+    It is looked for where the question's limits on GPUs, money and watts are as loose as the copies need them.
+    """
+    if found.gpus > _CHEAPER_GPUS_MAX:
+        return found
+    rehearsal = _Rehearsal(contest, source, contest.long, contest.seeds or (contest.question.seed,))
+    question, known = contest.question, {option.name for option in contest.options}
+    freer = _freed(question, copied(found.deployment, found.copies))
+    limit = _price(question, copied(found.deployment, found.copies))
+    space = enumerate_space(freer, lambda replica: rehearsal.serves(_spared(Pool(replica=replica), question)))
+    able = []
+    for option in space.options:
+        price = _price(question, option.deployment)
+        if price < limit and option.name not in known:
+            guess = rehearsal.serves(option.deployment)
+            if guess >= LEAST_OF_GUESS * contest.rate_req_s:
+                able.append((price, -guess, option))
+    able.sort(key=lambda each: each[:2])
+    first = [each for _, alike in groupby(able, key=lambda each: each[0]) for each in [*alike][:_OF_A_PRICE]]
+    for _, _, option in first[:_CHEAPER_TRIES]:
+        trial = rehearsal(option.deployment)
+        if trial.met:
+            return Remedy(option.deployment, 1, trial.attainment, rehearsal.requests, cheapest=True)
+    return found._replace(cheapest=True)
+
+
+def _spared(pool: Pool, question: Question) -> Deployment:
+    """One replica of a pool, and as many as may be down."""
+    return Deployment(pools=(msgspec.structs.replace(pool, count=1 + question.spare),))
+
+
+def _freed(question: Question, whole: Deployment) -> Question:
+    """The question with as many GPUs as a deployment has, and no limit on money and watts."""
+    stock = {kind: max(count, _used(whole)[kind]) for kind, count in question.stock.items()}
+    gpu = question.gpu if isinstance(question.gpu, str) else stock
+    return msgspec.structs.replace(
+        question, gpu=gpu, gpus=max(question.most, whole.gpus), max_usd_per_hour=None, max_watts=None,
+        watts_per_rack=None, gpus_per_rack=None,
+    )  # fmt: skip
+
+
+def _price(question: Question, deployment: Deployment) -> float:
+    """Dollars per hour, or GPUs where a price is missing."""
+    usd = deployment.priced().usd_per_gpu_hour
+    return deployment.gpus * (usd if usd is not None and not question.unpriced else 1.0)
+
+
+def _used(deployment: Deployment) -> Counter[str]:
+    """GPUs by kind."""
+    counts: Counter[str] = Counter()
+    for pool in deployment.pools:
+        counts[pool.replica.gpu] += pool.count * pool.replica.gpus
+    return counts
 
 
 def _evaluated(deployment: Deployment, question: Question) -> int:
     """The most copies that the question's GPUs and dollars allow: fewer were evaluated, and miss the SLO."""
-    counts: Counter[str] = Counter()
-    for pool in deployment.pools:
-        counts[pool.replica.gpu] += pool.count * pool.replica.gpus
-    most = min(question.most // deployment.gpus, *(question.stock[kind] // count for kind, count in counts.items()))
+    used = _used(deployment)
+    most = min(question.most // deployment.gpus, *(question.stock[kind] // count for kind, count in used.items()))
     each, usd = deployment.priced().usd_per_gpu_hour, question.max_usd_per_hour
     if each and usd is not None:
         most = min(most, int(usd / (each * deployment.gpus)))

@@ -11,9 +11,10 @@ from headway.plan.question import Question
 from headway.plan.space import Option, without
 from headway.sim.run import compiled
 
-__all__ = ["BEHIND", "Screened", "screen"]
+__all__ = ["BEHIND", "LEAST_OF_GUESS", "Screened", "screen"]
 
 BEHIND = 0.5  # of the rate: estimates are 0.6 to 1.6 times what simulation finds
+LEAST_OF_GUESS = 0.6  # of a rate: what serves it is hardly estimated to serve less
 _MOST = 600  # candidates simulated of a large space, the first of each order
 _WIDE = ("rate", "ttft", "tpot")  # objectives that want more GPUs than the rate needs
 

@@ -1,5 +1,7 @@
 """How far a plan holds: at other rates and lengths, where the cost model is off, with a replica more or fewer.
 
+And which of its parts holds it back: each of them twice as good, one at a time.
+
 Each variant changes one thing, sees the same requests, and is judged by the limits that the plan was judged by. What it
 serves at most is searched anew. Figures are of one seed: the base is among them, to compare with.
 """
@@ -11,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from headway.hardware import Link
 from headway.plan.answer import Kind, Plan, Sensitivity, Variant
 from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.evaluate import Evaluator, Job
@@ -24,6 +27,7 @@ from headway.workload import Workload, workload
 __all__ = ["sensitivity"]
 
 RATE, LENGTH = 0.5, 0.25  # by which shares they are changed, up and down
+_FREE = Link(name="free", bytes_per_s=1e18, latency_s=0.0)
 
 
 class _Ask(NamedTuple):
@@ -96,8 +100,23 @@ def _asks(question: Question, best: Deployment, job: Job) -> list[_Ask]:
         *(_Ask("rate", f"rate {change:+.0%}", job, rate=1 + change) for change in (-RATE, RATE)),
         *(_Ask("lengths", what, job._replace(longer=factors)) for what, factors in longer.items()),
         *(_Ask("model", f"steps {times:.2f} times as long", job._replace(steps=times)) for times in (low, high)),
+        *(_Ask("parts", what, eased) for what, eased in _parts(best, job)),
         *(_Ask("replicas", what, job._replace(deployment=other)) for what, other in _neighbours(question, best)),
     ]
+
+
+def _parts(best: Deployment, job: Job) -> list[tuple[str, Job]]:
+    """What one part of the deployment twice as good would change, links as if they took no time."""
+    found = [
+        ("prompts computed twice as fast", job._replace(eased="prompts")),
+        ("tokens decoded twice as fast", job._replace(eased="tokens")),
+        ("twice the KV cache", job._replace(eased="kv")),
+    ]
+    split = any(pool.role != "mixed" for pool in best.pools)
+    if split or any(pool.replica.pp > 1 for pool in best.pools):
+        free = msgspec.structs.replace(best, kv_link=_FREE) if split else best
+        found.append(("links that take no time", job._replace(deployment=free, eased="link")))
+    return found
 
 
 def _neighbours(question: Question, best: Deployment) -> list[tuple[str, Deployment]]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 HEADINGS = ["otherwise", "rate", "attainment", "95% interval", "SLO", "serves up to", "headroom", "GPUs"]
 SAME = 0.005  # of a share: it reads as none
+TOLD = 0.03  # of a goodput: the step in which it is searched
 
 
 def sensitivity_text(found: Sensitivity) -> RenderableType:
@@ -32,9 +33,9 @@ def sensitivity_text(found: Sensitivity) -> RenderableType:
 
 
 def sensitivity_words(found: Sensitivity) -> list[str]:
-    """Return headroom, rates, lengths, the cost model and the next replica, a sentence each."""
-    said = [_headroom(found), _turned(found, "rate"), _turned(found, "lengths")]
-    return [*said, *(_neighbour(found, each) for each in found.of("replicas"))]
+    """Return headroom, what holds it back, rates, lengths, the cost model and the next replica, a sentence each."""
+    said = [_headroom(found), _binds(found), _turned(found, "rate"), _turned(found, "lengths")]
+    return [*filter(None, said), *(_neighbour(found, each) for each in found.of("replicas"))]
 
 
 def variant_cells(variant: Variant) -> list[str]:
@@ -78,6 +79,25 @@ def _headroom(found: Sensitivity) -> str:
     ends = f"{format_rate(slow.goodput_req_s)} to {format_rate(fast.goodput_req_s)}"
     verdict = "the SLO is met at either end" if slow.meets else "at the slow end the SLO is missed as asked"
     return f"{said} By the cost model's error that is {ends}: {verdict}."
+
+
+def _binds(found: Sensitivity) -> str:
+    """Which part holds it back: what it would serve were that twice as good."""
+    served = found.base.goodput_req_s
+    gains = [
+        (each.goodput_req_s / served - 1, each)
+        for each in found.of("parts")
+        if served and each.goodput_req_s is not None
+    ]
+    if not gains:
+        return ""
+    most = max(gain for gain, _ in gains)
+    what = [f"{each.what} {gain:+.0%}" for gain, each in sorted(gains, key=lambda one: -one[0]) if gain >= TOLD]
+    nothing = [each.what for gain, each in gains if gain < TOLD]
+    if most < TOLD:
+        return f"What holds it back is no one part: {w.listed(nothing)} change nothing, one at a time."
+    least = f"; {w.listed(nothing)} {'change' if len(nothing) > 1 else 'changes'} nothing" if nothing else ""
+    return f"What holds it back: it would serve more with {w.listed(what)}{least}."
 
 
 def _turned(found: Sensitivity, kind: str) -> str:

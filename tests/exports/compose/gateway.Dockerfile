@@ -1,2 +1,3 @@
 FROM python:3.11-slim
-RUN pip install --no-cache-dir 'headway[serve]'
+COPY gateway.Dockerfile headway-*.whl /tmp/
+RUN pip install --no-cache-dir "$(ls /tmp/headway-*.whl 2>/dev/null || echo headway)[serve]"
