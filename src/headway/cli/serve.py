@@ -129,7 +129,10 @@ def _checked(file: str, calibration: str | None, terminal: Terminal) -> Served:
     served = served_of(file, calibration, terminal)
     served.policies()
     _warn(served.spec, terminal)
-    warn_of_retention(served, terminal)
+    warn_of_others(served, terminal)
+    mixed = [backing.model for backing in served.backings if backing.role == "mixed"]
+    if served.spec.hedging is not None and len(mixed) == len(set(mixed)):
+        terminal.note("gateway.hedging has no effect: it needs two mixed replicas of a model")
     return served
 
 
@@ -289,8 +292,15 @@ def _warn(spec: GatewaySpec, terminal: Terminal) -> None:
             terminal.note(f"tenant {tenant.name} has no key: nobody can ask as it")
 
 
-def warn_of_retention(served: Served, terminal: Terminal) -> None:
-    """Say where the policy `retain` decides and nothing comes of it."""
+def warn_of_others(served: Served, terminal: Terminal) -> None:
+    """Say what comes of a file only if engines, or the sidecars beside them, do their part."""
+    for text, backing in zip(served.spec.upstreams, served.backings, strict=True):
+        if backing.role == "prefill" and text.startswith("https://"):
+            terminal.note(
+                f"gateway.upstreams {text} prefills for others: it is named to their sidecars by IP and port alone, so "
+                "start these with --enable-tls=prefiller, and with --tls-insecure-skip-verify=prefiller where its "
+                "certificate is not for that IP"
+            )
     if served.names.retain != "lru" and not all(backing.keep_hints for backing in served.backings):
         terminal.note(f"policies.retain {served.names.retain} is {retained_where(served.backings)}")
 

@@ -1,6 +1,7 @@
 """Reads a request as OpenAI's API defines it; what is wrong is said in that API's error shape, never with a 5xx.
 
-Only what a decision needs is looked at. Everything else in the body passes through to the engine, which judges it.
+Only what a decision needs is looked at. Everything else in the body passes through to the engine, which judges it,
+but for what callers may not say (`steering.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from headway.gateway.events import Arrival
 from headway.gateway.menu import Menu, menu_of
 from headway.gateway.prefix import chain_of, session_of
 from headway.gateway.spec import GatewaySpec, seconds_of_header
+from headway.gateway.steering import PRIORITY, RESERVED, SALT, UNCOUNTED
 from headway.gateway.tenants import Keys
 
 Body = bytes | None | Callable[[str], bytes | None]  # None: as it came; or what makes it of the chosen model's name
@@ -30,13 +32,7 @@ BYTES_PER_TOKEN_ID = 4
 MEDIA_BYTES = 4096  # that an image or other media counts as, about 1000 tokens: its own bytes say nothing of them
 TEXT_PARTS = (None, "text", "input_text", "output_text", "refusal", "thinking")  # types of a message's parts
 OUTPUT_LIMITS, NULL = ("max_tokens", "max_completion_tokens"), msgspec.Raw(b"null")
-SALT, PRIORITY = "cache_salt", "priority"
 BYTES_PER_TOKEN_MOST = 256  # the longest entries of large vocabularies, runs of blanks, have 128
-HANDED = (  # by which engines tell others where KV is: a caller's would name any host, or anyone's KV
-    "kv_transfer_params", "ec_transfer_params",  # of vLLM; then SGLang's, and TensorRT-LLM's
-    "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
-)  # fmt: skip
-UNCOUNTED = ("n_predict", "max_new_tokens", "best_of")  # engines' own ways to ask for more tokens than are counted
 TOLD_MAX = 40  # characters of a wrong value that are shown to who sent it
 IN_WORDS = {
     "float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "array": "a list",
@@ -110,8 +106,13 @@ class _Chat(_Sampling):
 
 
 class _ChatText(msgspec.Struct):
+    """What templates make prompts of."""
+
     messages: list[dict[str, Any]]
     tools: msgspec.Raw = msgspec.Raw(b"")
+    documents: msgspec.Raw = msgspec.Raw(b"")  # of vLLM and others, as the two below
+    chat_template: msgspec.Raw = msgspec.Raw(b"")
+    chat_template_kwargs: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Completion(_Sampling):
@@ -130,6 +131,10 @@ class _Embedding(msgspec.Struct):
 
 
 _SHAPES: dict[str, Any] = dict(zip(ENDPOINTS, (_Chat, _Completion, _Embedding), strict=True))
+_UNSAID = msgspec.Raw(b"")
+_Removable: Any = msgspec.defstruct(
+    "_Removable", [(name, msgspec.Raw, _UNSAID) for name in (*RESERVED, *UNCOUNTED, SALT, PRIORITY)]
+)
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own, for /v1/completions
 
 
@@ -222,7 +227,7 @@ class Reader:
 
         `model`: the name that takes the place of the one it says; "" leaves that.
         The salt is the tenant's, the priority that of the class, and where a tenant has a budget the output is bounded;
-        what the caller says of the first two is removed, so is `HANDED`, and with a budget `UNCOUNTED`.
+        what the caller says of the first two is removed, so is `RESERVED`, and with a budget `UNCOUNTED`.
         """
         spec, tenant = self.spec, self.keys.tenants[arrival.tenant]
         own: dict[str, bytes] = {"model": _text(model)} if model else {}
@@ -231,10 +236,11 @@ class Reader:
         if spec.engine_priority in ("low-first", "high-first"):
             sign = 1 if spec.engine_priority == "low-first" else -1
             own[PRIORITY] = b"%d" % (sign * spec.classes[arrival.slo_class].priority)
-        removed = [*HANDED, SALT] if spec.engine_priority == "caller" else [*HANDED, SALT, PRIORITY]
+        removed = [SALT, *(name for name in RESERVED if name not in spec.caller_fields)]
+        removed += () if spec.engine_priority == "caller" else (PRIORITY,)
         removed += UNCOUNTED if tenant.budgeted else ()
         limited = not tenant.budgeted or not arrival.generates
-        if limited and not model and not _names(body, removed):
+        if limited and not model and not _says(body, removed):
             return _with_more(body, own) if own else None
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         if not limited and not any(fields.get(name, NULL) != NULL for name in OUTPUT_LIMITS):
@@ -288,9 +294,10 @@ def _text(value: str) -> bytes:
     return msgspec.json.encode(value)
 
 
-def _names(body: bytes, fields: list[str]) -> bool:
-    """Whether a body may have one of these fields; a name may be escaped."""
-    return b"\\u00" in body or any(b'"%b"' % name.encode() in body for name in fields)
+def _says(body: bytes, fields: list[str]) -> bool:
+    """Whether a body has one of these fields."""
+    said = msgspec.json.decode(body, type=_Removable)
+    return any(getattr(said, name) for name in fields)
 
 
 def _with_more(body: bytes, fields: dict[str, bytes]) -> bytes:
@@ -315,7 +322,8 @@ def _prompt(asked: Any, body: bytes) -> Prompt:
         raw = msgspec.json.decode(body, type=_ChatText)
         said = [part for message in asked.messages for part in _said(message.content)]
         media = sum(_without_media(message) for message in raw.messages)
-        text = bytes(raw.tools) + msgspec.json.encode(raw.messages)
+        before = raw.chat_template, raw.chat_template_kwargs, raw.tools, raw.documents
+        text = b"".join(map(bytes, before)) + msgspec.json.encode(raw.messages)
         return Prompt(text, longest=_least_tokens(sum(map(len, said))), media=media)
     generates = isinstance(asked, _Completion)
     given = asked.prompt if generates else asked.given
