@@ -203,6 +203,19 @@ def test_a_first_token_comes_with_the_prompt_and_the_second_when_the_kv_is_there
     assert run(pools, [])[0] == pytest.approx([0.010, 0.521, 0.532, 0.543], abs=1e-12)
 
 
+def test_a_request_reaches_the_engine_that_computes_its_prompt_by_that_ones_time_outside():
+    table = plain_table(linear_s=0.010)
+    tables = tuple(msgspec.structs.replace(table, intake_s=intake_s) for intake_s in (0.5, 0.2))
+    pools = pools_of(deployment(1, 1), tables, Slow())
+    assert pools.intake_s == 0.2, "no answer may begin earlier than that"
+    for id, prefill in ((0, 0), (1, None)):
+        seq = make_sequence(id, 0.0, (32, 1))
+        assert pools.fits(seq, 1, prefill)
+        pools.send(seq, 0.0, 1, prefill)
+    times = run(pools, [])
+    assert (times[0], times[1]) == (pytest.approx([0.510]), pytest.approx([0.210]))
+
+
 def test_without_a_prefill_replica_the_decode_replica_computes_the_prompt_itself():
     table = plain_table(linear_s=0.010)
     pools = pools_of(deployment(1, 1), (table, table), Slow())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from headway.errors import BadInput
 from headway.gateway import GatewaySpec, Reader, SloClass, Tenant
 from headway.gateway.events import Arrival
 from headway.gateway.reading import Reply
-from headway.gateway.steering import RESERVED
+from headway.gateway.steering import PRIORITY, RESERVED, SALT, UNCOUNTED
 from headway.specs import from_mapping
 
 TENANTS = (
@@ -215,3 +216,8 @@ def test_a_limit_that_is_none_is_400_and_names_the_header(header, value):
 def test_a_file_that_is_wrong_is_told_how(change, says):
     with pytest.raises(BadInput, match=says.replace("(", r"\(").replace(")", r"\)")):
         from_mapping(GatewaySpec, {"upstreams": ["h:1"], **change}, "gateway")
+
+
+def test_the_page_lists_what_is_removed():
+    page = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
+    assert [name for name in (*RESERVED, SALT, PRIORITY, *UNCOUNTED) if f"`{name}`" not in page] == []
