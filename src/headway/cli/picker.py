@@ -47,7 +47,7 @@ def picker(deployment_file: str, **asked: Any) -> None:
     served = served_of(deployment_file, asked["calibration_from"], terminal)
     warn_of_others(served, terminal)
     if served.spec.hedging is not None:
-        terminal.note("gateway.hedging has no effect here: the gateway that asks sends the requests; `headway serve` hedges")
+        terminal.note("gateway.hedging has no effect here: the gateway sends the requests; `headway serve` hedges")
         served = served._replace(spec=replace(served.spec, hedging=None))
     note_interpreted(terminal)
     from headway.gateway.hosts import resolved

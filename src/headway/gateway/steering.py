@@ -5,8 +5,9 @@ and from whose KV: that is decided here, and those who ask may be strangers to e
 removed, not refused, so that callers who send it out of habit are served. All else passes.
 
 The names of fields and headers are those of the engines' sources in 2026: vLLM's and TensorRT-LLM's `protocol.py`,
-SGLang's `protocol.py` and `request_headers.py`, llama.cpp's `server`. The names of sidecars' are those of `pkg/common/routing` of llm-d/llm-d-router, which renamed them in 2026: its sidecars
-before that know the older name alone, those after it prefer the older one, so its own picker writes both.
+SGLang's `protocol.py` and its handling of headers, llama.cpp's `server`. Those of sidecars are the names of
+`pkg/common/routing` of llm-d/llm-d-router, which renamed them in 2026: its sidecars before that know the older name
+alone, those after it prefer the older one, so its own picker writes both.
 """
 
 PREFILLER = ("x-prefiller-host-port", "x-llm-d-prefiller-host-port")  # who computes the prompt, of one value
@@ -22,7 +23,7 @@ STEERING = (  # what else names a place that prompts are sent to, or taken from
 )  # fmt: skip
 SALT, PRIORITY = "cache_salt", "priority"  # ours, where the file says so; a caller's only as `engine_priority` has it
 RESERVED = (  # unless `caller_fields` has it
-    "kv_transfer_params", "ec_transfer_params",  # where KV is: of any host, or anyone's. vLLM; then SGLang, TensorRT-LLM
+    "kv_transfer_params", "ec_transfer_params",  # where KV is: of any host, or anyone's; vLLM, then others
     "bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key", "disaggregated_params",
     "vllm_xargs",  # becomes what the first two become: a connector finds them in it
     "extra_key",  # a second salt
