@@ -15,6 +15,7 @@ from hashlib import sha256
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from headway.errors import BadInput, nearest
 from headway.gateway.edge_replies import error_body
@@ -28,11 +29,12 @@ from headway.gateway.tenants import Keys
 
 Body = bytes | None | Callable[[str], bytes | None]  # None: as it came; or what makes it of the chosen model's name
 Tokens = Annotated[int, msgspec.Meta(ge=1)]
-BYTES_PER_TOKEN_ID = 4
+ID_BYTES = ">u4"  # of a token id
 MEDIA_BYTES = 4096  # that an image or other media counts as, about 1000 tokens: its own bytes say nothing of them
 TEXT_PARTS = (None, "text", "input_text", "output_text", "refusal", "thinking")  # types of a message's parts
 OUTPUT_LIMITS, NULL = ("max_tokens", "max_completion_tokens"), msgspec.Raw(b"null")
 BYTES_PER_TOKEN_MOST = 256  # the longest entries of large vocabularies, runs of blanks, have 128
+ITEMS_MOST = 10_000  # prompts of a request, or messages and their parts
 TOLD_MAX = 40  # characters of a wrong value that are shown to who sent it
 IN_WORDS = {
     "float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "array": "a list",
@@ -245,9 +247,9 @@ class Reader:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         if not limited and not any(fields.get(name, NULL) != NULL for name in OUTPUT_LIMITS):
             own[OUTPUT_LIMITS[0]] = b"%d" % ((arrival.max_tokens or spec.limits.output_tokens) // arrival.samples)
-        kept = {name: value for name, value in fields.items() if name not in removed}
-        changed = kept | {name: msgspec.Raw(value) for name, value in own.items()}
-        return msgspec.json.encode(changed) if own or len(kept) < len(fields) else None
+        without = [fields.pop(name, None) for name in removed]
+        fields |= {name: msgspec.Raw(value) for name, value in own.items()}
+        return msgspec.json.encode(fields) if own or any(each is not None for each in without) else None
 
     def _too_long(self, model: str, prompt: Prompt, max_tokens: int | None) -> Reply | None:
         """Refuse what cannot fit. How many tokens a text is only its engine knows, which refuses what does not."""
@@ -318,7 +320,10 @@ def _most(asked: Any) -> tuple[int | None, int]:
 
 
 def _prompt(asked: Any, body: bytes) -> Prompt:
+    """Read what is to be computed. Nothing here may take long for a body of the longest: all others wait meanwhile."""
     if isinstance(asked, _Chat):
+        parts = sum(len(message.content) for message in asked.messages if isinstance(message.content, list))
+        _few(len(asked.messages) + parts, "messages", "messages and parts of these")
         raw = msgspec.json.decode(body, type=_ChatText)
         said = [part for message in asked.messages for part in _said(message.content)]
         media = sum(_without_media(message) for message in raw.messages)
@@ -328,17 +333,33 @@ def _prompt(asked: Any, body: bytes) -> Prompt:
     generates = isinstance(asked, _Completion)
     given = asked.prompt if generates else asked.given
     several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    _few(len(several), "prompt" if generates else "input", "prompts")
     if all(isinstance(each, str) for each in several):
         # What embeds may take a word of any length for one token that it does not know.
         longest = _least_tokens(max(map(len, several))) if generates else 1
         return Prompt("\n".join(several).encode(), longest=longest, prompts=len(several))
     if all(isinstance(each, list) for each in several):
-        flat = [item for each in several for item in each]
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in flat):
-            ids = b"".join((token & 0xFFFFFFFF).to_bytes(BYTES_PER_TOKEN_ID, "big") for token in flat)
+        flat = several[0] if len(several) == 1 else [item for each in several for item in each]
+        ids = _packed(flat)
+        if ids is not None:
             return Prompt(ids, max(len(flat), 1), max(1, *map(len, several)), len(several))
     name = "prompt" if generates else "input"
     raise msgspec.ValidationError(f"Expected text, a list of texts, of token ids or of lists of those - at `$.{name}`")
+
+
+def _few(count: int, field: str, what: str) -> None:
+    if count > ITEMS_MOST:
+        raise msgspec.ValidationError(f"Expected at most {ITEMS_MOST} {what}, got {count} - at `$.{field}`")
+
+
+def _packed(ids: list[Any]) -> bytes | None:
+    """Token ids as bytes; None where they are none. No loop: others wait for the decision meanwhile."""
+    if not set(map(type, ids)) <= {int}:
+        return None
+    try:
+        return np.array(ids, dtype=np.int64).astype(ID_BYTES).tobytes()
+    except OverflowError:
+        return None
 
 
 def _said(content: str | list[dict[str, Any]] | None) -> Iterator[str]:
