@@ -45,6 +45,20 @@ def test_checking_says_what_has_no_effect_and_what_others_have_to_do(tmp_path, p
     assert any(word in notes for word in ("hedging", "https")) == bool(said)
 
 
+@installed
+def test_the_summary_has_what_bounds_a_request(tmp_path):
+    classes = [{"name": "chat", "slo": {"ttft_s": 0.5}}, {"name": "night", "deadline_s": 600, "refuse_below": 0.8}]
+    hedging, file = {"quantile": 0.95, "budget": 0.02}, tmp_path / "file.yaml"
+    section = {"upstreams": PLAIN, "classes": classes, "hedging": hedging, "caller_fields": ["vllm_xargs"]}
+    file.write_text(yaml.safe_dump({"pools": MIXED, "gateway": section}))
+    done = run("serve", file, "--check")
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stdout.split())
+    assert "night, priority 0: deadline 10 min, refused below 80% chance" in said
+    assert "after the 95% quantile of what is predicted, at most 2% of all" in said
+    assert "callers may say vllm_xargs" in said
+
+
 @pytest.mark.skipif(importlib.util.find_spec("grpc") is None, reason="no gRPC: pip install 'headway[serve]'")
 def test_a_picker_says_that_it_does_not_hedge_and_promises_no_hedges(tmp_path):
     from headway.gateway.log.reader import runs

@@ -227,6 +227,7 @@ def summary(served: Served) -> RenderableType:
         table.add_row("", f"retain {names.retain}: {retained_where(served.backings)}")
     for klass in spec.classes:
         limits = [f"{name} {format_seconds(s)}" for name, s in _limits(klass.slo) if s is not None]
+        limits += [] if klass.deadline_s is None else [f"deadline {format_seconds(klass.deadline_s)}"]
         refuse = f", refused below {klass.refuse_below:.0%} chance" if limits and klass.refuse_below else ""
         urgency = f"{'offline, ' if klass.offline else ''}priority {klass.priority}"
         table.add_row("class", f"{klass.name}, {urgency}: {', '.join(limits) or 'no limits'}{refuse}")
@@ -239,6 +240,12 @@ def summary(served: Served) -> RenderableType:
         table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
     if len(spec.tenants) > 1:
         table.add_row("", "no prefix shared between tenants" if spec.salts else "prefixes shared between tenants")
+    if spec.hedging is not None:
+        late, quantile = spec.hedging.after_s, spec.hedging.quantile
+        when = format_seconds(late) if late is not None else f"the {quantile:.0%} quantile of what is predicted"
+        table.add_row("hedging", f"streams without a first byte after {when}, at most {spec.hedging.budget:.0%} of all")
+    if spec.caller_fields:
+        table.add_row("bodies", f"callers may say {', '.join(spec.caller_fields)}")
     if spec.peers is not None:
         signed = "" if spec.peers.key() else ", without a key"
         table.add_row("peers", f"{', '.join(spec.peers.others)}, heard on {spec.peers.listen}{signed}")
