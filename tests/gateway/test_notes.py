@@ -9,7 +9,7 @@ import pytest
 import yaml
 from test_picker import ASKED, Exchange, Picking
 
-from cli_cases import run
+from cli_cases import refused, run
 from headway.gateway.events import Routed
 
 POOLED = [{"role": role, "replica": {"model": "llama-3.1-8b", "gpu": "h100-sxm"}} for role in ("prefill", "decode")]
@@ -81,3 +81,17 @@ def test_a_picker_says_that_it_does_not_hedge_and_promises_no_hedges(tmp_path):
     assert routed.hedge_s is None and len(routed.hosts) == 2
     done = run("replay", tmp_path / "log")
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"admin": "0.0.0.0:18081"}, "gateway.admin 0.0.0.0:18081 is open to other machines"),
+        ({"peers": {"listen": "127.0.0.1:1", "others": ["127.0.0.1:2"], "key_file": "gone"}}, "gone cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("command", [("serve", "--check"), ("picker",)])
+def test_no_host_opens_its_pages_or_books_to_strangers(tmp_path, section, said, command):
+    file = tmp_path / "file.yaml"
+    file.write_text(yaml.safe_dump({"pools": MIXED, "gateway": {"upstreams": PLAIN, **section}}))
+    refused(run(command[0], file, *command[1:]), said)

@@ -126,9 +126,13 @@ def serve(deployment_file: str, **asked: Any) -> None:
 
 def _checked(file: str, calibration: str | None, terminal: Terminal) -> Served:
     """Read a file as the decision process will, policies included."""
+    from headway.gateway import is_loopback
+
     served = served_of(file, calibration, terminal)
     served.policies()
-    _warn(served.spec, terminal)
+    refuse_strangers(served.spec, terminal)
+    if not served.spec.tenants and not is_loopback(served.spec.listen):
+        terminal.note(f"no gateway.tenants: whoever reaches {served.spec.listen} may ask")
     warn_of_others(served, terminal)
     mixed = [backing.model for backing in served.backings if backing.role == "mixed"]
     if served.spec.hedging is not None and len(mixed) == len(set(mixed)):
@@ -282,8 +286,12 @@ def _limits(slo: Any) -> list[tuple[str, float | None]]:
     return [("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s), ("E2E", slo.e2e_s)]
 
 
-def _warn(spec: GatewaySpec, terminal: Terminal) -> None:
-    """Say, or refuse, what leaves the gateway open to strangers."""
+def refuse_strangers(spec: GatewaySpec, terminal: Terminal) -> None:
+    """Refuse what leaves a gateway's own pages and books open to strangers, and say who is left out.
+
+    Raises:
+        BadInput: pages for other machines without a key, or peers without theirs.
+    """
     from headway.gateway import is_loopback
 
     if spec.peers is not None:
@@ -292,8 +300,6 @@ def _warn(spec: GatewaySpec, terminal: Terminal) -> None:
         raise BadInput(
             f"gateway.admin {spec.admin} is open to other machines: set gateway.admin_key_sha256, or use 127.0.0.1"
         )
-    if not spec.tenants and not is_loopback(spec.listen):
-        terminal.note(f"no gateway.tenants: whoever reaches {spec.listen} may ask")
     for tenant in spec.tenants:
         if not tenant.keys_sha256:
             terminal.note(f"tenant {tenant.name} has no key: nobody can ask as it")
