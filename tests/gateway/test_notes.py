@@ -32,7 +32,7 @@ installed = pytest.mark.skipif(
         (POOLED, HEDGED, "gateway.hedging has no effect: it needs two mixed replicas of a model"),
         (MIXED, {"upstreams": ["https://127.0.0.1:9001", PLAIN[1]]}, ""),
         (POOLED, {"upstreams": [PLAIN[0], "https://127.0.0.1:9002"]}, ""),
-        (POOLED, {"upstreams": ["https://127.0.0.1:9001", PLAIN[1]]}, "start these with --enable-tls=prefiller"),
+        (POOLED, {"upstreams": ["https://127.0.0.1:9001", PLAIN[1]]}, "start these with --prefiller-use-tls=true"),
     ],
 )
 def test_checking_says_what_has_no_effect_and_what_others_have_to_do(tmp_path, pools, section, said):
