@@ -312,8 +312,8 @@ def warn_of_others(served: Served, terminal: Terminal) -> None:
             terminal.note(
                 f"gateway.upstreams {text} prefills for others: it is named to their sidecars by IP and port alone, so "
                 "start these with --prefiller-use-tls=true (newer ones: --enable-tls=prefiller), and with "
-                "--prefiller-tls-insecure-skip-verify=true (--tls-insecure-skip-verify=prefiller) where its certificate "
-                "is not for that IP"
+                "--prefiller-tls-insecure-skip-verify=true (--tls-insecure-skip-verify=prefiller) where its "
+                "certificate is not for that IP"
             )
     if served.names.retain != "lru" and not all(backing.keep_hints for backing in served.backings):
         terminal.note(f"policies.retain {served.names.retain} is {retained_where(served.backings)}")
