@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from msgspec.structs import replace
 
 from headway.cli import options as o
 from headway.cli.calibration import compare_machines
@@ -48,6 +47,8 @@ def picker(deployment_file: str, **asked: Any) -> None:
     refuse_strangers(served.spec, terminal)
     warn_of_others(served, terminal)
     if served.spec.hedging is not None:
+        from msgspec.structs import replace
+
         terminal.note("gateway.hedging has no effect here: the gateway sends the requests; `headway serve` hedges")
         served = served._replace(spec=replace(served.spec, hedging=None))
     note_interpreted(terminal)

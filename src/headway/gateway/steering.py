@@ -26,6 +26,7 @@ RESERVED = (  # unless `caller_fields` has it
     "kv_transfer_params", "ec_transfer_params",  # where KV is: of any host, or anyone's; vLLM, then others
     "bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key", "disaggregated_params",
     "vllm_xargs",  # becomes what the first two become: a connector finds them in it
+    "nvext",  # Dynamo's: workers, ranks, a salt and a prompt as token ids, all in one
     "extra_key",  # a second salt
     "session_params", "session_id", "conversation_params", "agent_hierarchy",  # KV and routes, by anyone's name
     "rid", "request_id",  # of another's request, whose answer or end it would be
