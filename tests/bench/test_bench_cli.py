@@ -86,6 +86,18 @@ def test_a_run_writes_a_result_its_rows_and_the_clients_own_error(source, tmp_pa
     assert json.loads((tmp_path / "c.json").read_text())["paired"] is True
 
 
+def test_the_models_that_classes_ask_for_are_said(source, tmp_path):
+    classes = [{"name": "a", "model": "auto"}, {"name": "b"}, {"name": "c", "model": "large"}]
+    lengths = {name: {"kind": "constant", "tokens": tokens} for name, tokens in (("prompt", 16), ("output", 2))}
+    load = {**lengths, "arrival": {"kind": "poisson", "rate_req_s": 50}, "classes": classes}
+    file = tmp_path / "load.yaml"
+    file.write_text(json.dumps(load))
+    done = run("bench", source.url, "--workload", file, "--requests", "6", "--no-check")
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "model auto, paced, large; prompts" in said and "(completions), model auto, paced, large" in said
+
+
 def test_a_stop_gives_what_there_is(source):
     seen = []
     what = workload("chat", rate=50, requests=5000)

@@ -234,7 +234,12 @@ class Eternal(Policy):
         return float("inf")
 
 
-@pytest.mark.parametrize("wrong", ["Sixty", "Eternal"])
+class Endless(Policy):
+    def retain(self, request, replica):
+        return 10**400
+
+
+@pytest.mark.parametrize("wrong", ["Sixty", "Eternal", "Endless"])
 def test_an_answer_that_is_no_time_stops_the_simulation(wrong):
     deployment = Deployment(
         pools=(Pool(replica=REPLICA),), policies=Policies(retain=f"{__name__}:{wrong}")

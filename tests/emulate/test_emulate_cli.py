@@ -55,6 +55,17 @@ def test_prefill_and_decode_replicas_are_named_so_and_do_not_fail_one_by_one(tmp
     refused(run("emulate", file, "--fault", "crash:at=1s,for=1s,replica=1"), "crash at 1 s", "mixed pools")
 
 
+@pytest.mark.parametrize(
+    ("policies", "idle"), [((), ""), (("order=edf",), ""), (("order=edf", "retain=lru"), "retain=lru")]
+)
+def test_policies_that_are_a_gateways_are_said_to_have_no_effect(policies, idle):
+    words = [word for text in policies for word in ("--policy", text)]
+    result = run(*WORDS, "--port", "0", "--for", "50ms", *words)
+    assert result.exit_code == 0, result.output
+    assert (f"--policy {idle} has no effect" in result.stderr) == bool(idle)
+    assert ("has no effect" in result.stderr) == bool(idle)
+
+
 def test_a_missing_parser_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "httptools", None)
     refused(run(*WORDS, "--port", "0", "--for", "1s"), "headway[serve]")

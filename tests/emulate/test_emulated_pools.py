@@ -37,11 +37,24 @@ class Chooser(Policy):
         return answer
 
 
-def deployment(prefills: int, decodes: int, **engine: Any) -> Deployment:
+class Keeper(Policy):
+    """Keeps some prefixes, a few of them for ever."""
+
+    reads_progress = False
+
+    def retain(self, request: Any, replica: Any) -> Any:
+        return kept_s(request.id)
+
+
+def kept_s(number: int) -> float:
+    return (0.0, 0.3, 2.0, 1e6)[number % 4]
+
+
+def deployment(prefills: int, decodes: int, retain: str = "lru", **engine: Any) -> Deployment:
     replica = Replica(model="llama-3.1-8b", gpu="h100-sxm", engine=EngineSettings(**engine))
     pools = Pool(role="prefill", count=prefills, replica=replica), Pool(role="decode", count=decodes, replica=replica)
     link = Link(name="slow enough to be waited for", bytes_per_s=10e9, latency_s=1e-4)
-    return Deployment(pools=pools, policies=Policies(route=f"{__name__}:Chooser"), kv_link=link)
+    return Deployment(pools=pools, policies=Policies(route=f"{__name__}:Chooser", retain=retain), kv_link=link)
 
 
 def load_of(seed: int) -> Any:
@@ -63,13 +76,14 @@ def pools_of(asked: Deployment, tables: tuple[Any, ...], link: Any = None) -> Pa
     return PacedPools(members, link or handoff(asked, "llama-3.1-8b"))
 
 
-def sequences(load: Any, seed: int) -> list[Any]:
+def sequences(load: Any, seed: int, keeps: bool = False) -> list[Any]:
     seqs = []
     for batch in load.batches(seed):
         for i in range(len(batch)):
             units = batch.hashes[batch.hash_offsets[i] : batch.hash_offsets[i + 1]]
             tokens = int(batch.prompt_tokens[i]), int(batch.output_tokens[i])
-            seqs.append(make_sequence(int(batch.id[i]), float(batch.arrival_s[i]), tokens, 0, units))
+            number, keep_s = int(batch.id[i]), kept_s(int(batch.id[i])) if keeps else 0.0
+            seqs.append(make_sequence(number, float(batch.arrival_s[i]), tokens, 0, units, keep_s))
     return seqs
 
 
@@ -89,14 +103,15 @@ def run(pools: PacedPools, news: list[tuple[float, Any]], until_s: float = float
 def test_times_equal_the_simulators_to_the_bit(seed):
     """The whole way, with shared prefixes, transfers that wait for each other, and pages that run out."""
     CHOSEN.clear()
-    rng = Random(seed)
-    asked = deployment(rng.choice([1, 2, 3]), rng.choice([1, 2, 3]), max_seqs=rng.choice([8, 64]))
+    rng, keeps = Random(seed), seed % 2 > 0
+    retain = f"{__name__}:Keeper" if keeps else "lru"
+    asked = deployment(rng.choice([1, 2, 3]), rng.choice([1, 2, 3]), retain, max_seqs=rng.choice([8, 64]))
     whole = compile_replica(asked.pools[0].replica)
     tables = tuple(msgspec.structs.replace(whole, kv_blocks=rng.choice([600, 1200])) for _ in asked.pools)
     load = load_of(seed)
     result = simulate(asked, load, seed=seed, tables=tables)
     assert result.requests.finished == result.requests.arrived
-    pools, seqs = pools_of(asked, tables), sequences(load, seed)
+    pools, seqs = pools_of(asked, tables), sequences(load, seed, keeps)
     prefills = asked.pools[0].count
     for seq in seqs:
         at = CHOSEN[seq.id]
@@ -138,7 +153,7 @@ def test_requests_taken_back_at_any_moment_leave_empty_books(seed):
     asked = deployment(2, 2, max_seqs=8)
     whole = compile_replica(asked.pools[0].replica)
     pools = pools_of(asked, tuple(msgspec.structs.replace(whole, kv_blocks=700) for _ in asked.pools))
-    seqs, news, left = sequences(load_of(seed), seed), [], set()
+    seqs, news, left = sequences(load_of(seed), seed, seed % 2 > 0), [], set()
     stages: set[str] = set()
     for seq in seqs:
         decode, prefill = rng.choice([2, 3]), rng.choice([0, 1, None])
@@ -201,6 +216,19 @@ def test_a_first_token_comes_with_the_prompt_and_the_second_when_the_kv_is_there
     assert pools.fits(seq, 1, 0)
     pools.send(seq, 0.0, 1, 0)
     assert run(pools, [])[0] == pytest.approx([0.010, 0.521, 0.532, 0.543], abs=1e-12)
+
+
+def test_a_request_reaches_the_engine_that_computes_its_prompt_by_that_ones_time_outside():
+    table = plain_table(linear_s=0.010)
+    tables = tuple(msgspec.structs.replace(table, intake_s=intake_s) for intake_s in (0.5, 0.2))
+    pools = pools_of(deployment(1, 1), tables, Slow())
+    assert pools.intake_s == 0.2, "no answer may begin earlier than that"
+    for id, prefill in ((0, 0), (1, None)):
+        seq = make_sequence(id, 0.0, (32, 1))
+        assert pools.fits(seq, 1, prefill)
+        pools.send(seq, 0.0, 1, prefill)
+    times = run(pools, [])
+    assert (times[0], times[1]) == (pytest.approx([0.510]), pytest.approx([0.210]))
 
 
 def test_without_a_prefill_replica_the_decode_replica_computes_the_prompt_itself():

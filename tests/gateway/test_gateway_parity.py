@@ -50,6 +50,20 @@ class Recorder(Policy):
         return answer
 
 
+    def retain(self, request: Any, replica: Any) -> Any:
+        answer = self.asked.retain(request, replica)
+        SEEN.append((request_of(request), replica_of(replica, request), answer))
+        return answer
+
+
+class Filler(Policy):
+    """Keeps by all that it is shown."""
+
+    def retain(self, request: Any, replica: Any) -> Any:
+        left = replica.kv_total_blocks - replica.kv_used_blocks
+        return left / (1 + replica.running + replica.waiting) + replica.cached_tokens(request) + request.session % 7
+
+
 class Chooser(Recorder):
     """The same of a choice among models: every model's pool is shown."""
 
@@ -74,20 +88,22 @@ def told(answer: Any) -> Any:
 def request_of(request: Any) -> LiveRequest:
     made = LiveRequest(request.id, request.arrival_s, request.prompt_tokens)
     made.describe(
-        request.predicted_output_tokens, request.priority, request.deadline_s, request.slo_class, request.tenant, ()
-    )
+        request.predicted_output_tokens, request.priority, request.deadline_s, request.slo_class, request.tenant, (),
+        request.session,
+    )  # fmt: skip
     made.allow(request.models)
     return made
 
 
 def pool_of(pool: Any, request: Any) -> tuple[float, list[LiveReplica], int]:
     """The same numbers in the gateway's own views."""
-    replicas = []
-    for theirs in pool.replicas:
-        ours = LiveReplica(theirs.index, theirs.kv_total_blocks, Stock(theirs.cached_tokens(request)))
-        ours.show(*(getattr(theirs, field) for field in FIELDS))
-        replicas.append(ours)
-    return pool.now, replicas, pool.held
+    return pool.now, [replica_of(theirs, request) for theirs in pool.replicas], pool.held
+
+
+def replica_of(theirs: Any, request: Any) -> LiveReplica:
+    ours = LiveReplica(theirs.index, theirs.kv_total_blocks, Stock(theirs.cached_tokens(request)))
+    ours.show(*(getattr(theirs, field) for field in FIELDS))
+    return ours
 
 
 def recorded(kind: str, name: str) -> list[Any]:
@@ -151,6 +167,17 @@ def test_models_are_the_same_in_both_hosts(name):
         assert fence.choose_model(request, cluster) == said
     assert not fence.errors
     assert name == "first" or len({said[0] for *_, said in asks}) == 2, "the case is one in which choices differ"
+
+
+@pytest.mark.parametrize("name", [*policy_names("retain"), f"{__name__}:Filler"])
+def test_what_is_kept_is_the_same_in_both_hosts(name):
+    asks = recorded("retain", name)
+    fence = Fence({"retain": policy("retain", name)})
+    assert len(asks) >= 300
+    for request, replica, said in asks:
+        assert fence.retain(request, replica) == said
+    assert not fence.errors
+    assert name != f"{__name__}:Filler" or len({said for *_, said in asks}) > 100
 
 
 @pytest.mark.parametrize("name", policy_names("order"))

@@ -131,7 +131,7 @@ class Wrong(Policy):
     """Fails in every way there is."""
 
     def __init__(self) -> None:
-        self.answers = [-1.0, math.inf, math.nan, "60s", True, "raise"]
+        self.answers = [-1.0, math.inf, math.nan, "60s", True, 10**400, "raise"]
 
     def retain(self, request, replica):
         answer = self.answers.pop(0)
@@ -140,7 +140,7 @@ class Wrong(Policy):
 
 def test_a_policy_that_fails_is_answered_for():
     b = brain(Wrong())
-    for i in range(6):
+    for i in range(7):
         answer = routed(b.arrive(0.0, ask(f"r{i}")))
         assert answer.keep_s == 0.0
         assert b.fence.errors["retain"] == i + 1

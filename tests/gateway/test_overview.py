@@ -6,13 +6,14 @@ from random import Random
 
 import numpy as np
 import pytest
-from brain_cases import brain, table
+from brain_cases import ask, brain, table
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.gateway.books import ReplicaBook
 from headway.gateway.estimates import Meter, watts
 from headway.gateway.events import EngineSample, Outcome
+from headway.gateway.gauges import gauges_of
 from headway.gateway.history import DURATIONS_MAX, POINTS, RECENT_S, REFUSALS_MAX, STEP_S, History, quantile
 from headway.gateway.overview import Overview
 from headway.hardware import gpu
@@ -109,3 +110,27 @@ def test_what_peers_told_of_is_no_drift_on_the_page():
     b.sample(0.0, 0, EngineSample(running=7, waiting=1))
     (replica,) = Overview(b, lambda: 0.0).present()["replicas"]
     assert replica["drift"] == 3
+
+
+def test_drift_is_of_the_moment_of_the_reading():
+    """What came or went since is no difference between books and engine."""
+    b = brain(1)
+    overview = Overview(b, lambda: 0.0)
+
+    def shown():
+        (gauge,) = [value for name, _, value in gauges_of(b) if name == "headway_drift"]
+        (replica,) = overview.present()["replicas"]
+        assert replica["drift"] == gauge
+        return gauge
+
+    for i in range(3):
+        b.arrive(0.0, ask(f"r{i}"))
+    b.sample(0.1, 0, EngineSample(running=2, waiting=0))
+    assert shown() == -1, "one is on its way"
+    for i in range(3):
+        b.end(0.2, f"r{i}")
+    assert shown() == -1
+    b.sample(0.3, 0, EngineSample(running=0, waiting=0))
+    assert shown() == 0
+    b.sample(0.4, 0, EngineSample())
+    assert overview.present()["replicas"][0]["drift"] is None

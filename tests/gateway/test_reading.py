@@ -200,12 +200,34 @@ def test_a_prompt_is_its_texts_and_an_image_is_as_much_whatever_its_bytes():
         ({"model": "tiny", "prompt": "a", "max_tokens": 1000}, "/v1/completions", "context of 1000"),
         ({"model": "tiny", "messages": [{"content": "a"}]}, "/v1/chat/completions", "'role' is missing"),
         ([], "/v1/chat/completions", "object"),
+        ({"model": "tiny", "prompt": [1, 2**70]}, "/v1/completions", "token ids"),
+        ({"model": "tiny", "prompt": [1, 1.5]}, "/v1/completions", "token ids"),
+        (
+            {"model": "tiny", "prompt": ["a"] * 10_001}, "/v1/completions",
+            "prompt: came 10001, expected at most 10000 prompts",
+        ),
+        ({"model": "tiny", "input": [[1]] * 10_001}, "/v1/embeddings", "input: came 10001"),
+        (
+            {"model": "tiny", "messages": [{"role": "user"}] * 10_001}, "/v1/chat/completions",
+            "messages: came 10001, expected at most 10000 messages and parts of these",
+        ),
+        ({"model": "tiny", "messages": [{"role": "user", "content": [{}] * 10_000}]}, "/v1/chat/completions", "10001"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_with_a_request_is_said_and_is_4xx(body, path, says):
     reply = read(body, path=path)
     assert isinstance(reply, Reply) and reply.status == 400
     assert says in json.loads(reply.body)["error"]["message"]
+
+
+def test_token_ids_are_a_word_of_four_bytes_each_whatever_they_are():
+    """The chain goes by them: it must not change with how they are read, nor end a request that an engine judges."""
+    ids = [0, 1, 255, 256, 2**31, 2**32 + 5, -1, 2**63 - 1]
+    text = b"".join((each & 0xFFFFFFFF).to_bytes(4, "big") for each in ids * 8)
+    for prompt in (ids * 8, [ids * 4, ids * 4]):
+        asked = read({"model": "tiny", "prompt": prompt}, path="/v1/completions")
+        assert isinstance(asked, Arrival) and asked.prompt_tokens == 64
+        assert asked.chain == chain_of(text, "alice")
 
 
 LONG = "x" * 256_001

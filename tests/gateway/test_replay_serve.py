@@ -133,7 +133,8 @@ def test_the_traffic_is_simulated_as_it_was_and_otherwise(log, tmp_path):
     out = tmp_path / "results"
     result = run("whatif", log, "--policy", "route=prefix-affinity", "--out", out, "--json", tmp_path / "whatif.json")
     assert result.exit_code == 0, result.output
-    for word in ("measured", "simulated", "otherwise", "95% interval", "With route=prefix-affinity:"):
+    named = "Classes by number: 0 is chat, 1 is batch."
+    for word in ("measured", "simulated", "otherwise", "95% interval", "With route=prefix-affinity:", named):
         assert word in result.stdout
     found = json.loads((tmp_path / "whatif.json").read_text())
     assert found["change"]["paired"] and found["error"]["paired"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +13,8 @@ import pytest
 from headway.errors import BadInput
 from headway.gateway import GatewaySpec, Reader, SloClass, Tenant
 from headway.gateway.events import Arrival
-from headway.gateway.reading import HANDED, Reply
+from headway.gateway.reading import Reply
+from headway.gateway.steering import PRIORITY, RESERVED, SALT, UNCOUNTED
 from headway.specs import from_mapping
 
 TENANTS = (
@@ -56,11 +58,53 @@ def test_a_callers_own_priority_is_removed_unless_it_is_allowed():
     assert sent(chat(priority=-100), engine_priority="caller")[1] == chat(priority=-100)
 
 
-@pytest.mark.parametrize("field", HANDED)
-def test_a_caller_tells_no_engine_where_kv_is(field):
+@pytest.mark.parametrize("field", RESERVED)
+def test_a_caller_tells_no_engine_where_as_whose_or_from_whose_kv_it_computes(field):
     for headers in (FREE, PAID):
         _, got = sent(chat(max_tokens=5, **{field: {"remote_host": "192.0.2.6"}}), headers)
         assert got == chat(max_tokens=5)
+        _, got = sent(chat(max_tokens=5, **{field: None}), headers)
+        assert got == chat(max_tokens=5)
+
+
+def test_kv_parameters_do_not_come_in_by_vllms_other_door():
+    """There `vllm_xargs` becomes the dictionary that `kv_transfer_params` is put into."""
+    within = {"vllm_xargs": {"kv_transfer_params": "x", "lmcache.cache_salt": "theirs"}}
+    assert sent(chat(**within))[1] == chat()
+
+
+def test_fields_that_the_file_lets_through_pass_and_no_others():
+    said = chat(vllm_xargs={"k": 1}, rid="x", cache_salt="mine", priority=3)
+    assert sent(said, caller_fields=("vllm_xargs",))[1] == chat(vllm_xargs={"k": 1})
+
+
+def test_fields_within_others_and_what_they_hold_are_left_as_they_are():
+    """Only the engine's own fields are meant: a tool may have an argument `rid`, however odd its numbers."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"rid": {}, "priority": {}}}}
+    reader, text = Reader(spec()), json.dumps(chat(tools=[tool])).encode()
+    arrival = reader.read("id", CHAT, FREE, text)
+    assert isinstance(arrival, Arrival) and reader.rewritten(arrival, text) is None
+    odd = b'{"model": "m", "messages": [], "rid": 1e999, "top": 1e999}'
+    kept = b'{"model":"m","messages":[],"top":1e999}'
+    arrival = reader.read("id", CHAT, FREE, odd)
+    assert isinstance(arrival, Arrival) and reader.rewritten(arrival, odd) == kept
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"documents": [{"text": "long " * 1000}]},
+        {"chat_template": "{{ 'long ' }}" * 500},
+        {"chat_template_kwargs": {"documents": ["long " * 1000]}},
+    ],
+)
+def test_what_templates_put_into_a_prompt_is_counted(more):
+    """A budget sets a token aside for each byte."""
+    bare, _ = sent(chat(), PAID)
+    told, got = sent(chat(**more), PAID)
+    assert told.prompt_bytes > bare.prompt_bytes + 5000
+    assert got == chat(**more, max_tokens=4096)
+    assert told.chain != bare.chain, "it comes before the messages"
 
 
 def test_names_that_are_escaped_are_seen_too():
@@ -165,8 +209,15 @@ def test_a_limit_that_is_none_is_400_and_names_the_header(header, value):
         ({"tenants": [{"name": "a", "weight": -1}]}, "weight=-1"),
         ({"tenants": [{"name": "a", "tokens_per_month": 5}], "ledger": ""}, "ledger is empty"),
         ({"limits": {"output_tokens": 0}}, "output_tokens=0"),
+        ({"caller_fields": ["cache_salt"]}, "caller_fields: 'cache_salt' is not among the fields that are removed"),
+        ({"caller_fields": ["vllm_args"]}, "kv_transfer_params, "),
     ],
 )
 def test_a_file_that_is_wrong_is_told_how(change, says):
     with pytest.raises(BadInput, match=says.replace("(", r"\(").replace(")", r"\)")):
         from_mapping(GatewaySpec, {"upstreams": ["h:1"], **change}, "gateway")
+
+
+def test_the_page_lists_what_is_removed():
+    page = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
+    assert [name for name in (*RESERVED, SALT, PRIORITY, *UNCOUNTED) if f"`{name}`" not in page] == []

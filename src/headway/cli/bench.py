@@ -58,7 +58,8 @@ def bench(ctx: click.Context, /, url: str, **asked: Any) -> None:
     from headway.sim import CtrlC
 
     target, how = probe(target, key, _choices(target, asked))
-    terminal.keep(f"{target.endpoint} at {target.url}, model {target.model}; prompts: {how}")
+    named = dict.fromkeys(name or target.model for name in workload.models or [""])
+    terminal.keep(f"{target.endpoint} at {target.url}, model {', '.join(named)}; prompts: {how}")
     _say_length(terminal, workload)
     with CtrlC(math.inf) as ctrl_c, terminal.bar("driving") as bar:
         result = run(

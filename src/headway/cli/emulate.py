@@ -68,6 +68,9 @@ def emulate(deployment_file: str | None, **asked: Any) -> None:
     deployment = deployment_of(deployment_file, asked, asked["assignments"])
     compare_machines(asked, terminal)
     deployment = with_calibration(deployment, asked["calibration_from"], terminal)
+    others = [text for text in asked["policies"] or () if not text.startswith("order=")]
+    if others:
+        terminal.note(f"--policy {', '.join(others)} has no effect: an engine has an order, the rest is a gateway's")
     note_interpreted(terminal)
     with users_fault(deployment.policies):
         emulator = _emulator(deployment, asked)

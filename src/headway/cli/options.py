@@ -196,7 +196,7 @@ OTHERWISE = (
     _option("What if", "--weights", metavar="DTYPE", help="Of all replicas."),
     _option("What if", "--kv", metavar="DTYPE", help="Of the KV cache, of all replicas."),
     _option("What if", "--policy", "policies", multiple=True, metavar="KIND=NAME",
-            help="route=, order=, admit= or scale= and a name or module:Class. Repeatable."),
+            help="route=, order=, admit=, choose_model=, retain= or scale= and a name or module:Class. Repeatable."),
     _option("What if", "--slo", "limits", multiple=True, metavar="[CLASS:]LIMIT=VALUE[,...]",
             help="ttft=, tpot=, itl= or e2e= and a time, attainment= and a share; of all or a class. Repeatable."),
     _option("What if", "--set", "assignments", multiple=True, metavar="PATH=VALUE",

@@ -12,7 +12,7 @@ import click
 from headway.cli import options as o
 from headway.cli.calibration import compare_machines
 from headway.cli.journal import followed
-from headway.cli.serve import host_of, refuse_places, served_of, warn_of_retention
+from headway.cli.serve import host_of, refuse_places, refuse_strangers, served_of, warn_of_others
 from headway.cli.terminal import Terminal, note_interpreted
 from headway.errors import BadInput
 
@@ -44,7 +44,13 @@ def picker(deployment_file: str, **asked: Any) -> None:
     pair = tls_pair(asked["tls_cert"], asked["tls_key"])
     compare_machines(asked, terminal)
     served = served_of(deployment_file, asked["calibration_from"], terminal)
-    warn_of_retention(served, terminal)
+    refuse_strangers(served.spec, terminal)
+    warn_of_others(served, terminal)
+    if served.spec.hedging is not None:
+        from msgspec.structs import replace
+
+        terminal.note("gateway.hedging has no effect here: the gateway sends the requests; `headway serve` hedges")
+        served = served._replace(spec=replace(served.spec, hedging=None))
     note_interpreted(terminal)
     from headway.gateway.hosts import resolved
     from headway.gateway.peers import peering

@@ -126,10 +126,17 @@ def serve(deployment_file: str, **asked: Any) -> None:
 
 def _checked(file: str, calibration: str | None, terminal: Terminal) -> Served:
     """Read a file as the decision process will, policies included."""
+    from headway.gateway import is_loopback
+
     served = served_of(file, calibration, terminal)
     served.policies()
-    _warn(served.spec, terminal)
-    warn_of_retention(served, terminal)
+    refuse_strangers(served.spec, terminal)
+    if not served.spec.tenants and not is_loopback(served.spec.listen):
+        terminal.note(f"no gateway.tenants: whoever reaches {served.spec.listen} may ask")
+    warn_of_others(served, terminal)
+    mixed = [backing.model for backing in served.backings if backing.role == "mixed"]
+    if served.spec.hedging is not None and len(mixed) == len(set(mixed)):
+        terminal.note("gateway.hedging has no effect: it needs two mixed replicas of a model")
     return served
 
 
@@ -224,6 +231,7 @@ def summary(served: Served) -> RenderableType:
         table.add_row("", f"retain {names.retain}: {retained_where(served.backings)}")
     for klass in spec.classes:
         limits = [f"{name} {format_seconds(s)}" for name, s in _limits(klass.slo) if s is not None]
+        limits += [] if klass.deadline_s is None else [f"deadline {format_seconds(klass.deadline_s)}"]
         refuse = f", refused below {klass.refuse_below:.0%} chance" if limits and klass.refuse_below else ""
         urgency = f"{'offline, ' if klass.offline else ''}priority {klass.priority}"
         table.add_row("class", f"{klass.name}, {urgency}: {', '.join(limits) or 'no limits'}{refuse}")
@@ -236,6 +244,12 @@ def summary(served: Served) -> RenderableType:
         table.add_row("tenant", f"{tenant.name}, {len(tenant.keys_sha256)} keys: {', '.join(said) or 'no limits'}")
     if len(spec.tenants) > 1:
         table.add_row("", "no prefix shared between tenants" if spec.salts else "prefixes shared between tenants")
+    if spec.hedging is not None:
+        late, quantile = spec.hedging.after_s, spec.hedging.quantile
+        when = format_seconds(late) if late is not None else f"the {quantile:.0%} quantile of what is predicted"
+        table.add_row("hedging", f"streams without a first byte after {when}, at most {spec.hedging.budget:.0%} of all")
+    if spec.caller_fields:
+        table.add_row("bodies", f"callers may say {', '.join(spec.caller_fields)}")
     if spec.peers is not None:
         signed = "" if spec.peers.key() else ", without a key"
         table.add_row("peers", f"{', '.join(spec.peers.others)}, heard on {spec.peers.listen}{signed}")
@@ -272,8 +286,12 @@ def _limits(slo: Any) -> list[tuple[str, float | None]]:
     return [("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s), ("E2E", slo.e2e_s)]
 
 
-def _warn(spec: GatewaySpec, terminal: Terminal) -> None:
-    """Say, or refuse, what leaves the gateway open to strangers."""
+def refuse_strangers(spec: GatewaySpec, terminal: Terminal) -> None:
+    """Refuse what leaves a gateway's own pages and books open to strangers, and say who is left out.
+
+    Raises:
+        BadInput: pages for other machines without a key, or peers without theirs.
+    """
     from headway.gateway import is_loopback
 
     if spec.peers is not None:
@@ -282,15 +300,21 @@ def _warn(spec: GatewaySpec, terminal: Terminal) -> None:
         raise BadInput(
             f"gateway.admin {spec.admin} is open to other machines: set gateway.admin_key_sha256, or use 127.0.0.1"
         )
-    if not spec.tenants and not is_loopback(spec.listen):
-        terminal.note(f"no gateway.tenants: whoever reaches {spec.listen} may ask")
     for tenant in spec.tenants:
         if not tenant.keys_sha256:
             terminal.note(f"tenant {tenant.name} has no key: nobody can ask as it")
 
 
-def warn_of_retention(served: Served, terminal: Terminal) -> None:
-    """Say where the policy `retain` decides and nothing comes of it."""
+def warn_of_others(served: Served, terminal: Terminal) -> None:
+    """Say what comes of a file only if engines, or the sidecars beside them, do their part."""
+    for text, backing in zip(served.spec.upstreams, served.backings, strict=True):
+        if backing.role == "prefill" and text.startswith("https://"):
+            terminal.note(
+                f"gateway.upstreams {text} prefills for others: it is named to their sidecars by IP and port alone, so "
+                "start these with --prefiller-use-tls=true (newer ones: --enable-tls=prefiller), and with "
+                "--prefiller-tls-insecure-skip-verify=true (--tls-insecure-skip-verify=prefiller) where its "
+                "certificate is not for that IP"
+            )
     if served.names.retain != "lru" and not all(backing.keep_hints for backing in served.backings):
         terminal.note(f"policies.retain {served.names.retain} is {retained_where(served.backings)}")
 

@@ -107,7 +107,17 @@ def _measured(
         workload=to_mapping(workload.spec),
         provenance={"measured": {"log": {"run": run.header.run, "began": run.header.started}, "notes": seen.notes}},
     )  # fmt: skip
-    return Case(was, workload, slo), real, [*seen.notes, NOT_SIMULATED]
+    return Case(was, workload, slo), real, [*_classes(served, seen), *seen.notes, NOT_SIMULATED]
+
+
+def _classes(served: Served, seen: Traffic) -> list[str]:
+    """What the classes are called that figures number: traffic has no names."""
+    names = [klass.name for klass in served.spec.classes]
+    if len(names) == 1:
+        return []
+    asked = [f" of {model}" for model in seen.models] or [""] * len(names)
+    named = ", ".join(f"{i} is {names[i % len(names)]}{of}" for i, of in enumerate(asked))
+    return [f"Classes by number: {named}."]
 
 
 def _workload(seen: Traffic, unit: int, path: Path) -> Workload:

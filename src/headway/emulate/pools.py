@@ -69,7 +69,6 @@ class PacedPools:
         self.caches = [replica.engine.prefix_cache for _, replica, _ in members]
         self.engines = [engines_of(table, replica.engine, role, order) for table, replica, role in members]
         self.lives = [LiveReplica(engines) for engines in self.engines]
-        self.intake_s = self.tables[0].intake_s
         ends = [first]
         for engines in self.engines:
             ends.append(ends[-1] + len(engines))
@@ -79,6 +78,11 @@ class PacedPools:
         self.coming: list[tuple[float, int, Sequence]] = []
         self.moving: list[tuple[float, int, Sequence]] = []
         self.serial = 0
+
+    @property
+    def intake_s(self) -> float:
+        """The shortest time in which a request may reach an engine."""
+        return min(table.intake_s for table in self.tables)
 
     @property
     def next_s(self) -> float:
@@ -96,9 +100,12 @@ class PacedPools:
         return fits if prefill is None else fits and bool(self.lives[prefill].fits(hand_over(seq)))
 
     def send(self, seq: Sequence, sent_s: float, decode: int, prefill: int | None) -> None:
-        """A client sends a request that fits; without a prefill replica the other computes the prompt itself."""
-        self.ways[seq] = Way(decode if prefill is None else prefill, decode)
-        self._push(self.coming, sent_s + self.intake_s, seq)
+        """A client sends a request that fits; without a prefill replica the other computes the prompt itself.
+
+        It reaches the engine that computes it by that one's `intake_s` later.
+        """
+        way = self.ways[seq] = Way(decode if prefill is None else prefill, decode)
+        self._push(self.coming, sent_s + self.tables[way.at].intake_s, seq)
 
     def advance(self, until_s: float) -> Iterator[tuple[float, int, list[Part]]]:
         """Let everything up to `until_s` happen: the time of each step's end, whose it was, who got what.

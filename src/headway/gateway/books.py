@@ -112,6 +112,7 @@ class ReplicaBook:
         self.orphans = 0  # requests that an earlier decision process sent, as Envoy counts them
         self.beside = 0  # requests that other gateways have sent, as they say
         self.others = 0  # the greater of the first two, and the third: requests here that are not in these books
+        self.drift: int | None = None  # at the last reading, requests that the engine had more than the books
         self.excess: deque[int] = deque(maxlen=DRIFT_SAMPLES)
         self.failures = 0  # to answer at all, in a row
         self.healthy = True  # may be asked: it answers, and is not left out
@@ -282,8 +283,9 @@ class ReplicaBook:
         readings does not.
         """
         if sample.running is None:
+            self.drift = None
             return None
-        drift = sample.running + (sample.waiting or 0) - self.in_flight - self.beside
+        self.drift = drift = sample.running + (sample.waiting or 0) - self.in_flight - self.beside
         self.excess.append(max(drift, 0))
         self.foreign = min(self.excess) if len(self.excess) == DRIFT_SAMPLES else 0
         self._count_others()

@@ -67,6 +67,7 @@ async def decide(decider: Decider, folder: Path, stop: asyncio.Event) -> None:
     for i in range(len(decider.addresses)):
         tasks += [asyncio.create_task(decider.probe(i)), asyncio.create_task(decider.scrape(i))]
     gc.collect()
+    gc.set_threshold(50_000, 10, 10)  # else it looks a thousand times while a body of a million lists is read
     gc.freeze()  # what serves for good is not looked through again, which takes a decision some 5 ms
     try:
         (folder / "decisions.ready").touch()

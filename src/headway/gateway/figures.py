@@ -54,7 +54,7 @@ HELP = {
     "headway_others": ("gauge", "Requests at a replica that are not in these books: of peers, or of strangers."),
     "headway_engine_requests": ("gauge", "Requests at a replica as its own metrics say, running and waiting."),
     "headway_kv_share": ("gauge", "Share of a replica's KV in use, as its own metrics say."),
-    "headway_drift": ("gauge", "Requests that the engine has more than the books."),
+    "headway_drift": ("gauge", "Requests that the engine had more than the books when it was read last."),
     "headway_replica_info": ("gauge", "1 for each replica, with its model and the role of its pool."),
     "headway_prefilled_total": ("counter", "Requests whose prompt this prefill replica was given to compute."),
     "headway_healthy": ("gauge", "1 while a replica is sent requests."),

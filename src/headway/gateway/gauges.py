@@ -22,8 +22,8 @@ def gauges_of(brain: Brain) -> Iterator[tuple[str, dict[str, str], float]]:
         if sample is not None and sample.running is not None:
             yield "headway_engine_requests", {"replica": text, "state": "running"}, sample.running
             yield "headway_engine_requests", {"replica": text, "state": "waiting"}, sample.waiting or 0
-            told = book.in_flight + book.beside
-            yield "headway_drift", {"replica": text}, sample.running + (sample.waiting or 0) - told
+        if book.drift is not None:
+            yield "headway_drift", {"replica": text}, book.drift
         if sample is not None and sample.kv_share is not None:
             yield "headway_kv_share", {"replica": text}, sample.kv_share
         if book.pace.known and book.role != "decode":

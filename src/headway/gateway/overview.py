@@ -142,7 +142,6 @@ class Overview:
 
     def _replica(self, book: ReplicaBook) -> dict[str, Any]:
         sample, meter = self.brain.engines.get(book.index), self.meters[book.index]
-        drift = None if sample is None or sample.running is None else sample.running + (sample.waiting or 0)
         return {
             "address": self.brain.spec.upstreams[book.index],
             "model": self.brain.backings[book.index].model,
@@ -154,7 +153,7 @@ class Overview:
             "window": book.window,
             "engine_running": sample.running if sample else None,
             "engine_waiting": sample.waiting if sample else None,
-            "drift": None if drift is None else drift - book.in_flight - book.beside,
+            "drift": book.drift,
             "kv_share": self._kv_share(book),
             "kv_said": sample is not None and sample.kv_share is not None,
             "ttft_ratio": book.pace.first.ratio if book.pace.known else None,

@@ -1,6 +1,7 @@
 """Reads a request as OpenAI's API defines it; what is wrong is said in that API's error shape, never with a 5xx.
 
-Only what a decision needs is looked at. Everything else in the body passes through to the engine, which judges it.
+Only what a decision needs is looked at. Everything else in the body passes through to the engine, which judges it,
+but for what callers may not say (`steering.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from hashlib import sha256
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from headway.errors import BadInput, nearest
 from headway.gateway.edge_replies import error_body
@@ -22,21 +24,17 @@ from headway.gateway.events import Arrival
 from headway.gateway.menu import Menu, menu_of
 from headway.gateway.prefix import chain_of, session_of
 from headway.gateway.spec import GatewaySpec, seconds_of_header
+from headway.gateway.steering import PRIORITY, RESERVED, SALT, UNCOUNTED
 from headway.gateway.tenants import Keys
 
 Body = bytes | None | Callable[[str], bytes | None]  # None: as it came; or what makes it of the chosen model's name
 Tokens = Annotated[int, msgspec.Meta(ge=1)]
-BYTES_PER_TOKEN_ID = 4
+ID_BYTES = ">u4"  # of a token id
 MEDIA_BYTES = 4096  # that an image or other media counts as, about 1000 tokens: its own bytes say nothing of them
 TEXT_PARTS = (None, "text", "input_text", "output_text", "refusal", "thinking")  # types of a message's parts
 OUTPUT_LIMITS, NULL = ("max_tokens", "max_completion_tokens"), msgspec.Raw(b"null")
-SALT, PRIORITY = "cache_salt", "priority"
 BYTES_PER_TOKEN_MOST = 256  # the longest entries of large vocabularies, runs of blanks, have 128
-HANDED = (  # by which engines tell others where KV is: a caller's would name any host, or anyone's KV
-    "kv_transfer_params", "ec_transfer_params",  # of vLLM; then SGLang's, and TensorRT-LLM's
-    "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
-)  # fmt: skip
-UNCOUNTED = ("n_predict", "max_new_tokens", "best_of")  # engines' own ways to ask for more tokens than are counted
+ITEMS_MOST = 10_000  # prompts of a request, or messages and their parts
 TOLD_MAX = 40  # characters of a wrong value that are shown to who sent it
 IN_WORDS = {
     "float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "array": "a list",
@@ -110,8 +108,13 @@ class _Chat(_Sampling):
 
 
 class _ChatText(msgspec.Struct):
+    """What templates make prompts of."""
+
     messages: list[dict[str, Any]]
     tools: msgspec.Raw = msgspec.Raw(b"")
+    documents: msgspec.Raw = msgspec.Raw(b"")  # of vLLM and others, as the two below
+    chat_template: msgspec.Raw = msgspec.Raw(b"")
+    chat_template_kwargs: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Completion(_Sampling):
@@ -130,6 +133,10 @@ class _Embedding(msgspec.Struct):
 
 
 _SHAPES: dict[str, Any] = dict(zip(ENDPOINTS, (_Chat, _Completion, _Embedding), strict=True))
+_UNSAID = msgspec.Raw(b"")
+_Removable: Any = msgspec.defstruct(
+    "_Removable", [(name, msgspec.Raw, _UNSAID) for name in (*RESERVED, *UNCOUNTED, SALT, PRIORITY)]
+)
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own, for /v1/completions
 
 
@@ -222,7 +229,7 @@ class Reader:
 
         `model`: the name that takes the place of the one it says; "" leaves that.
         The salt is the tenant's, the priority that of the class, and where a tenant has a budget the output is bounded;
-        what the caller says of the first two is removed, so is `HANDED`, and with a budget `UNCOUNTED`.
+        what the caller says of the first two is removed, so is `RESERVED`, and with a budget `UNCOUNTED`.
         """
         spec, tenant = self.spec, self.keys.tenants[arrival.tenant]
         own: dict[str, bytes] = {"model": _text(model)} if model else {}
@@ -231,17 +238,18 @@ class Reader:
         if spec.engine_priority in ("low-first", "high-first"):
             sign = 1 if spec.engine_priority == "low-first" else -1
             own[PRIORITY] = b"%d" % (sign * spec.classes[arrival.slo_class].priority)
-        removed = [*HANDED, SALT] if spec.engine_priority == "caller" else [*HANDED, SALT, PRIORITY]
+        removed = [SALT, *(name for name in RESERVED if name not in spec.caller_fields)]
+        removed += () if spec.engine_priority == "caller" else (PRIORITY,)
         removed += UNCOUNTED if tenant.budgeted else ()
         limited = not tenant.budgeted or not arrival.generates
-        if limited and not model and not _names(body, removed):
+        if limited and not model and not _says(body, removed):
             return _with_more(body, own) if own else None
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         if not limited and not any(fields.get(name, NULL) != NULL for name in OUTPUT_LIMITS):
             own[OUTPUT_LIMITS[0]] = b"%d" % ((arrival.max_tokens or spec.limits.output_tokens) // arrival.samples)
-        kept = {name: value for name, value in fields.items() if name not in removed}
-        changed = kept | {name: msgspec.Raw(value) for name, value in own.items()}
-        return msgspec.json.encode(changed) if own or len(kept) < len(fields) else None
+        without = [fields.pop(name, None) for name in removed]
+        fields |= {name: msgspec.Raw(value) for name, value in own.items()}
+        return msgspec.json.encode(fields) if own or any(each is not None for each in without) else None
 
     def _too_long(self, model: str, prompt: Prompt, max_tokens: int | None) -> Reply | None:
         """Refuse what cannot fit. How many tokens a text is only its engine knows, which refuses what does not."""
@@ -288,9 +296,10 @@ def _text(value: str) -> bytes:
     return msgspec.json.encode(value)
 
 
-def _names(body: bytes, fields: list[str]) -> bool:
-    """Whether a body may have one of these fields; a name may be escaped."""
-    return b"\\u00" in body or any(b'"%b"' % name.encode() in body for name in fields)
+def _says(body: bytes, fields: list[str]) -> bool:
+    """Whether a body has one of these fields."""
+    said = msgspec.json.decode(body, type=_Removable)
+    return any(getattr(said, name) for name in fields)
 
 
 def _with_more(body: bytes, fields: dict[str, bytes]) -> bytes:
@@ -311,26 +320,46 @@ def _most(asked: Any) -> tuple[int | None, int]:
 
 
 def _prompt(asked: Any, body: bytes) -> Prompt:
+    """Read what is to be computed. Nothing here may take long for a body of the longest: all others wait meanwhile."""
     if isinstance(asked, _Chat):
+        parts = sum(len(message.content) for message in asked.messages if isinstance(message.content, list))
+        _few(len(asked.messages) + parts, "messages", "messages and parts of these")
         raw = msgspec.json.decode(body, type=_ChatText)
         said = [part for message in asked.messages for part in _said(message.content)]
         media = sum(_without_media(message) for message in raw.messages)
-        text = bytes(raw.tools) + msgspec.json.encode(raw.messages)
+        before = raw.chat_template, raw.chat_template_kwargs, raw.tools, raw.documents
+        text = b"".join(map(bytes, before)) + msgspec.json.encode(raw.messages)
         return Prompt(text, longest=_least_tokens(sum(map(len, said))), media=media)
     generates = isinstance(asked, _Completion)
     given = asked.prompt if generates else asked.given
     several = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    _few(len(several), "prompt" if generates else "input", "prompts")
     if all(isinstance(each, str) for each in several):
         # What embeds may take a word of any length for one token that it does not know.
         longest = _least_tokens(max(map(len, several))) if generates else 1
         return Prompt("\n".join(several).encode(), longest=longest, prompts=len(several))
     if all(isinstance(each, list) for each in several):
-        flat = [item for each in several for item in each]
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in flat):
-            ids = b"".join((token & 0xFFFFFFFF).to_bytes(BYTES_PER_TOKEN_ID, "big") for token in flat)
+        flat = several[0] if len(several) == 1 else [item for each in several for item in each]
+        ids = _packed(flat)
+        if ids is not None:
             return Prompt(ids, max(len(flat), 1), max(1, *map(len, several)), len(several))
     name = "prompt" if generates else "input"
     raise msgspec.ValidationError(f"Expected text, a list of texts, of token ids or of lists of those - at `$.{name}`")
+
+
+def _few(count: int, field: str, what: str) -> None:
+    if count > ITEMS_MOST:
+        raise msgspec.ValidationError(f"Expected at most {ITEMS_MOST} {what}, got {count} - at `$.{field}`")
+
+
+def _packed(ids: list[Any]) -> bytes | None:
+    """Token ids as bytes; None where they are none. No loop: others wait for the decision meanwhile."""
+    if not set(map(type, ids)) <= {int}:
+        return None
+    try:
+        return np.array(ids, dtype=np.int64).astype(ID_BYTES).tobytes()
+    except OverflowError:
+        return None
 
 
 def _said(content: str | list[dict[str, Any]] | None) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from headway.errors import BadInput
+from headway.gateway.steering import RESERVED
 from headway.metrics import Slo
 from headway.specs import Spec
 from headway.units import parse_seconds
@@ -312,6 +313,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     `engine_priority`: how the engines read the field `priority` of a request, where they run with priority scheduling:
     "low-first" (vLLM) or "high-first" (SGLang) sends each request on with the priority of its class; "caller" passes
     the caller's own on; "" removes it.
+    `caller_fields`: those fields of `RESERVED` (`steering.py`) that callers may use all the same.
     `ledger`: the SQLite file that keeps what tenants have used of their limits, beside the deployment's file.
     `admin`: where the live page, `/metrics` and `/status` are, for whoever shows the key whose SHA-256 is
     `admin_key_sha256`. `traces`: none are made without it. `peers`: gateways beside this one.
@@ -333,6 +335,7 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
     health: Health = Health()
     salt_prefixes: bool | None = None
     engine_priority: str = ""
+    caller_fields: tuple[str, ...] = ()
     ledger: str = "headway-ledger.sqlite"
     scrape_s: float = 1.0
     log: LogSpec | None = None
@@ -361,6 +364,12 @@ class GatewaySpec(Spec, frozen=True, kw_only=True):
                 f"gateway.engine_priority {self.engine_priority!r}: expected low-first (vLLM), high-first (SGLang), "
                 "caller, or none for engines without priority scheduling"
             )
+        for field in self.caller_fields:
+            if field not in RESERVED:
+                raise BadInput(
+                    f"gateway.caller_fields: {field[:80]!r} is not among the fields that are removed from what callers "
+                    f"send and may be let through: {', '.join(RESERVED)}"
+                )
         if not self.ledger and any(tenant.remembered for tenant in self.tenants):
             raise BadInput("gateway.ledger is empty: limits of tenants are kept in a file, as in headway-ledger.sqlite")
         if self.scrape_s <= 0 or self.envoy_threads < 1:

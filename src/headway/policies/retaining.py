@@ -17,7 +17,10 @@ def kept_s(answer: Any) -> float | None:
         return 0.0
     if not isinstance(answer, Real) or isinstance(answer, bool):
         return None
-    seconds = float(answer)
+    try:
+        seconds = float(answer)
+    except OverflowError:  # a whole number beyond all floats
+        return None
     return seconds if 0 <= seconds < math.inf else None
 
 

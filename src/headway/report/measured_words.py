@@ -17,8 +17,10 @@ def measured_rows(result: Result) -> list[tuple[str, str]]:
     if told is None:
         return []
     client = told["client"]
+    asked = [each.get("model", "") for each in (result.workload or {}).get("classes", [])] or [""]
+    models = ", ".join(dict.fromkeys(name or told["model"] or "unnamed" for name in asked))
     rows = [
-        ("Measured at", f"{told['url']} ({told['endpoint']}), model {told['model'] or 'unnamed'}"),
+        ("Measured at", f"{told['url']} ({told['endpoint']}), model {models}"),
         ("Prompts", _prompts(told)),
         ("Client", _client(client)),
         ("Client's error", _error(client["error"])),
