@@ -16,7 +16,7 @@ import argparse
 import math
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from fit.study import SERVED
 from headway.accuracy.calibration_fit import Fit, errors_by_metric, fit, predictions, shipped_prior
 from headway.accuracy.calibration_points import METRICS, TERMS, Figure, Point, linearize, term_values
 from headway.accuracy.judge import Outcome
@@ -44,8 +45,8 @@ Floats = npt.NDArray[np.float64]
 Layout = tuple[int, int, int, int]
 OUTER, INNER = 8, 10  # parts left out in turn: to tell the errors, and inside of each to choose
 LEAST = 10  # times per token of a group: throughput alone does not tell the terms apart
-# Of the shipped law no kernel takes less, by `FACTORS`: that is about what peak and bandwidth allow. Attention of
-# decoding sequences reads KV near the data sheet's bandwidth as it is.
+# Of the shipped law no kernel takes less, by `FACTORS`: that is about what peak and bandwidth allow, which bound every
+# operator when it is compiled. Attention of decoding sequences reads KV near the data sheet's bandwidth as it is.
 PEAK = np.array([0.75, 0.75, 0.9])
 LAYOUT_WIDTH = 0.4  # of the prior's widths: layouts of a group differ less than groups
 CAP = 5.0  # noise beyond which an error counts no more
@@ -274,15 +275,22 @@ def section(found: Sequence[Told]) -> str:
 
 def _cells(found: Sequence[Told]) -> str:
     lines = []
-    for metric in METRICS:
-        some = [(one, np.array([figure.metric == metric for figure in _figures(one.points)])) for one in found]
+    served = [(metric, f"{metric} of InferenceX, sweeps and ML.ENERGY", SERVED) for metric in ("ttft", "tpot")]
+    for metric, said_of, sources in [*((metric, metric, ()) for metric in METRICS), *served]:
+        some = [(one, _of(one, metric, sources)) for one in found]
         logs = [np.concatenate([getattr(one, name)[at] for one, at in some]) for name in ("shipped", "unseen")]
         shipped, unseen = np.abs(np.expm1(logs))
         if len(shipped):
             said = [f"{100 * np.median(off):.1f} / {100 * np.quantile(off, 0.9):.0f} %" for off in (shipped, unseen)]
             held = np.concatenate([_held(one, metric, at) for one, at in some])
-            lines.append(f"| {metric} | {len(shipped):,} | {said[0]} | {said[1]} | {100 * held.mean():.0f} % |")
+            lines.append(f"| {said_of} | {len(shipped):,} | {said[0]} | {said[1]} | {100 * held.mean():.0f} % |")
     return "\n".join(lines)
+
+
+def _of(one: Told, metric: str, sources: Collection[str]) -> npt.NDArray[np.bool_]:
+    """Which figures of a group are of a metric and, where any are named, of some sources."""
+    wanted = [not sources or point.row.source in sources for point in one.points for _ in point.figures]
+    return np.array([figure.metric == metric for figure in _figures(one.points)]) & np.array(wanted)
 
 
 def _regrets(found: Sequence[Told]) -> str:

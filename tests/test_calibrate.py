@@ -16,7 +16,7 @@ from headway.accuracy.calibration_points import TERMS, linearize, term_values
 from headway.accuracy.express import express
 from headway.accuracy.judge import ELSEWHERE, deployed, judge
 from headway.accuracy.predict import predict
-from headway.cost import Replica, compile_replica
+from headway.cost import EngineSettings, Replica, compile_replica
 from headway.cost.calibration import (
     FACTORS,
     SCHEMA,
@@ -29,7 +29,10 @@ from headway.cost.calibration import (
     shifted,
 )
 from headway.cost.engines import HostTerms
+from headway.cost.speculation import Speculation
 from headway.errors import BadInput
+from headway.hardware import gpu
+from headway.model import model
 from headway.report import calibration_text
 from headway.specs import write_yaml
 from report_cases import shown
@@ -84,6 +87,44 @@ def test_each_factor_scales_its_own_steps():
     assert many.prefill_area_s == 2.0 * plain.prefill_area_s
     assert (context.decode_ctx_s == 2.0 * plain.decode_ctx_s).all()
     assert (context.linear_s == plain.linear_s).all()
+
+
+KINDS = [
+    {},
+    {"cap_watts": 350.0},
+    {"clock_mhz": 1200},
+    {"model": "qwen3-30b-a3b", "weights": "bf16", "tp": 2},
+    {"model": "deepseek-v3", "gpu": "b200", "dp": 8, "ep": 8},
+    {"model": "qwen3.5-397b-a17b", "gpu": "b200", "tp": 8},
+    {"engine": EngineSettings(speculation=Speculation(tokens=3, acceptance=0.8, draft="ngram"))},
+]
+
+
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_no_factor_makes_an_operator_faster_than_peak_and_bandwidth_allow(changes):
+    replica = with_law(None, **changes)
+    neutral, tiny = law(), law(**dict.fromkeys(FACTORS, 1e-6))
+    plain, same, fast = (
+        compile_replica(with_law(own and msgspec.structs.replace(own, gpu=replica.gpu), **changes))
+        for own in (None, neutral, tiny)
+    )
+    for name in (*ARRAYS, "prefill_base_s", "prefill_area_s", "prefill_window_area_s"):
+        assert np.allclose(getattr(plain, name), getattr(same, name), rtol=1e-12), name  # no bound is above the law
+    spec, card = model(replica.model), gpu(replica.gpu)
+    a_second = card.memory_bytes_per_s * replica.gpus * replica.engine.step_tokens
+    kv_bytes = spec.kv_full_bytes_per_token(replica.kv) * 100_000
+    for step, moved in (((1, 1, 1), 0.0), ((1, 100_000, 1), kv_bytes)):
+        assert fast.step_seconds(*step) >= (_read_bytes(spec, replica.weights) + moved) / a_second * (1 - 1e-9)
+        assert fast.step_seconds(*step) < 0.98 * plain.step_seconds(*step)
+    flops = 2 * spec.active_params() * 2048
+    peak = card.peak_flops["bf16" if replica.weights not in card.peak_flops else replica.weights]
+    assert fast.step_seconds(0, 0, 0, [(0, 2048)]) >= 0.8 * flops / (peak * replica.gpus)  # tables are not multiplied
+
+
+def _read_bytes(spec, weights):
+    tables = (1 if spec.tied_embeddings else 2) * spec.vocab * spec.hidden
+    share = (spec.active_params() - tables) / (spec.total_params() - tables)
+    return (spec.weight_bytes(weights) - 2 * tables) * share
 
 
 def test_seconds_added_are_paid_for_at_a_resident_steps_watts():

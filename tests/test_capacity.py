@@ -21,9 +21,10 @@ from headway.plan.day import Slot, _message
 from headway.plan.sizes import apart, fewest
 from headway.plan.slots import parts_of
 from headway.plan.space import resized
+from headway.report.capacity_text import capacity_text
 from headway.sim import Deployment, Policies, Pool, simulate
 from headway.workload import RequestClass, WorkloadSpec, parse_arrival, parse_length, workload, write
-from report_cases import plan
+from report_cases import plan, shown
 
 SLO = Slo(ttft_s=0.5, tpot_s=0.05, attainment=0.95)
 REPLICA = Replica(model="llama-3.2-1b", gpu="l4")
@@ -91,6 +92,15 @@ def test_sums_are_those_of_the_slots_and_the_peaks_is_never_less(found):
     assert found.gpu_hours < found.static_gpu_hours and found.kwh < found.static_kwh
     peak = max(found.slots, key=lambda slot: slot.replicas)
     assert peak.mean_watts == peak.static_mean_watts
+
+
+def test_watts_say_how_they_came_about(found):
+    assert found.energy_kind == "estimated"
+    assert all(said in shown(capacity_text(found)) for said in ("power, est.", "energy, est."))
+    h100 = Deployment(pools=(Pool(replica=Replica(model="llama-3.2-1b", gpu="h100-sxm")),))
+    fitted = capacity(h100, lengths(), SLO, curve=[2, 4], workers=1)
+    assert fitted.energy_kind == "fitted"
+    assert all(said in shown(capacity_text(fitted)) for said in ("power, fitted", "energy, fitted"))
 
 
 def test_the_peak_takes_more_where_steps_are_longer(found):

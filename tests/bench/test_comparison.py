@@ -179,3 +179,19 @@ def test_the_table_says_what_differs_and_what_is_noise():
     said = console.export_text()
     for words in ("simulated", "differs", "inside the noise", "400 requests paired by id", "+50 ms"):
         assert words in said
+
+
+def test_energy_says_how_it_came_about_on_both_sides():
+    a = result_of(noisy())
+
+    def drawing(kind):
+        return msgspec.structs.replace(
+            a, energy=msgspec.structs.replace(a.energy, joules=5.0, joules_per_output_token=2.0, kind=kind)
+        )
+
+    fitted, estimated = drawing("fitted"), drawing("estimated")
+    both = (fitted, estimated, "fitted / estimated")
+    for left, right, said in ((fitted, fitted, "fitted"), both, (a, estimated, "estimated")):
+        found = by_figure(compare(left, right))
+        assert found["energy per output token"].name == f"energy per output token ({said})"
+        assert found["E2E mean"].name == "E2E mean"

@@ -161,6 +161,12 @@ def kernels_only(host: HostTerms) -> HostTerms:
     return msgspec.structs.replace(host, **{name: min(0.0, getattr(host, name)) for name in names})
 
 
+def _at_peak(host: HostTerms) -> HostTerms:
+    """Return host terms with which every operator takes what the data sheet allows at best, and the host nothing."""
+    nothing = {name: 0.0 for name in host.__struct_fields__ if name.endswith("_s")}
+    return msgspec.structs.replace(host, kernels=0.0, **nothing)
+
+
 def shifted(host: HostTerms, shifts: dict[str, float]) -> HostTerms:
     """Return host terms with seconds added by name; none falls below 0, or below what it is."""
     own = {name: float(getattr(host, name)) for name in shifts}
@@ -171,15 +177,17 @@ def shifted(host: HostTerms, shifts: dict[str, float]) -> HostTerms:
 def calibrated(calibration: Calibration, host: HostTerms, compile_: Compile) -> StepTable:
     """Return the step table of a replica by its calibration; seconds it adds draw what a step does that does nothing.
 
-    `compile_` returns its table with the host terms given instead of `host`, its engine's own.
+    No factor takes an operator below its bytes at the data sheet's bandwidth or its FLOPs at the peak. `compile_`
+    returns its table with the host terms given instead of `host`, its engine's own.
     """
     table = compile_(shifted(host, {name: getattr(calibration, name).value for name in SHIFTS}))
     kernels = compile_(kernels_only(host))
+    bounds = compile_(_at_peak(host))
     few, many, context = (getattr(calibration, name).value - 1.0 for name in FACTORS)
     share = many_share(len(kernels.linear_s))
     linear_s = table.linear_s + kernels.linear_s * (few + (many - few) * share)
     arrays = {
-        "linear_s": np.maximum.accumulate(linear_s),
+        "linear_s": linear_s,
         "seq_s": table.seq_s + kernels.seq_s * few,
         "decode_s": table.decode_s * (1.0 + context),
         "decode_ctx_s": table.decode_ctx_s * (1.0 + context),
@@ -189,6 +197,9 @@ def calibrated(calibration: Calibration, host: HostTerms, compile_: Compile) -> 
         name: getattr(table, name) * (1.0 + many)
         for name in ("prefill_base_s", "prefill_area_s", "prefill_window_area_s")
     }
+    arrays = {name: np.maximum(seconds, getattr(bounds, name)) for name, seconds in arrays.items()}
+    scalars = {name: max(seconds, getattr(bounds, name)) for name, seconds in scalars.items()}
+    arrays["linear_s"] = np.maximum.accumulate(arrays["linear_s"])
 
     def joules(name: str, seconds: Any) -> Any:
         shipped_j, added_s = getattr(table, f"{name[:-1]}j"), seconds - getattr(table, name)

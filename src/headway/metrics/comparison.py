@@ -37,8 +37,9 @@ Floats = NDArray[np.float64]
 class Difference(Spec, frozen=True, kw_only=True):
     """One figure of both results. `low` and `high` hold the difference b - a at 95 %; None where rows are missing.
 
-    `requests` were looked at for it: pairs where it is paired. `client_error` is what the load generators that measured
-    them say they read too much, together.
+    `requests` were looked at for it: pairs where it is paired. `kind` is how energy came about, in a and in b where
+    they differ ("fitted", "fitted / estimated"); "" for all else. `client_error` is what the load generators that
+    measured them say they read too much, together.
     """
 
     figure: str
@@ -49,7 +50,13 @@ class Difference(Spec, frozen=True, kw_only=True):
     low: float | None = None
     high: float | None = None
     requests: int = 0
+    kind: str = ""
     client_error: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The figure as it is printed: energy with how it came about."""
+        return f"{self.figure} ({self.kind})" if self.kind else self.figure
 
     @property
     def noise(self) -> bool | None:
@@ -329,7 +336,9 @@ def _energy(a: Result, b: Result) -> Difference:
     """Joules per output token: a measured run that read no meter has none."""
     left, right = (one.energy.joules_per_output_token if one.energy.joules else None for one in (a, b))
     between = None if left is None or right is None else right - left
-    return Difference(figure="energy per output token", unit="J", a=left, b=right, difference=between)
+    kinds = [one.energy.kind for one, joules in ((a, left), (b, right)) if joules is not None]
+    kind = " / ".join(dict.fromkeys(kinds))
+    return Difference(figure="energy per output token", unit="J", a=left, b=right, difference=between, kind=kind)
 
 
 def _cost(a: Result, b: Result) -> list[Difference]:

@@ -19,6 +19,7 @@ from headway.errors import BadInput
 from headway.hardware import gpu
 from headway.metrics import Result, Slo
 from headway.metrics.attainment import Attainment
+from headway.metrics.result import EnergyKind
 from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.evaluate import binding
 from headway.plan.sizes import apart, fewest
@@ -26,7 +27,7 @@ from headway.plan.slots import Part, parts_of
 from headway.plan.space import resized
 from headway.plan.trial import Trial, judged, needs_rows
 from headway.sim import Deployment, simulate
-from headway.sim.run import compiled
+from headway.sim.run import compiled, energy_kind
 from headway.sim.trust import uncertainty
 from headway.specs import Spec, json_text, to_mapping
 from headway.units import format_rate, format_seconds
@@ -72,7 +73,8 @@ class Capacity(Spec, frozen=True, kw_only=True):
 
     `peak_pools` are the most of each pool in any slot. `peak_by_model` is what the peak would take at both ends of the
     cost model's interval; None where none serves it. `slos`: by class, where these have their own in place of `slo`.
-    Totals are None where a slot cannot be served; dollars too where a GPU has no price. kWh are those of the GPUs.
+    Totals are None where a slot cannot be served; dollars too where a GPU has no price. kWh are those of the GPUs;
+    `energy_kind` says how they and the watts came about.
     """
 
     schema: str = SCHEMA
@@ -93,6 +95,7 @@ class Capacity(Spec, frozen=True, kw_only=True):
     static_usd: float | None
     kwh: float | None
     static_kwh: float | None
+    energy_kind: EnergyKind = "estimated"
 
     def to_json(self, indent: int = 2) -> str:
         """Return the schema headway.capacity/1 as JSON text."""
@@ -383,6 +386,7 @@ def _summed(
         static_usd=None if static_usd is None else static_usd * sum(hours),
         kwh=_kilo(_times([slot.mean_watts for slot in slots], hours)),
         static_kwh=_kilo(_times([slot.static_mean_watts for slot in slots], hours)),
+        energy_kind=energy_kind(compiled(pool.replica) for pool in unit.pools),
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 BAR_COLUMNS = 24
-HEADINGS = ["from", "rate", "replicas", "GPUs", "attainment", "95% interval", "power"]
+HEADINGS = ["from", "rate", "replicas", "GPUs", "attainment", "95% interval"]  # and power
 SUMS = ["", "hour by hour", "the peak's all day", "saved", ""]
 NOTE = (
     "Each slot by itself, in a steady state at its highest rate, or with its own requests of a trace. A replica that "
@@ -34,7 +34,7 @@ def capacity_text(found: Capacity) -> RenderableType:
     from rich.text import Text
 
     table = Rich(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for heading in (*HEADINGS, ""):
+    for heading in (*HEADINGS, _power(found), ""):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     most = max((slot.replicas or 0 for slot in found.slots), default=0) or 1
     for slot in found.slots:
@@ -58,7 +58,7 @@ def capacity_html(found: Capacity) -> str:
         MissingExtra: a library of the extra `report` is not installed.
     """
     figures = [Figure("day", "Replicas", "grey is the number that the peak takes", partial(_chart, found), wide=True)]
-    columns = [Column(HEADINGS[0]), *(Column(heading, NUMBER) for heading in HEADINGS[1:])]
+    columns = [Column(HEADINGS[0]), *(Column(heading, NUMBER) for heading in (*HEADINGS[1:], _power(found)))]
     rows = [Row([Cell(text) for text in _cells(slot)], "" if slot.replicas else "lost") for slot in found.slots]
     sums = plain_table(SUMS[:-1], [row[:-1] for row in _sums(found)], numeric=3)
     tables = [sums, Table(columns, rows)] if found.feasible else [Table(columns, rows)]
@@ -116,12 +116,20 @@ def clock(seconds: float) -> str:
     return f"{int(minutes // 60):02d}:{int(minutes % 60):02d}" if rest < 1e-6 else format_seconds(seconds)
 
 
+def _mark(found: Capacity) -> str:
+    return "fitted" if found.energy_kind == "fitted" else "est."
+
+
+def _power(found: Capacity) -> str:
+    return f"power, {_mark(found)}"
+
+
 def _sums(found: Capacity) -> list[list[str]]:
     """GPU-hours, dollars and kWh: hour by hour, by the peak's number, and what that saves."""
     pairs = (
         ("GPU-hours", found.gpu_hours, found.static_gpu_hours, w.amount),
         ("dollars", found.usd, found.static_usd, w.usd),
-        ("energy", found.kwh, found.static_kwh, lambda value: f"{w.amount(value)} kWh"),
+        (f"energy, {_mark(found)}", found.kwh, found.static_kwh, lambda value: f"{w.amount(value)} kWh"),
     )
     return [
         [name, shown(mine), shown(static), shown(static - mine), w.share(1 - mine / static if static else None)]

@@ -40,7 +40,7 @@ def difference_cells(one: Difference) -> list[str]:
     if one.difference is not None and one.a and one.unit != "share":
         share = one.difference / one.a
         between += f" ({share:+.1%})" if share < FOLD else f" (x{share + 1:.0f})"
-    return [one.figure, figure_value(one, one.a), figure_value(one, one.b), between, interval, verdict]
+    return [one.name, figure_value(one, one.a), figure_value(one, one.b), between, interval, verdict]
 
 
 def span(one: Difference, low: float, high: float) -> str:

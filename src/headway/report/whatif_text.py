@@ -95,7 +95,7 @@ def _apart(one: Difference) -> bool:
 
 def _moved(one: Difference) -> str:
     way = "rises" if (one.difference or 0.0) > 0 else "falls"
-    return f"{one.figure} {way} from {figure_value(one, one.a)} to {figure_value(one, one.b)}"
+    return f"{one.name} {way} from {figure_value(one, one.a)} to {figure_value(one, one.b)}"
 
 
 def _table(found: WhatIf, error: Comparison | None) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -16,7 +16,7 @@ from headway.errors import BadInput
 from headway.metrics import Counters, Histogram, Result, Slo, Tally, summarize, warmup_requests
 from headway.metrics.by_model import by_model
 from headway.metrics.records import Records
-from headway.metrics.result import ScaleChange, Scaling
+from headway.metrics.result import EnergyKind, ScaleChange, Scaling
 from headway.model import model
 from headway.policies import Policy, policy
 from headway.sim.arrivals import Arrivals
@@ -294,8 +294,7 @@ def count(
             counters.kv_peak_blocks.append(engine.kv.peak)
             counters.kv_total_blocks.append(engine.kv_total_blocks)
     counters.itl = itl
-    fitted = all(_power_kind(table) == "fitted" for table in tables)
-    counters.energy_kind = "fitted" if fitted else "estimated"
+    counters.energy_kind = energy_kind(tables)
     return counters
 
 
@@ -320,6 +319,11 @@ def _scaling(deployment: Deployment, cluster: Cluster) -> Scaling | None:
             for at_s, pool, replicas, reason in cluster.scaler.changes
         ],
     )
+
+
+def energy_kind(tables: Iterable[StepTable]) -> EnergyKind:
+    """Return how the energy of replicas of these tables comes about."""
+    return "fitted" if all(_power_kind(table) == "fitted" for table in tables) else "estimated"
 
 
 def _power_kind(table: StepTable) -> str:
