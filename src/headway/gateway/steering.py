@@ -20,6 +20,10 @@ STEERING = (  # what else names a place that prompts are sent to, or taken from
         "rid", "bootstrap-host", "bootstrap-port", "bootstrap-room", "conversation-id", "routed-dp-rank",
         "disagg-prefill-dp-rank", "priority",
     )),
+    "x-enable-local-updates", *(f"x-{prefix}{name}" for prefix in ("", "dynamo-") for name in (  # Dynamo
+        "worker-instance-id", "prefill-instance-id", "dp-rank", "prefill-dp-rank",
+    )),
+    "x-dynamo-request-priority", "x-dynamo-request-strict-priority", "x-dynamo-routing-mode", "x-dynamo-token-data",
 )  # fmt: skip
 SALT, PRIORITY = "cache_salt", "priority"  # ours, where the file says so; a caller's only as `engine_priority` has it
 RESERVED = (  # unless `caller_fields` has it
