@@ -220,7 +220,8 @@ class Life:
             return self.brain.sample(self.now, replica, sample)
         if what < 0.91:
             id = self.rng.choice([*live, "unknown"])
-            return self.brain.failed(self.now, id, replica) + self.hedge()
+            self.hear(self.brain.failed(self.now, id, replica))  # before a hedge takes places beyond a window
+            return self.hedge()
         if what < 0.93:
             return self.flush()
         if what < 0.94:
