@@ -30,6 +30,15 @@ def test_without_a_folder_the_files_are_the_answer():
     assert done.stderr == ""
 
 
+def test_the_route_of_llm_d_leads_to_the_pool_that_its_chart_makes(tmp_path):
+    assert run(*ASK, "--to", "llm-d", "--out", tmp_path, "-q").exit_code == 0
+    route = yaml.safe_load((tmp_path / "httproute.yaml").read_text())
+    [backend] = route["spec"]["rules"][0]["backendRefs"]
+    values = (tmp_path / "inferencepool.values.yaml").read_text()
+    assert backend["kind"] == "InferencePool" and f"# helm install {backend['name']} oci://" in values
+    assert " --version v" in values and f"from a Gateway {route['spec']['parentRefs'][0]['name']} " in values
+
+
 def test_json_has_files_notes_and_the_source_of_the_check():
     data = json.loads(run(*ASK, "--to", "vllm", "--json", "-").stdout)
     assert set(data["files"]) == {"mixed-0.sh", "mixed-1.sh"}

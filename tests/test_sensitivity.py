@@ -77,7 +77,7 @@ def test_longer_requests_and_slower_steps_serve_less_and_more_replicas_more(foun
 def test_each_part_twice_as_good_serves_no_less_and_what_holds_it_back_is_said(found):
     parts = found.of("parts")
     assert [each.what for each in parts] == [
-        "prompts computed twice as fast", "tokens decoded twice as fast", "twice the KV cache"
+        "prompts twice as fast", "tokens twice as fast", "twice the KV cache"
     ]  # fmt: skip
     base = found.base.goodput_req_s
     assert all(each.goodput_req_s >= base / 1.03 for each in parts) and max(e.goodput_req_s for e in parts) > 1.1 * base

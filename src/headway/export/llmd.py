@@ -13,6 +13,14 @@ from headway.sim import Deployment
 from headway.specs import write_yaml
 
 VERSION = "v0.5.0"  # of the picker and of the sidecar
+CHART = "oci://registry.k8s.io/gateway-api-inference-extension/charts/inferencepool"
+CHART_VERSION = "v1.3.0"  # whose values these are, as llm-d's guides install it
+NAME = "headway"  # of the release, and so of its InferencePool
+GATEWAY = "inference-gateway"
+ROUTE_NOTE = (
+    f"route: httproute.yaml leads from a Gateway {GATEWAY} to the pool; put your Gateway's name there, with Istio or "
+    "GKE add --set provider.name=istio or gke to helm's line, and on GKE, which has none, leave out the timeouts"
+)
 LABELS = {"llm-d.ai/inference-serving": "true"}
 ENGINE_PORT = 8200  # of a decode replica, behind its sidecar
 PICKERS: dict[str, tuple[dict[str, float], str]] = {  # by policy: scorers and weights, and what is not the same
@@ -44,7 +52,9 @@ def llm_d(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str,
     for body in objects:
         _mark(body)
     check(objects)
-    notes += _policy_notes(deployment)
+    notes += [ROUTE_NOTE, *_policy_notes(deployment)]
+    route = _route()
+    check([route])
     values = {
         "inferenceExtension": {
             "replicas": 1,
@@ -65,10 +75,34 @@ def llm_d(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str,
             "modelServers": {"matchLabels": LABELS},
         },
     }
-    chart = "oci://registry.k8s.io/gateway-api-inference-extension/charts/inferencepool"
-    how = [f"helm install headway {chart} -f inferencepool.values.yaml", "kubectl apply -f modelservers.yaml"]
-    values_text = commented([head, *how, *notes], write_yaml(values))
-    return {"inferencepool.values.yaml": values_text, "modelservers.yaml": documents([head], objects)}, notes
+    how = [
+        f"helm install {NAME} {CHART} --version {CHART_VERSION} -f inferencepool.values.yaml",
+        "kubectl apply -f modelservers.yaml -f httproute.yaml",
+    ]
+    return {
+        "inferencepool.values.yaml": commented([head, *how, *notes], write_yaml(values)),
+        "modelservers.yaml": documents([head], objects),
+        "httproute.yaml": documents([head], [route]),
+    }, notes
+
+
+def _route() -> dict[str, Any]:
+    """All paths of a Gateway to the pool."""
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": NAME},
+        "spec": {
+            "parentRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": GATEWAY}],
+            "rules": [
+                {
+                    "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
+                    "backendRefs": [{"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": NAME}],
+                    "timeouts": {"request": "0s"},  # none: an answer may take minutes
+                }
+            ],
+        },
+    }
 
 
 def picker(route: str, split: bool) -> dict[str, Any]:

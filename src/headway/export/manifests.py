@@ -12,7 +12,8 @@ from headway.specs import write_yaml
 __all__ = ["check", "documents"]
 
 # By kind: its group and version, and the paths that must be there ([] is any entry). From the API reference of
-# Kubernetes 1.33, the resource definitions of LeaderWorkerSet v1, and ai-dynamo's own templates.
+# Kubernetes 1.33, the resource definitions of LeaderWorkerSet v1 and of the Gateway API's HTTPRoute v1, and ai-dynamo's
+# own templates.
 POD = ("spec.containers[].name", "spec.containers[].image", "spec.containers[].resources.limits")
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Deployment": (
@@ -34,6 +35,9 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
         "leaderworkerset.x-k8s.io/v1",
         ("spec.replicas", "spec.leaderWorkerTemplate.size",
          *(f"spec.leaderWorkerTemplate.{part}.{p}" for part in ("leaderTemplate", "workerTemplate") for p in POD)),
+    ),
+    "HTTPRoute": (
+        "gateway.networking.k8s.io/v1", ("spec.parentRefs[].name", "spec.rules[].backendRefs[].name"),
     ),
     "DynamoGraphDeployment": (
         "nvidia.com/v1beta1",

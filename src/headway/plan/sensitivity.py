@@ -108,8 +108,8 @@ def _asks(question: Question, best: Deployment, job: Job) -> list[_Ask]:
 def _parts(best: Deployment, job: Job) -> list[tuple[str, Job]]:
     """What one part of the deployment twice as good would change, links as if they took no time."""
     found = [
-        ("prompts computed twice as fast", job._replace(eased="prompts")),
-        ("tokens decoded twice as fast", job._replace(eased="tokens")),
+        ("prompts twice as fast", job._replace(eased="prompts")),
+        ("tokens twice as fast", job._replace(eased="tokens")),
         ("twice the KV cache", job._replace(eased="kv")),
     ]
     split = any(pool.role != "mixed" for pool in best.pools)
