@@ -93,6 +93,8 @@ def replay_requests(folder: str | Path, trace: str | Path | None = None) -> Repl
         BadInput: no run in the folder, a file that is missing or broken, or a trace of other requests.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder")
     metas = sorted(folder.glob("*.meta.json"))
     if not metas:
         raise BadInput(f"{folder}: no *.meta.json in it; a recorded run is NAME.meta.json and NAME.requests.csv.gz")
