@@ -267,9 +267,11 @@ def _fetch_s(link: Handoff) -> tuple[float, float]:
 
 def retained_where(backings: list[Backing]) -> str:
     """Where the policy `retain` has an effect: native at engines that take its hint, else in simulations alone."""
+    from headway.gateway.steering import KEEP_HINT
+
     told = [backing.keep_hints for backing in backings]
     if all(told):
-        return "native, told by the header x-headway-keep-s"
+        return f"native, told by the header {KEEP_HINT}"
     where = "all replicas" if not any(told) else f"{told.count(False)} of {len(told)} replicas"
     return f"simulation-only at {where}: their engines are told nothing; pools.N.keep_hints where they obey a hint"
 

@@ -23,9 +23,7 @@ def stretched(table: StepTable, factor: float) -> StepTable:
     for name in table.__struct_fields__:
         seconds = getattr(table, name)
         if name.endswith("_s") and seconds is not None:
-            times[name] = seconds * factor
-            if isinstance(seconds, np.ndarray):
-                times[name].setflags(write=False)
+            times[name] = _kept(seconds * factor)
     return msgspec.structs.replace(table, **times)
 
 

@@ -313,9 +313,7 @@ def _usd(unit: Deployment, counts: tuple[int, ...], given: Mapping[str, float] |
     if given:
         pools = zip(unit.pools, counts, strict=True)
         return sum(given[pool.replica.gpu] * pool.replica.gpus * count for pool, count in pools)
-    deployment = resized(unit, list(counts))
-    each = deployment.priced().usd_per_gpu_hour
-    return None if each is None else each * deployment.gpus
+    return resized(unit, list(counts)).usd_per_hour
 
 
 def _most(found: list[tuple[int, ...] | None]) -> tuple[int, ...] | None:

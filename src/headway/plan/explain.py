@@ -348,8 +348,8 @@ def _changes(changes: list[Wish], does: str = "would do") -> str:
 
 
 def _would(deployment: Deployment) -> str:
-    usd = deployment.priced().usd_per_gpu_hour
-    cost = "" if usd is None else f", ${usd * deployment.gpus:.2f} per hour,"
+    usd = deployment.usd_per_hour
+    cost = "" if usd is None else f", ${usd:.2f} per hour,"
     return f"{deployment.name} on {_gpus(deployment)}{cost}"
 
 

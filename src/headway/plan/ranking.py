@@ -28,8 +28,7 @@ class Entry(NamedTuple):
     @property
     def usd_per_hour(self) -> float | None:
         """Dollars per hour for all its GPUs; None without a price."""
-        each = self.deployment.priced().usd_per_gpu_hour
-        return None if each is None else each * self.deployment.gpus
+        return self.deployment.usd_per_hour
 
     @property
     def joules(self) -> float:

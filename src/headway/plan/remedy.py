@@ -17,7 +17,7 @@ from headway.plan.bounds import Guess
 from headway.plan.classes import classes_of
 from headway.plan.contest import Contest
 from headway.plan.question import Question
-from headway.plan.screen import LEAST_OF_GUESS
+from headway.plan.screen import price_of
 from headway.plan.space import enumerate_space, powered_copies, resized, without
 from headway.plan.trial import Load, Trial, pooled, try_rate
 from headway.sim import Deployment, Pool
@@ -33,6 +33,7 @@ _GROWTH = 16  # each try has a sixteenth more copies, so the last has a third mo
 _FAR = 4  # ... and four times that after one that serves less than half of what it should
 _CHEAPER_GPUS_MAX = 64  # the space of so many is looked through in some seconds
 _OF_A_PRICE, _CHEAPER_TRIES = 6, 60  # the ablest by estimate of each price, the lowest price first
+_LEAST_OF_GUESS = 0.6  # of a rate: what serves it is hardly estimated to serve less
 _HOPE = 0.05  # who misses the target by more on one seed does not meet it on all
 
 
@@ -57,8 +58,8 @@ class Remedy(NamedTuple):
     @property
     def usd_per_hour(self) -> float | None:
         """Dollars per hour of all copies; None without a price."""
-        each = self.deployment.priced().usd_per_gpu_hour
-        return None if each is None else each * self.gpus
+        each = self.deployment.usd_per_hour
+        return None if each is None else each * self.copies
 
 
 def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | None:
@@ -122,15 +123,15 @@ def _cheaper(contest: Contest, source: Workload, found: Remedy) -> Remedy:
         return found
     rehearsal = _Rehearsal(contest, source, contest.long, contest.seeds or (contest.question.seed,))
     question, known = contest.question, {option.name for option in contest.options}
-    freer = _freed(question, copied(found.deployment, found.copies))
-    limit = _price(question, copied(found.deployment, found.copies))
+    whole = copied(found.deployment, found.copies)
+    freer, limit = _freed(question, whole), price_of(whole, question)
     space = enumerate_space(freer, lambda replica: rehearsal.serves(_spared(Pool(replica=replica), question)))
     able = []
     for option in space.options:
-        price = _price(question, option.deployment)
+        price = price_of(option.deployment, question)
         if price < limit and option.name not in known:
             guess = rehearsal.serves(option.deployment)
-            if guess >= LEAST_OF_GUESS * contest.rate_req_s:
+            if guess >= _LEAST_OF_GUESS * contest.rate_req_s:
                 able.append((price, -guess, option))
     able.sort(key=lambda each: each[:2])
     first = [each for _, alike in groupby(able, key=lambda each: each[0]) for each in [*alike][:_OF_A_PRICE]]
@@ -156,12 +157,6 @@ def _freed(question: Question, whole: Deployment) -> Question:
     )  # fmt: skip
 
 
-def _price(question: Question, deployment: Deployment) -> float:
-    """Dollars per hour, or GPUs where a price is missing."""
-    usd = deployment.priced().usd_per_gpu_hour
-    return deployment.gpus * (usd if usd is not None and not question.unpriced else 1.0)
-
-
 def _used(deployment: Deployment) -> Counter[str]:
     """GPUs by kind."""
     counts: Counter[str] = Counter()
@@ -174,9 +169,9 @@ def _evaluated(deployment: Deployment, question: Question) -> int:
     """The most copies that the question's GPUs and dollars allow: fewer were evaluated, and miss the SLO."""
     used = _used(deployment)
     most = min(question.most // deployment.gpus, *(question.stock[kind] // count for kind, count in used.items()))
-    each, usd = deployment.priced().usd_per_gpu_hour, question.max_usd_per_hour
+    each, usd = deployment.usd_per_hour, question.max_usd_per_hour
     if each and usd is not None:
-        most = min(most, int(usd / (each * deployment.gpus)))
+        most = min(most, int(usd / each))
     return max(1, int(min(most, powered_copies(deployment, question))))
 
 

@@ -9,12 +9,12 @@ from headway.plan.bounds import Guess, Lengths
 from headway.plan.classes import Ceilings
 from headway.plan.question import Question
 from headway.plan.space import Option, without
+from headway.sim import Deployment
 from headway.sim.run import compiled
 
-__all__ = ["BEHIND", "LEAST_OF_GUESS", "Screened", "screen"]
+__all__ = ["BEHIND", "Screened", "price_of", "screen"]
 
 BEHIND = 0.5  # of the rate: estimates are 0.6 to 1.6 times what simulation finds
-LEAST_OF_GUESS = 0.6  # of a rate: what serves it is hardly estimated to serve less
 _MOST = 600  # candidates simulated of a large space, the first of each order
 _WIDE = ("rate", "ttft", "tpot")  # objectives that want more GPUs than the rate needs
 
@@ -47,9 +47,8 @@ def screen(
     for place, option in enumerate(options):
         left = without(option.deployment, question.spare)
         tables = tuple(compiled(pool.replica) for pool in left.pools)
-        gpus, usd = option.deployment.gpus, option.deployment.priced().usd_per_gpu_hour
-        price = gpus * (usd if usd is not None and not question.unpriced else 1.0)
-        one = _Estimate(place, gpus, price, guess(left, tables))
+        price = price_of(option.deployment, question)
+        one = _Estimate(place, option.deployment.gpus, price, guess(left, tables))
         times = ceilings(left, tables)
         if times < 1:
             out[place] = Screened("rate", one.guess, times * rate_req_s)
@@ -70,3 +69,9 @@ def _first(able: list[_Estimate], question: Question, rate_req_s: float) -> list
     if question.objective in _WIDE or not set(_WIDE).isdisjoint(question.front):
         orders.append(sorted(able, key=lambda each: (-each.guess, each.place)))
     return [each for order in orders for each in order[: _MOST // len(orders)]]
+
+
+def price_of(deployment: Deployment, question: Question) -> float:
+    """Return dollars per hour, or GPUs where a price is missing."""
+    usd = deployment.usd_per_hour
+    return float(deployment.gpus) if usd is None or question.unpriced else usd

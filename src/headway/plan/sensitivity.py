@@ -142,14 +142,13 @@ class _Looker:
 
     def __call__(self, ask: _Ask) -> Variant:
         deployment, rate_req_s = ask.job.deployment, self.rate_req_s * ask.rate
-        usd = deployment.priced().usd_per_gpu_hour
         same = Variant(
             kind=ask.kind,
             what=ask.what,
             rate_req_s=rate_req_s,
             meets=True,
             gpus=deployment.gpus,
-            usd_per_hour=None if usd is None else usd * deployment.gpus,
+            usd_per_hour=deployment.usd_per_hour,
         )
         if ask.rate not in self.evaluators:
             self.evaluators[ask.rate] = Evaluator(self.question, self.source, rate_req_s)

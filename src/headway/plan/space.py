@@ -115,8 +115,8 @@ def singles(question: Question) -> Iterator[Deployment]:
 
 
 def _too_dear(deployment: Deployment, question: Question) -> bool:
-    usd, most = deployment.priced().usd_per_gpu_hour, question.max_usd_per_hour
-    return most is not None and usd is not None and usd * deployment.gpus > most * (1 + _ROUNDING)
+    usd, most = deployment.usd_per_hour, question.max_usd_per_hour
+    return most is not None and usd is not None and usd > most * (1 + _ROUNDING)
 
 
 def powered_copies(deployment: Deployment, question: Question) -> float:

@@ -151,8 +151,8 @@ def _ascending(question: Question, names: Sequence[str]) -> Iterator[Deployment]
     """What a looser question allows, in order of how much of what was loosened they take; then of GPUs and dollars."""
 
     def taken(deployment: Deployment) -> tuple[float, ...]:
-        gpus, usd = float(deployment.gpus), deployment.priced().usd_per_gpu_hour
-        dollars = gpus * usd if usd is not None else math.inf
+        gpus, usd = float(deployment.gpus), deployment.usd_per_hour
+        dollars = math.inf if usd is None else usd
         of: dict[str, float] = {
             "max_tp": max(pool.replica.tp for pool in deployment.pools), "gpus": gpus, "max_usd_per_hour": dollars,
             "max_watts": _watts(question, deployment), "watts_per_rack": _watts(question, deployment),

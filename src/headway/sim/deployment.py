@@ -213,6 +213,12 @@ class Deployment(Spec, frozen=True, kw_only=True):
         roles = [f"{pool.model}.{pool.role}" if several else pool.role for pool in self.pools]
         return [f"{role}.{roles[:i].count(role)}" if roles.count(role) > 1 else role for i, role in enumerate(roles)]
 
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Dollars per hour for all GPUs; None where one of them has no price."""
+        each = self.priced().usd_per_gpu_hour
+        return None if each is None else each * self.gpus
+
     def priced(self, gpu_seconds: list[float] | None = None) -> Prices:
         """The prices, the dollars per GPU hour taken from the catalogue where none are given.
 
