@@ -408,11 +408,16 @@ def test_a_worker_that_dies_is_reported():
 def test_a_worker_that_is_killed_is_replaced_and_its_job_done():
     workers = Workers(halver, (100,), 2)
     jobs = list(range(20))
-    for killed in (0, 1, 2):
-        for process in workers.started[:killed]:
+    assert dict(workers.answers(jobs)) == {i: job / 2 for i, job in enumerate(jobs)}
+    for killed in (1, 2):
+        *_, first_asked = workers.idle  # of the others nobody may hear, where one has done all before a second is asked
+        for process in workers.idle[-killed:]:
             process.kill()
+            process.wait()
         assert dict(workers.answers(jobs)) == {i: job / 2 for i, job in enumerate(jobs)}
-        assert [process.poll() for process in workers.started] == [None, None]
+        assert len(workers.started) == len(workers.idle) == 2
+        assert first_asked not in workers.started
+        assert workers.idle[-1].poll() is None
     workers.close()
     assert workers.started == []
 
