@@ -167,8 +167,11 @@ def trial(score):
 TARGET = probit(0.9, 10**9)
 
 
-@given(crossing=st.floats(-90, 300), start=st.floats(-120, 300), slope=st.floats(0.01, 2.0), bend=st.floats(0, 1.0))
-def test_the_search_ends_between_neighbours_and_is_not_slow(crossing, start, slope, bend):
+@given(
+    crossing=st.floats(-90, 300), start=st.floats(-120, 300), slope=st.floats(0.01, 2.0), bend=st.floats(0, 1.0),
+    told=st.booleans(),
+)  # fmt: skip
+def test_the_search_ends_between_neighbours_and_is_not_slow(crossing, start, slope, bend, told):
     tried = []
 
     def curve(k):
@@ -176,23 +179,37 @@ def test_the_search_ends_between_neighbours_and_is_not_slow(crossing, start, slo
         away = crossing - k
         return trial(TARGET + slope * (away if away > 0 else away * (1 + bend)))
 
-    found = search(curve, start, -100, TARGET)
+    found = search(curve, start, -100, TARGET, told)
     assert found.high == found.low + 1
     assert found.low - 1e-9 <= crossing <= found.high + 1e-9
     assert found.at == pytest.approx(crossing, abs=1e-3 if not bend else 1.0)
     assert len(tried) == len(set(tried)) <= 24
 
 
-@given(st.lists(st.booleans(), min_size=60, max_size=60), st.floats(-40, 40))
-def test_noise_may_move_the_crossing_but_not_break_the_bracket(met, start):
+@given(st.lists(st.booleans(), min_size=60, max_size=60), st.floats(-40, 40), st.booleans())
+def test_noise_may_move_the_crossing_but_not_break_the_bracket(met, start, told):
     def curve(k):
         return trial(TARGET + (0.1 if k < -30 or (k < 30 and met[k + 30]) else -0.1))
 
-    found = search(curve, start, -31, TARGET)
+    found = search(curve, start, -31, TARGET, told)
     assert curve(found.low).met
     assert not curve(found.high).met
     assert found.high == found.low + 1
     assert (found.low >= 0) == curve(0).met
+
+
+@given(st.floats(4, 200), st.floats(-3.5, 0.5), st.floats(0.1, 1.0), st.sampled_from([1.2, 2.5]))
+def test_a_start_that_was_told_takes_few_trials_where_scores_flatten(crossing, off, slope, most):
+    """As they do for a large fleet far above its asked rate: nearly all requests are in time, then nearly none."""
+    tried = []
+
+    def curve(k):
+        tried.append(k)
+        return trial(TARGET + min(max(slope * (crossing - k), -most), most))
+
+    found = search(curve, crossing - off, -100, TARGET, told=True)
+    assert found.low <= crossing <= found.high
+    assert len(tried) <= 7
 
 
 @given(st.floats(-40, 40))
@@ -320,8 +337,11 @@ def test_long_limits_at_high_rates_take_more_requests():
 # --- ranking ------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.booleans()), max_size=12))
-def test_the_front_holds_exactly_what_nobody_beats(points):
+_MEASURED = st.integers(90, 130)  # many within the tolerance of each other, many not
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), _MEASURED, _MEASURED, st.booleans()), max_size=12))
+def test_the_front_has_one_as_good_for_everything_and_none_that_another_on_it_matches(points):
     entries = []
     for i, (count, joules, per_gpu, meets) in enumerate(points):
         asked = Asked(1.0, 1.0, 1.0, 0.1, 0.01, 1.0, float(joules), meets)
@@ -329,17 +349,24 @@ def test_the_front_holds_exactly_what_nobody_beats(points):
         plan = msgspec.structs.replace(deployment(count=count), name=str(i))
         entries.append(Entry(plan, outcome, meets))
     field = [e for e in entries if e.meets] or entries
-    best = front(entries, ("cost", "energy", "goodput"))
+    best = front(entries, ("cost", "energy", "goodput"), "cost")
 
     def values(entry):
-        return entry.usd_per_hour, entry.joules, -entry.goodput_per_gpu
+        return entry.usd_per_hour, entry.joules, entry.goodput_per_gpu
 
-    for entry in field:
-        mine = values(entry)
-        others = [values(other) for other in field if values(other) != mine]
-        beaten = any(all(a <= b for a, b in zip(other, mine, strict=True)) for other in others)
-        assert (entry in best) != beaten
-    assert all(entry in field for entry in best)
+    def beats(one, other):
+        (usd, joules, rate), (usd_2, joules_2, rate_2) = values(one), values(other)
+        return usd <= usd_2 and joules <= joules_2 and rate >= rate_2 and values(one) != values(other)
+
+    def matches(one, other):
+        (usd, joules, rate), (usd_2, joules_2, rate_2) = values(one), values(other)
+        return usd <= usd_2 and joules <= 1.03 * joules_2 and rate >= 0.97 * rate_2
+
+    assert all(entry in field and not any(beats(other, entry) for other in field) for entry in best)
+    assert all(any(matches(one, entry) for one in best) for entry in field)
+    assert not any(matches(one, entry) for i, entry in enumerate(best) for one in best[:i])
+    assert best[:1] == rank(best, "cost")[:1]
+    assert {e.usd_per_hour for e in best[:1]} == {e.usd_per_hour for e in rank(field, "cost")[:1]}
 
 
 def test_at_equal_cost_and_goodput_less_energy_comes_first():
@@ -349,7 +376,7 @@ def test_at_equal_cost_and_goodput_less_energy_comes_first():
         entries.append(Entry(msgspec.structs.replace(deployment(), name=name), outcome, True))
     ranked = rank(entries, "cost")
     assert [entry.deployment.name for entry in ranked] == ["fp8", "bf16"]
-    assert front(entries, ("cost", "energy", "goodput")) == ranked[:1]
+    assert front(entries, ("cost", "energy", "goodput"), "cost") == ranked[:1]
 
 
 @given(st.permutations(range(4)))

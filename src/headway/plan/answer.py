@@ -192,8 +192,9 @@ class Plan(Spec, frozen=True, kw_only=True):
         discarded: candidates by the reason they were not evaluated for.
         tolerance: relative width of the bracket around each goodput.
         best: the first of `ranked` when the plan is feasible.
-        front: names of the candidates no other beats in all objectives of the question's `front` at once; of those
-            that meet the SLO if any does.
+        front: names of the candidates no other beats in all objectives of the question's `front` at once, one for
+            all that differ by no more than `tolerance` in what is simulated; of those that are confirmed to meet the
+            SLO if any is.
         ranked: all evaluated candidates, the best first.
         long_runs, confirmed: how many of these rest on runs of `requests`, and how many on further seeds.
         uncertainty: the cost model's own error in the figures of the first of `ranked`, as factors.

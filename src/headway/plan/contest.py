@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Callable
 
 from headway.plan.evaluate import Job, Outcome
@@ -22,6 +23,7 @@ _SEEDS_MOST = 24  # then those whose interval holds the target are said to be un
 _NEAREST = 8  # where nothing works, so many at a time are simulated to find what comes nearest
 _RECALLED = 500  # so many at a time of those screened out, where nothing else meets the SLO
 _PROVEN = 32  # the ablest by estimate, where all are proven unable: they tell what comes near
+_PEERS = 9  # so many nearest in goodput tell by how much longer runs find less
 _HOPE, _HOPE_REQUESTS = 0.15, 1_000  # by which share short runs may underrate a goodput: two standard deviations
 
 
@@ -49,6 +51,7 @@ class Contest:
         self.rungs = [(min(requests, max(_SHORT_MIN, requests // share)), most) for share, most in rungs]
         self.objective = question.known(question.objective)
         self.outcomes: dict[int, Outcome] = {}
+        self.alike: dict[int, dict[int, Outcome]] = {requests: {} for requests, _ in self.rungs}  # on one seed
         self.planned = self.done = 0
         self.recalled = False
         proven = screened and len(screened) == len(options) and all(e.reason == "rate" for e in screened.values())
@@ -62,8 +65,26 @@ class Contest:
         return jobs
 
     def front(self, entries: list[Entry]) -> list[Entry]:
-        """Return those that no other beats in the objectives of the question's front."""
-        return front(entries, tuple(self.question.known(objective) for objective in self.question.front))
+        """Return the front, of those confirmed where any is: only one seed tells of the others."""
+        return self._unmatched([entry for entry in entries if entry.meets and entry.outcome.seeds] or entries)
+
+    def _unmatched(self, entries: list[Entry]) -> list[Entry]:
+        return front(entries, tuple(map(self.question.known, self.question.front)), self.objective)
+
+    def _likely(self, requests: int) -> list[Entry]:
+        """The front, were all runs as long and of one seed.
+
+        Those without such a run are taken to lose by it no more than the luckiest of those of about their goodput that
+        have one: few requests overrate a large fleet, which has not filled up when they end.
+        """
+        told, likely = self.alike.get(requests, {}), dict[int, Outcome]()
+        for length in sorted(self.alike):
+            outcomes = self.alike[length]
+            pairs = [(outcomes[i].goodput.req_s, told[i].goodput.req_s) for i in outcomes if i in told]
+            falls = sorted((before, after / before) for before, after in pairs if before)
+            likely |= {i: _fallen(outcome, falls) for i, outcome in outcomes.items() if length <= requests}
+        entries = [self._entry(i, hopeful=True)._replace(outcome=outcome) for i, outcome in likely.items()]
+        return self._unmatched(entries)
 
     def _first(self) -> list[Job]:
         """Short runs for all that were not screened out."""
@@ -91,16 +112,16 @@ class Contest:
             near = _DOUBT if requests == self.long else 2 * _DOUBT
             doubtful = [e for e in entries if abs(e.outcome.goodput.req_s / self.rate_req_s - 1) < near]
             most = contenders if any(entry.meets for entry in entries) else _HOPELESS
-            front = [] if self.most_req_s is not None else self.front(entries)
+            front = [] if self.most_req_s is not None else self._likely(requests)
             matter = [*rank(entries, self.objective)[:most], *front, *doubtful]
-            short = [e for e in matter if not self._final(e.outcome) and e.outcome.requests < requests]
-            names = {entry.deployment.name for entry in short}
-            if names:
-                return [
-                    Job(i, self.options[i].deployment, requests, self.outcomes[i].goodput.req_s)
-                    for i in sorted(self.outcomes)
-                    if self.options[i].name in names
-                ]
+            names = {entry.deployment.name for entry in matter}
+            jobs = [
+                Job(i, self.options[i].deployment, requests, outcome.goodput.req_s)
+                for i, outcome in sorted(self.outcomes.items())
+                if self.options[i].name in names and outcome.requests < requests and not self._final(outcome)
+            ]
+            if jobs:
+                return jobs
         return []
 
     def _confirmed(self) -> list[Job]:
@@ -111,12 +132,12 @@ class Contest:
         if not self.seeds:
             return []
         entries = [entry for i in self.outcomes if (entry := self._entry(i, hopeful=True)).meets]
-        matter = [*rank(entries, self.objective)[:_LEADERS], *self.front(entries)]
-        names = {entry.deployment.name for entry in matter if not entry.outcome.seeds}
+        matter = [*rank(entries, self.objective)[:_LEADERS], *self._likely(self.long)]
+        names = {entry.deployment.name for entry in matter if entry.meets}
         return [
             Job(i, self.options[i].deployment, self.long, self.outcomes[i].goodput.req_s, seeds=self.seeds)
             for i in sorted(self.outcomes)
-            if self.options[i].name in names
+            if self.options[i].name in names and not self.outcomes[i].seeds
         ]
 
     def _settled(self) -> list[Job]:
@@ -151,6 +172,8 @@ class Contest:
     def note(self, job: Job, outcome: Outcome, progress: Callable[[int, int], None] | None) -> None:
         """Take in an outcome."""
         self.outcomes[job.place] = outcome
+        if not outcome.seeds:
+            self.alike.setdefault(outcome.requests, {})[job.place] = outcome
         self.done += 1
         if progress is not None:
             progress(self.done, self.planned)
@@ -175,3 +198,11 @@ class Contest:
     def _final(self, outcome: Outcome) -> bool:
         """Whether longer runs would tell nothing new."""
         return outcome.requests >= self.long or outcome.goodput.req_s == 0
+
+
+def _fallen(outcome: Outcome, falls: list[tuple[float, float]]) -> Outcome:
+    """An outcome with the goodput that longer runs may find, by what they found of others: (goodput, share left)."""
+    goodput = outcome.goodput
+    first = max(0, min(bisect(falls, (goodput.req_s, 0.0)) - _PEERS // 2, len(falls) - _PEERS))
+    left = [share for _, share in falls[first : first + _PEERS]] or [1.0]
+    return outcome._replace(goodput=goodput._replace(req_s=goodput.req_s * max(left)))

@@ -8,9 +8,13 @@ from typing import NamedTuple
 
 from headway.plan.evaluate import Outcome
 from headway.plan.question import Objective
+from headway.plan.trial import STEP
 from headway.sim import Deployment
 
 __all__ = ["MEASURES", "Entry", "front", "rank", "undecided"]
+
+TOLERANCE = STEP - 1  # what the search leaves open of a goodput; runs of 8,000 requests tell others no better
+_EXACT = "cost", "gpus"  # objectives that are not simulated
 
 
 class Entry(NamedTuple):
@@ -79,18 +83,30 @@ def rank(entries: list[Entry], objective: Objective) -> list[Entry]:
     return sorted(entries, key=key)
 
 
-def front(entries: list[Entry], objectives: tuple[Objective, ...]) -> list[Entry]:
-    """Return the entries that no other beats: none is as good in all objectives, and better in one.
+def front(entries: list[Entry], objectives: tuple[Objective, ...], objective: Objective) -> list[Entry]:
+    """Return the entries that no other matches, the best by `objective` first.
 
+    One beats another if it is as good in all objectives and better in one. Down the ranking of the unbeaten, those are
+    left out that one before them matches: it is as good in all, where less than `TOLERANCE` counts for nothing in what
+    is simulated. So each entry is matched by one of the front, of which the best by `objective` is, if it is unbeaten.
     Only entries that meet the SLO are compared; if there are none, all that serve anything.
     """
     field = [entry for entry in entries if entry.meets] or [e for e in entries if e.outcome.goodput.req_s > 0]
-    points = [tuple(entry.measure(objective) for objective in objectives) for entry in field]
-    unbeaten: list[tuple[float, ...]] = []
-    for point in sorted(set(points)):  # who beats another comes before it
-        if not any(all(a <= b for a, b in zip(other, point, strict=True)) for other in unbeaten):
-            unbeaten.append(point)
-    return [entry for entry, point in zip(field, points, strict=True) if point in set(unbeaten)]
+    point = {id(entry): tuple(entry.measure(each) for each in objectives) for entry in field}
+    unbeaten: set[tuple[float, ...]] = set()
+    for mine in sorted(set(point.values())):  # who beats another comes before it
+        if not any(all(a <= b for a, b in zip(other, mine, strict=True)) for other in unbeaten):
+            unbeaten.add(mine)
+    slacks = [0.0 if each in _EXACT else TOLERANCE for each in objectives]
+
+    def matches(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+        return all(a <= b + slack * abs(b) for a, b, slack in zip(one, other, slacks, strict=True))
+
+    kept: dict[tuple[float, ...], Entry] = {}
+    for entry in rank([entry for entry in field if point[id(entry)] in unbeaten], objective):
+        if not any(matches(other, point[id(entry)]) for other in kept):
+            kept[point[id(entry)]] = entry
+    return list(kept.values())
 
 
 def undecided(ranked: list[Entry], objective: Objective, target: float) -> list[Entry]:

@@ -14,6 +14,8 @@ _SLOPE = 0.25  # by how much a trial's score usually falls per place of the grid
 _STRIDE_MAX = 8.0  # at first: it doubles with each step that finds no end
 _CEILING = 400  # places: 137,000 times the asked rate
 _CLOSE = 8  # places between met and missed that a line through both bridges well
+_FAR = 1.0  # from the target: scores beyond it flatten, as nearly all requests are in time or nearly none
+_REACH = 4.0  # places by which what was told is rarely wrong; it doubles with each step that finds it is
 
 
 class Bracket(NamedTuple):
@@ -29,7 +31,7 @@ class Bracket(NamedTuple):
     last: Trial
 
 
-def search(trial: Callable[[int], Trial], start: float, floor: int, target: float) -> Bracket:
+def search(trial: Callable[[int], Trial], start: float, floor: int, target: float, told: bool = False) -> Bracket:
     """Return neighbours on the grid between which the SLO begins to be missed.
 
     Attainment falls with the rate up to noise; where noise makes it cross the target more than once, one of the
@@ -39,12 +41,13 @@ def search(trial: Callable[[int], Trial], start: float, floor: int, target: floa
         trial: simulates a place of the grid, or recalls it.
         start: a guess of the place, the better the fewer trials.
         floor: place below 0 of a rate so low that requests do not meet; what misses the SLO there always does.
+        told: whether the guess comes from such a search, by fewer requests or other seeds.
         target: score of a trial that just reaches its attainment.
     """
     known = {0: trial(0)}
     low, high = (0, None) if known[0].met else (None, 0)
-    at, stride = start, _STRIDE_MAX
-    if (start > 0) != known[0].met:
+    at, stride, met, again = start, _STRIDE_MAX, known[0].met, 0
+    if (start > 0) != met:
         at = _beyond(known[0], 0, target, stride)
     while low is None or high is None or high - low > 1:
         if high is not None and high <= floor:
@@ -53,14 +56,14 @@ def search(trial: Callable[[int], Trial], start: float, floor: int, target: floa
             return Bracket(low, None, float(low), known[low])
         k = min(_next(low, high, at, floor), _CEILING)
         known[k] = trial(k)
-        low, high = (k, high) if known[k].met else (low, k)
+        again = again + 1 if known[k].met == met else 0
+        met = known[k].met
+        low, high = (k, high) if met else (low, k)
         if low is None or high is None:
             at = _beyond(known[k], k, target, stride)
             stride *= 2
         else:
-            at = _between(known[low], known[high], low, high, target)
-            if high - low > _CLOSE:
-                at = min(max(at, low + (high - low) / 4), high - (high - low) / 4)
+            at = _within(known, low, high, target, k, again, told)
     return Bracket(low, high, _between(known[low], known[high], low, high, target), known[high])
 
 
@@ -78,6 +81,26 @@ def _beyond(last: Trial, k: int, target: float, stride: float) -> float:
     """Where the target is crossed, by the usual slope from the last trial: an eighth of `stride` to all of it away."""
     away = min(max(abs(last.score - target) / _SLOPE, stride / _STRIDE_MAX), stride)
     return k + away if last.met else k - away
+
+
+def _within(
+    known: dict[int, Trial], low: int, high: int, target: float, last: int, again: int, told: bool
+) -> float:
+    """Where the target is crossed between two trials, of which `last` took the place of the same end `again` times.
+
+    A line bridges them, unless they are far apart and the score of one so far from the target that it hardly tells
+    rates apart: then the other one does, or what was `told`, by the usual slope, in steps that grow.
+    """
+    line, width = _between(known[low], known[high], low, high, target), high - low
+    if width <= _CLOSE:
+        return (low + high) / 2 if again else line
+    short, over = known[low].score - target, target - known[high].score
+    reach = _REACH * 2.0**again
+    if max(short, over) > _FAR and (told or min(short, over) <= _FAR) and reach <= width / 2:
+        upwards = last == low if min(short, over) > _FAR else short < over
+        away = min(max((short if upwards else over) / _SLOPE, reach / _STRIDE_MAX), reach)
+        return low + away if upwards else high - away
+    return min(max(line, low + width / 4), high - width / 4)
 
 
 def _between(low: Trial, high: Trial, k_low: int, k_high: int, target: float) -> float:
