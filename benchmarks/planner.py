@@ -3,7 +3,7 @@
     python benchmarks/planner.py [--runs N] [--exhaustive] [--gpus "16 H100"]
     python benchmarks/planner.py --classes [--runs N]
 
-A 70B model on up to 16 H100s, and on up to 16 H100s and 16 A100s, for three workloads. CPU and wall seconds are of the
+A 70B model on up to 16 and 64 H100s, and on 16 and 32 of them with as many A100s, for three workloads. CPU and wall seconds are of the
 command with its worker processes; memory is the peak of all of them together (proportional set size, looked at 100
 times a second). Regret is by how much the plan's best is dearer than the best of an exhaustive search: every candidate
 that fits, at length, then those in front on further seeds; `results/planner.md` is the table of both, with what a
@@ -31,7 +31,13 @@ from headway.specs import from_mapping
 from headway.workload import workload
 
 _OTHER_SEED = 99
-FLEETS = {"16 H100": "h100-sxm:16", "16 H100 + 16 A100": "h100-sxm:16,a100-80gb-sxm:16"}
+FLEETS = {
+    "16 H100": "h100-sxm:16",
+    "16 H100 + 16 A100": "h100-sxm:16,a100-80gb-sxm:16",
+    "32 H100 + 32 A100": "h100-sxm:32,a100-80gb-sxm:32",
+    "64 H100": "h100-sxm:64",
+}
+WHOLE = "16 H100", "16 H100 + 16 A100"  # the spaces that `--exhaustive` looks at as a whole: an hour for the others
 LOADS = {
     "chat": "--workload chat --rate 20 --ttft 500ms --tpot 50ms",
     "summarize": "--workload summarize --rate 3 --ttft 3s --tpot 60ms",
@@ -173,7 +179,7 @@ def main() -> None:
             done = [run(fleet, load) for _ in range(asked.runs)]
             best = min(done, key=lambda each: each["wall s"])
             row = {"GPUs": fleet, "workload": load} | best
-            if asked.exhaustive:
+            if asked.exhaustive and fleet in WHOLE:
                 row |= beside_all(fleet, load, best)
             rows.append(row)
             show(f"headway plan, {fleet}, {load}", [row])

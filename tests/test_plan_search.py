@@ -30,7 +30,8 @@ from headway.plan.trial import Load, Trial, ask, pooled, probit, try_rate
 from headway.plan.workers import Workers
 from headway.sim import Deployment, Pool, simulate
 from headway.sim.run import compiled
-from headway.workload import workload
+from headway.specs import from_mapping
+from headway.workload import WorkloadSpec, workload
 
 SLO = Slo(ttft_s=0.5, tpot_s=0.03)
 QUESTION = Question(model="llama-3.1-8b", gpu="h100-sxm", gpus=4, rate_req_s=10, slo=SLO)
@@ -137,12 +138,36 @@ def test_what_a_bound_gives_up_misses_the_slo_at_any_rate(slo):
     assert given_up
 
 
-def test_the_guess_is_near_what_is_found():
-    evaluator = Evaluator(QUESTION, workload("chat"), 10.0)
+@pytest.mark.parametrize(("name", "over"), [("chat", 1.6), ("code", 2.4)])  # code's bursts: prompts bunch beside tokens
+def test_the_guess_is_near_what_is_found(name, over):
+    evaluator = Evaluator(QUESTION, workload(name), 10.0)
     for plan in (deployment(), deployment(tp=2, weights="fp8"), deployment(split=True), deployment(count=2)):
-        found = evaluator(Job(0, plan, 1000)).goodput.req_s
-        guess = Guess(evaluator.load(1000).lengths, SLO)(plan, tables(plan))
-        assert 0.6 < guess / found < 1.6
+        found = evaluator(Job(0, plan, 2000)).goodput.req_s
+        guess = Guess(evaluator.load(2000).lengths, SLO)(plan, tables(plan))
+        assert 0.6 < guess / found < over
+
+
+CONSTANT = {"kind": "constant", "tokens": 100}
+ON_OFF = {"kind": "on_off", "rate_on_req_s": 30.0, "on_s": 20.0, "off_s": 40.0}
+
+
+@pytest.mark.parametrize(
+    ("arrival", "pace", "bursts"),
+    [
+        ({"kind": "poisson", "rate_req_s": 5.0}, 1.0, 1.0),
+        ({"kind": "gamma", "rate_req_s": 5.0, "cv": 2.0}, 1.25, 2.7),  # the longest gaps count as pauses
+        (ON_OFF, 3.0, 1.0),
+        (ON_OFF | {"cv": 1.5}, 3.0, 2.25),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_bursts_are_told_from_chance(arrival, pace, bursts, seed):
+    asked = {"name": "a", "prompt": CONSTANT, "output": CONSTANT, "arrival": arrival}
+    source = workload(from_mapping(WorkloadSpec, asked, "workload"))
+    lengths = Load(source, 8000, 2.0, seed).lengths
+    assert lengths.pace == pytest.approx(pace, rel=0.12)
+    assert lengths.bursts == pytest.approx(bursts, rel=0.2)
+    assert Load(source, 100, 2.0, seed).lengths.bursts == 1.0
 
 
 @pytest.mark.parametrize("split", [False, True])

@@ -36,8 +36,8 @@ class Lengths(NamedTuple):
     """Tokens of the measured requests, which arrive within `span_s` at the rate asked for.
 
     `classes`: the number of each one's class.
-    With `cached`, prompts may be found in a prefix cache. They come at `pace` times the rate asked for, as a part of a
-    trace may, whose rate is that of all of it.
+    With `cached`, prompts may be found in a prefix cache. They come at `pace` times the rate asked for, as in a burst
+    or a part of a trace, whose rate is that of all of it, with gaps of the squared coefficient of variation `bursts`.
     """
 
     prompt: Ints
@@ -45,6 +45,7 @@ class Lengths(NamedTuple):
     cached: bool
     span_s: float = math.inf
     pace: float = 1.0
+    bursts: float = 1.0
     classes: Ints | None = None
 
     def by_class(self, count: int) -> list[tuple[int, Lengths]]:
@@ -230,7 +231,7 @@ class Guess:
     """
 
     def __init__(self, lengths: Lengths, *slos: Slo) -> None:
-        self.slos, self.pace = slos, lengths.pace
+        self.slos, self.pace, self.bursts = slos, lengths.pace, lengths.bursts
         self.samples = [(slos[i], own.sample()) for i, own in lengths.by_class(len(slos))]
         self.sample = lengths.sample() if len(slos) > 1 else self.samples[0][1]
         self.known: dict[tuple[str, StepTable, int], float] = {}
@@ -269,7 +270,7 @@ class Guess:
         ttft_max, _, e2e_max = slo.limits()
         wait_max = min(ttft_max, e2e_max)
         spare_s = wait_max - table.stages * theirs_s if wait_max < math.inf else np.full(_SAMPLE, math.inf)
-        return _QUEUE_USED * _queued_rate(prompt_s, count, spare_s, 1 - slo.attainment)
+        return _QUEUE_USED * _queued_rate(prompt_s, count, spare_s, 1 - slo.attainment, self.bursts)
 
     def _tokens(self, table: StepTable, count: int, slo: Slo, beside: tuple[float, float]) -> float:
         places = _places(table, self.sample)
@@ -288,18 +289,18 @@ def _no_wait(servers: float, missing: float) -> float:
     return float(max(missing, 1e-3) ** (1 / (math.sqrt(2 * (servers + 1)) - 1)))
 
 
-def _queued_rate(service_s: Floats, servers: int, spare_s: Floats, missing: float) -> float:
-    """Rate at which a share `missing` of requests waits longer than it can spare.
+def _queued_rate(service_s: Floats, servers: int, spare_s: Floats, missing: float, bursts: float) -> float:
+    """Rate at which a share `missing` of requests waits longer than it can spare, with gaps that vary by `bursts`.
 
-    Sakasegawa's approximation of the queue M/G/c (Annals of the Institute of Statistical Mathematics 29, 1977), its
+    Sakasegawa's approximation of the queue G/G/c (Annals of the Institute of Statistical Mathematics 29, 1977), its
     conditional wait taken as exponential.
     """
     mean_s = float(service_s.mean())
-    bursts = 1 + float(service_s.var()) / mean_s**2
+    varied = bursts + float(service_s.var()) / mean_s**2
 
     def missed(load: float) -> float:
         waits = load ** (math.sqrt(2 * (servers + 1)) - 1)
-        wait_s = mean_s * bursts / (2 * servers * (1 - load))
+        wait_s = mean_s * varied / (2 * servers * (1 - load))
         late = np.where(spare_s > 0, waits * np.exp(-np.maximum(spare_s, 0.0) / wait_s), 1.0)
         return float(late.mean())
 

@@ -43,6 +43,9 @@ _EVENTS_AT_ONCE = 50_000  # some 20 ms between looks at signals
 _WARMUP = 0.05
 KEPT_BYTES = 64 << 20  # of requests at different rates, kept because candidates come back to the same rates
 _QUEUE_SHARE = 0.10
+_AMONG, _MOST_ARRIVE = 64, 0.9  # requests in a row that tell a burst from chance, and the share that has to be served
+_CHANCE = 1 + NormalDist().inv_cdf(_MOST_ARRIVE) / math.sqrt(_AMONG)
+_PAUSE = 8.0  # mean gaps: a longer one lies between bursts
 _KNOWN = 0.9  # a target whose quantile every result has
 
 
@@ -124,10 +127,25 @@ class _Kept(Workload):
         )
         arrival_s = np.concatenate([batch.arrival_s for batch in self._made])[skipped:]
         span_s = float(arrival_s[-1] - arrival_s[0])
-        pace = 1.0
-        if self.recorded and span_s > 0:
-            pace = (len(arrival_s) - 1) / span_s / (self.rate_req_s or math.inf)
-        return Lengths(prompt, output, self.block_tokens > 0, span_s, pace, classes)
+        pace, bursts = _bursts(arrival_s, self.rate_req_s or math.inf)
+        return Lengths(prompt, output, self.block_tokens > 0, span_s, pace, bursts, classes)
+
+
+def _bursts(arrival_s: NDArray[np.float64], rate_req_s: float) -> tuple[float, float]:
+    """At how many times a rate nine tenths of requests come at most, and the squared variation of the gaps then.
+
+    By `_AMONG` neighbours each, of which arrivals at random look as much faster as `_CHANCE` says. Without so many, by
+    the mean rate.
+    """
+    span_s, count = float(arrival_s[-1] - arrival_s[0]), len(arrival_s) - 1
+    mean = count / span_s / rate_req_s if span_s > 0 else 1.0
+    spans_s = arrival_s[_AMONG:] - arrival_s[:-_AMONG]
+    if len(spans_s) < _AMONG or not spans_s.all():
+        return mean, 1.0
+    pace = max(mean, float(np.quantile(_AMONG / spans_s, _MOST_ARRIVE)) / _CHANCE / rate_req_s)
+    gaps = np.diff(arrival_s) * pace * rate_req_s
+    within = gaps[gaps < _PAUSE]
+    return pace, float(within.var() / within.mean() ** 2) if within.any() else 1.0
 
 
 class Load:
