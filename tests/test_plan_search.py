@@ -152,8 +152,9 @@ ON_OFF = {"kind": "on_off", "rate_on_req_s": 30.0, "on_s": 20.0, "off_s": 40.0}
 
 
 @pytest.mark.parametrize(
-    ("arrival", "pace", "bursts"),
+    ("arrival", "peak", "bursts"),
     [
+        ({"kind": "constant", "rate_req_s": 5.0}, 1.0, 1.0),
         ({"kind": "poisson", "rate_req_s": 5.0}, 1.0, 1.0),
         ({"kind": "gamma", "rate_req_s": 5.0, "cv": 2.0}, 1.25, 2.7),  # the longest gaps count as pauses
         (ON_OFF, 3.0, 1.0),
@@ -161,11 +162,12 @@ ON_OFF = {"kind": "on_off", "rate_on_req_s": 30.0, "on_s": 20.0, "off_s": 40.0}
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1])
-def test_bursts_are_told_from_chance(arrival, pace, bursts, seed):
+def test_bursts_are_told_from_chance(arrival, peak, bursts, seed):
     asked = {"name": "a", "prompt": CONSTANT, "output": CONSTANT, "arrival": arrival}
     source = workload(from_mapping(WorkloadSpec, asked, "workload"))
     lengths = Load(source, 8000, 2.0, seed).lengths
-    assert lengths.pace == pytest.approx(pace, rel=0.12)
+    assert lengths.pace == 1.0
+    assert lengths.peak == pytest.approx(peak, rel=0.12)
     assert lengths.bursts == pytest.approx(bursts, rel=0.2)
     assert Load(source, 100, 2.0, seed).lengths.bursts == 1.0
 
@@ -179,6 +181,25 @@ def test_the_guess_is_near_what_is_found_of_ranks(cut, split):
     found = evaluator(Job(0, plan, 4000)).goodput.req_s  # at a hundred a second fewer would be served from a queue
     guess = Guess(evaluator.load(4000).lengths, evaluator.question.aimed_slo)(plan, tables(plan))
     assert 0.6 < guess / found < 1.6
+
+
+@pytest.mark.parametrize(
+    ("arrival", "prompt", "output", "slo", "rate", "layout", "gpus"),
+    [
+        ({"rate_on_req_s": 30, "on_s": 5, "off_s": 15}, 500, 100, Slo(ttft_s=30, tpot_s=0.1), 60, "mixed", 1),
+        ({"rate_on_req_s": 60, "on_s": 2, "off_s": 18}, 100, 400, Slo(ttft_s=1, tpot_s=0.05), 8, "split", 2),
+    ],
+    ids=["requests can wait", "answers outlast them"],
+)
+def test_bursts_that_are_served_later_hide_no_cheaper_plan(arrival, prompt, output, slo, rate, layout, gpus):
+    lengths = {name: CONSTANT | {"tokens": tokens} for name, tokens in (("prompt", prompt), ("output", output))}
+    asked = {"name": "a", "arrival": {"kind": "on_off", **arrival}, **lengths}
+    made = workload(from_mapping(WorkloadSpec, asked, "workload"))
+    question = msgspec.structs.replace(
+        QUESTION, slo=slo, rate_req_s=rate, layouts=(layout,), weights=("bf16",), kv=("bf16",), budget_tokens=(2048,),
+        max_tp=1, requests=600,
+    )  # fmt: skip
+    assert plan_for(question, made=made, workers=1).best.gpus == gpus
 
 
 # --- search -------------------------------------------------------------------------------------------------
@@ -208,7 +229,7 @@ def test_the_search_ends_between_neighbours_and_is_not_slow(crossing, start, slo
     assert found.high == found.low + 1
     assert found.low - 1e-9 <= crossing <= found.high + 1e-9
     assert found.at == pytest.approx(crossing, abs=1e-3 if not bend else 1.0)
-    assert len(tried) == len(set(tried)) <= 24
+    assert len(tried) == len(set(tried)) <= 32  # 25 in the worst of some 100,000 draws
 
 
 @given(st.lists(st.booleans(), min_size=60, max_size=60), st.floats(-40, 40), st.booleans())
@@ -390,8 +411,9 @@ def test_the_front_has_one_as_good_for_everything_and_none_that_another_on_it_ma
     assert all(entry in field and not any(beats(other, entry) for other in field) for entry in best)
     assert all(any(matches(one, entry) for one in best) for entry in field)
     assert not any(matches(one, entry) for i, entry in enumerate(best) for one in best[:i])
-    assert best[:1] == rank(best, "cost")[:1]
-    assert {e.usd_per_hour for e in best[:1]} == {e.usd_per_hour for e in rank(field, "cost")[:1]}
+    assert best == rank(best, "cost")
+    if field and field[0].meets:
+        assert best[0].usd_per_hour == min(entry.usd_per_hour for entry in field)
 
 
 def test_at_equal_cost_and_goodput_less_energy_comes_first():

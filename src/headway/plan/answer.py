@@ -192,9 +192,9 @@ class Plan(Spec, frozen=True, kw_only=True):
         discarded: candidates by the reason they were not evaluated for.
         tolerance: relative width of the bracket around each goodput.
         best: the first of `ranked` when the plan is feasible.
-        front: names of the candidates no other beats in all objectives of the question's `front` at once, one for
-            all that differ by no more than `tolerance` in what is simulated; of those that are confirmed to meet the
-            SLO if any is.
+        front: names of the candidates no other beats in all objectives of the question's `front` at once, without
+            those that a better ranked one is as good as to within `tolerance` in what is simulated; of the confirmed
+            ones if the first of `ranked` is.
         ranked: all evaluated candidates, the best first.
         long_runs, confirmed: how many of these rest on runs of `requests`, and how many on further seeds.
         uncertainty: the cost model's own error in the figures of the first of `ranked`, as factors.

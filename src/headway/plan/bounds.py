@@ -36,8 +36,9 @@ class Lengths(NamedTuple):
     """Tokens of the measured requests, which arrive within `span_s` at the rate asked for.
 
     `classes`: the number of each one's class.
-    With `cached`, prompts may be found in a prefix cache. They come at `pace` times the rate asked for, as in a burst
-    or a part of a trace, whose rate is that of all of it, with gaps of the squared coefficient of variation `bursts`.
+    With `cached`, prompts may be found in a prefix cache. They come at `pace` times the rate asked for, as a part of a
+    trace may, whose rate is that of all of it; most of them `peak` times faster still, in bursts, with gaps of the
+    squared coefficient of variation `bursts`.
     """
 
     prompt: Ints
@@ -45,6 +46,7 @@ class Lengths(NamedTuple):
     cached: bool
     span_s: float = math.inf
     pace: float = 1.0
+    peak: float = 1.0
     bursts: float = 1.0
     classes: Ints | None = None
 
@@ -227,11 +229,13 @@ class Guess:
     The lower of two rates: prompts queue until TTFT is missed; the batch grows until TPOT is missed, prompts beside it
     prolonging its steps in a mixed pool, or until requests wait for KV pages or for a place in the batch. Mixed pools
     side by side serve what each would alone. What a pool can do is worked out once for all deployments that have it.
-    Of several classes the first that misses its SLO decides, served together with the others.
+    Of several classes the first that misses its SLO decides, served together with the others. Bursts are taken to last:
+    where requests can wait for their end, or are decoded beyond it, `calm`, which knows nothing of them, is nearer.
     """
 
     def __init__(self, lengths: Lengths, *slos: Slo) -> None:
-        self.slos, self.pace, self.bursts = slos, lengths.pace, lengths.bursts
+        self.slos, self.pace, self.bursts = slos, lengths.pace * lengths.peak, lengths.bursts
+        self.calm = self if lengths.peak == 1.0 else Guess(lengths._replace(peak=1.0, bursts=1.0), *slos)
         self.samples = [(slos[i], own.sample()) for i, own in lengths.by_class(len(slos))]
         self.sample = lengths.sample() if len(slos) > 1 else self.samples[0][1]
         self.known: dict[tuple[str, StepTable, int], float] = {}
@@ -296,7 +300,7 @@ def _queued_rate(service_s: Floats, servers: int, spare_s: Floats, missing: floa
     conditional wait taken as exponential.
     """
     mean_s = float(service_s.mean())
-    varied = bursts + float(service_s.var()) / mean_s**2
+    varied = max(bursts + float(service_s.var()) / mean_s**2, 1e-6)  # arrivals and prompts may all be alike
 
     def missed(load: float) -> float:
         waits = load ** (math.sqrt(2 * (servers + 1)) - 1)

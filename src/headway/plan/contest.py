@@ -65,8 +65,9 @@ class Contest:
         return jobs
 
     def front(self, entries: list[Entry]) -> list[Entry]:
-        """Return the front, of those confirmed where any is: only one seed tells of the others."""
-        return self._unmatched([entry for entry in entries if entry.meets and entry.outcome.seeds] or entries)
+        """Return the front of ranked entries; of those confirmed if the first is: only one seed tells of the others."""
+        confirmed = [entry for entry in entries if entry.meets and entry.outcome.seeds]
+        return self._unmatched(confirmed if confirmed[:1] == entries[:1] else entries)
 
     def _unmatched(self, entries: list[Entry]) -> list[Entry]:
         return front(entries, tuple(map(self.question.known, self.question.front)), self.objective)
@@ -173,7 +174,7 @@ class Contest:
         """Take in an outcome."""
         self.outcomes[job.place] = outcome
         if not outcome.seeds:
-            self.alike.setdefault(outcome.requests, {})[job.place] = outcome
+            self.alike[outcome.requests][job.place] = outcome
         self.done += 1
         if progress is not None:
             progress(self.done, self.planned)

@@ -175,7 +175,7 @@ class Evaluator:
         asked = trials[0]
         near = job.near_req_s or Guess(lengths, *classes.aimed)(left, tables)
         start = _place(near, load) - (_SURER if job.seeds else 0.0)
-        found = search(trial, start, _idle_place(hope, load), asked.target(slo), job.near_req_s is not None)
+        found = search(trial, start, _idle_place(hope, load), asked.target(slo), bool(job.near_req_s))
         fields = _fields(heard, [result for _, result in whole], asked.met)
         if asked.by_class:
             fields = fields._replace(by_class=_by_class(asked, heard, classes))
@@ -245,7 +245,7 @@ def _place(rate_req_s: float, load: Load) -> float:
 def _idle_place(hope: list[tuple[int, Reach]], load: Load) -> int:
     """The place of the grid's lowest rate, below the asked one, at which requests hardly ever meet."""
     e2e_s = float(np.concatenate([each.e2e_s for _, each in hope]).mean())
-    return min(-1, math.floor(_place(_ALONE / e2e_s / load.lengths.pace, load)))
+    return min(-1, math.floor(_place(_ALONE / e2e_s / (load.lengths.pace * load.lengths.peak), load)))
 
 
 def _goodput(found: Bracket, load: Load) -> Goodput:

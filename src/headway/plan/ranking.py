@@ -87,8 +87,8 @@ def front(entries: list[Entry], objectives: tuple[Objective, ...], objective: Ob
     """Return the entries that no other matches, the best by `objective` first.
 
     One beats another if it is as good in all objectives and better in one. Down the ranking of the unbeaten, those are
-    left out that one before them matches: it is as good in all, where less than `TOLERANCE` counts for nothing in what
-    is simulated. So each entry is matched by one of the front, of which the best by `objective` is, if it is unbeaten.
+    left out that one before them matches: it is as good in all, where `TOLERANCE` counts for nothing in what is
+    simulated. So each entry is matched by one of the front, of which the best by `objective` is, if it is unbeaten.
     Only entries that meet the SLO are compared; if there are none, all that serve anything.
     """
     field = [entry for entry in entries if entry.meets] or [e for e in entries if e.outcome.goodput.req_s > 0]
@@ -100,7 +100,7 @@ def front(entries: list[Entry], objectives: tuple[Objective, ...], objective: Ob
     slacks = [0.0 if each in _EXACT else TOLERANCE for each in objectives]
 
     def matches(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-        return all(a <= b + slack * abs(b) for a, b, slack in zip(one, other, slacks, strict=True))
+        return all(a <= (b + slack * abs(b) if slack else b) for a, b, slack in zip(one, other, slacks, strict=True))
 
     kept: dict[tuple[float, ...], Entry] = {}
     for entry in rank([entry for entry in field if point[id(entry)] in unbeaten], objective):

@@ -97,7 +97,7 @@ class _Rehearsal:
         classes, part = classes_of(contest.question, source), source.densest(requests)
         self.spare, self.slo, self.requests = contest.question.spare, classes.slo, requests * len(seeds)
         self.loads = [Load(part, requests, contest.rate_req_s, seed) for seed in seeds]
-        self.guess = Guess(self.loads[0].lengths, *classes.aimed)
+        self.guess = Guess(self.loads[0].lengths, *classes.aimed).calm
 
     def __call__(self, deployment: Deployment) -> Trial:
         """Return what it attains."""

@@ -45,6 +45,7 @@ KEPT_BYTES = 64 << 20  # of requests at different rates, kept because candidates
 _QUEUE_SHARE = 0.10
 _AMONG, _MOST_ARRIVE = 64, 0.9  # requests in a row that tell a burst from chance, and the share that has to be served
 _CHANCE = 1 + NormalDist().inv_cdf(_MOST_ARRIVE) / math.sqrt(_AMONG)
+_BURSTY = 1.2  # times the mean rate: arrivals at random look up to 1.1 times as fast
 _PAUSE = 8.0  # mean gaps: a longer one lies between bursts
 _KNOWN = 0.9  # a target whose quantile every result has
 
@@ -127,25 +128,29 @@ class _Kept(Workload):
         )
         arrival_s = np.concatenate([batch.arrival_s for batch in self._made])[skipped:]
         span_s = float(arrival_s[-1] - arrival_s[0])
-        pace, bursts = _bursts(arrival_s, self.rate_req_s or math.inf)
-        return Lengths(prompt, output, self.block_tokens > 0, span_s, pace, bursts, classes)
+        pace = 1.0
+        if self.recorded and span_s > 0:
+            pace = (len(arrival_s) - 1) / span_s / (self.rate_req_s or math.inf)
+        peak, bursts = _bursts(arrival_s, pace * (self.rate_req_s or math.inf))
+        return Lengths(prompt, output, self.block_tokens > 0, span_s, pace, peak, bursts, classes)
 
 
 def _bursts(arrival_s: NDArray[np.float64], rate_req_s: float) -> tuple[float, float]:
     """At how many times a rate nine tenths of requests come at most, and the squared variation of the gaps then.
 
-    By `_AMONG` neighbours each, of which arrivals at random look as much faster as `_CHANCE` says. Without so many, by
-    the mean rate.
+    By `_AMONG` neighbours each, of which arrivals at random look as much faster as `_CHANCE` says. Both are 1 where
+    these are too few, or all at once, or where bursts are not told from chance.
     """
-    span_s, count = float(arrival_s[-1] - arrival_s[0]), len(arrival_s) - 1
-    mean = count / span_s / rate_req_s if span_s > 0 else 1.0
     spans_s = arrival_s[_AMONG:] - arrival_s[:-_AMONG]
-    if len(spans_s) < _AMONG or not spans_s.all():
-        return mean, 1.0
-    pace = max(mean, float(np.quantile(_AMONG / spans_s, _MOST_ARRIVE)) / _CHANCE / rate_req_s)
-    gaps = np.diff(arrival_s) * pace * rate_req_s
-    within = gaps[gaps < _PAUSE]
-    return pace, float(within.var() / within.mean() ** 2) if within.any() else 1.0
+    if len(spans_s) < _AMONG:
+        return 1.0, 1.0
+    within_s = float(np.quantile(spans_s, 1 - _MOST_ARRIVE)) * _CHANCE
+    peak = _AMONG / within_s / rate_req_s if within_s else 1.0
+    if peak < _BURSTY:
+        return 1.0, 1.0
+    gaps = np.diff(arrival_s) * peak * rate_req_s
+    short = gaps[gaps < _PAUSE]
+    return peak, float(short.var() / short.mean() ** 2) if short.any() else 1.0
 
 
 class Load:

@@ -201,8 +201,8 @@ def _front(plan: Plan) -> list[Section]:
     what = "best in one of them, or the best compromise" if plan.feasible else "none of which meets the SLO"
     named = w.listed(w.objective(each, plan.question) for each in axes)
     told = (
-        f"On the front is what no other beats in {named} at once: {what}. One stands for all that differ by less than "
-        f"{plan.tolerance:.0%} in what is simulated."
+        f"On the front is what no other {'confirmed one ' if plan.confirmed else ''}beats in {named} at once: {what}. "
+        f"One stands for all that it is as good as to within {plan.tolerance:.0%} in what is simulated."
     )
     use = "Each point is a deployment; its figures show under the pointer, and a click leads to its row in the table."
     by_name = {candidate.name: candidate for candidate in plan.ranked}
