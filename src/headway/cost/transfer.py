@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from headway.cost.memory import kv_shard_bytes
 from headway.cost.replica import Replica, resolve
 from headway.hardware import Link, gpu, node
@@ -9,6 +11,7 @@ from headway.hardware import Link, gpu, node
 __all__ = ["kv_link", "kv_transfer_bytes"]
 
 
+@functools.lru_cache(maxsize=1024)
 def kv_transfer_bytes(replica: Replica, tokens: int) -> int:
     """Return the KV bytes of `tokens` that one GPU of the replica sends or receives, windows applied.
 

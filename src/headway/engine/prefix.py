@@ -94,17 +94,17 @@ class PrefixCache:
 
     def __init__(self) -> None:
         self.table = UnitTable()
-        self.bits = 11
+        self.bits = 7
         self.table.resize(self.bits)
-        self.key = np.zeros(1024, dtype=np.int64)
-        self.refs = np.zeros(1024, dtype=np.int32)
-        self.newer = np.arange(1, 1025, dtype=np.int32)
-        self.older = np.zeros(1024, dtype=np.int32)
-        self.newer[0] = self.newer[1023] = 0
+        self.key = np.zeros(64, dtype=np.int64)
+        self.refs = np.zeros(64, dtype=np.int32)
+        self.newer = np.arange(1, 65, dtype=np.int32)
+        self.older = np.zeros(64, dtype=np.int32)
+        self.newer[0] = self.newer[63] = 0
         self.spare = 1
         self.idle = 0
         self.keeps = False
-        self.until_s = np.zeros(1024, dtype=np.float64)
+        self.until_s = np.zeros(64, dtype=np.float64)
         self.ripe_s = 0.0
         self.kept: list[tuple[float, int, int]] = []
         self.lists = 0

@@ -77,11 +77,11 @@ class Histogram:
         count = int(seen[-1])
         if not count:
             return [None] * len(percents)
-        ranks = np.asarray(percents, dtype=np.float64) / 100 * (count - 1)
-        below, above = np.floor(ranks), np.ceil(ranks)
-        low = _middle(np.searchsorted(seen, below, side="right"))
-        high = _middle(np.searchsorted(seen, above, side="right"))
-        return [float(value) for value in np.minimum(low + (high - low) * (ranks - below), high)]
+        ranks = [percent / 100 * (count - 1) for percent in percents]
+        around = [edge(rank) for edge in (math.floor, math.ceil) for rank in ranks]
+        edges_s = _middle(seen.searchsorted(around, side="right")).tolist()
+        both = zip(ranks, edges_s[: len(ranks)], edges_s[len(ranks) :], strict=True)
+        return [min(low_s + (high_s - low_s) * (rank - math.floor(rank)), high_s) for rank, low_s, high_s in both]
 
 
 def _middle(bins: NDArray[np.intp]) -> NDArray[np.float64]:

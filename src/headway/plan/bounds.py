@@ -8,6 +8,7 @@ than those of one and no more than `ranks` times the most of any. The guess is n
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from itertools import product
@@ -169,6 +170,7 @@ class _Work(NamedTuple):
         return float(np.partition(work, count - 1)[:count].sum())
 
 
+@functools.lru_cache(maxsize=1024)
 def _pace(table: StepTable, decodes_alone: bool) -> tuple[float, float, float]:
     """Seconds of a token, of a pair of tokens in a prompt, of an attended token; decodes alone: `max_seqs` at most."""
     most = table.max_seqs if decodes_alone else len(table.linear_s) - 1
@@ -329,7 +331,9 @@ def _decode_rate(
             n = rate * output * seconds
             if spare <= 0 or n > most:
                 return math.inf
-            seconds = _token_s(table, max(1.0, n / table.stages), prompt + output / 2) / spare
+            before, seconds = seconds, _token_s(table, max(1.0, n / table.stages), prompt + output / 2) / spare
+            if seconds == before:
+                break
         return seconds
 
     return _highest(lambda rate: token_s(rate) <= tpot_max, most / (output * _step_s(table)))

@@ -78,12 +78,12 @@ class Contest:
         Those without such a run are taken to lose by it no more than the luckiest of those of about their goodput that
         have one: few requests overrate a large fleet, which has not filled up when they end.
         """
-        told, likely = self.alike.get(requests, {}), dict[int, Outcome]()
-        for length in sorted(self.alike):
+        told, likely = self.alike[requests], dict[int, Outcome]()
+        for length in sorted(length for length in self.alike if length <= requests):
             outcomes = self.alike[length]
             pairs = [(outcomes[i].goodput.req_s, told[i].goodput.req_s) for i in outcomes if i in told]
             falls = sorted((before, after / before) for before, after in pairs if before)
-            likely |= {i: _fallen(outcome, falls) for i, outcome in outcomes.items() if length <= requests}
+            likely |= {i: _fallen(outcome, falls) for i, outcome in outcomes.items()}
         entries = [self._entry(i, hopeful=True)._replace(outcome=outcome) for i, outcome in likely.items()]
         return self._unmatched(entries)
 
@@ -113,8 +113,8 @@ class Contest:
             near = _DOUBT if requests == self.long else 2 * _DOUBT
             doubtful = [e for e in entries if abs(e.outcome.goodput.req_s / self.rate_req_s - 1) < near]
             most = contenders if any(entry.meets for entry in entries) else _HOPELESS
-            front = [] if self.most_req_s is not None else self._likely(requests)
-            matter = [*rank(entries, self.objective)[:most], *front, *doubtful]
+            likely = [] if self.most_req_s is not None else self._likely(requests)
+            matter = [*rank(entries, self.objective)[:most], *likely, *doubtful]
             names = {entry.deployment.name for entry in matter}
             jobs = [
                 Job(i, self.options[i].deployment, requests, outcome.goodput.req_s)

@@ -131,6 +131,7 @@ class Evaluator:
         self.question, self.workload, self.rate_req_s, self.among = question, workload, rate_req_s, among
         self.classes = classes_of(question, workload)
         self.loads: dict[tuple[int, int, tuple[float, float]], Load] = {}
+        self.guesses: dict[Load, Guess] = {}
 
     def load(self, requests: int, seed: int | None = None, longer: tuple[float, float] = (1.0, 1.0)) -> Load:
         """The requests of runs of that length, of the question's seed or another."""
@@ -173,7 +174,7 @@ class Evaluator:
             return trials[k]
 
         asked = trials[0]
-        near = job.near_req_s or Guess(lengths, *classes.aimed)(left, tables)
+        near = job.near_req_s or self._guess(load)(left, tables)
         start = _place(near, load) - (_SURER if job.seeds else 0.0)
         found = search(trial, start, _idle_place(hope, load), asked.target(slo), bool(job.near_req_s))
         fields = _fields(heard, [result for _, result in whole], asked.met)
@@ -181,6 +182,12 @@ class Evaluator:
             fields = fields._replace(by_class=_by_class(asked, heard, classes))
         runs = len(trials) * len(loads) + (0 if whole is heard else len(whole))
         return self._outcome(_goodput(found, load), fields, found.last, job, runs)
+
+    def _guess(self, load: Load) -> Guess:
+        """The same for all candidates, whose pools are often alike: anew for each, they took a tenth of short runs."""
+        if load not in self.guesses:
+            self.guesses[load] = Guess(load.lengths, *self.classes.aimed)
+        return self.guesses[load]
 
     def _outcome(self, goodput: Goodput, asked: Asked | None, missed: Trial, job: Job, runs: int) -> Outcome:
         """An outcome, with what the missed trial misses."""

@@ -376,6 +376,7 @@ def _limits(slo: Slo | dict[int, Slo] | None) -> list[tuple[float, float, float]
     return [slo.get(i, Slo()).limits() for i in range(max(slo) + 1)]
 
 
+@functools.lru_cache(maxsize=256)
 def to_mapping_all(table: StepTable) -> dict[str, Any]:
     """The coefficients of a step law with value, kind, source and interval."""
     return {name: to_mapping(estimate) for name, estimate in table.provenance.items()}
