@@ -13,6 +13,7 @@ from headway.cost import EngineSettings, Replica, compile_replica, kv_link, kv_t
 from headway.errors import BadInput, DoesNotFit, HeadwayError, UnknownName
 from headway.hardware import gpu, gpu_keys
 from headway.model import model, model_keys
+from headway.sim import Deployment, Pool
 
 GIB = 1 << 30
 
@@ -245,12 +246,20 @@ def test_weights_as_published_run_where_the_gpu_cannot_compute_in_them():
 
 
 def test_kv_moves_over_the_fast_link_inside_a_node_and_over_the_network_else():
-    half, whole = replica("llama-3.1-70b", "h100-sxm", tp=4), replica("llama-3.1-70b", "h100-sxm", tp=8)
-    other = replica("llama-3.1-70b", "a100-80gb-sxm", tp=4)
-    assert kv_link(half, half).bytes_per_s == gpu("h100-sxm").link_bytes_per_s
-    assert kv_link(half, whole).bytes_per_s == gpu("h100-sxm").rdma_bytes_per_s
+    half, other = replica("llama-3.1-70b", "h100-sxm", tp=4), replica("llama-3.1-70b", "a100-80gb-sxm", tp=4)
+    assert kv_link([half, half], 8).bytes_per_s == gpu("h100-sxm").link_bytes_per_s
+    assert kv_link([half, half], 12).bytes_per_s == gpu("h100-sxm").rdma_bytes_per_s
     slower = min(gpu("h100-sxm").rdma_bytes_per_s, gpu("a100-80gb-sxm").rdma_bytes_per_s)
-    assert kv_link(half, other).bytes_per_s == kv_link(other, half).bytes_per_s == slower
+    assert kv_link([half, other], 8).bytes_per_s == kv_link([other, half], 8).bytes_per_s == slower
+
+
+@pytest.mark.parametrize(("counts", "inside"), [((1, 1), True), ((3, 1), True), ((3, 2), False)])
+def test_a_fleet_of_one_node_hands_over_inside_it_and_a_larger_one_over_the_network(counts, inside):
+    one = replica("llama-3.1-70b", "h100-sxm", tp=2)
+    roles = zip(("prefill", "decode"), counts, strict=True)
+    fleet = Deployment(pools=tuple(Pool(role=role, count=count, replica=one) for role, count in roles))
+    card = gpu("h100-sxm")
+    assert fleet.link("llama-3.1-70b").bytes_per_s == (card.link_bytes_per_s if inside else card.rdma_bytes_per_s)
 
 
 @given(st.integers(1, 100_000))

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import headway.hardware
-from headway.errors import BadInput, UnknownName
-from headway.hardware import Gpu, gpu, gpu_keys, node, nodes
+from headway.cost import Replica, compile_replica
+from headway.errors import BadInput, HeadwayError, UnknownName
+from headway.hardware import Gpu, gpu, gpu_keys, node, nodes, silicon
 from headway.specs import from_mapping, read_yaml, to_mapping, write_yaml
 
 PROMISED = {"a100-40gb-sxm", "a100-40gb-pcie", "a100-80gb-sxm", "a100-80gb-pcie", "h100-sxm", "h100-pcie"}
@@ -23,7 +24,7 @@ PROMISED |= {"mi300x", "mi325x", "gaudi-2", "cpu-xeon-8480"}
 PROMISED |= {"h100-nvl", "h200-nvl", "h800", "gh200-96gb", "gh200-144gb", "b300", "gb300", "mi250", "mi350x", "mi355x"}
 PROMISED |= {"max-1550", "gaudi-3", "arc-pro-b60", "arc-pro-b70", "gb10", "rtx-5090", "rtx-3090", "t4", "v100"}
 PROMISED |= {"rx-7900-xt", "gtx-1050-ti", "m1-max", "m5-max", "cpu-xeon-6787p", "cpu-xeon-6980p"}
-TEXT_FIELDS = {"key", "name", "vendor", "link_kind", "link_topology", "price_date", "sources", "peak_flops"}
+TEXT_FIELDS = {"key", "like", "name", "vendor", "link_kind", "link_topology", "price_date", "sources", "peak_flops"}
 
 every_gpu = pytest.mark.parametrize("card", [gpu(key) for key in gpu_keys()], ids=gpu_keys())
 
@@ -186,6 +187,47 @@ def test_a_near_miss_names_what_was_meant(came: str, meant: str) -> None:
 
 
 # --- files of one's own -------------------------------------------------------------------------------------
+
+AROUND = """
+sources:
+  ours: {kind: measured, source: our own cluster}
+gpus:
+  a100-of-ours:
+    like: a100-80gb-sxm
+    figures:
+      gpus_per_node: {value: 4, source: ours}
+      rdma_bytes_per_s: {value: 3.1e9, source: ours, note: 25 Gbit/s}
+"""
+
+
+def test_a_file_says_what_differs_around_a_gpu_whose_laws_hold(tmp_path):
+    file = tmp_path / "ours.yaml"
+    file.write_text(AROUND)
+    own, known = gpu(str(file)), gpu("a100-80gb-sxm")
+    assert (own.gpus_per_node, own.rdma_bytes_per_s) == (4, 3.1e9)
+    assert own.memory_bytes_per_s == known.memory_bytes_per_s
+    assert silicon(str(file)) == own.like == known.key
+    assert node(str(file), 4).scale_out.bytes_per_s == 3.1e9
+    one, same = (compile_replica(Replica(model="llama-3.1-8b", gpu=name)) for name in (str(file), known.key))
+    assert one.step_seconds(8, 8192, 1024) == same.step_seconds(8, 8192, 1024)
+    with pytest.raises(BadInput, match=r"tp=8: .*at most 4 GPUs"):
+        compile_replica(Replica(model="llama-3.1-8b", gpu=str(file), tp=8))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("rdma_bytes_per_s", "memory_bytes", "would make another GPU than a100-80gb-sxm"),
+        ("like: a100-80gb-sxm", "like: a100-80gb", "nearest"),
+        ("source: ours, note", "source: theirs, note", "not in `sources`; there are ours"),
+    ],
+)
+def test_a_file_that_says_something_else_of_a_gpu_is_refused(tmp_path, old, new, words):
+    file = tmp_path / "ours.yaml"
+    file.write_text(AROUND.replace(old, new))
+    with pytest.raises(HeadwayError, match=words):
+        gpu(str(file))
+
 
 CORE = Path(__file__).resolve().parents[1] / "examples" / "llamacpp" / "core-share.yaml"
 

@@ -26,7 +26,7 @@ from headway.cost.operators import (
 )
 from headway.cost.physics import experts, gemm
 from headway.cost.power import PowerLaw, power_law
-from headway.hardware import Gpu, gpu
+from headway.hardware import Gpu, gpu, silicon
 from headway.specs import Spec
 
 __all__ = ["CollectiveLaw", "Efficiency", "Estimate", "Law", "PowerLaw", "efficiency"]
@@ -87,7 +87,7 @@ def efficiency(card: Gpu, engine: str = "vllm") -> Efficiency:
     Each is the nearest that was timed (`Law.evidence`): this GPU's family under this engine, the family under another
     engine, a family of the same architecture, one pooled over other GPUs; else the data sheet with usual shares.
     """
-    return _laws(card.key, card.link_kind, engine)
+    return _laws(silicon(card.key), card.link_kind, engine)
 
 
 def _family(key: str) -> tuple[str | None, bool]:

@@ -11,7 +11,7 @@ import msgspec
 from headway.cost.datafile import family_of, packaged
 from headway.cost.efficiency import Law
 from headway.errors import BadInput, UnknownName
-from headway.hardware import Gpu
+from headway.hardware import Gpu, silicon
 from headway.specs import Spec, from_mapping
 
 __all__ = ["EngineFacts", "HostTerms", "check_engine", "engine_facts", "engine_names", "spreads"]
@@ -133,7 +133,7 @@ def engine_facts(name: str, version: str, gpu_key: str) -> EngineFacts:
     release = known[-1]
     host = release.host
     for key, terms in release.by_gpu.items():
-        if family_of(gpu_key, (key,)):
+        if family_of(silicon(gpu_key), (key,)):
             host = from_mapping(HostTerms, _merged(host, terms), "engines.yaml")
     return EngineFacts(
         name=name,

@@ -12,7 +12,7 @@ from headway.cost.datafile import alike, family_of, packaged
 from headway.cost.operators import Law
 from headway.cost.physics import Cost, Floats
 from headway.errors import BadInput
-from headway.hardware import Gpu
+from headway.hardware import Gpu, silicon
 from headway.specs import Spec
 
 __all__ = [
@@ -64,7 +64,7 @@ def power_law(key: str) -> PowerLaw:
 
     `Law.evidence` says which of the three: "own", "sibling" or "pooled".
     """
-    file = _file()
+    file, key = _file(), silicon(key)
     own = family_of(key, file.families)
     if own is not None:
         return file.families[own]

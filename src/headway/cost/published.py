@@ -19,6 +19,7 @@ from headway.cost.datafile import packaged
 from headway.cost.engines import engine_facts
 from headway.cost.replica import Replica, limits
 from headway.cost.uncertainty import shape
+from headway.hardware import silicon
 from headway.specs import Spec
 
 __all__ = ["PUBLISHED", "asked_of", "followed", "offered", "published", "with_published"]
@@ -82,11 +83,12 @@ def published(replica: Replica) -> Calibration | None:
     if engine.speculation is not None or replica.media != "text" or any(limits(replica)):
         return None
     since = engine_facts(engine.name, engine.version, replica.gpu).since
-    found = _by_place().get((shape(replica.model), replica.gpu, engine.name, since, replica.weights, replica.kv))
+    here = shape(replica.model), silicon(replica.gpu), engine.name, since, replica.weights, replica.kv
+    found = _by_place().get(here)
     if found is None:
         return None
-    here = (replica.tp, replica.pp, replica.dp, replica.ep)
-    own = next((one for one in found.own if one.layout == here), None)
+    layout = (replica.tp, replica.pp, replica.dp, replica.ep)
+    own = next((one for one in found.own if one.layout == layout), None)
     terms, sds = (found.terms, found.sds) if own is None else (own.terms, own.sds)
     return Calibration(
         gpu=replica.gpu,
@@ -97,7 +99,7 @@ def published(replica: Replica) -> Calibration | None:
         kv=(found.kv,),
         gpu_counts=tuple(sorted({tp * pp * dp for tp, pp, dp, _ in found.layouts})),
         precisions=((found.weights, found.kv),),
-        layouts=(here,) if here in found.layouts else (),
+        layouts=(layout,) if layout in found.layouts else (),
         limits=(limits(replica),),
         source=f"{found.points} published operating points of {found.model} on it ({', '.join(found.sources)})",
         held_out=tuple((name, off) for name, (off, _) in found.off.items()),
@@ -112,7 +114,7 @@ def offered(model_key: str, gpu_key: str) -> list[str]:
     Raises:
         UnknownName: no such model.
     """
-    like = shape(model_key), gpu_key
+    like = shape(model_key), silicon(gpu_key)
     return [_named(*key[2:]) for key in _by_place() if key[:2] == like]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from headway.cost.memory import kv_shard_bytes
 from headway.cost.replica import Replica, resolve
@@ -23,14 +24,14 @@ def kv_transfer_bytes(replica: Replica, tokens: int) -> int:
     return kv_shard_bytes(replica, resolve(replica)[0], tokens)
 
 
-def kv_link(source: Replica, target: Replica) -> Link:
-    """Return the link a GPU of `source` reaches a GPU of `target` by.
+def kv_link(replicas: Sequence[Replica], gpus: int) -> Link:
+    """Return the link that a GPU of any of these replicas reaches a GPU of any other by, where they have `gpus` in all.
 
-    The scale-up link when both replicas are of one kind of GPU and fit into one node together, else the
-    network card of the slower side.
+    The scale-up link when all are of one kind of GPU and fit into one node together, else the slowest network card of
+    theirs: nothing keeps a request's decode replica on the node of its prefill replica.
     """
-    card, other = gpu(source.gpu), gpu(target.gpu)
-    if card.key == other.key and source.gpus + target.gpus <= card.gpus_per_node:
-        return node(card.key, 1).scale_up
-    slower = min(card, other, key=lambda end: end.rdma_bytes_per_s)
-    return node(slower.key, 1).scale_out
+    cards = [gpu(replica.gpu) for replica in replicas]
+    if len({card.key for card in cards}) == 1 and gpus <= cards[0].gpus_per_node:
+        return node(cards[0].key, 1).scale_up
+    slowest = min(cards, key=lambda card: card.rdma_bytes_per_s)
+    return node(slowest.key, 1).scale_out

@@ -25,7 +25,7 @@ from headway.cost.engines import engine_facts
 from headway.cost.power import power_law
 from headway.cost.replica import Replica, limits
 from headway.errors import BadInput
-from headway.hardware import gpu
+from headway.hardware import gpu, silicon
 from headway.model import model
 from headway.specs import Spec
 
@@ -138,7 +138,7 @@ def _seen(replica: Replica, metric: str, places: _Places) -> str:
     """The level by what was measured of a metric under the release, by these records."""
     engine = replica.engine
     since = engine_facts(engine.name, engine.version, replica.gpu).since
-    groups = places.get(engine.name, {}).get(since, {}).get(replica.gpu, {})
+    groups = places.get(engine.name, {}).get(since, {}).get(silicon(replica.gpu), {})
     models = [name for metrics, members in groups.items() if metric in metrics.split() for name in members]
     if not models:
         return _unseen(replica.gpu)

@@ -5,7 +5,7 @@ May import: errors, units, specs.
 Start reading at `facts.py` for what each number means; to add a GPU, add an entry to a data file.
 """
 
-from headway.hardware.catalogue import gpu, gpu_keys, gpus_named, is_file, node, nodes
+from headway.hardware.catalogue import gpu, gpu_keys, gpus_named, is_file, node, nodes, silicon
 from headway.hardware.facts import Gpu, Link, Node, Source
 
-__all__ = ["Gpu", "Link", "Node", "Source", "gpu", "gpu_keys", "gpus_named", "is_file", "node", "nodes"]
+__all__ = ["Gpu", "Link", "Node", "Source", "gpu", "gpu_keys", "gpus_named", "is_file", "node", "nodes", "silicon"]

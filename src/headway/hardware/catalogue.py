@@ -6,25 +6,34 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from headway.errors import BadInput, UnknownName
 from headway.hardware.facts import Gpu, Link, LinkKind, LinkTopology, Node, Source
 from headway.specs import Spec, from_mapping, read_yaml
 from headway.units import parse_bytes, parse_seconds
 
-__all__ = ["gpu", "gpu_keys", "is_file", "node", "nodes"]
+__all__ = ["gpu", "gpu_keys", "is_file", "node", "nodes", "silicon"]
 
 _NODE_SIZES = (1, 2, 4, 8, 72)
 
 _DATA = Path(__file__).with_name("data")
 _WHOLE = ("sm_count", "gpus_per_node")
+_AROUND = (
+    "gpus_per_node", "link_bytes_per_s", "link_latency_s", "pcie_bytes_per_s", "rdma_bytes_per_s", "rdma_latency_s",
+    "usd_per_hour",
+)  # fmt: skip
 
 
 def gpu(key: str) -> Gpu:
     """Return the GPU of that name, or the one that a YAML file of the catalogue's form describes, by its path.
 
+    In place of the whole description a file may name the GPU of the catalogue that this one is `like`, and give the
+    figures of the node, the links and the price alone: the laws of that GPU hold then.
+
     Raises:
         UnknownName: naming the nearest.
-        BadInput: the file cannot be read, or describes none or several.
+        BadInput: the file cannot be read, describes none or several, or changes a GPU that it says it is like.
     """
     return _described(key) if is_file(key) else _listed(key)
 
@@ -41,6 +50,11 @@ def _listed(key: str) -> Gpu:
 def is_file(key: str) -> bool:
     """Return whether a GPU is named by the path of a file rather than by its key in the catalogue."""
     return key.endswith((".yaml", ".yml"))
+
+
+def silicon(key: str) -> str:
+    """Return the name that the laws of a GPU go by: its own, or of a file that of the GPU it is like."""
+    return _described(key).like or key if is_file(key) else key
 
 
 def gpu_keys() -> list[str]:
@@ -119,6 +133,18 @@ class _File(Spec, frozen=True, kw_only=True):
     gpus: dict[str, _Entry]
 
 
+class _Around(Spec, frozen=True, kw_only=True):
+    """What differs around a GPU of the catalogue."""
+
+    like: str
+    figures: dict[str, _Figure] = {}  # noqa: RUF012 - never changed
+
+
+class _AroundFile(Spec, frozen=True, kw_only=True):
+    sources: dict[str, Source] = {}  # noqa: RUF012 - never changed
+    gpus: dict[str, _Around]
+
+
 @cache
 def _paths() -> tuple[Path, ...]:
     return tuple(sorted(_DATA.glob("*.yaml")))
@@ -137,11 +163,39 @@ def _cards(path: Path) -> dict[str, Gpu]:
 
 @cache
 def _described(path: str) -> Gpu:
-    file = from_mapping(_File, read_yaml(path), path)
+    data = read_yaml(path)
+    listed = data.get("gpus")
+    around = isinstance(listed, dict) and any(isinstance(each, dict) and "like" in each for each in listed.values())
+    file = from_mapping(_AroundFile if around else _File, data, path)
     if len(file.gpus) != 1:
         raise BadInput(f"{path}: describes {len(file.gpus)} GPUs under `gpus`; expected one")
     (entry,) = file.gpus.values()
-    return _gpu(path, entry, file.sources)
+    _check_sources(path, entry.figures, file.sources)
+    return _like(path, entry, file.sources) if isinstance(entry, _Around) else _gpu(path, entry, file.sources)
+
+
+def _check_sources(path: str, figures: dict[str, _Figure], documents: dict[str, Source]) -> None:
+    for name, figure in figures.items():
+        if figure.source not in documents:
+            told = ", ".join(documents) or "none"
+            raise BadInput(f"{path}: {name} is from {figure.source!r}, which is not in `sources`; there are {told}")
+
+
+def _like(path: str, entry: _Around, documents: dict[str, Source]) -> Gpu:
+    card = _listed(entry.like)
+    other = [name for name in entry.figures if name not in _AROUND]
+    if other:
+        raise BadInput(
+            f"{path}: {', '.join(other)} would make another GPU than {entry.like}, whose laws would not hold; allowed "
+            f"are {', '.join(_AROUND)}; describe the GPU whole, without `like`, to change more"
+        )
+    return msgspec.structs.replace(
+        card,
+        key=path,
+        like=entry.like,
+        **{name: _number(name, figure.value) for name, figure in entry.figures.items()},
+        sources=card.sources | {name: _source(figure, documents) for name, figure in entry.figures.items()},
+    )
 
 
 def _gpu(key: str, entry: _Entry, documents: dict[str, Source]) -> Gpu:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from headway.errors import BadInput
 from headway.specs import Spec
 
 __all__ = ["Gpu", "Link", "LinkKind", "LinkTopology", "Node", "Source", "SourceKind"]
@@ -51,6 +52,7 @@ class Gpu(Spec, frozen=True, kw_only=True):
         usd_per_hour: on demand, for one GPU with its share of the host; None when nobody lists a price.
         price_date: ISO date of that price.
         sources: one entry per number, keyed by field name, for peaks by `peak_flops.<dtype>`.
+        like: the catalogue's key of the same GPU, whose laws hold, where only its node, links or price differ.
     """
 
     key: str
@@ -74,14 +76,27 @@ class Gpu(Spec, frozen=True, kw_only=True):
     usd_per_hour: float | None
     price_date: str
     sources: dict[str, Source]
+    like: str = ""
 
 
 class Link(Spec, frozen=True, kw_only=True):
-    """One GPU's way to its peers: bandwidth in one direction and the fixed time of a small exchange."""
+    """One GPU's way to its peers: bandwidth in one direction and the fixed time of a small exchange.
+
+    Raises:
+        BadInput: no bandwidth, or a time below 0.
+    """
 
     name: str = ""
     bytes_per_s: float
     latency_s: float
+
+    def __post_init__(self) -> None:
+        """Refuse a link that moves nothing, or answers before it is asked."""
+        if not self.bytes_per_s > 0 or not self.latency_s >= 0:
+            raise BadInput(
+                f"link of {self.bytes_per_s:g} B/s and {self.latency_s:g} s: give bytes_per_s above 0, as in 3.1e9 "
+                "for 25 Gbit/s, and latency_s of 0 or more, as in 30e-6"
+            )
 
 
 class Node(Spec, frozen=True, kw_only=True):

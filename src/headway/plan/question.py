@@ -10,7 +10,7 @@ import msgspec
 from headway.cost import EngineSettings
 from headway.cost.calibration import Calibration
 from headway.errors import BadInput, UnknownName
-from headway.hardware import gpu
+from headway.hardware import Link, gpu
 from headway.metrics import Prices, Slo
 from headway.sim import Policies
 from headway.specs import Spec
@@ -88,6 +88,9 @@ class Question(Spec, frozen=True, kw_only=True):
         policies_to_try: names of the library, or module:Class, by decision point (route, order, admit): each is tried
             with each deployment, routers where there is a choice.
         layouts: "mixed" replicas, or prefill and decode "split" over two pools.
+        kv_link: what carries KV between prefill and decode replicas, per GPU; None takes the GPUs' own link for a
+            plan that fits one node, and their network cards for others. Other nodes and links than a GPU is commonly
+            sold with are described in a file that says which GPU it is `like`.
         engine: every other engine setting.
         exhaustive: simulate every candidate at length, to check the search by.
         margin: share by which the limits on the time per token (TPOT, ITL) are taken tighter than `slo` has them, as a
@@ -136,6 +139,7 @@ class Question(Spec, frozen=True, kw_only=True):
     policies_to_try: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     layouts: tuple[Layout, ...] = ("mixed", "split")
     margin: float = 0.01
+    kv_link: Link | None = None
     engine: EngineSettings = EngineSettings()
     calibration: Calibration | Literal["published"] | None = None
     policies: Policies = Policies()

@@ -317,7 +317,10 @@ def _both_counts(one: _Kind, left: Shape, other: _Kind, right: Shape) -> Iterato
 
 
 def _deployment(question: Question, name: str, *pools: Pool) -> Deployment:
-    made = Deployment(name=name, pools=pools, policies=question.policies, prices=question.prices)
+    made = Deployment(
+        name=name, pools=pools, policies=question.policies, prices=question.prices,
+        kv_link=question.kv_link if pools[0].role == "prefill" else None,
+    )  # fmt: skip
     return priced(question, made)
 
 
@@ -363,8 +366,15 @@ def resized(deployment: Deployment, counts: list[int]) -> Deployment:
 
 
 def without(deployment: Deployment, spare: int) -> Deployment:
-    """Return what is left when `spare` replicas of every pool are down; the deployment itself where none is."""
-    return resized(deployment, [pool.count - spare for pool in deployment.pools]) if spare else deployment
+    """Return what is left when `spare` replicas of every pool are down; the deployment itself where none is.
+
+    Those left stand where they stood: their KV goes over the same link.
+    """
+    if not spare:
+        return deployment
+    left = resized(deployment, [pool.count - spare for pool in deployment.pools])
+    first = deployment.pools[0]
+    return left if first.role == "mixed" else msgspec.structs.replace(left, kv_link=deployment.link(first.model))
 
 
 def _counts(question: Question, most: int) -> list[int]:

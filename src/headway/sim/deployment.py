@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from headway.cost import Replica
+from headway.cost import Replica, kv_link
 from headway.cost.published import with_published
 from headway.errors import BadInput, UnknownName
 from headway.hardware import Link, gpu
@@ -100,8 +100,7 @@ class Deployment(Spec, frozen=True, kw_only=True):
     Every `scale_every_s` the policy `scale` is asked how many replicas there are to be, between 1 and a pool's `most`.
 
     `kv_link` carries KV from prefill to decode replicas, per GPU; None chooses it from the catalogue: the node's
-    own link where a prefill and a decode replica fit one node together, else the network card; with several kinds of
-    replicas the slowest of their links.
+    own link where all replicas of the model fit one node together, else the slowest of their network cards.
 
     Raises:
         BadInput: another combination of pools; an alias of nothing, or by the name of a model; scaling with several
@@ -212,6 +211,13 @@ class Deployment(Spec, frozen=True, kw_only=True):
         several = len(self.models) > 1
         roles = [f"{pool.model}.{pool.role}" if several else pool.role for pool in self.pools]
         return [f"{role}.{roles[:i].count(role)}" if roles.count(role) > 1 else role for i, role in enumerate(roles)]
+
+    def link(self, name: str) -> Link:
+        """What carries KV between any two replicas of a model's prefill and decode pools, per GPU."""
+        pools = [pool for pool in self.pools if pool.model == name]
+        return self.kv_link or kv_link(
+            [pool.replica for pool in pools], sum(pool.places * pool.replica.gpus for pool in pools)
+        )
 
     @property
     def usd_per_hour(self) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from headway.cost import Replica, StepTable, compile_replica, kv_link, kv_transfer_bytes
+from headway.cost import Replica, StepTable, compile_replica, kv_transfer_bytes
 from headway.engine import Engine, Gaps, Lockstep, StepLaw, WorkDone
 from headway.errors import BadInput
 from headway.metrics import Counters, Histogram, Result, Slo, Tally, summarize, warmup_requests
@@ -228,14 +228,13 @@ def _scaler(deployment: Deployment, views: list[PoolState]) -> Scaler | None:
 
 
 def handoff(deployment: Deployment, name: str) -> Handoff:
-    """The link for all pairs of a model's replicas: the slowest of theirs where there are several kinds.
+    """What moves KV between all pairs of a model's replicas: `Deployment.link`, at their sizes.
 
     The ends are numbered as all ranks of the deployment are, pool after pool.
     """
     senders = [pool.replica for pool in deployment.pools if (pool.model, pool.role) == (name, "prefill")]
     receivers = [pool.replica for pool in deployment.pools if (pool.model, pool.role) == (name, "decode")]
-    links = [kv_link(sender, receiver) for sender in senders for receiver in receivers]
-    link = deployment.kv_link or min(links, key=lambda link: link.bytes_per_s)
+    link = deployment.link(name)
     # Each GPU moves its own shard; the side with fewer GPUs has the larger shards and sets the pace.
     window = model(senders[0].model).window
     slow = max(*senders, *receivers, key=lambda replica: kv_transfer_bytes(replica, 1))
