@@ -166,10 +166,10 @@ def _described(path: str) -> Gpu:
     data = read_yaml(path)
     listed = data.get("gpus")
     around = isinstance(listed, dict) and any(isinstance(each, dict) and "like" in each for each in listed.values())
-    file = from_mapping(_AroundFile if around else _File, data, path)
+    file: _File | _AroundFile = from_mapping(_AroundFile, data, path) if around else from_mapping(_File, data, path)
     if len(file.gpus) != 1:
         raise BadInput(f"{path}: describes {len(file.gpus)} GPUs under `gpus`; expected one")
-    (entry,) = file.gpus.values()
+    entry: _Entry | _Around = next(iter(file.gpus.values()))
     _check_sources(path, entry.figures, file.sources)
     return _like(path, entry, file.sources) if isinstance(entry, _Around) else _gpu(path, entry, file.sources)
 

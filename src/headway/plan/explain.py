@@ -255,6 +255,17 @@ def unpriced(question: Question) -> str:
     return f"No price of {' and '.join(kinds)} is known, so GPUs stand for cost: --price {each} gives it."
 
 
+def only_estimated(likely: Deployment | None, rate_req_s: float) -> str:
+    """Return the answer of a search that was interrupted before anything was simulated."""
+    if likely is None:
+        return "Interrupted before any candidate was simulated; none is estimated to serve the rate."
+    usd = "" if likely.usd_per_hour is None else f" for ${likely.usd_per_hour:,.2f} per hour"
+    return (
+        f"Interrupted before any candidate was simulated. By estimate alone {likely.name} ({likely.gpus} GPUs{usd}) is "
+        f"the cheapest for {format_rate(rate_req_s)}; estimates are mostly 0.6 to 1.6 times what simulation finds."
+    )
+
+
 def so_far(entry: Entry, tried: int, candidates: int, rate_req_s: float) -> str:
     """Return the answer of a search that was interrupted before anything met the SLO; `entry` comes nearest."""
     goodput = entry.outcome.goodput.req_s

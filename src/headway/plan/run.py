@@ -26,7 +26,7 @@ from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.ranking import Entry, undecided
 from headway.plan.remedy import Remedy, remedy
-from headway.plan.screen import screen
+from headway.plan.screen import cheapest, screen
 from headway.plan.space import Space, enumerate_space
 from headway.plan.trial import STEP, Load
 from headway.plan.wish import Wish, wishes
@@ -53,7 +53,8 @@ def plan(
     ranking and of the front are searched again with long runs, until those in front all rest on long ones, and those
     that meet the SLO are confirmed on seeds that had no part in choosing them. That nothing fits, or nothing meets the
     SLO, is an answer too. Of a recorded trace that is longer than a simulation, the part that brings the most tokens a
-    second is simulated. Ctrl-C returns what is known by then, marked `interrupted`.
+    second is simulated. Ctrl-C returns what is known by then, marked `interrupted`: before any simulation, what
+    estimates say; a second one while candidates are still listed is a KeyboardInterrupt.
 
     Args:
         question: what is asked.
@@ -66,10 +67,13 @@ def plan(
         UnknownName: model, GPU, workload or policy. BadInput: anything else wrong with the question.
     """
     started_s = time.perf_counter()
-    with CtrlC() as ctrl_c:
-        begun = Planning(question, made)
-        crew: Crew[Job, Outcome] = muster(Evaluator, begun.context, workers)
-        found = _evaluate(begun, crew, progress, ctrl_c)
+    with CtrlC(spare=1) as ctrl_c:
+        begun, found = Planning(question, made), None
+        ctrl_c.spare = 0
+        if not ctrl_c.came:
+            crew: Crew[Job, Outcome] = muster(Evaluator, begun.context, workers)
+            found = _evaluate(begun, crew, progress, ctrl_c)
+        ctrl_c.hold()
         answer = begun.answer(found, started_s)
     if answer.interrupted:
         return answer
@@ -96,7 +100,7 @@ class Planning:
         self.most = source.requests if made is not None or source.ends else None
         lengths = Load(self.source, requests, rate_req_s, question.seed).lengths
         classes.check(lengths)
-        guess = Guess(lengths, *classes.aimed)
+        self.guess = guess = Guess(lengths, *classes.aimed)
         self.space = enumerate_space(question, lambda replica: _alone(replica, guess))
         replicas = (pool.replica for option in self.space.options for pool in option.deployment.pools)
         self.low = lowest(list(replicas), lengths, classes.asked)
@@ -120,7 +124,12 @@ class Planning:
         if contest.outcomes:
             words = extent(contest.question, self.whole, source, contest.long, contest.rate_req_s)
         part = _Part(words, source.spec.first)
-        return _answer(contest, self.space, found or Beyond(self.low), part, found is None, started_s)
+        answer = _answer(contest, self.space, found or Beyond(self.low), part, found is None, started_s)
+        if found is not None or contest.outcomes or self.low:
+            return answer
+        left = [option for i, option in enumerate(contest.options) if i not in contest.screened]
+        likely = cheapest(left, self.guess, contest.question, contest.rate_req_s)
+        return msgspec.structs.replace(answer, message=explain.only_estimated(likely, contest.rate_req_s))
 
 
 def _further(contest: Contest, progress: Callable[[int, int], None], done: int, planned: int) -> None:

@@ -12,7 +12,7 @@ from headway.plan.space import Option, without
 from headway.sim import Deployment
 from headway.sim.run import compiled
 
-__all__ = ["BEHIND", "Screened", "price_of", "screen"]
+__all__ = ["BEHIND", "Screened", "cheapest", "price_of", "screen"]
 
 BEHIND = 0.5  # of the rate: estimates are mostly 0.6 to 1.6 times what simulation finds, more where they ignore bursts
 _MOST = 600  # candidates simulated of a large space, the first of each order
@@ -72,6 +72,16 @@ def _first(able: list[_Estimate], question: Question, rate_req_s: float) -> list
     if question.objective in _WIDE or not set(_WIDE).isdisjoint(question.front):
         orders.append(sorted(able, key=lambda each: (-each.guess, each.place)))
     return [each for order in orders for each in order[: _MOST // len(orders)]]
+
+
+def cheapest(options: list[Option], guess: Guess, question: Question, rate_req_s: float) -> Deployment | None:
+    """Return the one of least price among those estimated to serve the rate; None where none is."""
+    able = []
+    for option in options:
+        left = without(option.deployment, question.spare)
+        if guess(left, tuple(compiled(pool.replica) for pool in left.pools)) >= rate_req_s:
+            able.append(option.deployment)
+    return min(able, key=lambda each: (price_of(each, question), each.gpus, each.name), default=None)
 
 
 def price_of(deployment: Deployment, question: Question) -> float:

@@ -204,6 +204,11 @@ def _front(plan: Plan) -> list[Section]:
         f"On the front is what no other {'confirmed one ' if plan.confirmed else ''}beats in {named} at once: {what}. "
         f"One stands for all that it is as good as to within {plan.tolerance:.0%} in what is simulated."
     )
+    if plan.confirmed:
+        told += (
+            " They were compared on the same requests; a point that was not confirmed stands where one seed puts it, "
+            "often some percent too well, so that it may seem to beat them."
+        )
     use = "Each point is a deployment; its figures show under the pointer, and a click leads to its row in the table."
     by_name = {candidate.name: candidate for candidate in plan.ranked}
     headings = ["on the front", *(w.objective(each, plan.question) for each in axes), "SLO"]

@@ -81,7 +81,7 @@ def plan_text(plan: Plan | Fleet, top: int | None) -> RenderableType:
         return page_text(plan_page(plan))
     parts: list[RenderableType] = [Text(w.plan_sentence(plan), style=GOOD if plan.feasible else BAD)]
     parts += [Text(plan.message), Text("")] if plan.best else [Text("")]
-    if plan.interrupted:
+    if plan.interrupted and plan.ranked:
         stopped = f"Interrupted after {w.counted(plan.evaluated, 'deployment')}: what follows is known so far."
         parts.insert(0, Text(stopped, style=WARNING))
     parts.append(facts([*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)]))
