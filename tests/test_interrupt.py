@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -286,3 +287,24 @@ def test_a_policy_without_a_module_is_refused(name):
     result = run(*WORDS, "--policy", f"route={name}")
     assert result.exit_code == 2
     assert "names no module; write module:Class" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_an_interruption_before_any_simulation_is_answered_by_estimate(monkeypatch):
+    slo = Slo(ttft_s=0.5, tpot_s=0.03)
+    question = Question(model="llama-3.1-8b", gpu="h100-sxm", gpus=2, rate_req_s=30, slo=slo, requests=300)
+    module = sys.modules["headway.plan.run"]
+    begin = module.Planning
+
+    def interrupted(*asked):
+        press()
+        return begin(*asked)
+
+    monkeypatch.setattr(module, "Planning", interrupted)
+    found = plan(question, workers=1)
+    assert found.interrupted and not found.ranked and found.best is None
+    monkeypatch.undo()
+    said = re.fullmatch(
+        r"Interrupted before any candidate was simulated\. By estimate alone (.+) \((\d+) GPUs for \$.*", found.message
+    )
+    assert int(said[2]) <= question.gpus
+    assert said[1] in {candidate.name for candidate in plan(question, workers=1).ranked}

@@ -1,10 +1,7 @@
 """Plans of small questions: laws every plan obeys, and answers to questions that have no good one."""
 
 import math
-import os
 import re
-import signal
-import sys
 from functools import cache
 
 import msgspec
@@ -424,24 +421,6 @@ def test_an_interruption_keeps_what_is_known(workers):
     assert found.evaluated == 5 < found.enumerated
     whole = {candidate.name: candidate for candidate in ask().ranked}
     assert all(candidate.attainment == whole[candidate.name].attainment for candidate in found.ranked)
-
-
-def test_an_interruption_before_any_simulation_is_answered_by_estimate(monkeypatch):
-    module = sys.modules["headway.plan.run"]
-    begin = module.Planning
-
-    def interrupted(*asked):
-        os.kill(os.getpid(), signal.SIGINT)
-        return begin(*asked)
-
-    monkeypatch.setattr(module, "Planning", interrupted)
-    found = plan(SMALL, workers=1)
-    assert found.interrupted and not found.ranked and found.best is None
-    said = re.fullmatch(
-        r"Interrupted before any candidate was simulated\. By estimate alone (.+) \((\d+) GPUs for \$.*", found.message
-    )
-    assert int(said[2]) <= SMALL.gpus
-    assert said[1] in {candidate.name for candidate in ask().ranked}
 
 
 def test_progress_counts_every_evaluation():

@@ -169,8 +169,8 @@ def _described(path: str) -> Gpu:
     file: _File | _AroundFile = from_mapping(_AroundFile, data, path) if around else from_mapping(_File, data, path)
     if len(file.gpus) != 1:
         raise BadInput(f"{path}: describes {len(file.gpus)} GPUs under `gpus`; expected one")
-    entry: _Entry | _Around = next(iter(file.gpus.values()))
-    _check_sources(path, entry.figures, file.sources)
+    for entry in file.gpus.values():
+        _check_sources(path, entry.figures, file.sources)
     return _like(path, entry, file.sources) if isinstance(entry, _Around) else _gpu(path, entry, file.sources)
 
 
