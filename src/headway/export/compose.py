@@ -7,13 +7,14 @@ from typing import Any
 
 import msgspec
 
+from headway.cost import Replica
 from headway.errors import BadInput
-from headway.export.engine import Ask, command
+from headway.export.engine import HEALTH, Ask, Command, command
 from headway.export.gateway import gateway_file
-from headway.export.images import HEALTH, image
 from headway.export.place import Placed
 from headway.export.routers import ROUTER_PORT, router_command, router_image, router_notes
-from headway.export.script import commented, nvidia_smi
+from headway.export.script import commented
+from headway.export.vendors import devices, image, power_limits
 from headway.gateway import SloClass
 from headway.metrics import Slo
 from headway.sim import Deployment
@@ -51,12 +52,12 @@ def compose(
     for each in placed:
         head_ask = msgspec.structs.replace(asks[each.pool], port=PORT, config=CONFIG, head=each.name)
         made = command(head_ask)
-        services[each.name] = _service(each, made.words, made.env, made.engine)
+        services[each.name] = _service(each, head_ask.replica, made)
         notes += [note for note in made.notes if note not in notes]
         if made.config:
             files[f"{each.name}.yaml"] = commented([head], made.config)
             services[each.name]["volumes"].append(f"./{each.name}.yaml:{CONFIG}:ro")
-        power = nvidia_smi(head_ask.replica, ",".join(map(str, each.gpus)))
+        power = power_limits(head_ask.replica, ",".join(map(str, each.gpus)))
         notes += [f"on the machine, before docker compose up: {line}" for line in power]
     front, more = _front(deployment, placed, asks, slo, head)
     services |= front
@@ -68,13 +69,13 @@ def compose(
     return {"compose.yaml": commented([head, *notes], text), **files, **more}, notes
 
 
-def _service(each: Placed, words: tuple[str, ...], env: dict[str, str], engine: str) -> dict[str, Any]:
-    device = {"driver": "nvidia", "device_ids": [str(number) for number in each.gpus], "capabilities": ["gpu"]}
+def _service(each: Placed, replica: Replica, made: Command) -> dict[str, Any]:
+    seen, granted = devices(replica, each.gpus)
     return {
-        "image": image(engine),
+        "image": image(made.engine, replica.gpu),
         "entrypoint": [],
-        "command": [word.replace("$", "$$") for word in words],
-        "environment": {"HF_TOKEN": "${HF_TOKEN:-}", **env},
+        "command": [word.replace("$", "$$") for word in made.words],
+        "environment": {"HF_TOKEN": "${HF_TOKEN:-}", **seen, **made.env},
         "ipc": "host",
         "restart": "unless-stopped",
         "volumes": ["models:/root/.cache/huggingface"],
@@ -90,7 +91,7 @@ def _service(each: Placed, words: tuple[str, ...], env: dict[str, str], engine: 
             "retries": 3,
             "start_period": "20m",
         },
-        "deploy": {"resources": {"reservations": {"devices": [device]}}},
+        **granted,
     }
 
 
@@ -121,7 +122,7 @@ def _front(
     engine = asks[0].replica.engine.name
     words, config = router_command(engine, urls, deployment.policies.route, ROUTER_CONFIG)
     service = {
-        "image": router_image(engine, image(engine)),
+        "image": router_image(engine, image(engine, asks[0].replica.gpu)),
         "entrypoint": [],
         "ports": [f"127.0.0.1:8080:{ROUTER_PORT}"],
         "depends_on": after,

@@ -7,11 +7,10 @@ from typing import Any
 import msgspec
 
 from headway.export.engine import Ask, command
-from headway.export.images import image
 from headway.export.kubernetes import CONFIG_FOLDER, GPU_LABEL
 from headway.export.manifests import check, documents
 from headway.export.place import spread
-from headway.export.script import nvidia_smi
+from headway.export.vendors import image, power_limits
 from headway.sim import Deployment
 
 VERSION = "1.6.1"
@@ -33,7 +32,8 @@ def dynamo(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str
     route = deployment.policies.route
     mode = ROUTES.get(route, "kv")
     notes = [
-        f"Dynamo {VERSION} brings {engine} {ENGINES[engine]}; the flags were checked by the parser of {image(engine)}"
+        f"Dynamo {VERSION} brings {engine} {ENGINES[engine]}; the flags were checked by the parser of "
+        f"{image(engine, asks[0].replica.gpu)}"
     ]
     if route not in ROUTES:
         notes.append(f"policies.route={route}: Dynamo has no such mode and goes by its index of prefixes (kv)")
@@ -80,7 +80,7 @@ def _worker(ask: Ask, name: str, count: int, runtime: str) -> tuple[dict[str, An
     component = _component(name, "worker" if ask.role == "mixed" else ask.role, count, pod)
     if hosts > 1:
         component["multinode"] = {"nodeCount": hosts}
-    power = [f"on the nodes of {name}: {line}" for line in nvidia_smi(ask.replica, "0,1,...")]
+    power = [f"on the nodes of {name}: {line}" for line in power_limits(ask.replica, "0,1,...")]
     said = [note for note in made.notes if not note.startswith("served name")]  # a worker here is told the name
     notes = [
         *said,

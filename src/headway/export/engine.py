@@ -9,6 +9,8 @@ import msgspec
 
 from headway.cost import Replica
 from headway.errors import BadInput
+from headway.export.vendors import vendor
+from headway.hardware import gpu
 from headway.model import Model, model
 from headway.specs import Spec
 
@@ -16,6 +18,7 @@ __all__ = ["Ask", "Command", "Role", "check_command", "command", "read_command",
 
 Role = Literal["mixed", "prefill", "decode"]
 ENGINES = ("vllm", "sglang", "trtllm")
+HEALTH = "/health"  # where each of them says that it is well
 CONFIG = "engine.yaml"  # what a command calls its file, until an orchestrator says where it lies
 
 
@@ -182,7 +185,8 @@ def _common_notes(ask: Ask) -> list[str]:
         accepted = replica.engine.speculation.acceptance
         said.append(f"engine.speculation.acceptance: {accepted:g} was assumed; the engine's metrics show the true one")
     if replica.cap_watts is not None or replica.clock_mhz is not None:
-        said.append("cap_watts, clock_mhz: set by nvidia-smi on the host, which needs root; no engine sets them")
+        tool = vendor(replica, ask.where).tool
+        said.append(f"cap_watts, clock_mhz: set by {tool} on the host, which needs root; no engine sets them")
     if replica.calibration is not None:
         said.append("calibration: corrects the prediction, and nothing that is launched")
     return said
@@ -201,4 +205,25 @@ def check_engine(to: str, ask: Ask) -> None:
         raise BadInput(
             f"{field}={engine}, and the export is for {to}: the figures rest on the steps of {engine}; export --to "
             f"{engine}, or set {field}={to} and predict again"
+        )
+
+
+def check_vendor(to: str, ask: Ask) -> None:
+    """Refuse GPUs that no image, or no orchestrator, is known for.
+
+    Raises:
+        BadInput: naming the GPU, and who would do.
+    """
+    replica, field = ask.replica, f"{ask.where}.replica.gpu={ask.replica.gpu}"
+    vendor(replica, ask.where)
+    maker = gpu(replica.gpu).vendor
+    if to == "dynamo" and maker != "NVIDIA":
+        raise BadInput(
+            f"{field}: Dynamo's images are for GPUs of NVIDIA, and this one is {maker}'s: export to "
+            f"{replica.engine.name}, compose or kubernetes, or plan with another --gpu"
+        )
+    if replica.engine.name == "sglang" and ask.role != "mixed" and maker != "NVIDIA":
+        raise BadInput(
+            f"{field}: prefill and decode pools of SGLang hand over by NIXL here, which its images for {maker} are not "
+            "known to hold: plan with --engine vllm, or with layouts=[mixed]"
         )

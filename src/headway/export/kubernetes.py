@@ -9,12 +9,11 @@ import msgspec
 
 from headway.cost import memory_fit
 from headway.errors import BadInput
-from headway.export.engine import Ask, Command, command
-from headway.export.images import HEALTH, image
+from headway.export.engine import HEALTH, Ask, Command, command
 from headway.export.manifests import check, documents
 from headway.export.place import spread
 from headway.export.routers import ROUTER_PORT, router_image, router_notes, vllm_router
-from headway.export.script import nvidia_smi
+from headway.export.vendors import image, power_limits, vendor
 from headway.sim import Deployment
 
 PORT = 8000
@@ -115,7 +114,7 @@ def model_servers(
         own = {"app.kubernetes.io/name": "headway", "app.kubernetes.io/component": name}
         objects, said = _pool(ask, name, own, labels or {}, pool.count)
         made += objects
-        power = [f"on the nodes of {name}: {line}" for line in nvidia_smi(ask.replica, "0,1,...")]
+        power = [f"on the nodes of {name}: {line}" for line in power_limits(ask.replica, "0,1,...")]
         notes += [note for note in (*said, *power) if note not in notes]
     check(made)
     return made, notes
@@ -197,7 +196,7 @@ def ranked(made: Command) -> tuple[str, ...]:
 
 def _pod(ask: Ask, words: tuple[str, ...], made: Command, name: str) -> dict[str, Any]:
     replica, port = ask.replica, ask.port
-    gpus = {"nvidia.com/gpu": str(ask.host_gpus)}
+    gpus = {vendor(replica, ask.where).resource: str(ask.host_gpus)}
     fit = memory_fit(replica)
     host_gib = max(
         16, -(-fit.weight_bytes * ask.host_gpus // GIB)
@@ -210,7 +209,7 @@ def _pod(ask: Ask, words: tuple[str, ...], made: Command, name: str) -> dict[str
         env.append({"name": variable, **(own_ip if variable.endswith("_HOST") else {"value": value})})
     container: dict[str, Any] = {
         "name": "engine",
-        "image": image(made.engine),
+        "image": image(made.engine, replica.gpu),
         "command": list(words),
         "env": env,
         "ports": [{"name": "http", "containerPort": port}],

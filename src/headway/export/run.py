@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from headway.errors import BadInput
 from headway.export.compose import compose
 from headway.export.dynamo import dynamo
-from headway.export.engine import ENGINES, check_engine
+from headway.export.engine import ENGINES, Ask, check_engine, check_vendor
 from headway.export.gateway import gateway_file
-from headway.export.images import image
 from headway.export.kubernetes import kubernetes
 from headway.export.llmd import llm_d
 from headway.export.place import addresses, asked, place
 from headway.export.script import commented, scripts
 from headway.export.sidecar import port_of, sidecar_notes
 from headway.export.target import Exported, Target, target
+from headway.export.vendors import image
 from headway.gateway import SloClass
+from headway.hardware import gpu
 from headway.metrics import Slo
 from headway.sim import Deployment
 from headway.specs import write_yaml
@@ -47,22 +48,7 @@ def export(
     head = f"{to_.version}, by headway: {deployment.name}" if deployment.name else f"{to_.version}, by headway"
     if to == "gateway":
         return _gateway(deployment, to_, head, hosts, slo)
-    several = len(deployment.models) > 1
-    if several and to in ("kubernetes", "llm-d", "dynamo"):
-        raise BadInput(
-            f"pools serve {', '.join(deployment.models)}: one route of {to} leads to one model: export each model's "
-            "pools by themselves, and --to gateway for the whole"
-        )
-    if several and model_path:
-        raise BadInput(f"--model-path: one folder for {', '.join(deployment.models)}: export each model's pools alone")
-    asks = asked(deployment, model_path)
-    for ask in asks:
-        check_engine(to, ask)
-    names = {ask.replica.engine.name for ask in asks}
-    if len(names) > 1:
-        raise BadInput(
-            f"pools run {' and '.join(sorted(names))}: an export is for one engine; export each pool by itself"
-        )
+    asks = _asks(deployment, to, model_path)
     if to in ENGINES:
         placed = place(deployment)
         policies = deployment.policies
@@ -75,14 +61,40 @@ def export(
     elif to == "dynamo":
         files, notes = dynamo(deployment, asks, head)
     else:
-        head += f"; {image(names.pop())}"
+        engine = asks[0].replica.engine.name
+        head += f"; {', '.join(dict.fromkeys(image(engine, ask.replica.gpu) for ask in asks))}"
         if to == "compose":
             files, notes = compose(deployment, place(deployment), asks, slo, head)
         else:
             files, notes = {"kubernetes": kubernetes, "llm-d": llm_d}[to](deployment, asks, head)
     if deployment.kv_link is not None:
         notes.append(f"kv_link={deployment.kv_link.name}: NIXL takes the links that it finds")
+    makers = sorted({gpu(ask.replica.gpu).vendor for ask in asks})
+    if asks[0].role != "mixed" and len(makers) > 1:
+        notes.append(f"role: KV goes between GPUs of {' and '.join(makers)}, and no engine says that it can")
     return Exported(target=to_, files=files, notes=tuple(notes))
+
+
+def _asks(deployment: Deployment, to: str, model_path: str) -> list[Ask]:
+    """What to ask the exporter of the pools' one engine for, a pool each, after what no target can hold is refused."""
+    several = len(deployment.models) > 1
+    if several and to in ("kubernetes", "llm-d", "dynamo"):
+        raise BadInput(
+            f"pools serve {', '.join(deployment.models)}: one route of {to} leads to one model: export each model's "
+            "pools by themselves, and --to gateway for the whole"
+        )
+    if several and model_path:
+        raise BadInput(f"--model-path: one folder for {', '.join(deployment.models)}: export each model's pools alone")
+    asks = asked(deployment, model_path)
+    for ask in asks:
+        check_engine(to, ask)
+        check_vendor(to, ask)
+    names = {ask.replica.engine.name for ask in asks}
+    if len(names) > 1:
+        raise BadInput(
+            f"pools run {' and '.join(sorted(names))}: an export is for one engine; export each pool by itself"
+        )
+    return asks
 
 
 def _gateway(

@@ -10,6 +10,7 @@ from headway.cost import Replica
 from headway.export.engine import Ask, Command, command
 from headway.export.place import Placed
 from headway.export.routers import router_command, router_notes
+from headway.export.vendors import power_limits, vendor
 
 
 def scripts(
@@ -46,21 +47,11 @@ def script(made: Command, replica: Replica, what: str, gpus: tuple[int, ...], he
     """Return a script that starts one command on these GPUs, their power limit and clock set first."""
     said = commented([head, what, *made.notes], "")
     devices = ",".join(str(number) for number in gpus)
-    lines = ["#!/bin/sh", said.rstrip(), "set -e", *nvidia_smi(replica, devices)]
+    lines = ["#!/bin/sh", said.rstrip(), "set -e", *power_limits(replica, devices)]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in made.env.items()]
     if made.words[0] != "srun":
-        lines.append(f"export CUDA_VISIBLE_DEVICES={devices}")
+        lines.append(f"export {vendor(replica, what).visible}={devices}")
     return "\n".join([*lines, f"exec {wrapped(made.words)}"]) + "\n"
-
-
-def nvidia_smi(replica: Replica, devices: str) -> list[str]:
-    """Return the lines that set the power limit and lock the clock of a host's GPUs."""
-    lines = []
-    if replica.cap_watts is not None:
-        lines.append(f"sudo nvidia-smi -i {devices} -pl {replica.cap_watts:g}")
-    if replica.clock_mhz is not None:
-        lines.append(f"sudo nvidia-smi -i {devices} -lgc {replica.clock_mhz:g},{replica.clock_mhz:g}")
-    return lines
 
 
 def wrapped(words: tuple[str, ...]) -> str:
