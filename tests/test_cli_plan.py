@@ -186,12 +186,39 @@ def test_the_answer_says_how_to_go_on(asked, tmp_path):
     assert "--json plan.json keeps the plan; `headway export plan.json --to vllm" in run(*ASK).stderr
     kept = tmp_path / "best.yaml"
     assert f"`headway export {kept} --to vllm --out launch`" in run(*ASK, "--yaml", kept).stderr
-    question = made_plan().question
-    other = msgspec.structs.replace(question, engine=msgspec.structs.replace(question.engine, name="sglang"))
-    asked["answer"] = made_plan(question=other)
+    asked["answer"] = answer_with(engine={"name": "sglang"})
     assert "--to sglang --out launch`" in run(*ASK).stderr
     asked["answer"] = made_plan(feasible=False, best=None)
     assert "headway export" not in run(*ASK).stderr
+
+
+def answer_with(**replica):
+    """A plan whose best has replicas with these settings."""
+    best = made_plan().best
+    pools = [{**pool, "replica": {**pool["replica"], **replica}} for pool in best.deployment["pools"]]
+    return made_plan(best=msgspec.structs.replace(best, deployment={**best.deployment, "pools": pools}))
+
+
+@pytest.mark.parametrize(
+    ("replica", "words", "why"),
+    [
+        (
+            {"engine": {"name": "trtllm"}, "weights": "fp8"},
+            "--to trtllm --model-path CHECKPOINT_IN_FP8 --out {}",
+            "published in bf16",
+        ),
+        ({"gpu": "gaudi-3"}, "--to gateway --out {}", "GPUs of NVIDIA and AMD"),
+    ],
+)
+def test_the_command_that_goes_on_works_as_it_is_printed(asked, tmp_path, replica, words, why):
+    asked["answer"] = answer_with(**replica)
+    kept = tmp_path / "plan.json"
+    said = run(*ASK, "--json", kept).stderr
+    assert f"`headway export {kept} {words.format('launch')}`" in said
+    assert why in said
+    done = run("export", kept, *words.format(tmp_path / "launch").split())
+    assert done.exit_code == 0, done.stderr
+    assert list((tmp_path / "launch").iterdir())
 
 
 def test_power_and_carbon_are_printed_with_what_they_rest_on(answered):

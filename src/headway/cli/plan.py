@@ -11,6 +11,7 @@ import click
 from headway.cli import options as o
 from headway.cli.asked import (
     DEFAULT_WORKLOAD,
+    chosen,
     chosen_policies,
     note_idle_order,
     slo_of,
@@ -21,6 +22,7 @@ from headway.cli.asked import (
 )
 from headway.cli.blame import users_fault
 from headway.cli.calibration import ask_calibrated, compare_machines
+from headway.cli.launched import launch_words
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput, UnknownName
 
@@ -245,23 +247,15 @@ def _print(terminal: Terminal, found: Plan | Fleet, asked: o.Options) -> None:
     if asked["yaml_to"] and found.feasible:
         terminal.write(asked["yaml_to"], _yaml(found))
     if found.feasible:
+        from headway.sim import Deployment
+        from headway.specs import from_mapping
+
         kept = asked["yaml_to"] or asked["json_to"]
         file = kept if kept and kept != "-" else "plan.json"
-        engine = _engine_of(found)
+        words, does = launch_words(from_mapping(Deployment, chosen(found, None, file), file))
         first = "" if file == kept else f"--json {file} keeps the plan; "
-        terminal.note(f"{first}`headway export {file} --to {engine} --out launch` writes the commands that start it; "
+        terminal.note(f"{first}`headway export {file} {words}` {does}; "
             "`headway list exports`: compose, Kubernetes, llm-d, Dynamo, the gateway's file")
-
-
-def _engine_of(found: Plan | Fleet) -> str:
-    """The engine of the answer, where the question has several to try; else the question's own."""
-    from headway.plan import Plan
-
-    answer = found.best.deployment if isinstance(found, Plan) and found.best is not None else None
-    if not found.question.engines or answer is None:
-        return found.question.engine.name
-    name: str = answer["pools"][0]["replica"].get("engine", {}).get("name", "vllm")
-    return name
 
 
 def _yaml(found: Plan | Fleet) -> str:

@@ -92,7 +92,9 @@ def config_of(ask: e.Ask) -> dict[str, Any]:
         if engine.align_steps:
             balance = {"timeout_iters": engine.align_steps, "batching_wait_iters": engine.gather_steps}
             config["attention_dp_config"] = {"enable_balance": True, **balance}
-    if engine.ahead is not None:
+    if ask.role == "prefill":  # context servers have no overlap scheduler (its examples/disaggregated/README.md)
+        config["disable_overlap_scheduler"] = True
+    elif engine.ahead is not None:
         config["disable_overlap_scheduler"] = not engine.ahead
     if ask.hosts > 1:
         config["gpus_per_node"] = ask.host_gpus
@@ -175,6 +177,8 @@ def _notes(ask: e.Ask) -> list[str]:
         said.append(f"policies.order={ask.order}: TensorRT-LLM's queue is fcfs; headway serve orders before it")
     if engine.poll_steps != 1:
         said.append(f"engine.poll_steps={engine.poll_steps}: TensorRT-LLM looks for requests at every step")
+    if ask.role == "prefill" and engine.ahead is not False:
+        said.append("engine.ahead: TensorRT-LLM's prefill servers compose no step ahead (disable_overlap_scheduler)")
     if engine.align_steps and ask.replica.dp == 1:
         said.append("engine.align_steps, gather_steps: only ranks wait for each other, and dp is 1")
     return said
