@@ -1,12 +1,16 @@
 """Exports of prefill and decode pools: what their engines and their pods need to hand over KV."""
 
+import kubernetes_validate
 import pytest
 import yaml
 
-from export_cases import commands
+from export_cases import commands, pods
 from headway.cost import EngineSettings, Replica
 from headway.export import export, read_command
-from headway.sim import Deployment, Pool
+from headway.export.wires import RDMA
+from headway.hardware import gpu
+from headway.sim import Deployment, Pool, handoff
+from headway.specs import override
 
 
 def split(gpu="h100-sxm", counts=(1, 1), engine=None, **replica):
@@ -25,3 +29,80 @@ def test_prefill_servers_of_tensorrt_llm_have_no_overlap_scheduler(to, ahead):
     assert by_role["decode"].get("disable_overlap_scheduler") is (None if ahead is None else not ahead)
     assert any(note.startswith("engine.ahead: ") for note in made.notes) is (ahead is not False)
     assert all(read_command(command)["hands_over"] for command in found.values())
+
+
+def pods_of(deployment, to):
+    """The pods of an export that hold an engine, by their pool."""
+    files = export(deployment, to).files
+    text = files.get(f"{to}.yaml") or files["modelservers.yaml"]
+    found = pods(list(yaml.safe_load_all(text)))
+    return {name: pod for name, pod in found if name not in ("router", "Frontend")}
+
+
+@pytest.mark.parametrize("to", ["kubernetes", "llm-d", "dynamo"])
+def test_pods_that_hand_over_ask_for_network_cards_and_others_do_not(to):
+    for pod in pods_of(split(), to).values():
+        engine = pod["containers"][0]
+        assert engine["resources"]["limits"][RDMA] == engine["resources"]["requests"][RDMA] == "1"
+        assert engine["securityContext"] == {"capabilities": {"add": ["IPC_LOCK"]}}
+    mixed = Deployment(pools=(Pool(replica=Replica(model="llama-3.1-8b", gpu="h100-sxm")),))
+    for pod in pods_of(mixed, to).values():
+        assert RDMA not in str(pod)
+    assert not [note for note in export(mixed, to).notes if note.startswith("KV: ")]
+
+
+@pytest.mark.parametrize("to", ["kubernetes", "llm-d"])
+@pytest.mark.parametrize(("counts", "bound"), [((4, 4), True), ((4, 5), False)])
+def test_pods_that_fit_one_node_are_kept_on_one(to, counts, bound):
+    made = split(counts=counts)
+    for pod in pods_of(made, to).values():
+        assert ("affinity" in pod) is bound
+        if bound:
+            [term] = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+            assert term["topologyKey"] == "kubernetes.io/hostname"
+            [selected] = term["labelSelector"]["matchExpressions"]
+            assert selected == {"key": "headway/role", "operator": "In", "values": ["prefill", "decode"]}
+
+
+@pytest.mark.parametrize("to", ["kubernetes", "llm-d"])
+def test_kubernetes_takes_pods_that_hand_over(to):
+    for name, spec in pods_of(split(), to).items():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+        kubernetes_validate.validate(pod, "1.33", strict=True)
+
+
+@pytest.mark.parametrize("to", ["kubernetes", "llm-d", "dynamo"])
+def test_the_files_state_the_bandwidth_that_the_forecast_took(to):
+    wide = split(counts=(8, 8))
+    card = gpu("h100-sxm")
+    assert wide.link("llama-3.1-8b") == handoff_link(wide)
+    [said] = [note for note in export(wide, to).notes if note.startswith("KV: ")]
+    assert f"{card.rdma_bytes_per_s / 1e9:g} GB/s a GPU (rdma)" in said
+    close = export(split(), to)
+    first, second = [note for note in close.notes if note.startswith("KV: ")]
+    assert f"{card.link_bytes_per_s / 1e9:g} GB/s a GPU (nvlink)" in first
+    assert "kv_link={name: rdma, bytes_per_s: 5e+10" in second
+    assert any(second in text.replace("\n# ", "\n") for text in close.files.values())
+
+
+def handoff_link(deployment):
+    """The link that a simulation takes, by its speed."""
+    taken = handoff(deployment, deployment.models[0])
+    found = deployment.link(deployment.models[0])
+    assert taken.bytes_per_s == found.bytes_per_s
+    return found
+
+
+def test_the_link_that_is_named_for_slower_pods_is_one_that_simulate_takes():
+    [_, said] = [note for note in export(split(), "kubernetes").notes if note.startswith("KV: ")]
+    words = said.split("--set '")[1].split("'")[0]
+    assert override(split(), [words]).kv_link.bytes_per_s == gpu("h100-sxm").rdma_bytes_per_s
+
+
+@pytest.mark.parametrize("to", ["kubernetes", "llm-d", "dynamo"])
+def test_every_kind_of_gpu_has_its_label_named(to):
+    both = [Replica(model="llama-3.1-8b", gpu=card) for card in ("h100-sxm", "h200")]
+    pools = tuple(Pool(role=role, replica=each) for role, each in zip(("prefill", "decode"), both, strict=True))
+    notes = export(Deployment(pools=pools), to).notes
+    for card in ("h100-sxm", "h200"):
+        assert f"label the nodes by their GPU: kubectl label node NODE headway/gpu={card}" in notes

@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 
 from headway.export.engine import Ask, command
-from headway.export.kubernetes import CONFIG_FOLDER, GPU_LABEL
+from headway.export.kubernetes import CONFIG_FOLDER, GPU_LABEL, label, label_notes
 from headway.export.manifests import check, documents
 from headway.export.place import spread
 from headway.export.vendors import image, power_limits
+from headway.export.wires import wire, wire_notes
 from headway.sim import Deployment
 
 VERSION = "1.6.1"
@@ -50,6 +51,7 @@ def dynamo(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str
         components.append(made)
         maps += config
         notes += [note for note in said if note not in notes]
+    notes += [*label_notes(asks), *wire_notes(deployment)]
     graph = {
         "apiVersion": "nvidia.com/v1beta1",
         "kind": "DynamoGraphDeployment",
@@ -65,12 +67,14 @@ def _worker(ask: Ask, name: str, count: int, runtime: str) -> tuple[dict[str, An
     hosts, engine = spread(ask.replica), ask.replica.engine.name
     made = command(msgspec.structs.replace(ask, config=f"{CONFIG_FOLDER}/engine.yaml"))
     maps: list[dict[str, Any]] = []
-    pod: dict[str, Any] = {"nodeSelector": {GPU_LABEL: ask.replica.gpu}}
+    pod: dict[str, Any] = {"nodeSelector": {GPU_LABEL: label(ask.replica.gpu)}}
     args = worker_args(engine, made.words, ask.name)
     if ask.role != "mixed" and "--disaggregation-mode" not in args:
         args += ["--disaggregation-mode", ask.role]
     container = _container(["python3", "-m", f"dynamo.{engine}"], args, runtime)
     container["resources"] = {"limits": {"nvidia.com/gpu": str(ask.replica.gpus // hosts)}}
+    if ask.role != "mixed":
+        wire(container)
     if made.config:
         data = {"engine.yaml": made.config}
         maps = [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-engine"}, "data": data}]
@@ -82,12 +86,7 @@ def _worker(ask: Ask, name: str, count: int, runtime: str) -> tuple[dict[str, An
         component["multinode"] = {"nodeCount": hosts}
     power = [f"on the nodes of {name}: {line}" for line in power_limits(ask.replica, "0,1,...")]
     said = [note for note in made.notes if not note.startswith("served name")]  # a worker here is told the name
-    notes = [
-        *said,
-        *power,
-        f"label the nodes by their GPU: kubectl label node NODE {GPU_LABEL}={ask.replica.gpu}",
-    ]
-    return component, maps, notes
+    return component, maps, [*said, *power]
 
 
 def worker_args(engine: str, words: tuple[str, ...], name: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +15,8 @@ from headway.export.manifests import check, documents
 from headway.export.place import spread
 from headway.export.routers import ROUTER_PORT, router_image, router_notes, vllm_router
 from headway.export.vendors import image, power_limits, vendor
+from headway.export.wires import ROLE, affinity, one_host, wire, wire_notes
+from headway.hardware import is_file
 from headway.sim import Deployment
 
 PORT = 8000
@@ -108,11 +111,12 @@ def model_servers(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the objects of every pool; `labels` are put on the pods that answer requests, beside their pool's."""
     made: list[dict[str, Any]] = []
-    notes = [f"label the nodes by their GPU: kubectl label node NODE {GPU_LABEL}={asks[0].replica.gpu}"]
+    notes = [*label_notes(asks), *wire_notes(deployment)]
+    together = any(ask.role != "mixed" for ask in asks) and one_host(deployment)
     for pool, ask, pool_name in zip(deployment.pools, asks, deployment.pool_names(), strict=True):
         name = pool_name.replace(".", "-")
         own = {"app.kubernetes.io/name": "headway", "app.kubernetes.io/component": name}
-        objects, said = _pool(ask, name, own, labels or {}, pool.count)
+        objects, said = _pool(ask, name, own, labels or {}, pool.count, together)
         made += objects
         power = [f"on the nodes of {name}: {line}" for line in power_limits(ask.replica, "0,1,...")]
         notes += [note for note in (*said, *power) if note not in notes]
@@ -120,8 +124,19 @@ def model_servers(
     return made, notes
 
 
+def label_notes(asks: list[Ask]) -> list[str]:
+    """Return how the nodes of each kind of GPU are labelled, so that the pods of a pool find theirs."""
+    kinds = dict.fromkeys(label(ask.replica.gpu) for ask in asks)
+    return [f"label the nodes by their GPU: kubectl label node NODE {GPU_LABEL}={kind}" for kind in kinds]
+
+
+def label(key: str) -> str:
+    """Return a GPU's key as a label's value; of a file that describes one, the file's name."""
+    return Path(key).stem if is_file(key) else key
+
+
 def _pool(
-    ask: Ask, name: str, own: dict[str, str], labels: dict[str, str], count: int
+    ask: Ask, name: str, own: dict[str, str], labels: dict[str, str], count: int, together: bool
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     hosts = spread(ask.replica)
     if hosts > 1 and ask.replica.engine.name == "trtllm":
@@ -133,7 +148,9 @@ def _pool(
                                     config=f"{CONFIG_FOLDER}/engine.yaml")  # fmt: skip
     made = command(first)
     pod = _pod(first, made.words, made, name)
-    marked = {**own, **labels, "headway/role": ask.role}
+    if together:
+        pod["affinity"] = affinity()
+    marked = {**own, **labels, ROLE: ask.role}
     meta = {"name": name, "labels": own}
     selector: dict[str, str] = own
     if hosts == 1:
@@ -227,8 +244,10 @@ def _pod(ask: Ask, words: tuple[str, ...], made: Command, name: str) -> dict[str
     if made.config:
         container["volumeMounts"].append({"name": "config", "mountPath": CONFIG_FOLDER})
         volumes.append({"name": "config", "configMap": {"name": f"{name}-engine"}})
+    if ask.role != "mixed":
+        wire(container)
     return {
-        "nodeSelector": {GPU_LABEL: replica.gpu},
+        "nodeSelector": {GPU_LABEL: label(replica.gpu)},
         "terminationGracePeriodSeconds": 90,
         "containers": [container],
         "volumes": volumes,

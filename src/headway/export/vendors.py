@@ -113,7 +113,7 @@ def image(engine: str, key: str, where: str = "pools") -> str:
     card = gpu(key)
     known = VENDORS[card.vendor].images[engine]
     for starts, name in known:
-        if card.key.startswith(starts):
+        if (card.like or card.key).startswith(starts):
             return name.format(version=recorded(engine).version)
     allowed = ", ".join(f"{start}..." for starts, _ in known for start in starts)
     raise BadInput(

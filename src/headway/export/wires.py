@@ -1,0 +1,55 @@
+"""What pods that hand over KV ask Kubernetes for, and what the forecast took their link to be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headway.export.place import place
+from headway.hardware import gpu, node
+from headway.sim import Deployment
+
+__all__ = ["RDMA", "affinity", "one_host", "wire", "wire_notes"]
+
+RDMA = "rdma/ib"  # as llm-d's guide to prefill and decode pods names the network cards; a device plugin's own word
+ROLE = "headway/role"
+
+
+def wire(container: dict[str, Any]) -> None:
+    """Give a container that hands over KV the network cards, and the right to pin memory for them."""
+    resources = container["resources"]
+    resources["limits"] |= {RDMA: "1"}
+    resources["requests"] = {**resources.get("requests", {}), RDMA: "1"}  # in both, or the device may not be there
+    container["securityContext"] = {"capabilities": {"add": ["IPC_LOCK"]}}
+
+
+def one_host(deployment: Deployment) -> bool:
+    """Return whether all replicas of the pools lie on one host."""
+    return all(each.hosts == (0,) for each in place(deployment))
+
+
+def affinity() -> dict[str, Any]:
+    """Return the pod affinity that keeps prefill and decode pods on one node."""
+    roles = {"key": ROLE, "operator": "In", "values": ["prefill", "decode"]}
+    term = {"labelSelector": {"matchExpressions": [roles]}, "topologyKey": "kubernetes.io/hostname"}
+    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+
+
+def wire_notes(deployment: Deployment) -> list[str]:
+    """Return how fast the forecast moved KV, and what the pods have for it; nothing where no pool prefills alone."""
+    if all(pool.role == "mixed" for pool in deployment.pools):
+        return []
+    link = deployment.link(deployment.models[0])
+    slowest = min((gpu(pool.replica.gpu) for pool in deployment.pools), key=lambda card: card.rdma_bytes_per_s)
+    cards = node(slowest.key, 1).scale_out
+    name = link.name or "kv_link"
+    notes = [
+        f"KV: the forecast moved it at {link.bytes_per_s / 1e9:g} GB/s a GPU ({name}); the pods ask for {RDMA}: put "
+        "your RDMA device plugin's name of the network cards there; without it NIXL goes by TCP, far slower"
+    ]
+    if link.bytes_per_s > cards.bytes_per_s:
+        slower = f"{{name: rdma, bytes_per_s: {cards.bytes_per_s:g}, latency_s: {cards.latency_s:g}}}"
+        notes.append(
+            f"KV: pods do not reach each other's GPUs by {name}, and the network cards bring "
+            f"{cards.bytes_per_s / 1e9:g} GB/s a GPU: headway simulate --set 'kv_link={slower}' predicts with these"
+        )
+    return notes
