@@ -71,6 +71,51 @@ def test_another_candidate_is_chosen_by_its_name(planned):
     refused(run("export", file, "--to", "gateway", "--candidate", "9x"), "unknown candidate '9x'")
 
 
+SEVERAL = """
+pools:
+  - {count: 2, replica: {model: llama-3.1-8b, gpu: h100-sxm}}
+  - {serves: small, replica: {model: llama-3.2-1b, gpu: l4}}
+  - {serves: small, replica: {model: llama-3.2-1b, gpu: h100-sxm}}
+aliases: {any: [llama-3.1-8b, small], tiny: [small]}
+policies:
+  route: weighted-requests
+  choose_model: by-class
+  params: {route: {weights: {llama-3.1-8b: [1, 2], small: [1, 3]}}, choose_model: {models: [llama-3.1-8b, small]}}
+"""
+
+
+@pytest.mark.parametrize("to", ["kubernetes", "llm-d", "dynamo"])
+def test_of_several_models_one_is_exported_by_its_name(tmp_path, to):
+    file = tmp_path / "fleet.yaml"
+    file.write_text(SEVERAL)
+    refused(run("export", file, "--to", to), f"one route of {to} leads to one model", "--model llama-3.1-8b")
+    done = run("export", file, "--to", to, "--model", "small")
+    assert done.exit_code == 0, done.stderr
+    assert "meta-llama/Llama-3.2-1B" in done.stdout and "Llama-3.1-8B" not in done.stdout
+    assert {"kubectl label node NODE headway/gpu=l4", "kubectl label node NODE headway/gpu=h100-sxm"} <= {
+        line.partition("GPU: ")[2] for line in done.stderr.splitlines()
+    }
+    refused(run("export", file, "--to", to, "--model", "smal"), "unknown model of the deployment 'smal'", "small")
+
+
+def test_a_model_by_itself_keeps_what_policies_and_aliases_say_of_it(tmp_path):
+    file = tmp_path / "fleet.yaml"
+    file.write_text(SEVERAL)
+    data = yaml.safe_load(run("export", file, "--to", "gateway", "--model", "small").stdout)
+    data.pop("gateway")
+    made = from_mapping(Deployment, data, "written")
+    assert made.models == ("small",)
+    assert made.policies.params == {"route": {"weights": {"small": [1, 3]}}}
+    assert made.policies.choose_model == "first"
+    assert made.aliases == {"any": ("small",), "tiny": ("small",)}
+
+
+def test_the_one_model_of_a_file_may_be_named(planned):
+    _, file = planned
+    assert run("export", file, "--to", "vllm", "--model", "llama-3.1-8b").exit_code == 0
+    refused(run("export", file, "--to", "vllm", "--model", "llama-3.1-9b"), "nearest: llama-3.1-8b")
+
+
 def test_what_is_wrong_is_said(planned, tmp_path):
     _, file = planned
     refused(run(*ASK, "--to", "vlm"), "unknown export 'vlm'", "nearest: vllm")

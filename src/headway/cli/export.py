@@ -26,6 +26,8 @@ WHAT = (
                  help="vllm, kubernetes, ...: `headway list exports` shows all."),
     click.option("--candidate", cls=o.Section, section="Export", metavar="NAME",
                  help="Of a plan: which one.  [default: the best]"),
+    click.option("--model", cls=o.Section, section="Export", metavar="NAME",
+                 help="From the catalogue, or a config.json; with a file that serves several, which one."),
     click.option("--model-path", default="", cls=o.Section, section="Export", metavar="REPO|PATH",
                  help="The checkpoint, in the deployment's precision.  [default: the catalogue's repository]"),
     click.option("--hosts", default="", cls=o.Section, section="Export", metavar="A[,B]",
@@ -38,7 +40,7 @@ WHAT = (
 
 @click.command(cls=o.Verb, short_help="Launch files for vLLM, SGLang, TensorRT-LLM, Kubernetes, ...")
 @click.argument("file", required=False, metavar="[DEPLOYMENT.yaml|PLAN.json]")
-@o.options(WHAT, o.MODEL, o.REPLICAS, o.JSON, o.QUIET)
+@o.options(WHAT, o.MODEL[1:], o.REPLICAS, o.JSON, o.QUIET)
 def export(file: str | None, **asked: Any) -> None:
     """Write what starts a deployment, checked by the engine's own recorded parser.
 
@@ -48,6 +50,7 @@ def export(file: str | None, **asked: Any) -> None:
     \b
     headway export plan.json --to vllm --out launch
     headway export best.yaml --to kubernetes
+    headway export fleet.json --to kubernetes --model llama-3.1-8b
     headway export --model llama-3.1-8b --gpu h100-sxm --replicas 2 --to compose --out here
     """
     from headway.export import export as run
@@ -55,7 +58,8 @@ def export(file: str | None, **asked: Any) -> None:
     terminal = Terminal(asked["json_to"], quiet=asked["quiet"])
     deployment, slo = _read(file, asked)
     hosts = tuple(host for host in asked["hosts"].split(",") if host)
-    made = run(deployment, asked["to"], model_path=asked["model_path"], hosts=hosts, slo=slo)
+    which = asked["model"] if file else None  # else the model of the one pool
+    made = run(deployment, asked["to"], model=which or "", model_path=asked["model_path"], hosts=hosts, slo=slo)
     if asked["json_to"]:
         from headway.specs import json_text, to_mapping
 
@@ -73,12 +77,14 @@ def _read(file: str | None, asked: o.Options) -> tuple[Deployment, Slo | list[Sl
     if file is None or not file.endswith(".json"):
         if asked["candidate"]:
             raise BadInput("--candidate chooses from a plan: give a PLAN.json, as `headway plan --json` writes it")
-        return deployment_of(file, asked, asked["assignments"]), None
+        # Beside a file, --model chooses among what it serves.
+        described = {**asked, "model": None} if file else asked
+        return deployment_of(file, described, asked["assignments"]), None
     from headway.sim import Deployment
     from headway.specs import from_mapping, override
 
     plan = answer_of(file)
-    for name in ("model", "gpu", "replicas", "tp", "pp", "weights", "kv", "policies"):
+    for name in ("gpu", "replicas", "tp", "pp", "weights", "kv", "policies"):
         if asked[name]:
             raise BadInput(f"--{name} beside the plan {file}: change what it found with --set, or plan again")
     deployment = from_mapping(Deployment, chosen(plan, asked["candidate"], file), file)

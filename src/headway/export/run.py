@@ -11,6 +11,7 @@ from headway.export.engine import ENGINES, Ask, check_engine, check_vendor
 from headway.export.gateway import gateway_file
 from headway.export.kubernetes import kubernetes
 from headway.export.llmd import llm_d
+from headway.export.one_model import of_model
 from headway.export.place import addresses, asked, place
 from headway.export.script import commented, scripts
 from headway.export.sidecar import port_of, sidecar_notes
@@ -29,22 +30,26 @@ def export(
     deployment: Deployment,
     to: str,
     *,
+    model: str = "",
     model_path: str = "",
     hosts: Sequence[str] = (),
     slo: Slo | Sequence[SloClass] | None = None,
 ) -> Exported:
     """Return a deployment as files for a target: "vllm", "kubernetes", ... (`targets`).
 
+    `model` names which to export of a deployment that serves several, by the name that requests ask for ("": all).
     `model_path` is a repository of Hugging Face or a folder on the hosts, in the deployment's precision; by default the
     repository that the catalogue read the model from. `hosts` are the hosts' addresses where they matter, `slo` the
     promise of the gateway's first class, or there are all its classes. What the target cannot express is in the notes,
     and as comments in the files.
 
     Raises:
-        UnknownName: no such target. BadInput: a setting that the target cannot be given, or a deployment that it cannot
-        hold. DoesNotFit: the model does not fit its GPUs.
+        UnknownName: no such target, or model. BadInput: a setting that the target cannot be given, or a deployment that
+        it cannot hold. DoesNotFit: the model does not fit its GPUs.
     """
     to_ = target(to)
+    if model:
+        deployment = of_model(deployment, model)
     head = f"{to_.version}, by headway: {deployment.name}" if deployment.name else f"{to_.version}, by headway"
     if to == "gateway":
         return _gateway(deployment, to_, head, hosts, slo)
@@ -80,11 +85,14 @@ def _asks(deployment: Deployment, to: str, model_path: str) -> list[Ask]:
     several = len(deployment.models) > 1
     if several and to in ("kubernetes", "llm-d", "dynamo"):
         raise BadInput(
-            f"pools serve {', '.join(deployment.models)}: one route of {to} leads to one model: export each model's "
-            "pools by themselves, and --to gateway for the whole"
+            f"pools serve {', '.join(deployment.models)}: one route of {to} leads to one model: export each by "
+            f"itself, as with --model {deployment.models[0]}, and --to gateway for the whole"
         )
     if several and model_path:
-        raise BadInput(f"--model-path: one folder for {', '.join(deployment.models)}: export each model's pools alone")
+        raise BadInput(
+            f"--model-path: one folder for {', '.join(deployment.models)}: export each by itself, as with --model "
+            f"{deployment.models[0]}"
+        )
     asks = asked(deployment, model_path)
     for ask in asks:
         check_engine(to, ask)
