@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from cli_cases import refused, run
+from headway.export import targets
+from headway.export.target import target
 from headway.sim import Deployment
 from headway.specs import from_mapping
 from report_cases import plan
@@ -129,3 +131,12 @@ def test_what_is_wrong_is_said(planned, tmp_path):
     (tmp_path / "none.json").write_text(nothing.to_json())
     refused(run("export", tmp_path / "none.json", "--to", "vllm"), "no candidate meets the SLO", "--candidate")
     refused(run("export", "--model", "llama-3.1-70b", "--gpu", "l4", "--to", "vllm"), "does not fit", code=1)
+
+
+def test_what_is_said_of_a_check_is_what_was_done():
+    for each in targets():
+        if each.name in ("vllm", "sglang"):
+            assert each.checked == "every command, by the engine's own parser, recorded"
+    trtllm = target("trtllm")
+    assert "source" in trtllm.checked and "parser" not in trtllm.checked
+    assert "serve.py" in trtllm.source  # what was read

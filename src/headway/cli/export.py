@@ -42,7 +42,7 @@ WHAT = (
 @click.argument("file", required=False, metavar="[DEPLOYMENT.yaml|PLAN.json]")
 @o.options(WHAT, o.MODEL[1:], o.REPLICAS, o.JSON, o.QUIET)
 def export(file: str | None, **asked: Any) -> None:
-    """Write what starts a deployment, checked by the engine's own recorded parser.
+    """Write what starts a deployment; each command is checked by what its engine takes.
 
     The deployment is a YAML file or a plan, as `headway plan --yaml` and `--json` write them, or --model and --gpu.
     What a target cannot express is said, in the files too, or refused.

@@ -33,7 +33,7 @@ def dynamo(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str
     route = deployment.policies.route
     mode = ROUTES.get(route, "kv")
     notes = [
-        f"Dynamo {VERSION} brings {engine} {ENGINES[engine]}; the flags were checked by the parser of "
+        f"Dynamo {VERSION} brings {engine} {ENGINES[engine]}; the flags were checked against those of "
         f"{image(engine, asks[0].replica.gpu)}"
     ]
     if route not in ROUTES:

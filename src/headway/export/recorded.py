@@ -1,4 +1,7 @@
-"""Parsers of the engines, recorded by `scripts/record_engine_flags.py`, and commands held against them."""
+"""Parsers of the engines, recorded by `scripts/record_engine_flags.py`, and commands held against them.
+
+TensorRT-LLM's was written down from its source: no package of it installs without a driver.
+"""
 
 from __future__ import annotations
 

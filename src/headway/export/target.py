@@ -36,18 +36,29 @@ GRAPH = "dynamo/profiler/templates/dgd of ai-dynamo 1.6.1 (Apache-2.0)"
 def targets() -> list[Target]:
     """Return every target, engines first."""
     router = recorded("vllm-router").version
+    by_parser = "every command, by the engine's own parser, recorded"
     found = [
         Target(
             name=name,
             version=f"{title} {recorded(name).version}",
             about=about,
-            checked="every command, by the recorded parser",
+            checked=checked,
             source=recorded(name).source,
         )
-        for name, title, about in (
-            ("vllm", "vLLM", f"vllm serve, a script per replica; vLLM Router {router} before prefill and decode"),
-            ("sglang", "SGLang", "python -m sglang.launch_server, a script per replica"),
-            ("trtllm", "TensorRT-LLM", "trtllm-serve with its YAML, a script per replica"),
+        for name, title, about, checked in (
+            (
+                "vllm",
+                "vLLM",
+                f"vllm serve, a script per replica; vLLM Router {router} before prefill and decode",
+                by_parser,
+            ),
+            ("sglang", "SGLang", "python -m sglang.launch_server, a script per replica", by_parser),
+            (
+                "trtllm",
+                "TensorRT-LLM",
+                "trtllm-serve with its YAML, a script per replica",
+                "every command and its YAML, by options and fields read in its source",
+            ),
         )
     ]
     required = "every command; fields that their kinds require"
