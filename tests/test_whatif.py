@@ -328,7 +328,7 @@ def test_whether_both_sides_meet_the_slo_is_said(file):
     assert sides == {"before": {"met": True, "target": 0.9}, "after": {"met": False, "target": 0.9}}
     told = run("whatif", file, *SMALL, "--rate", "8", "--slo", "ttft=1us").stdout
     assert "The SLO is met (target 90%) as it is, and missed (target 90%) otherwise." in " ".join(told.split())
-    assert re.search(r"^ ?SLO +met \(target 90%\) +missed \(target 90%\)", told, re.M)
+    assert re.search(r"^ ?SLO +met +missed", told, re.M)
 
 
 def test_an_interval_of_a_share_leaves_no_room_beyond_none_and_all():

@@ -168,11 +168,10 @@ def list_(what: str, as_json: bool) -> None:
 
 
 def _table(rows: list[Row], key: str, columns: Columns) -> Any:
-    from rich import box
-    from rich.table import Table
+    from headway.report.sheet import Sheet
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column(key, style="bold", no_wrap=True)
+    table = Sheet()
+    table.add_column(key, right=False)
     for heading, _ in columns:
         words = heading in (
             "what it does",
@@ -188,7 +187,7 @@ def _table(rows: list[Row], key: str, columns: Columns) -> Any:
             "what it writes",
             "what is checked",
         )
-        table.add_column(heading, justify="left" if words else "right", overflow="fold")
+        table.add_column(heading, words=words)
     for row in rows:
         table.add_row(str(row[key]), *(show(row) for _, show in columns))
     return table

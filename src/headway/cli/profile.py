@@ -64,12 +64,11 @@ def _catalogued(backend: Backend) -> str | None:
 
 
 def _table(compared: list[Comparison], key: str) -> Any:
-    from rich import box
-    from rich.table import Table
+    from headway.report.sheet import Sheet
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = Sheet()
     for place, heading in enumerate((f"{key}, our law", "shapes", "predicted / measured", "median error")):
-        table.add_column(heading, justify="left" if place == 0 else "right")
+        table.add_column(heading, words=place == 0)
     for one in compared:
         table.add_row(one.kind, f"{one.n:,}", f"{one.ratio:.2f}", f"{100 * one.error:.0f} %")
     return table

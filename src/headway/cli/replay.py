@@ -77,14 +77,14 @@ def _again(run: Run, given: Served | None, terminal: Terminal, bar: Bar) -> Repl
 
 def _table(found: list[Replayed]) -> RenderableType:
     """A row per run, and what was different first."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    from headway.report.sheet import Sheet
+
+    table = Sheet()
     for heading in ("run", "began (UTC)", "events", "decisions", "equal", ""):
-        table.add_column(heading, justify="right" if heading in ("events", "decisions", "equal") else "left")
+        table.add_column(heading, words=heading not in ("events", "decisions", "equal"))
     notes: list[RenderableType] = []
     for one in found:
         verdict = "identical" if one.equal == one.decisions else f"{one.decisions - one.equal:,} differ"

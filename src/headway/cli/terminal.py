@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from headway.errors import BadInput
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-PIPED_COLUMNS = 120  # where no terminal says how wide it is
+PIPED_COLUMNS = 120  # of sentences, where neither a terminal nor COLUMNS says how wide it is; tables take their own
 BAR_AFTER_S = 1.0
 
 
@@ -63,9 +64,13 @@ class Terminal:
         self.say_kept()
         if self.quiet:
             return
+        from headway.report.sheet import unbound
+
         console = _console(stderr=self.stdout_taken)
         for part in parts:
-            console.print(part)
+            if _unmeasured(console):
+                unbound(part)
+            console.print(part, crop=False)
 
     def write(self, path: str, text: str) -> None:
         """Write a file and say so; ``-`` is stdout.
@@ -156,10 +161,16 @@ def note_interpreted(terminal: Terminal) -> None:
         terminal.keep("the core runs interpreted: same results, slower; install with a C compiler to compile it")
 
 
+def _unmeasured(console: Console) -> bool:
+    """Whether nothing says how wide the output is: it goes into a pipe or a file."""
+    said = os.environ.get("COLUMNS", "")
+    return not console.is_terminal and not (said.isdecimal() and int(said))
+
+
 def _console(stderr: bool) -> Console:
     from rich.console import Console
 
     console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
+    if _unmeasured(console):
         console.width = PIPED_COLUMNS
     return console

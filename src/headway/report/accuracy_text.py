@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from headway.report.sheet import Sheet
 from headway.units import format_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from headway.accuracy import Accuracy, Replay
     from headway.accuracy.score import Errors
@@ -30,7 +30,6 @@ GROUP_NAMES = {
     "tp": "TP",
     "mode": "mode",
 }
-FIRST_WIDTH = 36
 SHOWN = 12  # rows of a table of groups
 SHORTEST = 5  # a group of fewer figures says little
 BROKEN_SHOWN = 5
@@ -96,12 +95,12 @@ def replay_text(replay: Replay) -> RenderableType:
     return Group(*parts)
 
 
-def _filled(*tables: Table) -> list[Table]:
+def _filled(*tables: Sheet) -> list[Sheet]:
     """Return those that have rows: of few measurements there is no order, no regret, no group worth a line."""
-    return [table for table in tables if table.row_count]
+    return [table for table in tables if table.rows]
 
 
-def _errors(label: str, rows: Iterable[tuple[str, Errors]]) -> Table:
+def _errors(label: str, rows: Iterable[tuple[str, Errors]]) -> Sheet:
     table = _table(label, "mean", "median", "p90", "bias", "n")
     for name, errors in rows:
         if errors.n:
@@ -113,7 +112,7 @@ def _cells(errors: Errors) -> list[str]:
     return [_percent(errors.mape), _percent(errors.median), _percent(errors.p90), _signed(errors.bias)]
 
 
-def _groups(column: str, groups: dict[str, dict[str, Errors]]) -> Table:
+def _groups(column: str, groups: dict[str, dict[str, Errors]]) -> Sheet:
     """Median and bias of the four figures that most rows have."""
     metrics = ("ttft", "tpot", "e2e", "output_throughput")
     table = _table(GROUP_NAMES[column], *(f"{NAMES[metric]}" for metric in metrics), "n")
@@ -138,7 +137,7 @@ def _short(errors: Errors | None) -> str:
     )
 
 
-def _skipped(skipped: dict[str, int]) -> Table:
+def _skipped(skipped: dict[str, int]) -> Sheet:
     table = _table("skipped because", "rows")
     for reason, count in skipped.items():
         table.add_row(reason, f"{count:,}")
@@ -162,7 +161,7 @@ def _broken(broken: dict[str, str]) -> list[str]:
     return shown + ([f"and {more} more rows that break physics"] if more > 0 else [])
 
 
-def _agreement(accuracy: Accuracy) -> Table:
+def _agreement(accuracy: Accuracy) -> Sheet:
     table = _table("order within a sweep (Kendall's tau)", "mean", "median", "sweeps")
     for name, found in accuracy.regret.kendall.items():
         if found.mean is not None and found.median is not None:
@@ -170,7 +169,7 @@ def _agreement(accuracy: Accuracy) -> Table:
     return table
 
 
-def _regret(accuracy: Accuracy) -> Table:
+def _regret(accuracy: Accuracy) -> Sheet:
     table = _table("regret of choosing by prediction", "mean", "median", "limit kept", "mean of these", "choices")
     every, trusted = accuracy.regret, accuracy.trusted_regret
     named = []
@@ -190,7 +189,7 @@ def _regret(accuracy: Accuracy) -> Table:
     return table
 
 
-def _coverage(accuracy: Accuracy) -> Table:
+def _coverage(accuracy: Accuracy) -> Sheet:
     found = accuracy.coverage
     table = _table(f"measured inside the {found.claimed:.0%} interval", "share", "median high / low", "n")
     named = [("all", found.overall), *((NAMES[name], held) for name, held in found.metrics.items())]
@@ -204,14 +203,11 @@ def _coverage(accuracy: Accuracy) -> Table:
     return table
 
 
-def _table(first: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, max_width=FIRST_WIDTH)
+def _table(first: str, *columns: str) -> Sheet:
+    table = Sheet()
+    table.add_column(first, words=True)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column)
     return table
 
 

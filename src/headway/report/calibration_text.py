@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from headway.report.sheet import Sheet
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from headway.accuracy import Calibrated
 
@@ -75,11 +76,8 @@ def _errors(found: Calibrated) -> RenderableType:
     return table
 
 
-def _table(*headings: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+def _table(*headings: str) -> Sheet:
+    table = Sheet()
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place == 0 or heading == "of" else "right")
+        table.add_column(heading, words=place == 0 or heading == "of")
     return table

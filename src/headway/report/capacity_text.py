@@ -10,6 +10,7 @@ from headway.report import words as w
 from headway.report.charts import BLUE, GREY, finished, inline
 from headway.report.page import NUMBER, Card, Cell, Column, Facts, Figure, Page, Row, Section, Table, rendered
 from headway.report.page import table as plain_table
+from headway.report.sheet import Sheet
 from headway.sim import Deployment
 from headway.specs import from_mapping
 from headway.units import format_rate, format_seconds
@@ -28,25 +29,23 @@ NOTE = (
 
 def capacity_text(found: Capacity) -> RenderableType:
     """Return the day as a sentence, a row for each slot with a bar, and what it saves."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table as Rich
     from rich.text import Text
 
-    table = Rich(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Sheet()
     for heading in (*HEADINGS, _power(found), ""):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        table.add_column(heading, right=bool(heading))
     most = max((slot.replicas or 0 for slot in found.slots), default=0) or 1
     for slot in found.slots:
         bar = "#" * max(1, round(BAR_COLUMNS * (slot.replicas or 0) / most)) if slot.replicas else "not served"
-        table.add_row(*(Text(cell) for cell in (*_cells(slot), bar)))
+        table.add_row(*_cells(slot), bar)
     parts: list[RenderableType] = [Text(found.message, style="bold"), table]
     if found.feasible:
-        sums = Rich(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        sums = Sheet()
         for heading in SUMS:
-            sums.add_column(heading, justify="right" if heading else "left")
+            sums.add_column(heading, right=bool(heading))
         for row in _sums(found):
-            sums.add_row(*(Text(cell) for cell in row))
+            sums.add_row(*row)
         parts.append(sums)
     return Group(*parts, Text(f"{model_words(found)} {NOTE}".strip(), style="dim"))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from headway.metrics.comparison import Comparison, Difference
 from headway.report import words as w
+from headway.report.sheet import Sheet
 from headway.units import format_seconds
 
 if TYPE_CHECKING:
@@ -16,18 +17,16 @@ FOLD = 10.0  # from so many times more on, a percentage is hard to read
 
 def comparison_text(comparison: Comparison, names: tuple[str, str]) -> RenderableType:
     """Return the differences b - a as a table, and what they rest on."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("figure", no_wrap=True)
+    table = Sheet()
+    table.add_column("figure", words=True)
     for heading in (*names, "difference", "95% interval", ""):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, right=bool(heading))
     for one in comparison.differences:
         style = "bold" if one.noise is False else ""
-        table.add_row(*(Text(cell) for cell in difference_cells(one)), style=style)
+        table.add_row(*difference_cells(one), style=style)
     parts: list[RenderableType] = [table, Text(basis(comparison), style="dim")]
     return Group(*parts, *(Text(note, style="dim") for note in comparison.notes))
 

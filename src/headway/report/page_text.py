@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from headway.report.page import NUMBER, RANGE, STRIP, Page, Section, Table
+from headway.report.sheet import Sheet
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table as RichTable
 
-LABEL_COLUMNS, NAME_COLUMNS = 17, 20
+LABEL_COLUMNS = 17
 TONES = {"best": "bold green", "lost": "dim", "good": "bold green", "bad": "bold red"}
 
 
@@ -64,23 +65,14 @@ def facts(rows: Iterable[tuple[str, str]], columns: int = LABEL_COLUMNS) -> Rich
 
 def rows_table(table: Table) -> RenderableType:
     """Return the rows, and below them their notes by the first cell; neighbours that share one are told together."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table as RichTable
-    from rich.text import Text
 
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", collapse_padding=True)
+    shown = Sheet()
     for column in table.columns:
         number = column.cells in (NUMBER, RANGE)
-        shown.add_column(
-            Text(column.name),
-            justify="right" if number else "left",
-            overflow="fold",
-            no_wrap=column.cells == STRIP,
-            min_width=NAME_COLUMNS if column.cells == "name" else None,
-        )
+        shown.add_column(column.name, right=number, words=not number and column.cells != STRIP)
     for row in table.rows:
-        shown.add_row(*(Text(cell.text) for cell in row.cells), style=TONES.get(row.tone, ""))
+        shown.add_row(*(cell.text for cell in row.cells), style=TONES.get(row.tone, ""))
     noted = ((row.cells[0].text, row.note) for row in table.rows if row.note)
     told = []
     for note, group in itertools.groupby(noted, key=lambda one: one[1]):

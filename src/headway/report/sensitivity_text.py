@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from headway.plan.answer import Sensitivity, Variant
 from headway.report import words as w
+from headway.report.sheet import Sheet
 from headway.units import format_rate
 
 if TYPE_CHECKING:
@@ -18,16 +19,14 @@ TOLD = 0.03  # of a goodput: the step in which it is searched
 
 def sensitivity_text(found: Sensitivity) -> RenderableType:
     """Return what it comes to in sentences, and a row for each variant."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Sheet()
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("otherwise", "SLO") else "right", no_wrap=True)
+        table.add_column(heading, right=heading != "SLO", words=heading == "otherwise")
     for variant in found.variants:
-        table.add_row(*(Text(cell) for cell in variant_cells(variant)), style="bold" if variant is found.base else "")
+        table.add_row(*variant_cells(variant), style="bold" if variant is found.base else "")
     said = [Text(f"- {line}") for line in sensitivity_words(found)]
     return Group(Text(f"How far {found.name} holds", style="bold"), *said, table, Text(basis_words(found), style="dim"))
 

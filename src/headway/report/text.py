@@ -10,12 +10,12 @@ from headway.report import words as w
 from headway.report.measured_words import MEASURED, measured_rows
 from headway.report.page_text import LABEL_COLUMNS, facts, page_text, rows_table
 from headway.report.sensitivity_text import sensitivity_text
+from headway.report.sheet import Sheet
 from headway.report.trust_words import INTERVAL_HEADINGS, interval_note, interval_rows, plan_error_rows
 from headway.units import format_count, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from headway.plan import Candidate, Plan
     from headway.plan.fleet_answer import Fleet
@@ -45,17 +45,15 @@ def result_text(result: Result, in_full: bool = False) -> RenderableType:
 
 def _error(result: Result) -> list[RenderableType]:
     """How far off the cost model may be: a table and what it rests on."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     rows = interval_rows(result)
     if not rows:
         return []
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("model error", min_width=LABEL_COLUMNS - 1)
+    table = Sheet()
+    table.add_column("model error", words=True, least=LABEL_COLUMNS - 1)
     for heading in INTERVAL_HEADINGS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading)
     for name, cells in rows:
         table.add_row(name, *cells)
     return [table, Text(interval_note(result), style="dim"), Text("")]
@@ -114,20 +112,16 @@ def _reasons(plan: Plan, top: int) -> list[tuple[str, str]]:
     return told
 
 
-def _candidates(plan: Plan, top: int) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", collapse_padding=True)
-    table.add_column("#", justify="right")
-    table.add_column("deployment", overflow="fold", ratio=1)
+def _candidates(plan: Plan, top: int) -> Sheet:
+    table = Sheet()
+    table.add_column("#")
+    table.add_column("deployment", words=True)
     for heading in candidate_headings(plan):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading)
     for rank, candidate in enumerate(plan.ranked[:top], start=1):
         style = GOOD if rank == 1 and plan.feasible else "" if candidate.meets else "dim"
         cells = [f"{rank}", candidate.name, *candidate_cells(plan, candidate)]
-        table.add_row(*(Text(cell) for cell in cells), style=style)
+        table.add_row(*cells, style=style)
     return table
 
 
@@ -190,14 +184,11 @@ def asked_rows(result: Result) -> list[tuple[str, str]]:
     return [*rows, ("Trace", "; ".join(told))] if told else rows
 
 
-def _latencies(result: Result) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("latency", min_width=LABEL_COLUMNS - 1)
+def _latencies(result: Result) -> Sheet:
+    table = Sheet()
+    table.add_column("latency", words=True, least=LABEL_COLUMNS - 1)
     for heading in ("mean", "p50", "p90", "p95", "p99", "limit"):
-        table.add_column(heading, justify="right", min_width=8)
+        table.add_column(heading, least=8)
     for name, latency, limit_s in latency_rows(result):
         values = (latency.mean, latency.p50, latency.p90, latency.p95, latency.p99)
         limit = "" if limit_s is None else format_seconds(limit_s)

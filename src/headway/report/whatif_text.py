@@ -9,10 +9,10 @@ from headway.metrics.comparison import Comparison, Difference
 from headway.plan.otherwise import ModelError, WhatIf
 from headway.report import words as w
 from headway.report.compare_text import basis, difference_cells, figure_value, span
+from headway.report.sheet import Sheet
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
 NAMED = ("attainment", "TTFT p90", "TPOT p90", "output tokens/s", "energy per output token", "cost per hour")
 CELLS = {"differs": "yes", "noise": "noise", "model": "model", "": ""}
@@ -98,16 +98,12 @@ def _moved(one: Difference) -> str:
     return f"{one.name} {way} from {figure_value(one, one.a)} to {figure_value(one, one.b)}"
 
 
-def _table(found: WhatIf, error: Comparison | None) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("figure", min_width=16)
+def _table(found: WhatIf, error: Comparison | None) -> Sheet:
+    table = Sheet()
+    table.add_column("figure", words=True)
     sides = ("simulated",) if error is None else ("measured", "simulated")
     for heading in (*sides, "otherwise", "difference", "95% interval", "by the model", "sure"):
-        table.add_column(heading, justify="left" if heading == "sure" else "right", no_wrap=True)
+        table.add_column(heading, right=heading != "sure")
     measured = {} if error is None else {one.figure: figure_value(one, one.a) for one in error.differences}
     ends = {one.figure: one.difference for one in found.model.figures}
     for one in found.change.differences:
@@ -116,8 +112,8 @@ def _table(found: WhatIf, error: Comparison | None) -> Table:
         model = span(one, *ends[one.figure]) if one.figure in ends else ""
         verdict = found.verdict(one)
         texts = [name, *first, *cells, model, CELLS[verdict]]
-        table.add_row(*map(Text, texts), style="bold" if verdict == "differs" else "")
-        judged = [_judged(each) or w.NONE for each in (found.before, found.after)]
+        table.add_row(*texts, style="bold" if verdict == "differs" else "")
+        judged = [_judged(each).partition(" ")[0] or w.NONE for each in (found.before, found.after)]
         if one.figure == "attainment" and judged != [w.NONE, w.NONE]:
-            table.add_row(*map(Text, ["SLO", *([] if error is None else [w.NONE]), *judged]))
+            table.add_row("SLO", *([] if error is None else [w.NONE]), *judged)
     return table
