@@ -58,14 +58,17 @@ class Sheet:
 
     def _tables(self, console: Console, options: ConsoleOptions) -> RenderResult:
         every = list(range(len(self.columns)))
-        room = max(self._at_ease(), options.max_width) if self.unbound else options.max_width
+        room, least = options.max_width, [self._least(every, loose) for loose in (False, True)]
+        if self.unbound:
+            least[0] = self._at_ease()
+            room = max(_needed(least[0]), room)
         for loose in (False, True):
-            widths = self._fitted(every, room, loose)
-            if widths is not None:
+            if _needed(least[loose]) <= room:
+                widths = self._fitted(every, room, least[loose])
                 yield from console.render(self._table(every, widths, loose), options.update(max_width=room))
                 return
         for block in self._blocks(room):
-            widths = self._fitted(block, room, True) or self._least(block, True)
+            widths = self._fitted(block, room, self._least(block, loose=True))
             wide = options.update(max_width=max(room, _needed(widths)))
             yield from console.render(self._table(block, widths, True), wide)
 
@@ -73,11 +76,13 @@ class Sheet:
         headings = enumerate(self.columns)
         return [max(_long(each.heading), *map(_long, self._cells(place)), each.least) for place, each in headings]
 
-    def _at_ease(self) -> int:
-        """How wide it is with no figure and no name broken, only prose and headings."""
-        widest, least = self._widest(), self._least(range(len(self.columns)), loose=False)
-        names = [min(wide, NAME) if each.words else 1 for each, wide in zip(self.columns, widest, strict=True)]
-        return _needed([max(pair) for pair in zip(names, least, strict=True)])
+    def _at_ease(self) -> list[int]:
+        """The width of each column with nothing broken but prose."""
+        least = self._least(range(len(self.columns)), loose=False)
+        return [
+            max(min(wide, NAME), low, _long(each.heading)) if each.words else wide
+            for each, wide, low in zip(self.columns, self._widest(), least, strict=True)
+        ]
 
     def _cells(self, place: int) -> list[str]:
         return [cells[place] for cells, _ in self.rows] or [""]
@@ -97,14 +102,14 @@ class Sheet:
             least.append(max(heading, within, 1))
         return least
 
-    def _fitted(self, places: Sequence[int], room: int, loose: bool) -> list[int] | None:
-        """Widths that fit, the widest column narrowed first; None where there are none."""
-        widest, least = self._widest(), self._least(places, loose)
+    def _fitted(self, places: Sequence[int], room: int, least: Sequence[int]) -> list[int]:
+        """Widths that fit, the widest column narrowed first, none below its `least`."""
+        widest = self._widest()
         widths = [widest[place] for place in places]
-        if _needed(least) > room:
-            return None
         while _needed(widths) > room:
             free = [i for i in range(len(widths)) if widths[i] > least[i]]
+            if not free:
+                break
             widths[max(free, key=lambda i: (not self._breaks(places[i], widths[i]), widths[i]))] -= 1
         return widths
 
