@@ -323,7 +323,7 @@ def test_without_an_answer_no_deployment_is_written(asked, tmp_path):
     ],
 )
 def test_bad_input_is_refused(words, parts):
-    refused(run(*SMALL, *words), *parts)
+    refused(run(*SMALL[:-2], *words), *parts)
 
 
 def test_what_is_missing_is_named():
@@ -342,3 +342,48 @@ def test_what_is_missing_is_named():
 )
 def test_a_gpu_that_is_none_is_told_before_how_many_there_are(gpus, parts):
     refused(run("plan", "--model", "llama-3.2-1b", "--gpu", gpus, "--ttft", "1s"), *parts)
+
+
+# --- what arrives, and settings named twice ---
+
+
+def test_arrivals_and_requests_are_those_of_the_question(asked, tmp_path):
+    assert run(*ASK, "--requests", "2k", "--rate", "5").exit_code == 0
+    assert (asked["question"].requests, asked["question"].workload) == (2_000, "chat")
+    assert run(*ASK, "--arrival", "gamma:cv=3", "--rate", "5").exit_code == 0
+    assert (asked["question"].requests, asked["question"].workload.arrival.cv) == (None, 3.0)
+    trace = tmp_path / "trace.csv"
+    rows = "".join(f"2023-11-16 18:15:{second:02d}.0000000,100,10\n" for second in range(50))
+    trace.write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")
+    assert run(*ASK, "--workload", trace, "--requests", "20").exit_code == 0
+    assert (asked["made"].requests, asked["question"].workload.requests, asked["question"].requests) == (20, 20, 20)
+    refused(run(*ASK, "--workload", trace, "--requests", "60"), "holds 50; ask for no more")
+    refused(run(*ASK, "--arrival", "nothing"), "nothing")
+
+
+def test_a_plan_refuses_a_closed_loop_and_runs_as_many_requests_as_asked_for():
+    refused(run(*ASK, "--arrival", "closed:64"), "is a closed loop, which has no rate to plan for")
+    found = run(*ASK, *LENGTHS, "--workers", "1", *SETS[:-2], "--requests", "250", "--json", "-")
+    assert json.loads(found.stdout)["requests"] == 250
+
+
+@pytest.mark.parametrize(
+    ("words", "both"),
+    [
+        (("--set", "gpus=3"), "--gpus against --set gpus=3"),
+        (("--requests", "500", "--set", "requests=600"), "--requests against --set requests=600"),
+        (("--requests", "500", "--set", "workload.requests=600"), "--requests against --set workload.requests=600"),
+        (("--arrival", "poisson", "--set", "workload.arrival.cv=3"), "--arrival against --set workload.arrival.cv=3"),
+        (("--objective", "gpus", "--set", "objective=energy"), "--objective against --set objective=energy"),
+        (("--price", "l4=1", "--set", "usd_per_gpu_hour.l4=2"), "--price against --set usd_per_gpu_hour.l4=2"),
+        (("--set", "slo.ttft_s=1s"), "--ttft against --set slo.ttft_s=1s"),
+        (("--set", "tp=[1]", "--set", "tp=[2]"), "--set tp=[1] against --set tp=[2]"),
+    ],
+)
+def test_a_setting_named_twice_is_refused(words, both):
+    refused(run(*ASK, *words), f"{both}: give one of them")
+
+
+def test_defaults_of_options_are_not_settings(asked):
+    assert run(*ASK, "--set", "objective=gpus", "--set", "seed=3", "--set", "slo.itl_s=80ms").exit_code == 0
+    assert (asked["question"].objective, asked["question"].seed) == ("gpus", 3)

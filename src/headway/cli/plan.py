@@ -24,6 +24,7 @@ from headway.cli.blame import users_fault
 from headway.cli.calibration import ask_calibrated, compare_machines
 from headway.cli.launched import launch_words
 from headway.cli.terminal import Terminal, check_files, note_interpreted
+from headway.cli.twice import check_twice
 from headway.errors import BadInput, UnknownName
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ MISSING = {
 
 
 @click.command(cls=o.Verb, short_help="Which deployment to run, ranked, and why the others lost.")
-@o.options(o.KINDS, o.WORKLOAD, o.TRACES, o.SLO, o.CLASSES, o.SEARCH, o.SHARING, o.CALIBRATION, o.SEED)
+@o.options(o.KINDS, o.WORKLOAD, o.ARRIVALS, o.TRACES, o.SLO, o.CLASSES, o.SEARCH, o.SHARING, o.CALIBRATION, o.SEED)
 @o.options(o.OUTPUT, o.BEST, o.TEXT, o.TOP, o.QUIET)
 @click.pass_context
 def plan(ctx: click.Context, /, **asked: Any) -> None:
@@ -71,6 +72,7 @@ def plan(ctx: click.Context, /, **asked: Any) -> None:
 
     terminal = Terminal(asked["json_to"], asked["yaml_to"], asked["html_to"], quiet=asked["quiet"])
     check_files(asked["html_to"], asked["json_to"], asked["yaml_to"])
+    check_twice(ctx, asked)
     question, made = question_of(asked, terminal)
     workforce = workforce_of(asked)
     note_interpreted(terminal)
@@ -135,7 +137,8 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
     model = asked["model"] or next((each.model for each in workload.spec.classes if each.model), None)
     if model is None:
         raise BadInput(f"--model is missing: {MISSING['model']}")
-    changed = sets["workload"] or asked["input"] or asked["output"] or workload.spec.classes
+    changed = sets["workload"] or asked["input"] or asked["output"] or asked["arrival"] or workload.spec.classes
+    changed = changed or (asked["requests"] and workload.spec.trace)  # of a trace the first so many are meant
     question = Question(
         model=model,
         gpu=gpu,
@@ -155,6 +158,7 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
         spare=asked["spare"],
         usd_per_gpu_hour=asked["prices"] or {},
         seed=asked["seed"],
+        requests=asked["requests"],
         cap_watts=asked["cap_watts"],
         clock_mhz=asked["clock_mhz"],
     )
