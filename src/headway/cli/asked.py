@@ -325,6 +325,20 @@ def check_records(path: str | None, none_kept: bool) -> None:
     record_files.check(path)
 
 
+def note_release(name: str, version: str, terminal: Terminal) -> None:
+    """Say so where a release of an engine is not known, and which one's times are taken for it.
+
+    Raises:
+        UnknownName, BadInput: there is no such engine, or a version without a number.
+    """
+    from headway.cost.engines import standing_for
+
+    known = standing_for(name, version)
+    if known:
+        known = known if "." in known else f"{known}.x"
+        terminal.keep(f"engine {name}: release {version} is not known; the step times are those of {known}")
+
+
 def note_idle_order(order: str, workload: Workload, terminal: Terminal) -> None:
     """Say so where an order has nothing to go by, or knows more than any server would."""
     if order not in ("edf", "sjf"):

@@ -14,6 +14,7 @@ from headway.cli.asked import (
     chosen,
     chosen_policies,
     note_idle_order,
+    note_release,
     slo_of,
     slos_of,
     split_assignments,
@@ -166,7 +167,11 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
     question = _with_policies(question, asked["policies"], sets["deployment"])
     compare_machines(asked, terminal)
     question = ask_calibrated(question, asked["calibration_from"], terminal)
-    note_idle_order(question.policies.order, workload, terminal)
+    for order in question.policies_to_try.get("order", (question.policies.order,)):
+        note_idle_order(order, workload, terminal)
+    for named in question.engines or (f"{question.engine.name}:{question.engine.version}",):
+        name, _, version = named.partition(":")
+        note_release(name, version, terminal)
     return question, workload if workload.spec.trace else None
 
 

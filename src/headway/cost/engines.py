@@ -14,7 +14,7 @@ from headway.errors import BadInput, UnknownName
 from headway.hardware import Gpu, silicon
 from headway.specs import Spec, from_mapping
 
-__all__ = ["EngineFacts", "HostTerms", "check_engine", "engine_facts", "engine_names", "spreads"]
+__all__ = ["EngineFacts", "HostTerms", "check_engine", "engine_facts", "engine_names", "spreads", "standing_for"]
 
 
 class HostTerms(Law, kw_only=True):
@@ -143,6 +143,23 @@ def engine_facts(name: str, version: str, gpu_key: str) -> EngineFacts:
         host=host,
         source=_file().source,
     )
+
+
+def standing_for(name: str, version: str) -> str:
+    """Return the release whose times stand for one that is not known; "" where it is.
+
+    Not known are releases after the newest of the data file, whose later patches are, and before the oldest.
+
+    Raises:
+        As `engine_facts`.
+    """
+    if not version:
+        return ""
+    since = engine_facts(name, version, "").since
+    wanted, release = _number(version), _number(since)
+    newest = since == _file().engines[name].releases[-1].since
+    later = newest and wanted[: len(release)] != release
+    return since if later or wanted < release else ""
 
 
 def _merged(host: HostTerms, terms: dict[str, float]) -> dict[str, Any]:

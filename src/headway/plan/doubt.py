@@ -61,11 +61,16 @@ def doubt(ranked: list[Entry], objective: Objective, rate_req_s: float) -> Doubt
         entry.deployment.name
         for entry in ranked[1:]
         if entry.meets
-        and (objective not in ("cost", "gpus") or entry.measure(objective) == best.measure(objective))
+        and (objective not in ("cost", "gpus") or _costs(entry, objective) == _costs(best, objective))
         and _near(value(entry), value(best), _between(entry, best, metric, spread))
     ]
     said = (_tied(ties, level, ratio, what), _tight(best, error, rate_req_s))
     return Doubt(error, ratio, ties, " ".join(filter(None, said)))
+
+
+def _costs(entry: Entry, objective: Objective) -> tuple[float, int]:
+    """What is exact of the ranking: at equal cost fewer GPUs come first."""
+    return entry.measure(objective), entry.deployment.gpus
 
 
 def _spread(error: Uncertainty, metric: str) -> float:

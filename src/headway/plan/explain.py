@@ -20,7 +20,7 @@ from headway.plan.question import Question
 from headway.plan.ranking import Entry
 from headway.plan.remedy import Remedy
 from headway.plan.shapes import shape_of
-from headway.plan.space import powered_copies, without
+from headway.plan.space import left_out, powered_copies, without
 from headway.plan.wish import Wish
 from headway.sim import Deployment
 from headway.units import format_rate, format_seconds
@@ -53,6 +53,8 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     mine, its = _value(entry, question), _value(best, question)
     if entry is best:
         return f"best of those that meet the SLO: {mine}; {serves}"
+    if mine == its and entry.deployment.gpus > best.deployment.gpus:
+        return f"meets the SLO at {mine} too, but takes {entry.deployment.gpus} GPUs; {serves}"
     if mine == its:
         return f"meets the SLO at {mine} too, but {serves}"
     verb = "gives" if question.objective in ("goodput", "rate") else "takes"
@@ -245,7 +247,21 @@ def _in_doubt(entry: Entry) -> tuple[float, float]:
 
 
 def unpriced(question: Question) -> str:
-    """Return that GPUs stand for a cost that is not known, and what to do about it."""
+    """Return what of the stock goes for nothing: kinds that no plan has, prices that are not known."""
+    return " ".join(filter(None, (_left_out(question), _unpriced(question))))
+
+
+def _left_out(question: Question) -> str:
+    """The kinds of GPU that no plan can have, and why."""
+    kinds = left_out(question)
+    if not kinds:
+        return ""
+    each = "; ".join(f"{kind} ({why})" for kind, why in kinds.items())
+    return f"No plan uses {each}."
+
+
+def _unpriced(question: Question) -> str:
+    """That GPUs stand for a cost that is not known, and what to do about it."""
     if question.known(question.objective) == question.objective and "cost" not in question.front:
         return ""
     kinds = question.unpriced

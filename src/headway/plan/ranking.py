@@ -69,16 +69,18 @@ MEASURES: dict[Objective, Callable[[Entry], float]] = {
 def rank(entries: list[Entry], objective: Objective) -> list[Entry]:
     """Return the entries, the best first.
 
-    Those that meet the SLO at the asked rate come first, by their objective; at equal cost the one that can serve more,
-    and of those that serve as much the one with less energy. Then the others by what they serve, and those that serve
+    Those that meet the SLO at the asked rate come first, by their objective; at equal cost the one with fewer GPUs, as
+    where they are owned and their price is 0, then the one that can serve more, and of those that serve as much the one
+    with less energy. Then the others by what they serve, and those that serve
     nothing by how far they miss. Names break ties.
     """
 
-    def key(entry: Entry) -> tuple[int, float, float, float, int, str]:
+    def key(entry: Entry) -> tuple[int, float, float, float, float, int, str]:
         goodput, gpus, name = entry.outcome.goodput.req_s, entry.deployment.gpus, entry.deployment.name
         if entry.meets:
-            return 0, entry.measure(objective), -goodput, entry.joules, gpus, name
-        return 1, -goodput, entry.miss, entry.joules, gpus, name
+            fewer = gpus if objective == "cost" else 0
+            return 0, entry.measure(objective), fewer, -goodput, entry.joules, gpus, name
+        return 1, 0.0, -goodput, entry.miss, entry.joules, gpus, name
 
     return sorted(entries, key=key)
 

@@ -22,7 +22,9 @@ from headway.plan.setups import Setup, check_policies, policed, setups_of
 from headway.plan.shapes import Shape, shapes_of
 from headway.sim import Deployment, Policies, Pool
 
-__all__ = ["Option", "Space", "enumerate_space", "powered_copies", "priced", "resized", "singles", "without"]
+__all__ = [
+    "Option", "Space", "enumerate_space", "left_out", "powered_copies", "priced", "resized", "singles", "without",
+]  # fmt: skip
 
 _FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
 _ROUNDING = 1e-9
@@ -409,6 +411,22 @@ def _kinds(question: Question, fits: _Fits) -> list[_Kind]:
     if not kinds:
         wanted = f"weights {list(question.weights or ())}, kv {list(question.kv or ())}"
         raise (refused or [BadInput(f"{wanted}: none of {', '.join(question.stock)} takes these precisions")])[0]
+    return kinds
+
+
+def left_out(question: Question) -> dict[str, str]:
+    """Return the kinds of several that no plan can have, as they lack the precisions asked for, and which these are."""
+    if len(question.stock) < 2:
+        return {}
+    spec, kinds = model(question.model), {}
+    for name in question.stock:
+        card, lacks = gpu(name), []
+        if not _weights(question, spec, card):
+            lacks.append(f"{' or '.join(question.weights or ())} weights")
+        if not _kv(question, card):
+            lacks.append(f"{' or '.join(question.kv or ())} KV")
+        if lacks:
+            kinds[name] = f"it has no {' and no '.join(lacks)}"
     return kinds
 
 

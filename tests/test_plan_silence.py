@@ -1,0 +1,84 @@
+"""What a plan does not pass over in silence: GPUs that cannot take part, orders and releases that mean nothing."""
+
+import msgspec
+import pytest
+
+from cli_cases import run
+from headway.cost.engines import standing_for
+from headway.metrics import Slo
+from headway.plan import Question, plan
+from headway.plan.space import enumerate_space, left_out
+
+QUESTION = Question(
+    model="llama-3.1-8b", gpu={"a100-80gb-sxm": 1, "h100-sxm": 1}, rate_req_s=5, slo=Slo(ttft_s=0.5, tpot_s=0.05),
+    requests=300, weights=("fp8",), kv=("fp8",), tp=(1,), pp=(1,), layouts=("mixed",), budget_tokens=(2048,),
+)  # fmt: skip
+SETS = tuple(
+    word
+    for each in ("layouts=[mixed]", "tp=[1]", "pp=[1]", "weights=[bf16]", "kv=[bf16]", "budget_tokens=[2048]")
+    for word in ("--set", each)
+)
+ASK = ("plan", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", "--gpus", "1", "--rate", "5", "--requests", "300",
+       "--ttft", "500ms", "--tpot", "50ms", "--workers", "1", *SETS)  # fmt: skip
+
+
+def changed(**changes):
+    return msgspec.structs.replace(QUESTION, **changes)
+
+
+def test_a_gpu_without_the_precisions_asked_for_is_named():
+    assert left_out(QUESTION) == {"a100-80gb-sxm": "it has no fp8 weights and no fp8 KV"}
+    kinds = {pool.replica.gpu for option in enumerate_space(QUESTION).options for pool in option.deployment.pools}
+    assert kinds == {"h100-sxm"}
+    found = plan(QUESTION, workers=1)
+    assert "No plan uses a100-80gb-sxm (it has no fp8 weights and no fp8 KV)." in found.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"kv": ("bf16",)}, {"a100-80gb-sxm": "it has no fp8 weights"}),
+        ({"weights": None}, {"a100-80gb-sxm": "it has no fp8 KV"}),
+        ({"kv": ("bf16", "fp8"), "weights": ("bf16", "fp8")}, {}),
+        ({"kv": None, "weights": None}, {}),
+        ({"gpu": "h100-sxm", "gpus": 1}, {}),
+    ],
+)
+def test_a_gpu_takes_part_where_it_has_any_of_them(changes, why):
+    question = changed(**changes)
+    assert left_out(question) == why
+    kinds = {pool.replica.gpu for option in enumerate_space(question).options for pool in option.deployment.pools}
+    assert kinds == set(question.stock) - set(why)
+
+
+def test_gpus_that_cost_nothing_are_not_wasted():
+    free = changed(gpu="h100-sxm", gpus=2, usd_per_gpu_hour={"h100-sxm": 0.0})
+    found = plan(free, workers=1)
+    assert [each.gpus for each in found.ranked] == sorted(each.gpus for each in found.ranked)
+    assert found.best.gpus == 1 and found.ranked[-1].gpus == 2 and found.ranked[-1].meets
+    assert "meets the SLO at $0.00 per hour too, but takes 2 GPUs" in found.ranked[-1].reason
+    assert found.ranked[-1].name not in found.message  # nor is it tied: it has more GPUs
+
+
+def test_each_order_to_try_is_told_of():
+    said = run(*ASK, "--policy", "order=edf,priority")
+    assert said.exit_code == 0 and "order=edf: none of the first" in said.stderr
+    assert "has a deadline" not in run(*ASK, "--policy", "order=fcfs,priority").stderr
+
+
+def test_a_release_that_is_not_known_is_told_of():
+    said = run(*ASK, "--engine", "vllm:99").stderr
+    assert "engine vllm: release 99 is not known; the step times are those of" in said
+    several = run(*ASK, "--engine", "vllm:0.12,sglang:9").stderr
+    assert "engine sglang: release 9 is not known" in several and "engine vllm: release" not in several
+    assert "is not known" not in run(*ASK).stderr
+    alone = "simulate", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", "--rate", "5", "--requests", "50"
+    assert "release 99 is not known" in run(*alone, "--set", 'pools.0.replica.engine.version="99"').stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [("", ""), ("0.12", ""), ("0.12.3", ""), ("0.10.1", ""), ("0.2", ""), ("0.1", "0.2"), ("0.13", "0.12")],
+)
+def test_a_release_between_known_ones_is_known(version, known):
+    assert standing_for("vllm", version) == known
