@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cli_cases import refused, run
+from headway.cli.whatif import simulated
 from headway.cost import Replica, compile_replica
 from headway.cost.stretched import eased, stretched
 from headway.metrics import Prices, Result, Slo
@@ -344,3 +345,48 @@ def test_a_section_gateway_of_another_form_is_refused(tmp_path, section):
     path.write_text("pools: [{replica: {model: llama-3.2-1b, gpu: l4}}]\ngateway: " + section + "\n")
     asked = ("--workload", "chat", "--rate", "2x", "--requests", "20")
     refused(run("whatif", path, *asked), f"{path}: gateway", "expected", "came")
+
+
+# --- a long trace ---
+
+
+@pytest.fixture
+def long_trace(tmp_path):
+    """1,000 requests, one a second, but those from number 401 to 600 ten a second."""
+    times, now_s = [], 0.0
+    for place in range(1_000):
+        now_s += 0.1 if 400 <= place < 600 else 1.0
+        times.append(now_s)
+    trace = tmp_path / "trace.csv"
+    rows = "".join(f"{now_s:.1f},{100 + place % 50},10\n" for place, now_s in enumerate(times))
+    trace.write_text(f"arrival_s,input_tokens,output_tokens\n{rows}")
+    return trace
+
+
+@pytest.mark.parametrize("words", [("--replicas", "+1"), ("--rate", "2x")])
+def test_of_a_long_trace_no_more_rows_are_kept_than_the_bound_and_they_stay_paired(
+    file, long_trace, tmp_path, monkeypatch, words
+):
+    monkeypatch.setattr("headway.cli.whatif.MOST", 150)
+    kept = []
+    monkeypatch.setattr("headway.cli.whatif.simulated", lambda *given: kept.append(made := simulated(*given)) or made)
+    said = run("whatif", file, "--workload", long_trace, "--ttft", "300ms", "--json", tmp_path / "w.json", *words)
+    assert said.exit_code == 0, said.output
+    (found,) = kept
+    assert [len(each.records["arrival_s"]) for each in (found.before, found.after)] == [150, 150]
+    assert np.diff(found.before.records["arrival_s"]).max() < 0.2  # those of the burst
+    assert found.change.paired
+    told = " ".join(said.stdout.split())
+    assert "Simulated with the 150 of the trace's 1,000 requests in a row that bring the most tokens a second" in told
+    assert "--requests 1000 takes all" in json.loads((tmp_path / "w.json").read_text())["notes"][0]
+
+
+def test_all_of_a_long_trace_is_simulated_where_it_is_asked_for(file, long_trace, tmp_path, monkeypatch):
+    monkeypatch.setattr("headway.cli.whatif.MOST", 150)
+    ask = "whatif", file, "--workload", long_trace, "--ttft", "300ms", "--replicas", "+1", "--json", tmp_path / "w.json"
+    assert run(*ask, "--requests", "1000").exit_code == 0
+    found = json.loads((tmp_path / "w.json").read_text())
+    assert found["before"]["requests"]["arrived"] == 1_000 and found["notes"] == []
+    said = run(*ask, "--arrival", "poisson", "--rate", "5")
+    assert "Simulated with the first 150 of 1,000 requests" in " ".join(said.stdout.split())
+    assert json.loads((tmp_path / "w.json").read_text())["before"]["requests"]["arrived"] == 150

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from headway.plan.otherwise import Case, WhatIf
     from headway.workload import Workload
 
-RARE, MOST = 2_000, 80_000  # requests of a fleet's rarest class that a run should have, and of all classes at most
+RARE, MOST = 2_000, 80_000  # requests of a fleet's rarest class that a run should have, and of a run at most
 TODAY = ("workload", "input", "output", "arrival", "requests", "skip_bad", "ttft", "tpot", "e2e", "calibration_from",
          "fingerprint_from")  # fmt: skip
 
@@ -61,10 +61,11 @@ def whatif(source: str, **asked: Any) -> None:
     if asked["run_named"] is not None:
         raise BadInput(f"--run {asked['run_named']}: {source} is no log, and only a log has runs")
     before, question = (_planned if source.endswith(".json") else _case)(source, asked, terminal)
+    before, notes = _bounded(before, asked) if question is None else (before, [])
     after = changed(before, asked, terminal, question)
     note_interpreted(terminal)
     found = simulated(before, after, changes, asked["seed"], terminal)
-    show(terminal, found, None, [], asked)
+    show(terminal, found, None, notes, asked)
     if asked["out_to"]:
         keep(Path(asked["out_to"]), {"simulated": found.before, "changed": found.after}, terminal)
 
@@ -126,6 +127,26 @@ def _case(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, None]:
     workload = workload_of(asked | {"workload": source, "rate": rate, "replicas": 1}, [], terminal)
     slo = slo_of(asked, [])
     return Case(deployment, workload, _promised(file, workload, slo, terminal) or slo), None
+
+
+def _bounded(case: Case, asked: o.Options) -> tuple[Case, list[str]]:
+    """The case with at most `MOST` requests, whose rows are kept of every run, unless more are asked for by number.
+
+    Of a trace as recorded those in a row that bring the most tokens a second, as a plan takes them; else the first.
+    """
+    whole = case.workload
+    if asked["requests"] is not None or whole.requests <= MOST:
+        return case, []
+    part = whole.densest(MOST)
+    which = f"the first {MOST:,} of {whole.requests:,} requests"
+    if part is not whole:
+        begin = part.spec.first - whole.spec.first + 1
+        which = (
+            f"the {MOST:,} of the trace's {whole.requests:,} requests in a row that bring the most tokens a second, "
+            f"from number {begin:,} on"
+        )
+    said = f"Simulated with {which}: --requests {whole.requests} takes all, and memory as they are more."
+    return case._replace(workload=part.cut(MOST)), [said]
 
 
 def _promised(file: str, workload: Workload, slo: Slo | None, terminal: Terminal) -> dict[int, Slo]:
