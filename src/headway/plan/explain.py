@@ -26,8 +26,8 @@ from headway.sim import Deployment
 from headway.units import format_rate, format_seconds
 
 __all__ = [
-    "below_floor", "nothing_allowed", "nothing_fits", "reason", "so_far", "too_much", "too_tight", "undecided_words",
-    "unpriced", "verdict",
+    "below_floor", "nothing_allowed", "nothing_fits", "of_the_stock", "only_estimated", "reason", "so_far", "too_much",
+    "too_tight", "undecided_words", "verdict",
 ]  # fmt: skip
 
 _NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
@@ -246,7 +246,7 @@ def _in_doubt(entry: Entry) -> tuple[float, float]:
     return least.attainment_low, least.attainment_high
 
 
-def unpriced(question: Question) -> str:
+def of_the_stock(question: Question) -> str:
     """Return what of the stock goes for nothing: kinds that no plan has, prices that are not known."""
     return " ".join(filter(None, (_left_out(question), _unpriced(question))))
 

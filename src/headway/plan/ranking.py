@@ -71,8 +71,8 @@ def rank(entries: list[Entry], objective: Objective) -> list[Entry]:
 
     Those that meet the SLO at the asked rate come first, by their objective; at equal cost the one with fewer GPUs, as
     where they are owned and their price is 0, then the one that can serve more, and of those that serve as much the one
-    with less energy. Then the others by what they serve, and those that serve
-    nothing by how far they miss. Names break ties.
+    with less energy. Then the others by what they serve, and those that serve nothing by how far they miss. Names break
+    ties.
     """
 
     def key(entry: Entry) -> tuple[int, float, float, float, float, int, str]:

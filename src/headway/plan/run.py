@@ -183,7 +183,7 @@ def _answer(
     discarded = Counter(space.discarded) + Counter(each.reason for each in contest.screened.values())
     open_yet = undecided(ranked, contest.objective, question.slo.attainment)
     tied = explain.undecided_words(open_yet if verdict.feasible else [])
-    told = verdict.message, tied, explain.unpriced(question), sure.words, part.words
+    told = verdict.message, tied, explain.of_the_stock(question), sure.words, part.words
     message = " ".join(filter(None, told))
     return Plan(
         question=question,
