@@ -1,6 +1,7 @@
 """Fixtures every test may use."""
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import settings
 
 settings.register_profile("house", deadline=None, max_examples=30)  # a busy machine is no fault of the code's
 settings.load_profile("house")
+
+os.environ.pop("COLUMNS", None)  # of pytest's workers: what is printed here goes into a pipe
 
 CLOCKED = ("bench", "emulate", "gateway")  # folders whose tests hold processes and sockets to the wall clock
 
