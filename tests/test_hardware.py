@@ -220,6 +220,13 @@ def test_a_file_says_what_differs_around_a_gpu_whose_laws_hold(tmp_path):
         ("rdma_bytes_per_s", "memory_bytes", "would make another GPU than a100-80gb-sxm"),
         ("like: a100-80gb-sxm", "like: a100-80gb", "nearest"),
         ("source: ours, note", "source: theirs, note", "not in `sources`; there are ours"),
+        ("value: 4,", "value: nan,", "gpus_per_node 'nan'|gpus_per_node nan"),
+        ("value: 4,", "value: 0,", "gpus_per_node 0: expected a whole number, 1 to 1,024"),
+        ("value: 4,", "value: 2.5,", "gpus_per_node 2.5: expected a whole number"),
+        ("value: 4,", "value: 1.0e+30,", "gpus_per_node 1e.30: expected a whole number"),
+        ("value: 3.1e9,", "value: fast,", "rdma_bytes_per_s 'fast': expected a number"),
+        ("value: 3.1e9,", "value: 0,", "rdma_bytes_per_s 0: expected a number, above 0"),
+        ("value: 3.1e9,", "value: -1,", "rdma_bytes_per_s -1: expected a number, above 0"),
     ],
 )
 def test_a_file_that_says_something_else_of_a_gpu_is_refused(tmp_path, old, new, words):

@@ -304,7 +304,7 @@ def test_an_interruption_before_any_simulation_is_answered_by_estimate(monkeypat
     assert found.interrupted and not found.ranked and found.best is None
     monkeypatch.undo()
     said = re.fullmatch(
-        r"Interrupted before any candidate was simulated\. By estimate alone (.+) \((\d+) GPUs for \$.*", found.message
+        r"Interrupted before any candidate was simulated\. By estimate alone (.+) \((\d+) GPUs? for \$.*", found.message
     )
     assert int(said[2]) <= question.gpus
     assert said[1] in {candidate.name for candidate in plan(question, workers=1).ranked}

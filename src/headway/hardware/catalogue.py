@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ _NODE_SIZES = (1, 2, 4, 8, 72)
 
 _DATA = Path(__file__).with_name("data")
 _WHOLE = ("sm_count", "gpus_per_node")
+_NODE_MOST = 1024  # GPUs joined by fast links: more than anybody sells
 _AROUND = (
     "gpus_per_node", "link_bytes_per_s", "link_latency_s", "pcie_bytes_per_s", "rdma_bytes_per_s", "rdma_latency_s",
     "usd_per_hour",
@@ -193,7 +195,7 @@ def _like(path: str, entry: _Around, documents: dict[str, Source]) -> Gpu:
         card,
         key=path,
         like=entry.like,
-        **{name: _number(name, figure.value) for name, figure in entry.figures.items()},
+        **{name: _number(path, name, figure.value) for name, figure in entry.figures.items()},
         sources=card.sources | {name: _source(figure, documents) for name, figure in entry.figures.items()},
     )
 
@@ -205,21 +207,34 @@ def _gpu(key: str, entry: _Entry, documents: dict[str, Source]) -> Gpu:
     for name, figure in entry.figures.items():
         group, _, dtype = name.partition(".")
         if dtype:
-            fields[group][dtype] = _number(name, figure.value)
+            fields[group][dtype] = _number(key, name, figure.value)
         else:
-            fields[name] = _number(name, figure.value)
+            fields[name] = _number(key, name, figure.value)
     if "usd_per_hour" in entry.figures:
         fields["price_date"] = entry.figures["usd_per_hour"].date
     fields["sources"] = {name: _source(figure, documents) for name, figure in entry.figures.items()}
     return from_mapping(Gpu, fields, key)
 
 
-def _number(name: str, value: float | str) -> float:
+def _number(key: str, name: str, value: float | str) -> float:
+    try:
+        number = _parsed(name, value)
+    except ValueError:
+        raise BadInput(f"{key}: {name} {value!r}: expected a number") from None
+    most = _NODE_MOST if name == "gpus_per_node" else math.inf
+    least = 1 if name in _WHOLE else 0
+    whole = name not in _WHOLE or float(number).is_integer()
+    if not least <= number <= most or not whole or (number == 0 and name.endswith("_per_s")):
+        kind = "a whole number" if name in _WHOLE else "a number"
+        limit = f" to {most:,}" if most < math.inf else " or more"
+        raise BadInput(f"{key}: {name} {number:g}: expected {kind}, {least if least else 'above 0'}{limit}")
+    return int(number) if name in _WHOLE else number
+
+
+def _parsed(name: str, value: float | str) -> float:
     if name.endswith("_bytes"):
         return parse_bytes(value)
-    if name.endswith("_latency_s"):
-        return parse_seconds(value)
-    return int(value) if name in _WHOLE else float(value)
+    return parse_seconds(value) if name.endswith("_latency_s") else float(value)
 
 
 def _source(figure: _Figure, documents: dict[str, Source]) -> Source:

@@ -275,9 +275,10 @@ def only_estimated(likely: Deployment | None, rate_req_s: float) -> str:
     """Return the answer of a search that was interrupted before anything was simulated."""
     if likely is None:
         return "Interrupted before any candidate was simulated; none is estimated to serve the rate."
+    gpus = "1 GPU" if likely.gpus == 1 else f"{likely.gpus} GPUs"
     usd = "" if likely.usd_per_hour is None else f" for ${likely.usd_per_hour:,.2f} per hour"
     return (
-        f"Interrupted before any candidate was simulated. By estimate alone {likely.name} ({likely.gpus} GPUs{usd}) is "
+        f"Interrupted before any candidate was simulated. By estimate alone {likely.name} ({gpus}{usd}) is "
         f"the cheapest for {format_rate(rate_req_s)}; estimates are mostly 0.6 to 1.6 times what simulation finds."
     )
 
