@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from headway.cost import Replica
 from headway.errors import BadInput
 from headway.metrics import Slo
 from headway.plan import Question, plan
+from headway.plan.workers import PROGRAM
 from headway.policies import Policy
 from headway.sim import CtrlC, Deployment, Policies, Pool, simulate
 from headway.workload import workload
@@ -308,3 +310,10 @@ def test_an_interruption_before_any_simulation_is_answered_by_estimate(monkeypat
     )
     assert int(said[2]) <= question.gpus
     assert said[1] in {candidate.name for candidate in plan(question, workers=1).ranked}
+
+
+@pytest.mark.parametrize("said", [0, 5, -5])
+def test_a_worker_whose_starter_was_interrupted_ends_silently(said):
+    setups = pickle.dumps(sys.path) + pickle.dumps((int, ()))
+    done = subprocess.run([sys.executable, "-c", PROGRAM], input=setups[:said], capture_output=True, check=True)
+    assert not done.stdout and not done.stderr

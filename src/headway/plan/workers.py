@@ -19,22 +19,32 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 from headway.errors import HeadwayError
 
-__all__ = ["Workers", "attempt", "cores", "serve", "stationed", "stations"]
+__all__ = ["PROGRAM", "Workers", "attempt", "cores", "serve", "stationed", "stations"]
 
 J = TypeVar("J")
 R = TypeVar("R")
 
 _JOBS_PER_WORKER = 4  # fewer, and starting a process (0.3 s) takes longer than it saves
 _LOST = EOFError, OSError, pickle.UnpicklingError  # the last: it ended in the middle of an answer
-_PROGRAM = (
-    "import os, sys, pickle; jobs = sys.stdin.buffer; answers = os.fdopen(os.dup(1), 'wb'); os.dup2(2, 1); "
-    "sys.path[:] = pickle.load(jobs); from headway.plan.workers import serve; serve(jobs, answers)"
-)
+PROGRAM = """
+import os, pickle, sys
+jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)
+try:
+    sys.path[:] = pickle.load(jobs)
+except (EOFError, pickle.UnpicklingError):  # Ctrl-C came while it was being started
+    sys.exit()
+from headway.plan.workers import serve
+serve(jobs, answers)
+"""
 
 
 def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
     """Answer jobs until the pipe is closed; an error is an answer too."""
-    make, context = pickle.load(jobs)
+    try:
+        make, context = pickle.load(jobs)
+    except (EOFError, pickle.UnpicklingError):
+        return
     answer = make(*context)
     while True:
         try:
@@ -123,7 +133,7 @@ class Workers(Generic[J, R]):
     def _start(self) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C at the terminal is for the caller, who then ends its workers.
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         self.started.append(process)
         assert process.stdin is not None
