@@ -4,13 +4,14 @@ import shlex
 from typing import Any
 
 import msgspec
+import pytest
 import yaml
 from hypothesis import strategies as st
 
 from headway.cost import EngineSettings, Replica
 from headway.cost.speculation import Speculation
 from headway.errors import HeadwayError
-from headway.export import Command
+from headway.export import Command, export
 from headway.hardware import gpu
 from headway.model import model
 from headway.sim import Deployment, Policies, Pool
@@ -160,3 +161,11 @@ def pods(objects: list[Any]) -> list[tuple[str, dict[str, Any]]]:
         if body["kind"] == "DynamoGraphDeployment":
             found += [(each["name"], each["podTemplate"]["spec"]) for each in spec["components"]]
     return found
+
+
+def refused(error: type[HeadwayError], deployment: Deployment, to: str, parts: list[str]) -> None:
+    """Hold an export to its refusal, which has these parts."""
+    with pytest.raises(error) as came:
+        export(deployment, to)
+    for part in parts:
+        assert part in str(came.value)

@@ -291,9 +291,8 @@ def test_a_policy_without_a_module_is_refused(name):
     assert "names no module; write module:Class" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_an_interruption_before_any_simulation_is_answered_by_estimate(monkeypatch):
-    slo = Slo(ttft_s=0.5, tpot_s=0.03)
-    question = Question(model="llama-3.1-8b", gpu="h100-sxm", gpus=2, rate_req_s=30, slo=slo, requests=300)
+def press_while_listing(monkeypatch):
+    """Ctrl-C comes while a plan's candidates are listed."""
     module = sys.modules["headway.plan.run"]
     begin = module.Planning
 
@@ -302,6 +301,12 @@ def test_an_interruption_before_any_simulation_is_answered_by_estimate(monkeypat
         return begin(*asked)
 
     monkeypatch.setattr(module, "Planning", interrupted)
+
+
+def test_an_interruption_before_any_simulation_is_answered_by_estimate(monkeypatch):
+    slo = Slo(ttft_s=0.5, tpot_s=0.03)
+    question = Question(model="llama-3.1-8b", gpu="h100-sxm", gpus=2, rate_req_s=30, slo=slo, requests=300)
+    press_while_listing(monkeypatch)
     found = plan(question, workers=1)
     assert found.interrupted and not found.ranked and found.best is None
     monkeypatch.undo()
@@ -310,6 +315,15 @@ def test_an_interruption_before_any_simulation_is_answered_by_estimate(monkeypat
     )
     assert int(said[2]) <= question.gpus
     assert said[1] in {candidate.name for candidate in plan(question, workers=1).ranked}
+
+
+def test_an_interruption_keeps_why_nothing_can_be_simulated(monkeypatch):
+    slo = Slo(ttft_s=0.5)
+    question = Question(model="llama-3.1-70b", gpu="l4", gpus=1, rate_req_s=1, slo=slo, requests=300)
+    press_while_listing(monkeypatch)
+    found = plan(question, workers=1)
+    assert found.interrupted and found.binding == "memory"
+    assert "does not fit" in found.message and "estimate" not in found.message
 
 
 @pytest.mark.parametrize("said", [0, 5, -5])

@@ -137,14 +137,11 @@ def _bounded(case: Case, asked: o.Options) -> tuple[Case, list[str]]:
     whole = case.workload
     if asked["requests"] is not None or whole.requests <= MOST:
         return case, []
+    from headway.plan.extent import stretch
+
     part = whole.densest(MOST)
-    which = f"the first {MOST:,} of {whole.requests:,} requests"
-    if part is not whole:
-        begin = part.spec.first - whole.spec.first + 1
-        which = (
-            f"the {MOST:,} of the trace's {whole.requests:,} requests in a row that bring the most tokens a second, "
-            f"from number {begin:,} on"
-        )
+    first = f"the first {MOST:,} of {whole.requests:,} requests"
+    which = first if part is whole else stretch(whole, part, MOST)
     said = f"Simulated with {which}: --requests {whole.requests} takes all, and memory as they are more."
     return case._replace(workload=part.cut(MOST)), [said]
 

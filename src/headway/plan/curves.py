@@ -19,7 +19,7 @@ from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.evaluate import Evaluator
 from headway.plan.leaders import Course, LoadCurve, LoadPoint, PoolCourse, Spread
 from headway.plan.question import Question
-from headway.plan.space import without
+from headway.plan.space import standing
 from headway.plan.trial import STEP, Load, Trial, ask, interval
 from headway.sim import CtrlC, Deployment
 from headway.sim.recorder import Recorder
@@ -116,8 +116,7 @@ class _Looker:
         loads = [self.load(look.requests, seed) for seed in look.seeds]
         if look.k is None:
             return _course(look, loads[0])
-        left = without(look.deployment, self.spare)
-        tables = tuple(compiled(pool.replica) for pool in left.pools)
+        left, tables = standing(look.deployment, self.spare)
         heard = [ask(left, load, self.slo, tables, look.k) for load in loads]
         ends = []
         for times in uncertainty(look.deployment).tpot:

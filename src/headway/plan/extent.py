@@ -7,7 +7,7 @@ from headway.units import format_rate
 from headway.workload import Workload
 from headway.workload.arrivals import Diurnal, Replay
 
-__all__ = ["extent"]
+__all__ = ["extent", "stretch"]
 
 
 def extent(question: Question, source: Workload, judged: Workload, requests: int, rate_req_s: float) -> str:
@@ -22,9 +22,8 @@ def extent(question: Question, source: Workload, judged: Workload, requests: int
             return f"Judged on the first {requests:,} of {source.requests:,} requests of the trace: {whole}"
         theirs = format_rate(rate_req_s * _pace(judged))
         return (
-            f"Judged on the {requests:,} of the trace's {source.requests:,} requests in a row that bring the most "
-            f"tokens a second, from number {judged.spec.first - source.spec.first + 1:,} on. Rates are means of the "
-            f"whole trace; at {format_rate(rate_req_s)} these come at {theirs}. {whole}"
+            f"Judged on {stretch(source, judged, requests)}. Rates are means of the whole trace; at "
+            f"{format_rate(rate_req_s)} these come at {theirs}. {whole}"
         )
     if isinstance(arrival, Diurnal):
         swing = (arrival.peak_to_trough - 1) / (arrival.peak_to_trough + 1)
@@ -35,6 +34,14 @@ def extent(question: Question, source: Workload, judged: Workload, requests: int
             "`headway capacity` for each hour."
         )
     return ""
+
+
+def stretch(source: Workload, judged: Workload, requests: int) -> str:
+    """Return which `requests` of a recorded trace its densest part, `judged`, is."""
+    return (
+        f"the {requests:,} of the trace's {source.requests:,} requests in a row that bring the most tokens a second, "
+        f"from number {judged.spec.first - source.spec.first + 1:,} on"
+    )
 
 
 def _pace(judged: Workload) -> float:

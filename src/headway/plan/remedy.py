@@ -18,10 +18,9 @@ from headway.plan.classes import classes_of
 from headway.plan.contest import Contest
 from headway.plan.question import Question
 from headway.plan.screen import price_of
-from headway.plan.space import enumerate_space, powered_copies, resized, without
+from headway.plan.space import enumerate_space, powered_copies, resized, standing
 from headway.plan.trial import Load, Trial, pooled, try_rate
 from headway.sim import Deployment, Pool
-from headway.sim.run import compiled
 from headway.workload import Workload
 
 __all__ = ["Remedy", "copied", "remedy"]
@@ -101,8 +100,7 @@ class _Rehearsal:
 
     def __call__(self, deployment: Deployment) -> Trial:
         """Return what it attains."""
-        left = without(deployment, self.spare)
-        tables = tuple(compiled(pool.replica) for pool in left.pools)
+        left, tables = standing(deployment, self.spare)
         first = try_rate(left, tables, self.loads[0], self.slo, 0)
         if isinstance(self.slo, Slo) and first.attainment < self.slo.attainment - _HOPE:
             return first
@@ -110,8 +108,7 @@ class _Rehearsal:
 
     def serves(self, deployment: Deployment) -> float:
         """Return the rate that it is estimated to serve."""
-        left = without(deployment, self.spare)
-        return self.guess(left, tuple(compiled(pool.replica) for pool in left.pools))
+        return self.guess(*standing(deployment, self.spare))
 
 
 def _cheaper(contest: Contest, source: Workload, found: Remedy) -> Remedy:

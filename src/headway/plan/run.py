@@ -125,7 +125,7 @@ class Planning:
             words = extent(contest.question, self.whole, source, contest.long, contest.rate_req_s)
         part = _Part(words, source.spec.first)
         answer = _answer(contest, self.space, found or Beyond(self.low), part, found is None, started_s)
-        if found is not None or contest.outcomes or self.low:
+        if found is not None or contest.outcomes or self.low or not contest.options:
             return answer
         left = [option for i, option in enumerate(contest.options) if i not in contest.screened]
         likely = cheapest(left, self.guess, contest.question, contest.rate_req_s)

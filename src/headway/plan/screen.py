@@ -8,9 +8,8 @@ from typing import NamedTuple
 from headway.plan.bounds import Guess, Lengths
 from headway.plan.classes import Ceilings
 from headway.plan.question import Question
-from headway.plan.space import Option, without
+from headway.plan.space import Option, standing
 from headway.sim import Deployment
-from headway.sim.run import compiled
 
 __all__ = ["BEHIND", "Screened", "cheapest", "price_of", "screen"]
 
@@ -46,8 +45,7 @@ def screen(
     """
     out, able, ceilings = {}, [], Ceilings(lengths, guess.slos)
     for place, option in enumerate(options):
-        left = without(option.deployment, question.spare)
-        tables = tuple(compiled(pool.replica) for pool in left.pools)
+        left, tables = standing(option.deployment, question.spare)
         price = price_of(option.deployment, question)
         one = _Estimate(place, option.deployment.gpus, price, guess(left, tables), guess.calm(left, tables))
         times = ceilings(left, tables)
@@ -76,11 +74,8 @@ def _first(able: list[_Estimate], question: Question, rate_req_s: float) -> list
 
 def cheapest(options: list[Option], guess: Guess, question: Question, rate_req_s: float) -> Deployment | None:
     """Return the one of least price among those estimated to serve the rate; None where none is."""
-    able = []
-    for option in options:
-        left = without(option.deployment, question.spare)
-        if guess(left, tuple(compiled(pool.replica) for pool in left.pools)) >= rate_req_s:
-            able.append(option.deployment)
+    every = [option.deployment for option in options]
+    able = [each for each in every if guess(*standing(each, question.spare)) >= rate_req_s]
     return min(able, key=lambda each: (price_of(each, question), each.gpus, each.name), default=None)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from headway.cost import Replica, memory_fit
+from headway.cost import Replica, StepTable, memory_fit
 from headway.cost.engines import check_engine
 from headway.cost.power import power_law, waiting_watts
 from headway.cost.published import PUBLISHED, with_published
@@ -21,9 +21,11 @@ from headway.plan.question import Question
 from headway.plan.setups import Setup, check_policies, policed, setups_of
 from headway.plan.shapes import Shape, shapes_of
 from headway.sim import Deployment, Policies, Pool
+from headway.sim.run import compiled
 
 __all__ = [
-    "Option", "Space", "enumerate_space", "left_out", "powered_copies", "priced", "resized", "singles", "without",
+    "Option", "Space", "enumerate_space", "left_out", "powered_copies", "priced", "resized", "singles",
+    "standing", "without",
 ]  # fmt: skip
 
 _FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
@@ -377,6 +379,12 @@ def without(deployment: Deployment, spare: int) -> Deployment:
     left = resized(deployment, [pool.count - spare for pool in deployment.pools])
     first = deployment.pools[0]
     return left if first.role == "mixed" else msgspec.structs.replace(left, kv_link=deployment.link(first.model))
+
+
+def standing(deployment: Deployment, spare: int) -> tuple[Deployment, tuple[StepTable, ...]]:
+    """Return what is left with `spare` replicas of every pool down, and the step laws of its pools."""
+    left = without(deployment, spare)
+    return left, tuple(compiled(pool.replica) for pool in left.pools)
 
 
 def _counts(question: Question, most: int) -> list[int]:
