@@ -176,7 +176,7 @@ class Served:
         """A test that begins with upstreams that work and are quick, and ends with empty books."""
         for engine in self.upstreams.engines:
             engine.tokens, engine.pace_s, engine.first_s = 4, 0.005, 0.005
-            engine.fail, engine.word, engine.counting = "", "", False
+            engine.fail, engine.word, engine.counting, engine.piece_bytes = "", "", False, 0
             engine.seen.clear()
         self.until(lambda: all(r["healthy"] for r in self.status()["replicas"]), "all replicas are healthy")
         yield

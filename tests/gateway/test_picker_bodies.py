@@ -1,4 +1,4 @@
-"""What a picker keeps of bodies that are on their way to it."""
+"""What a picker keeps of bodies that are on their way to it, and counts of those that go back."""
 
 from __future__ import annotations
 
@@ -52,3 +52,14 @@ def test_bodies_are_bounded_each_and_together_and_given_up_when_they_do_not_come
     assert coming.statuses(801) == [413]
     assert coming.statuses(800) == [408], "what was given up is not kept"
     assert coming.picker.kept_bytes == 0
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 10_000])
+def test_an_answer_is_counted_alike_wherever_it_is_cut(size):
+    events = [b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % i for i in range(9)]
+    whole = b"".join(events) + b'data: {"usage":{"completion_tokens":12}}\n\ndata: [DONE]'
+    passing = picker.Passing(0.0)
+    for at in range(0, len(whole), size):
+        passing.count(whole[at : at + size], 1.0 + at, at + size >= len(whole))
+    assert (passing.events, passing.tokens, passing.usage("completion_tokens")) == (11, 9, 12)
+    assert 1.0 <= passing.first_s <= 1.0 + len(events[0]) + size

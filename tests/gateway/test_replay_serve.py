@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import os
@@ -142,7 +143,10 @@ def test_the_traffic_is_simulated_as_it_was_and_otherwise(log, tmp_path):
         json.loads((out / f"{name}.json").read_text()) for name in ("measured", "simulated", "changed")
     )
     assert measured["requests"]["finished"] == simulated["requests"]["finished"] == 12
-    assert simulated["tokens"]["output"] == measured["tokens"]["output"] == sum(5 + i for i in range(12))
+    with gzip.open(out / "traffic.jsonl.gz", "rt") as lines:
+        lengths = [json.loads(line)["output_tokens"] for line in lines if "output_tokens" in line]
+    assert sorted(lengths) == [5 + i for i in range(12)], "each was counted whole"
+    assert simulated["tokens"]["output"] == measured["tokens"]["output"] == sum(lengths)
     assert simulated["tokens"]["prompt"] == measured["tokens"]["prompt"]
     assert simulated["kv"]["prefix_hit_rate"] > 0.3 and measured["kv"]["prefix_hit_rate"] > 0.3
     assert changed["deployment"]["policies"]["route"] == "prefix-affinity"

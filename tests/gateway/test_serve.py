@@ -94,6 +94,18 @@ def test_an_answer_in_one_piece_is_counted_by_its_usage(gateway):
     gateway.until(lambda: gateway.metric("headway_tokens_total") == before + 13, "prompt and output are counted")
 
 
+@pytest.mark.parametrize("piece_bytes", [7, 30])
+@pytest.mark.parametrize("counting", [False, True])
+def test_events_and_counts_that_the_network_cuts_in_pieces_are_counted_whole(gateway, piece_bytes, counting):
+    for engine in gateway.upstreams.engines:
+        engine.piece_bytes, engine.counting, engine.tokens = piece_bytes, counting, 9
+    before = gateway.metric("headway_tokens_total")
+    assert gateway.ask(chat(), OURS)[0].status == gateway.ask(chat(stream=False), OURS)[0].status == 200
+    gateway.at_rest()
+    gateway.until(lambda: gateway.metric("headway_tokens_total") >= before + 27, "two answers are counted")
+    assert gateway.metric("headway_tokens_total") == before + 9 + (9 + 9)
+
+
 def test_what_is_sent_on_is_the_body_without_the_callers_key_or_ids(gateway):
     spoofed = {"x-request-id": "spoofed", "x-gateway-destination-endpoint": "127.0.0.1:1", "x-headway-class": "batch"}
     spoofed |= dict.fromkeys((*PREFILLER, *STEERING), "192.0.2.6:1")  # what a sidecar before an engine would obey

@@ -29,6 +29,7 @@ class Upstream:
         self.counting = False  # each event of a stream has the tokens so far
         self.head_first = False  # the head of a stream comes at once, as vLLM's does
         self.word = ""  # what each token says beside its number
+        self.piece_bytes = 0  # a network that cuts what is sent after so many bytes; 0: where it was written
         self.endless, self.released = False, threading.Event()
         self.sent = 0  # bytes of streams
         self.seen: list[tuple[str, bytes]] = []
@@ -112,10 +113,8 @@ class Upstream:
         await asyncio.sleep(self.tokens * self.pace_s)
         usage = {"prompt_tokens": 9, "completion_tokens": self.tokens, "total_tokens": 9 + self.tokens}
         text = json.dumps({"object": "chat.completion", "port": self.port, "usage": usage}).encode()
-        writer.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(text) + text
-        )
-        await writer.drain()
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(text)
+        await self.write(writer, head + text)
 
     async def stream(self, writer: asyncio.StreamWriter) -> None:
         if not self.head_first:
@@ -135,8 +134,14 @@ class Upstream:
 
     async def event(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         text = b"data: " + data + b"\n\n"
-        writer.write(b"%x\r\n" % len(text) + text + b"\r\n")
+        await self.write(writer, b"%x\r\n" % len(text) + text + b"\r\n")
         self.sent += len(text)
-        await writer.drain()
         if writer.transport.is_closing():
             raise ConnectionResetError("the caller left")
+
+    async def write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        for at in range(0, len(data), self.piece_bytes or len(data)):
+            writer.write(data[at : at + (self.piece_bytes or len(data))])
+            await writer.drain()
+            if self.piece_bytes:
+                await asyncio.sleep(0.002)  # each piece is a packet of its own

@@ -38,16 +38,19 @@ HTTP2_LIMITS = {
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 RECORDS_BYTES = 3 << 18  # kept while their stream is new or slow; what comes beyond them is lost
 RECORDS_WITHIN_S = 0.01  # one by one they would wake the decision process for each
+TAIL_BYTES = 4096  # of an answer's end, where its engine's own counts are
+LINE_BYTES = 1 << 16  # of an event that has not come whole: what is longer is counted in parts
 OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
 EARLY_REMOVED = ("x-request-id", DESTINATION, KEEP_HINT, *PREFILLER, *STEERING)
 
 # Counts server-sent events that carry data, and those that carry text, keeps the last count of tokens that the engine
-# reports, and notes when the first event came. Handles do not survive a yield, so each is fetched anew. It runs for
-# every token: plain searches only (patterns and copies cost 4 us an event), metadata at every 16th event only, and as
-# one text, of the numbers in the order of `Seen`: each field of metadata costs Envoy microseconds, and its reader, too.
-# Of the counts in the tail the last is taken; without the ^ a search in vain would begin anew at each of its bytes.
+# reports, and notes when the first event came. Events are counted when their line is whole, since a network cuts them
+# anywhere. Handles do not survive a yield, so each is fetched anew. It runs for every token: plain searches only
+# (patterns and copies cost 4 us an event), metadata at every 16th event only, and as one text, of the numbers in the
+# order of `Seen`: each field of metadata costs Envoy microseconds, and its reader, too. Of the counts in the tail the
+# last is taken; without the ^ a search in vain would begin anew at each of its bytes.
 LUA = """
-local find = string.find
+local find, sub = string.find, string.sub
 local usage = {"completion_tokens", "prompt_tokens", "cached_tokens"}
 local function said(text, field)
   local count, _, at = 0, find(text, field, 1, true)
@@ -60,7 +63,7 @@ end
 function envoy_on_response(handle)
   local kind = handle:headers():get("content-type") or ""
   local streamed = find(kind, "event-stream", 1, true) ~= nil
-  local events, tokens, due, first, field, tail = 0, 0, 1, nil, nil, ""
+  local events, tokens, due, first, field, tail, rest = 0, 0, 1, nil, nil, "", ""
   local told = {"0", "0", "0"}
   local function note()
     if tail ~= "" then
@@ -71,32 +74,43 @@ function envoy_on_response(handle)
     local seen = {events, tokens, first or "0", told[1], told[2], told[3]}
     handle:streamInfo():dynamicMetadata():set("headway", "seen", table.concat(seen, " "))
   end
+  local function count(text)
+    local _, at = find(text, "data:", 1, true)
+    if at and not first then first = handle:timestampString(EnvoyTimestampResolution.MICROSECOND) end
+    while at do
+      events = events + 1
+      _, at = find(text, "data:", at + 1, true)
+    end
+    for _, name in ipairs(field or {'content"', 'text"'}) do
+      local more = said(text, name)
+      if more > 0 then field, tokens = field or {name}, tokens + more end
+    end
+    if find(text, '_tokens"', 1, true) then tail = sub(tail .. text, -%TAIL%) end
+  end
   for chunk in handle:bodyChunks() do
     local size = chunk:length()
     if size > 0 then
       local text = chunk:getBytes(0, size)
-      if streamed then
-        local _, at = find(text, "data:", 1, true)
-        if at and not first then first = handle:timestampString(EnvoyTimestampResolution.MICROSECOND) end
-        while at do
-          events = events + 1
-          _, at = find(text, "data:", at + 1, true)
+      if not streamed then
+        tail = sub(tail .. text, -%TAIL%)
+      else
+        if rest ~= "" then text, rest = rest .. text, "" end
+        if string.byte(text, -1) ~= 10 then
+          local ended = find(text, "\\n[^\\n]*$") or 0
+          if #text - ended <= %LINE% then text, rest = sub(text, 1, ended), sub(text, ended + 1) end
         end
-        for _, name in ipairs(field or {'content"', 'text"'}) do
-          local count = said(text, name)
-          if count > 0 then field, tokens = field or {name}, tokens + count end
-        end
+        count(text)
       end
-      if find(text, '_tokens"', 1, true) then tail = string.sub(tail .. text, -4096) end
     end
     if events >= due then
       note()
       due = events + 16
     end
   end
+  count(rest)
   note()
 end
-"""
+""".replace("%TAIL%", str(TAIL_BYTES)).replace("%LINE%", str(LINE_BYTES))
 
 
 class Seen(NamedTuple):

@@ -20,7 +20,7 @@ import msgspec
 
 from headway.errors import MissingExtra
 from headway.gateway.decider import Decider
-from headway.gateway.envoy_config import DESTINATION, HEADERS, TRACEPARENT
+from headway.gateway.envoy_config import DESTINATION, HEADERS, LINE_BYTES, TAIL_BYTES, TRACEPARENT
 from headway.gateway.events import Answer, EndRecord, Held, Left, Refused, Routed
 from headway.gateway.plainhttp import AdminPages
 from headway.gateway.reading import Reply, refusal
@@ -39,7 +39,6 @@ CHUNK_BYTES = 60_000  # of a body in one message: Envoy refuses larger ones
 SERVING, NOT_SERVING, UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
 CALLS_MAX = 20_000
 BODIES_BYTES = 1 << 28  # of all requests that are being read or held, together
-TAIL_BYTES = 4096
 
 
 class Passing:
@@ -61,16 +60,21 @@ class Passing:
         self.served: str = ""
         self.over = False
         self.events = self.tokens = 0
-        self.tail = b""
+        self.tail = self.rest = b""
 
-    def count(self, chunk: bytes, now: float) -> None:
-        """Count the tokens of a chunk of the answer."""
-        events = chunk.count(b"data:")
+    def count(self, chunk: bytes, now: float, last: bool) -> None:
+        """Count the tokens of a chunk of the answer; of a line that goes on in the next chunk, with that one."""
+        self.tail = (self.tail + chunk)[-TAIL_BYTES:]
+        text = self.rest + chunk
+        ended = len(text) if last else text.rfind(b"\n") + 1
+        if len(text) - ended > LINE_BYTES:
+            ended = len(text)
+        text, self.rest = text[:ended], text[ended:]
+        events = text.count(b"data:")
         if events and self.first_s is None:
             self.first_s = now - self.began_s
         self.events += events
-        self.tokens += len(re.findall(rb'"(?:content|text)"\s*:\s*"[^"]', chunk))
-        self.tail = (self.tail + chunk)[-TAIL_BYTES:]
+        self.tokens += len(re.findall(rb'"(?:content|text)"\s*:\s*"[^"]', text))
 
     def usage(self, name: str) -> int | None:
         """The engine's own count at the end of the answer."""
@@ -269,8 +273,8 @@ class Picker(Decider):
         if METADATA in known and SERVED in known[METADATA].fields:
             passing.served = known[METADATA].fields[SERVED].string_value
         if message.HasField("response_body"):
-            passing.count(message.response_body.body, now)
             passing.over = message.response_body.end_of_stream
+            passing.count(message.response_body.body, now, passing.over)
             (response,) = self._chunks("response_body", message.response_body.body, passing.over)
             return response
         if message.HasField("response_headers"):
