@@ -11,7 +11,7 @@ import copy
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -301,6 +301,7 @@ _UNSEEN = object()  # the place a message of msgspec names inside a mapping may 
 def _explain(message: str, type_: Any, data: Any, where: str) -> str:
     text, _, at = message.partition(" - at ")
     steps = [key or index for key, index in re.findall(r"\.([^.\[\]`]+)|\[([^\]]+)\]", at)]
+    steps = _named(steps, data, lambda: _problem(type_, data) == message)
     came, info, above = data, msgspec.inspect.type_info(type_), None
     for step in steps:
         above = info
@@ -328,6 +329,33 @@ def _explain(message: str, type_: Any, data: Any, where: str) -> str:
         return f"{place}: {text}, came {_show(came)}; quote it to give text: {quoted}"
     said = expected is None and isinstance(came, (dict, list))  # a constructor's own words about its fields
     return f"{place}: {text}" if said or came is _UNSEEN else f"{place}: {text}, came {_show(came)}"
+
+
+def _problem(type_: Any, data: Any) -> str:
+    try:
+        msgspec.convert(data, type_, strict=False)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def _named(steps: list[str], data: Any, still: Callable[[], bool]) -> list[str]:
+    """The steps with the keys for which msgspec writes "...": the problem is there `still` without all others."""
+    found: list[str] = []
+    for step in steps:
+        if step == "..." and isinstance(data, dict):
+            whole = dict(data)
+            for key, value in whole.items():
+                data.clear()
+                data[key] = value
+                if still():
+                    step = str(key)
+                    break
+            data.clear()
+            data.update(whole)
+        found.append(step)
+        data = _into(data, None, step)[0]
+    return found
 
 
 def _into(came: Any, info: Any, step: str) -> tuple[Any, Any]:
@@ -365,7 +393,7 @@ def _fields(info: Any, came: Any) -> list[str]:
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join("*" if step == "..." else str(step) for step in path)
+    return ".".join(map(str, path))
 
 
 def _show(value: Any) -> str:
