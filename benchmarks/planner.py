@@ -6,7 +6,7 @@
 A 70B model on up to 16 and 64 H100s, and on 16 and 32 of them with as many A100s, for three workloads. CPU and wall
 seconds are of the command with its worker processes; memory is the peak of all of them together (proportional set
 size, looked at 100 times a second). Regret is by how much the plan's best is dearer than the best of an exhaustive
-search of the two smaller spaces: every candidate that fits, at length, then those in front on further seeds;
+search (`--exhaustive`): every candidate that fits, at length, then those in front on further seeds;
 `results/planner.md` is the table of both, with what a candidate costs to look at. Where the best has two kinds of GPU,
 it and every plan of one kind for the same money or less are simulated again, with another seed and twice the requests.
 
@@ -37,7 +37,6 @@ FLEETS = {
     "32 H100 + 32 A100": "h100-sxm:32,a100-80gb-sxm:32",
     "64 H100": "h100-sxm:64",
 }
-WHOLE = "16 H100", "16 H100 + 16 A100"  # the spaces that `--exhaustive` looks at as a whole: an hour for the others
 LOADS = {
     "chat": "--workload chat --rate 20 --ttft 500ms --tpot 50ms",
     "summarize": "--workload summarize --rate 3 --ttft 3s --tpot 60ms",
@@ -91,6 +90,7 @@ def run(fleet: str, load: str, *more: str) -> dict[str, Any]:
         "requests a run": plan["requests"],
         "best": best["name"] if best else None,
         "$ per hour": best["usd_per_hour"] if best else None,
+        "front": plan["front"],
     }
     return found | (again(plan) if best and " + " in best["name"] and len(kinds(best["deployment"])) > 1 else {})
 
@@ -133,21 +133,23 @@ def beside_all(fleet: str, load: str, found: dict[str, Any]) -> dict[str, Any]:
         "exhaustive best": whole["best"],
         "exhaustive $ per hour": whole["$ per hour"],
         "regret": found["$ per hour"] / whole["$ per hour"] - 1,
+        "same front": found["front"] == whole["front"],
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the search beside everything at length, as Markdown."""
     head = (
-        "GPUs", "workload", "candidates", "search CPU s", "ms each", "all, CPU s", "ms each", "best", "of all", "regret"
+        "GPUs", "workload", "candidates", "search CPU s", "ms each", "all, CPU s", "ms each", "best", "of all",
+        "regret", "same front",
     )  # fmt: skip
-    lines = [head, ("---", "---", *("---:" for _ in range(5)), "---", "---", "---:")]
+    lines = [head, ("---", "---", *("---:" for _ in range(5)), "---", "---", "---:", "---")]
     lines += [
         (
             row["GPUs"], row["workload"], f"{row['fitting']:,}", f"{row['CPU s']:.1f}",
             f"{row['CPU ms per fitting candidate']:.0f}", f"{row['exhaustive CPU s']:.0f}",
             f"{row['exhaustive CPU ms per fitting candidate']:.0f}", f"`{row['best']}`", f"`{row['exhaustive best']}`",
-            f"{row['regret']:.1%}",
+            f"{row['regret']:.1%}", "yes" if row["same front"] else "no",
         )
         for row in rows
         if "exhaustive best" in row
@@ -159,7 +161,7 @@ def main() -> None:
     """Time every question with the workers the command chooses, and hold the answers against everything at length."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--exhaustive", action="store_true", help="half an hour more")
+    parser.add_argument("--exhaustive", action="store_true", help="everything at length, too: an hour more")
     parser.add_argument("--gpus", choices=FLEETS, help="only these; figures of the others stay")
     parser.add_argument("--classes", action="store_true", help="several classes and models in place of these")
     asked = parser.parse_args()
@@ -179,9 +181,9 @@ def main() -> None:
             done = [run(fleet, load) for _ in range(asked.runs)]
             best = min(done, key=lambda each: each["wall s"])
             row = {"GPUs": fleet, "workload": load} | best
-            if asked.exhaustive and fleet in WHOLE:
+            if asked.exhaustive:
                 row |= beside_all(fleet, load, best)
-            rows.append(row)
+            rows = sorted([*rows, row], key=lambda row: list(FLEETS).index(row["GPUs"]))
             show(f"headway plan, {fleet}, {load}", [row])
             keep("planner", {"command": f"headway plan --model llama-3.1-70b, {LOADS}", "rows": rows})
             if asked.exhaustive:
