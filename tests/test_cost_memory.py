@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headway.cost import EngineSettings, Replica, compile_replica, kv_link, kv_transfer_bytes, memory_fit
+from headway.cost import EngineSettings, Replica, compile_replica, kv_links, kv_transfer_bytes, memory_fit
 from headway.errors import BadInput, DoesNotFit, HeadwayError, UnknownName
 from headway.hardware import gpu, gpu_keys
 from headway.model import model, model_keys
@@ -246,11 +246,11 @@ def test_weights_as_published_run_where_the_gpu_cannot_compute_in_them():
 
 
 def test_kv_moves_over_the_fast_link_inside_a_node_and_over_the_network_else():
-    half, other = replica("llama-3.1-70b", "h100-sxm", tp=4), replica("llama-3.1-70b", "a100-80gb-sxm", tp=4)
-    assert kv_link([half, half], 8).bytes_per_s == gpu("h100-sxm").link_bytes_per_s
-    assert kv_link([half, half], 12).bytes_per_s == gpu("h100-sxm").rdma_bytes_per_s
-    slower = min(gpu("h100-sxm").rdma_bytes_per_s, gpu("a100-80gb-sxm").rdma_bytes_per_s)
-    assert kv_link([half, other], 8).bytes_per_s == kv_link([other, half], 8).bytes_per_s == slower
+    one, other = gpu("h100-sxm"), gpu("a100-80gb-sxm")
+    far, near = kv_links([one.key, one.key])
+    assert (far.bytes_per_s, near.bytes_per_s) == (one.rdma_bytes_per_s, one.link_bytes_per_s)
+    slower = min(one.rdma_bytes_per_s, other.rdma_bytes_per_s)
+    assert kv_links([one.key, other.key])[0].bytes_per_s == kv_links([other.key, one.key])[0].bytes_per_s == slower
 
 
 @pytest.mark.parametrize(("counts", "inside"), [((1, 1), True), ((3, 1), True), ((3, 2), False)])

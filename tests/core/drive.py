@@ -305,9 +305,9 @@ class Nosy(Policy):
         self.log: list[tuple[object, ...]] = []
 
     def route(self, request: Request, pool: PoolState) -> Route:
-        seen = [request.id]
+        seen = [request.id, request.node]
         for replica in pool.replicas:
-            seen += [replica.running, replica.waiting, replica.waiting_tokens, replica.context_tokens]
+            seen += [replica.node, replica.running, replica.waiting, replica.waiting_tokens, replica.context_tokens]
             seen += [replica.kv_used_blocks, replica.cached_tokens(request)]
         self.log.append((pool.now, pool.role, *seen))
         return Route(hash(tuple(seen)) % len(pool.replicas), "what it saw")
@@ -337,6 +337,8 @@ class ClusterCase:
     rows: list[Row]
     scale: tuple[float, float, list[int]] | None = None  # every so often, seconds to start, at the start
     keeps: bool = False
+    nodes: list[int] | None = None  # of all replicas; None: each on one of its own
+    near: tuple[float, float] = (float("inf"), 0.0)
 
 
 @dataclass
@@ -431,6 +433,8 @@ def make_cluster_case(seed: int) -> ClusterCase:
         rows=rows,
         scale=rng.choice([None, None, (rng.choice([0.02, 0.3]), rng.choice([0.0, 0.1, 1.0]), starts_with(rng, pools))]),
         keeps=Random(f"keep/{seed}").random() < 0.5,
+        nodes=Random(f"nodes/{seed}").choices([0, 1], k=sum(pool.count for pool in pools)) if seed % 2 else None,
+        near=(1e6, 1e-3),
     )
 
 
@@ -473,7 +477,8 @@ def run_cluster(
     handoff = None
     if len(pools) > 1:
         window = case.pools[0].table.window
-        handoff = Handoff(sum(map(len, pools)), (3.0, 2.0 if window else 0.0), window, *case.link)
+        nodes = list(range(sum(map(len, pools)))) if case.nodes is None else case.nodes
+        handoff = Handoff(nodes, (3.0, 2.0 if window else 0.0), window, case.link, case.near)
     recorder = Recorder(True, len(case.rows), len(case.rows) // 4, [(1.0, 1.0, 1.0)], BINS)
     arrivals = Arrivals(iter([batch_of(case.rows)]))
     rule, scaler = None, None

@@ -209,14 +209,17 @@ class Logged(Policy):
         type(self).log = []
 
     def route(self, request, pool):
-        known = (request.id, request.arrival_s, request.prompt_tokens, request.predicted_output_tokens)
+        known = (
+            request.id, request.arrival_s, request.prompt_tokens, request.predicted_output_tokens, request.node
+        )  # fmt: skip
         loads = [
             (r.running, r.waiting, r.waiting_tokens, r.context_tokens, r.kv_used_blocks, r.cached_tokens(request))
             for r in pool.replicas
         ]
         stream = pool.rng.getstate()
         answer = self.asked.route(request, pool)
-        self.log.append((known, pool.role, pool.now, stream, loads, told(answer)))
+        nodes = [r.node for r in pool.replicas]
+        self.log.append((known, pool.role, pool.now, stream, loads, nodes, told(answer)))
         return answer
 
 
@@ -232,9 +235,9 @@ def test_law_12_another_host_that_shows_the_same_gets_the_same_decision(name: st
     simulate(Deployment(pools=DEPLOYMENTS[name].pools, policies=chosen), LOADS["open"], seed=5)
     replayed = policy("route", router)
     assert len(Logged.log) >= LOADS["open"].requests
-    for known, role, now, stream, loads, said in Logged.log:
+    for known, role, now, stream, loads, nodes, said in Logged.log:
         rng = Random()
         rng.setstate(stream)
-        fields = dict(zip(("id", "arrival_s", "prompt_tokens", "predicted_output_tokens"), known, strict=True))
-        answer = replayed.route(make_request(**fields), make_pool(role, loads, rng, now))
+        fields = dict(zip(("id", "arrival_s", "prompt_tokens", "predicted_output_tokens", "node"), known, strict=True))
+        answer = replayed.route(make_request(**fields), make_pool(role, loads, rng, now, nodes=nodes))
         assert told(answer) == said

@@ -7,6 +7,7 @@ the comments. Times are exact in binary: they are compared without tolerance.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from random import Random
 
 import msgspec
@@ -236,6 +237,9 @@ def split(
     decode: int = 1,
     link: tuple[float, float] = LINK,
     pages: tuple[int, int] = (400, 400),
+    route: str = "least-requests",
+    nodes: list[int] | None = None,
+    near: tuple[float, float] = (float("inf"), 0.0),
     **changes: object,
 ) -> Served:
     """Prefill and decode pools of this many replicas with this many pages each."""
@@ -243,9 +247,9 @@ def split(
     for role, count, kv_blocks in zip(("prefill", "decode"), (prefill, decode), pages, strict=True):
         law = table(kv_blocks=kv_blocks, **changes)
         pools.append(PoolCase(role, count, law, engine_settings(law)))
+    case = ClusterCase(pools, 0, "fcfs", route, None, link, None, rows, nodes=nodes, near=near)
     runs = [
-        run_cluster(ClusterCase(pools, 0, "fcfs", "least-requests", None, link, None, copy.deepcopy(rows)), leaps=leaps)
-        for leaps in (False, True)
+        run_cluster(dataclasses.replace(case, rows=copy.deepcopy(rows)), leaps=leaps) for leaps in (False, True)
     ]
     np.testing.assert_array_equal(runs[0].columns["last_token_s"], runs[1].columns["last_token_s"])
     return runs[1]
@@ -321,6 +325,35 @@ def test_who_was_preempted_goes_before_kv_that_waits_to_be_fetched() -> None:
     done = split(rows, link=(float("inf"), 0.0), pages=(400, 7))
     assert done.columns["first_token_s"].tolist() == [1.0, 1.0, 2.5]
     assert done.columns["last_token_s"].tolist() == [4.0, 6.0, 7.0]
+
+
+def test_on_one_node_kv_takes_the_nodes_own_link() -> None:
+    """A and B are computed by 1, on nodes 0 and 1, and C by 2, on 0. The decode replicas stand on nodes 1 and 0.
+
+    By fewest requests A and B go to the other node each, 1 to 2.5 and there at 3, and C behind A, 2.5 to 4 and there at
+    4.5. The router that looks where KV is leaves them at home, there at 1, 1 and 2, and in a step 1, 1 and 3.
+    """
+    rows = [Row(0.0, 2, 9), Row(0.0, 2, 9), Row(1.0, 2, 3)]
+    stand = {"prefill": 2, "decode": 2, "nodes": [0, 1, 1, 0]}
+    anywhere, home = split(rows, **stand), split(rows, route="same-node", **stand)
+    assert anywhere.columns["replica"].tolist() == [2, 3, 2]
+    assert home.columns["replica"].tolist() == [3, 2, 3]
+    assert anywhere.columns["last_token_s"].tolist() == [11.0, 11.0, 7.0]
+    assert home.columns["last_token_s"].tolist() == [9.0, 9.0, 5.0]
+    assert anywhere.handoff is not None and home.handoff is not None
+    assert anywhere.handoff.bytes_moved == home.handoff.bytes_moved == 18.0
+
+
+def test_the_two_links_of_a_replica_are_used_at_the_same_time() -> None:
+    """Both prompts end at 1 at one sender: A's KV is there at 3 over the network, B's at 2 within the node."""
+    done = split([Row(0.0, 2, 3), Row(0.0, 3, 3)], decode=2, nodes=[0, 1, 0], near=(12.0, 0.25))
+    assert done.columns["last_token_s"].tolist() == [5.0, 4.0]
+    assert done.handoff is not None and done.handoff.wait_s == 0.0
+
+
+def test_who_has_no_replica_at_home_goes_to_the_least_busy_elsewhere() -> None:
+    done = split([Row(0.0, 2, 3), Row(0.0, 2, 3)], decode=2, route="same-node", nodes=[0, 1, 2])
+    assert done.columns["replica"].tolist() == [1, 2]
 
 
 def test_a_request_of_one_token_needs_no_transfer() -> None:

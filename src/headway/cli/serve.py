@@ -190,6 +190,7 @@ def served_from(data: dict[str, Any], file: str, calibration: str | None, termin
         raise BadInput(f"{file}: {len(spec.upstreams)} gateway.upstreams for {count} replicas: give one for each")
     backings = []
     hourly_usd = deployment.priced().usd_per_gpu_hour
+    nodes = {name: iter(deployment.nodes(name)) for name in deployment.models}
     for pool in deployment.pools:
         table = compile_replica(pool.replica)
         usd = None if hourly_usd is None else hourly_usd * pool.replica.gpus
@@ -197,9 +198,11 @@ def served_from(data: dict[str, Any], file: str, calibration: str | None, termin
         backing = Backing(
             model=pool.model, role=pool.role, table=table, window=window, usd_per_hour=usd, keep_hints=pool.keep_hints
         )
+        stand = next(nodes[pool.model])[: pool.count] if pool.role != "mixed" else [-1] * pool.count
         if pool.role == "decode":
-            backing = replace(backing, fetch_s=_fetch_s(handoff(deployment, pool.model)))
-        backings += [backing] * pool.count
+            moved = handoff(deployment, pool.model)
+            backing = replace(backing, fetch_s=_fetch_s(moved, moved.far), near_fetch_s=_fetch_s(moved, moved.near))
+        backings += [replace(backing, node=node) for node in stand]
     for text, backing in zip(spec.upstreams, backings, strict=True):
         if backing.role == "prefill" and text.startswith("unix:"):
             raise BadInput(f"{file}: gateway.upstreams: {text} prefills for others, who need a host:port to reach it")
@@ -260,9 +263,10 @@ def summary(served: Served) -> RenderableType:
     return table
 
 
-def _fetch_s(link: Handoff) -> tuple[float, float]:
+def _fetch_s(moved: Handoff, link: tuple[float, float]) -> tuple[float, float]:
     """Seconds that a transfer of KV takes which waits for nobody: for any, and for each token, windows left out."""
-    return link.latency_s, (link.bytes_per_token + link.window_bytes_per_token) / link.bytes_per_s
+    bytes_per_s, latency_s = link
+    return latency_s, (moved.bytes_per_token + moved.window_bytes_per_token) / bytes_per_s
 
 
 def retained_where(backings: list[Backing]) -> str:

@@ -12,7 +12,7 @@ from headway.cost.laws import distserve_table
 from headway.cost.memory import MemoryFit, memory_fit
 from headway.cost.replica import EngineSettings, Replica
 from headway.cost.steptable import StepTable, chunk_area
-from headway.cost.transfer import kv_link, kv_transfer_bytes
+from headway.cost.transfer import kv_links, kv_transfer_bytes
 
 __all__ = [
     "EngineSettings",
@@ -23,7 +23,7 @@ __all__ = [
     "chunk_area",
     "compile_replica",
     "distserve_table",
-    "kv_link",
+    "kv_links",
     "kv_transfer_bytes",
     "memory_fit",
 ]

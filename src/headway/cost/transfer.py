@@ -9,7 +9,7 @@ from headway.cost.memory import kv_shard_bytes
 from headway.cost.replica import Replica, resolve
 from headway.hardware import Link, gpu, node
 
-__all__ = ["kv_link", "kv_transfer_bytes"]
+__all__ = ["kv_links", "kv_transfer_bytes"]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -24,14 +24,11 @@ def kv_transfer_bytes(replica: Replica, tokens: int) -> int:
     return kv_shard_bytes(replica, resolve(replica)[0], tokens)
 
 
-def kv_link(replicas: Sequence[Replica], gpus: int) -> Link:
-    """Return the link that a GPU of any of these replicas reaches a GPU of any other by, where they have `gpus` in all.
+def kv_links(kinds: Sequence[str]) -> tuple[Link, Link]:
+    """Return the links between any two of these kinds of GPU: between nodes, and within one, of which one kind is.
 
-    The scale-up link when all are of one kind of GPU and fit into one node together, else the slowest network card of
-    theirs: nothing keeps a request's decode replica on the node of its prefill replica.
+    Between nodes the slowest network card of theirs counts.
     """
-    cards = [gpu(replica.gpu) for replica in replicas]
-    if len({card.key for card in cards}) == 1 and gpus <= cards[0].gpus_per_node:
-        return node(cards[0].key, 1).scale_up
+    cards = [gpu(kind) for kind in kinds]
     slowest = min(cards, key=lambda card: card.rdma_bytes_per_s)
-    return node(slowest.key, 1).scale_out
+    return node(slowest.key, 1).scale_out, node(cards[0].key, 1).scale_up

@@ -63,6 +63,7 @@ class Sequence(Request):
         self.slo_class = 0
         self.tenant = 0
         self.session = -1
+        self.node = -1
         self.models = ()
         self.output_tokens = output_tokens
         self.generated = 0

@@ -15,7 +15,7 @@ from headway.export.manifests import check, documents
 from headway.export.place import spread
 from headway.export.routers import ROUTER_PORT, router_image, router_notes, vllm_router
 from headway.export.vendors import image, power_limits, vendor
-from headway.export.wires import ROLE, affinity, one_host, wire, wire_notes
+from headway.export.wires import ROLE, standing, wire, wire_notes
 from headway.hardware import is_file
 from headway.sim import Deployment
 
@@ -112,11 +112,10 @@ def model_servers(
     """Return the objects of every pool; `labels` are put on the pods that answer requests, beside their pool's."""
     made: list[dict[str, Any]] = []
     notes = [*label_notes(asks), *wire_notes(deployment)]
-    together = any(ask.role != "mixed" for ask in asks) and one_host(deployment)
     for pool, ask, pool_name in zip(deployment.pools, asks, deployment.pool_names(), strict=True):
         name = pool_name.replace(".", "-")
         own = {"app.kubernetes.io/name": "headway", "app.kubernetes.io/component": name}
-        objects, said = _pool(ask, name, own, labels or {}, pool.count, together)
+        objects, said = _pool(ask, name, own, labels or {}, pool.count, standing(deployment, own))
         made += objects
         power = [f"on the nodes of {name}: {line}" for line in power_limits(ask.replica, "0,1,...")]
         notes += [note for note in (*said, *power) if note not in notes]
@@ -136,7 +135,7 @@ def label(key: str) -> str:
 
 
 def _pool(
-    ask: Ask, name: str, own: dict[str, str], labels: dict[str, str], count: int, together: bool
+    ask: Ask, name: str, own: dict[str, str], labels: dict[str, str], count: int, stand: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     hosts = spread(ask.replica)
     if hosts > 1 and ask.replica.engine.name == "trtllm":
@@ -147,9 +146,7 @@ def _pool(
     first = msgspec.structs.replace(ask, port=PORT, hosts=hosts, head=LEADER if hosts > 1 else "127.0.0.1",
                                     config=f"{CONFIG_FOLDER}/engine.yaml")  # fmt: skip
     made = command(first)
-    pod = _pod(first, made.words, made, name)
-    if together:
-        pod["affinity"] = affinity()
+    pod = _pod(first, made.words, made, name) | stand
     marked = {**own, **labels, ROLE: ask.role}
     meta = {"name": name, "labels": own}
     selector: dict[str, str] = own

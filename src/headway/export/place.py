@@ -54,15 +54,21 @@ def spread(replica: Replica) -> int:
 
 
 def place(deployment: Deployment) -> list[Placed]:
-    """Return every replica's place, in the order of the pools: hosts, each of one kind of GPU, are filled in turn."""
+    """Return every replica's place, in the order of the pools: hosts, each of one kind of GPU, are filled in turn.
+
+    Prefill and decode replicas of a model that takes several nodes are on the nodes that the deployment says.
+    """
     placed: list[Placed] = []
-    open_host: dict[str, tuple[int, int, int]] = {}  # by GPU: host, GPUs taken, replicas on it
+    open_host: dict[tuple[str, str], tuple[int, int, int]] = {}  # by GPU and node: host, GPUs taken, replicas on it
     hosts = 0
+    nodes = {name: iter(deployment.nodes(name)) for name in deployment.models if deployment.wide(name)}
     for number, (pool, name) in enumerate(zip(deployment.pools, deployment.pool_names(), strict=True)):
-        replica, most = pool.replica, host_gpus(gpu(pool.replica.gpu))
-        parts = spread(replica)
+        replica, card = pool.replica, gpu(pool.replica.gpu)
+        most, parts = host_gpus(card), spread(replica)
+        stand = next(nodes[pool.model]) if pool.model in nodes and most == card.gpus_per_node else None
         for index in range(pool.count):
-            host, taken, port = open_host.get(replica.gpu, (0, most, 0))
+            place = replica.gpu, "" if stand is None else f"{pool.model} {stand[index]}"
+            host, taken, port = open_host.get(place, (0, most, 0))
             if parts > 1 or taken + replica.gpus > most:
                 host, taken, port, hosts = hosts, 0, 0, hosts + parts
             own = tuple(range(taken, taken + replica.gpus // parts))
@@ -77,7 +83,7 @@ def place(deployment: Deployment) -> list[Placed]:
                 )
             )
             if parts == 1:
-                open_host[replica.gpu] = (host, taken + replica.gpus, port + 1)
+                open_host[place] = (host, taken + replica.gpus, port + 1)
     return placed
 
 

@@ -8,10 +8,11 @@ from headway.export.place import place
 from headway.hardware import gpu, node
 from headway.sim import Deployment
 
-__all__ = ["RDMA", "affinity", "one_host", "wire", "wire_notes"]
+__all__ = ["RDMA", "ROLE", "standing", "wire", "wire_notes"]
 
 RDMA = "rdma/ib"  # as llm-d's guide to prefill and decode pods names the network cards; a device plugin's own word
 ROLE = "headway/role"
+HOST = "kubernetes.io/hostname"
 
 
 def wire(container: dict[str, Any]) -> None:
@@ -27,11 +28,26 @@ def one_host(deployment: Deployment) -> bool:
     return all(each.hosts == (0,) for each in place(deployment))
 
 
-def affinity() -> dict[str, Any]:
-    """Return the pod affinity that keeps prefill and decode pods on one node."""
+def standing(deployment: Deployment, own: dict[str, str]) -> dict[str, Any]:
+    """Return what the pods of a pool, which have the labels `own`, say of nodes.
+
+    Prefill and decode pods are kept on one node where they fit it. Where each of several is to have both, pods are
+    drawn to those of the other role and spread evenly, as far as the cluster has it.
+    """
     roles = {"key": ROLE, "operator": "In", "values": ["prefill", "decode"]}
-    term = {"labelSelector": {"matchExpressions": [roles]}, "topologyKey": "kubernetes.io/hostname"}
-    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    term = {"labelSelector": {"matchExpressions": [roles]}, "topologyKey": HOST}
+    if all(pool.role == "mixed" for pool in deployment.pools):
+        return {}
+    if one_host(deployment):
+        return {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}}
+    if not all(deployment.shares_nodes(name) for name in deployment.models):
+        return {}
+    even = {"maxSkew": 1, "topologyKey": HOST, "whenUnsatisfiable": "ScheduleAnyway"}
+    drawn = [{"weight": 100, "podAffinityTerm": term}]
+    return {
+        "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": drawn}},
+        "topologySpreadConstraints": [even | {"labelSelector": {"matchLabels": own}}],
+    }
 
 
 def wire_notes(deployment: Deployment) -> list[str]:

@@ -28,12 +28,15 @@ class Backing(msgspec.Struct, frozen=True, kw_only=True):
     """One replica behind the gateway: its model, step table and price where known, and how many requests it takes.
 
     `role`: "prefill" replicas compute the prompts of "decode" replicas, which fetch the KV. That takes `fetch_s`: so
-    many seconds, and so many more for each token. `keep_hints`: the engine obeys a header that says how long KV stays.
+    many seconds, and so many more for each token; `near_fetch_s` where both stand on the same `node`, a number, or -1
+    where it is not known. `keep_hints`: the engine obeys a header that says how long KV stays.
     """
 
     model: str = ""
     role: str = "mixed"
     fetch_s: tuple[float, float] = (0.0, 0.0)
+    near_fetch_s: tuple[float, float] = (0.0, 0.0)
+    node: int = -1
     table: StepTable | None = None
     usd_per_hour: float | None = None  # of all its GPUs
     window: int = WINDOW_UNKNOWN
@@ -90,15 +93,16 @@ class ReplicaBook:
 
     role = "mixed"
 
-    def __init__(self, index: int, table: StepTable | None, window: int) -> None:
+    def __init__(self, index: int, table: StepTable | None, window: int, node: int = -1) -> None:
         self.index = index
+        self.node = node
         self.window = window
         self.pace = Pace(table)
         self.block_tokens = table.block_tokens if table else MODEL_BLOCK_TOKENS
         kv_blocks = table.kv_blocks if table else 0
         held = int(kv_blocks * self.block_tokens / TOKENS_PER_BLOCK)
         self.prefixes = PrefixIndex(held or PREFIX_BLOCKS_UNKNOWN)
-        self.view = LiveReplica(index, kv_blocks, self.prefixes)
+        self.view = LiveReplica(index, kv_blocks, self.prefixes, node)
         self.entries: dict[str, Entry] = {}
         self.computing: deque[Entry] = deque()
         self.free_s = 0.0  # when the prompts sent so far are computed

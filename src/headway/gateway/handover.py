@@ -47,9 +47,9 @@ class DecodeBook(ReplicaBook):
     role = "decode"
 
     def __init__(self, index: int, backing: Backing, window: int, prefills: dict[int, PrefillBook]) -> None:
-        super().__init__(index, backing.table, window)
+        super().__init__(index, backing.table, window, backing.node)
         self.prefills = prefills
-        self.fetch_s = backing.fetch_s
+        self.fetch_s, self.near_fetch_s = backing.fetch_s, backing.near_fetch_s
 
     @property
     def idle(self) -> bool:
@@ -61,10 +61,11 @@ class DecodeBook(ReplicaBook):
         """No prompt is computed here."""
         return 0
 
-    def fetched_s(self, tokens: int) -> float:
+    def fetched_s(self, entry: Entry) -> float:
         """Predict the seconds it takes to fetch the KV of a prompt, over an idle link."""
-        latency_s, token_s = self.fetch_s
-        return latency_s + token_s * tokens
+        near = self.node >= 0 and self._prefill(entry).node == self.node
+        latency_s, token_s = self.near_fetch_s if near else self.fetch_s
+        return latency_s + token_s * entry.view.prompt_tokens
 
     def first_token_s(self, request: LiveRequest, now: float) -> float:
         """Predict the seconds to the first token, which comes with the prompt's end at the best prefill replica."""
@@ -81,7 +82,7 @@ class DecodeBook(ReplicaBook):
 
     def learn_first(self, now: float, entry: Entry, actual_s: float) -> None:
         """Take in how long a first token took: it says how fast the prefill replica is."""
-        predicted_s = entry.due_s - self.fetched_s(entry.view.prompt_tokens) - entry.sent_s
+        predicted_s = entry.due_s - self.fetched_s(entry) - entry.sent_s
         pace = self._prefill(entry).pace
         pace.relax(now)
         pace.learn_first(now, predicted_s, actual_s)
@@ -93,7 +94,7 @@ class DecodeBook(ReplicaBook):
         self._prefill(entry).add(leg, now)
         entry.stage, entry.sent_s, entry.waiting, entry.at = "sent", now, True, self.index
         entry.cached, entry.prefill_s = 0, 0.0  # no time of this replica's is spent on the prompt
-        entry.due_s = leg.due_s + self.fetched_s(entry.view.prompt_tokens)
+        entry.due_s = leg.due_s + self.fetched_s(entry)
         self.waiting_tokens += entry.view.prompt_tokens
         self.entries[entry.facts.id] = entry
         insort(self.computing, entry, key=_due)
@@ -176,10 +177,12 @@ class SplitLine(Line):
         free = [book for book in prefills if book.room] or prefills
         if entry.prefill not in [book.index for book in free]:
             show(now, self.entrance, free, len(self.held.entries))
+            entry.view.stand(-1)
             first = asked(now, entry, free, self.entrance, fence, shadow)
             if isinstance(first, Hold):
                 return first
             entry.prefill, entry.prefill_reason = first[0].index, first[1]
+            entry.view.stand(first[0].node)
         show(now, self.pool, books, 0)
         second = asked(now, entry, books, self.pool, fence, shadow)
         if isinstance(second, Hold):
@@ -223,7 +226,9 @@ def books_of(backings: list[Backing], in_flight: int | None) -> list[ReplicaBook
     prefills: dict[str, dict[int, PrefillBook]] = {backing.model: {} for backing in backings}
     for i, backing in enumerate(backings):
         if backing.role == "prefill":
-            made[i] = prefills[backing.model][i] = PrefillBook(i, backing.table, in_flight or backing.window)
+            made[i] = prefills[backing.model][i] = PrefillBook(
+                i, backing.table, in_flight or backing.window, backing.node
+            )
     for i, backing in enumerate(backings):
         window = in_flight or backing.window
         if backing.role == "decode":

@@ -39,6 +39,10 @@ class LiveRequest(Request):
         self.chain = chain
         self.session = session
 
+    def stand(self, node: cython.int) -> None:
+        """Say on which node its KV will be; -1 while it has no prefill replica."""
+        self.node = node
+
     def allow(self, models: tuple[str, ...]) -> None:
         """Say which models may serve it."""
         self.models = models
@@ -56,9 +60,12 @@ class LiveRequest(Request):
 class LiveReplica(ReplicaState):
     """One upstream. `prefixes` (an object with `cached_tokens(chain, prompt_tokens)`) knows what its cache may hold."""
 
-    def __init__(self, index: cython.Py_ssize_t, kv_total_blocks: cython.longlong, prefixes: Any) -> None:
+    def __init__(
+        self, index: cython.Py_ssize_t, kv_total_blocks: cython.longlong, prefixes: Any, node: cython.int = -1
+    ) -> None:
         super().__init__(index, kv_total_blocks)
         self.prefixes = prefixes
+        self.node = node
 
     def show(
         self,

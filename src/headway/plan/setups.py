@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
 import msgspec
 
-from headway.cost import EngineSettings
+from headway.cost import EngineSettings, Replica, kv_links, kv_transfer_bytes
 from headway.cost.engines import engine_facts
 from headway.plan.question import Question
 from headway.policies import policy
-from headway.sim import Deployment
+from headway.sim import Deployment, Policies
+from headway.sim.run import compiled
 
-__all__ = ["Setup", "check_policies", "policed", "setups_of"]
+__all__ = ["Setup", "check_policies", "kept_near", "policed", "setups_of"]
 
 Chosen = tuple[tuple[str, str], ...]  # decision points with the names tried
+_SLOW = 0.5  # of the time in which a prompt is computed: KV that moves faster is not worth a router that looks for it
 
 
 class Setup(NamedTuple):
@@ -81,6 +84,31 @@ def policed(question: Question, deployment: Deployment) -> Iterator[Deployment]:
         tried.pop("route", None)
     for names in product(*tried.values()):
         yield _with(question, deployment, tuple(zip(tried, names, strict=True)))
+
+
+def kept_near(question: Question, deployment: Deployment) -> Iterator[Deployment]:
+    """Yield a split deployment with the KV of each prompt kept on its node, where the network between nodes is slow.
+
+    For that each node has replicas of both roles. Where the question names routers or a link, nothing is added.
+
+    Raises:
+        DoesNotFit: a replica's memory is too small.
+    """
+    pools = deployment.pools
+    given = "route" in question.policies_to_try or deployment.policies.route != Policies().route
+    if given or pools[0].role == "mixed" or deployment.kv_link is not None or len({p.replica.gpu for p in pools}) > 1:
+        return
+    if _slow(pools[0].replica, pools[1].replica) and deployment.shares_nodes(pools[0].model):
+        yield _with(question, deployment, (("route", "same-node"),))
+
+
+@functools.lru_cache(maxsize=4096)
+def _slow(prefill: Replica, decode: Replica) -> bool:
+    """Whether KV takes long to a decode replica on another node, beside the time that its prompt took."""
+    table, (network, _) = compiled(prefill), kv_links([prefill.gpu, decode.gpu])
+    tokens = table.max_batched_tokens
+    moved = max(kv_transfer_bytes(each, tokens) for each in (prefill, decode))
+    return moved / network.bytes_per_s > _SLOW * table.step_seconds(0, 0, 0, [(0, tokens)])
 
 
 def _chooses(deployment: Deployment) -> bool:

@@ -18,7 +18,7 @@ from headway.errors import BadInput, DoesNotFit
 from headway.hardware import Gpu, gpu
 from headway.model import Model, model
 from headway.plan.question import Question
-from headway.plan.setups import Setup, check_policies, policed, setups_of
+from headway.plan.setups import Setup, check_policies, kept_near, policed, setups_of
 from headway.plan.shapes import Shape, shapes_of
 from headway.sim import Deployment, Policies, Pool
 from headway.sim.run import compiled
@@ -65,7 +65,8 @@ class Throttle(NamedTuple):
 def enumerate_space(question: Question, weigh: Callable[[Replica], float] = lambda _: 1.0) -> Space:
     """Return every candidate: GPUs of each kind used, layouts, replicas, mixed or split, budget, precisions, power.
 
-    The pools of a split may differ in layout and in GPU; they are pipelines only where nothing fits otherwise.
+    The pools of a split may differ in layout and in GPU; they are pipelines only where nothing fits otherwise. Over
+    several nodes with a slow network between them each is tried with every prompt's KV kept on its node, too.
     `Question.pp` tells when mixed replicas are, `Question.dp` where there are ranks. Two kinds of GPU side by side have
     the same KV precision and token budget; requests are routed to their replicas by the rate that `weigh` expects of
     one.
@@ -91,7 +92,7 @@ def enumerate_space(question: Question, weigh: Callable[[Replica], float] = lamb
         elif powered_copies(deployment, question) < 1:
             discarded["watts"] += 1
         else:
-            options.append(Option(deployment.name, deployment))
+            options += [Option(each.name, each) for each in (deployment, *kept_near(question, deployment))]
     return Space(options, dict(discarded), fits.nearest)
 
 
@@ -351,7 +352,10 @@ def _routed(deployment: Deployment, weights: list[float]) -> Deployment:
 
 def resized(deployment: Deployment, counts: list[int]) -> Deployment:
     """Return the deployment with so many replicas in its pools, each routed to by the weight that its pool has."""
-    pools = tuple(_of(pool, count) for pool, count in zip(deployment.pools, counts, strict=True))
+    pools = tuple(
+        msgspec.structs.replace(pool, count=count, nodes=None)
+        for pool, count in zip(deployment.pools, counts, strict=True)
+    )
     policies = deployment.policies
     route = policies.params.get("route", {})
     if "weights" in route:
@@ -372,13 +376,20 @@ def resized(deployment: Deployment, counts: list[int]) -> Deployment:
 def without(deployment: Deployment, spare: int) -> Deployment:
     """Return what is left when `spare` replicas of every pool are down; the deployment itself where none is.
 
-    Those left stand where they stood: their KV goes over the same link.
+    Those left stand where they stood.
     """
     if not spare:
         return deployment
     left = resized(deployment, [pool.count - spare for pool in deployment.pools])
     first = deployment.pools[0]
-    return left if first.role == "mixed" else msgspec.structs.replace(left, kv_link=deployment.link(first.model))
+    if first.role == "mixed":
+        return left
+    stood = deployment.nodes(first.model)
+    pools = (
+        msgspec.structs.replace(pool, nodes=tuple(nodes[: pool.count]))
+        for pool, nodes in zip(left.pools, stood, strict=True)
+    )
+    return msgspec.structs.replace(left, pools=tuple(pools))
 
 
 def standing(deployment: Deployment, spare: int) -> tuple[Deployment, tuple[StepTable, ...]]:

@@ -34,10 +34,10 @@ WAKE_EVENTS = ("step",)
 REASON_CHARACTERS = 120
 REQUEST_FIELDS = (
     "id", "arrival_s", "prompt_tokens", "predicted_output_tokens", "priority", "deadline_s", "slo_class", "tenant",
-    "session", "models",
+    "session", "node", "models",
 )  # fmt: skip
 REPLICA_FIELDS = (
-    "index", "running", "waiting", "waiting_tokens", "context_tokens", "kv_used_blocks", "kv_total_blocks",
+    "index", "node", "running", "waiting", "waiting_tokens", "context_tokens", "kv_used_blocks", "kv_total_blocks",
 )  # fmt: skip
 QUEUE_FIELDS = ("now", "arrival_s", "prompt_tokens", "predicted_output_tokens", "priority", "deadline_s")
 CLOCK = "the machine's clock; expected time from the view's `now`"
@@ -83,8 +83,9 @@ def check_policy(kind: str, candidate: str | type[Policy] | Policy, params: dict
 class StockedReplica(ReplicaState):
     """A replica that holds the first `stock` tokens of every prompt."""
 
-    def __init__(self, index: cython.Py_ssize_t, counts: Load) -> None:
+    def __init__(self, index: cython.Py_ssize_t, counts: Load, node: cython.int = -1) -> None:
         ReplicaState.__init__(self, index, 1000)
+        self.node = node
         self.load(counts)
 
     def load(self, counts: Load) -> None:
@@ -106,15 +107,22 @@ def make_request(**fields: Any) -> Request:
     made.slo_class = fields.get("slo_class", 0)
     made.tenant = fields.get("tenant", 0)
     made.session = fields.get("session", -1)
+    made.node = fields.get("node", -1)
     made.models = fields.get("models", ())
     return made
 
 
 def make_pool(
-    role: str, loads: list[Load], rng: Random, now: float, held: int = 0, starting: int = 0, model: str = ""
-) -> PoolState:
-    """A pool view with a replica for each load, `held` requests at the router and `starting` replicas on their way."""
-    made: PoolState = PoolState(role, [StockedReplica(i, counts) for i, counts in enumerate(loads)], rng, model)
+    role: str, loads: list[Load], rng: Random, now: float, held: int = 0, starting: int = 0, model: str = "",
+    nodes: tuple[int, ...] | list[int] = (),
+) -> PoolState:  # fmt: skip
+    """A pool view with a replica for each load, `held` requests at the router and `starting` replicas on their way.
+
+    Where `nodes` are not given, of replicas that hand over KV or take it two stand on each.
+    """
+    nodes = nodes or [-1 if role == "mixed" else i // 2 for i in range(len(loads))]
+    replicas = [StockedReplica(i, counts, node) for i, (counts, node) in enumerate(zip(loads, nodes, strict=True))]
+    made: PoolState = PoolState(role, replicas, rng, model)
     made.now = now
     made.held = held
     made.starting = starting
@@ -128,8 +136,8 @@ def make_cluster(pools: tuple[PoolState, ...], rng: Random, now: float) -> Clust
     return made
 
 
-def _requests(now: float, models: tuple[str, ...] = ()) -> list[Request]:
-    """Requests of every kind that a host may ask about."""
+def _requests(now: float, models: tuple[str, ...] = (), role: str = "") -> list[Request]:
+    """Requests of every kind that a host may ask about; bound for a decode pool, their KV is on a node."""
     late = {"deadline_s": 0.0}
     kinds: list[dict[str, Any]] = [
         {"id": 0, "arrival_s": now, "prompt_tokens": 100, "predicted_output_tokens": 50.0},
@@ -138,7 +146,8 @@ def _requests(now: float, models: tuple[str, ...] = ()) -> list[Request]:
         {"id": 3, "arrival_s": now, "prompt_tokens": 700, "priority": 9, "slo_class": 2, "tenant": 7, **late},
         {"id": 4, "arrival_s": 0.0, "prompt_tokens": 700, "predicted_output_tokens": 1e6, "session": 4},
     ]
-    return [make_request(models=models, **fields) for fields in kinds]
+    nodes = range(-1, 4) if role == "decode" else [-1] * len(kinds)
+    return [make_request(models=models, node=node, **fields) for node, fields in zip(nodes, kinds, strict=True)]
 
 
 def _loads(count: int, rng: Random, stale: bool) -> Iterator[list[Load]]:
@@ -173,7 +182,7 @@ def _route_asks(stale: bool) -> Iterator[Ask]:
         rng, stream = Random(f"loads/{role}"), Random(f"stream/{role}")
         for count in (1, 3, 2, 8, 1):  # replicas come and go
             for step, loads in enumerate(_loads(count, rng, stale)):
-                for request in _requests(10.0 + step):
+                for request in _requests(10.0 + step, role=role):
                     pool = make_pool(role, loads, stream, 10.0 + step)
                     yield Ask(f"with {_replicas(count, role)}", (request, pool), count)
 

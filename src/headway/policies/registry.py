@@ -18,6 +18,7 @@ POLICIES: dict[str, dict[str, type[Policy]]] = {
         "power-of-two": routing.PowerOfTwo,
         "prefix-affinity": routing.PrefixAffinity,
         "late-binding": routing.LateBinding,
+        "same-node": routing.SameNode,
     },
     "order": {
         "fcfs": ordering.Fcfs,

@@ -20,6 +20,11 @@ cdef class WeightedRequests(Policy):
     cpdef object route(self, Request request, PoolState pool)
 
 
+cdef class SameNode(Policy):
+    cdef dict turn
+    cpdef object route(self, Request request, PoolState pool)
+
+
 cdef class LeastTokens(Policy):
     cpdef object route(self, Request request, PoolState pool)
 

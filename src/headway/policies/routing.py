@@ -94,6 +94,41 @@ class WeightedRequests(Policy):
         return route_to(best, "fewest requests for its weight")
 
 
+class SameNode(Policy):
+    """The replica with the fewest requests on the node where the request's KV is, as that node's own link takes it.
+
+    A request that has no KV yet, or none of these replicas on its node, goes to the one with the fewest of all. Of
+    equals the next in turn takes it: were it always the first, idle prefill replicas would fill the decode replicas of
+    one node. With every node holding replicas of both roles this is DistServe's placement for slow networks, where the
+    prefill and the decode segment of an instance share a node (Zhong et al., OSDI '24, algorithm 2).
+    """
+
+    reads_progress = False
+
+    def __init__(self) -> None:
+        self.turn: dict[tuple[str, str], int] = {}
+
+    def route(self, request: Request, pool: PoolState) -> object:
+        """Take the next of the least loaded on that node."""
+        count: cython.Py_ssize_t = len(pool.replicas)
+        turn: cython.Py_ssize_t = self.turn.get((pool.model, pool.role), 0)
+        best: cython.Py_ssize_t = -1
+        i: cython.Py_ssize_t
+        near: cython.bint
+        there: cython.bint = False
+        load: cython.longlong
+        least: cython.longlong = 0
+        replica: ReplicaState
+        for i in range(count):
+            replica = pool.replicas[(turn + i) % count]
+            near = request.node >= 0 and replica.node == request.node
+            load = replica.waiting + replica.running
+            if best < 0 or near > there or (near == there and load < least):
+                best, there, least = (turn + i) % count, near, load
+        self.turn[pool.model, pool.role] = best + 1
+        return route_to(best, "fewest requests where its KV is" if there else "fewest requests")
+
+
 class LeastTokens(Policy):
     """The replica with the fewest tokens to hold: prompts waiting plus context running."""
 

@@ -18,15 +18,19 @@ cdef class Handoff:
     cdef readonly double bytes_per_token
     cdef readonly double window_bytes_per_token
     cdef readonly long long window
-    cdef readonly double bytes_per_s
-    cdef readonly double latency_s
+    cdef readonly tuple far
+    cdef readonly tuple near
+    cdef readonly long long[::1] nodes
+    cdef Py_ssize_t replicas
+    cdef double[::1] bytes_per_s
+    cdef double[::1] latency_s
     cdef double[::1] free_s
     cdef readonly double bytes_moved
     cdef readonly double wait_s
     cpdef double send(self, Py_ssize_t source, Py_ssize_t target, long long tokens, double now) except? -1
 
 
-cdef int number(Engine engine, Py_ssize_t slot) except -1
+cdef int number(Engine engine, Py_ssize_t slot, int node) except -1
 
 
 @cython.final

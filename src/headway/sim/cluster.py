@@ -29,26 +29,30 @@ MOST_DEFERRALS = 10_000  # of one request: more is a policy that never decides
 
 
 class Handoff:
-    """The link over which KV goes from prefill to decode replicas.
+    """The links over which KV goes from prefill to decode replicas: `far` between nodes, `near` within one.
 
-    A transfer occupies the sender's and the receiver's end of the link, each one transfer at a time, first come
+    A transfer occupies the sender's and the receiver's end of its link, each one transfer at a time, first come
     first served; the fixed latency of a transfer occupies nobody. `bytes_per_token` are those of layers with full
-    attention and those of layers with a sliding window, of which only the window's tokens move.
+    attention and those of layers with a sliding window, of which only the window's tokens move. Links are bytes/s and
+    seconds of latency; `nodes` has a number for each replica, -1 for one that takes no part.
     """
 
     def __init__(
         self,
-        replicas: int,
+        nodes: list[int],
         bytes_per_token: tuple[float, float],
         window: cython.longlong,
-        bytes_per_s: cython.double,
-        latency_s: cython.double,
+        far: tuple[float, float],
+        near: tuple[float, float],
     ) -> None:
         self.bytes_per_token, self.window_bytes_per_token = bytes_per_token
         self.window = window
-        self.bytes_per_s = bytes_per_s
-        self.latency_s = latency_s
-        self.free_s = buffer(np.zeros(replicas))
+        self.far, self.near = far, near
+        self.nodes = buffer(np.array(nodes, dtype=np.int64))
+        self.bytes_per_s = buffer(np.array([far[0], near[0]]))
+        self.latency_s = buffer(np.array([far[1], near[1]]))
+        self.replicas = len(nodes)
+        self.free_s = buffer(np.zeros(2 * self.replicas))  # of the links between nodes, then of those within
         self.bytes_moved = 0.0
         self.wait_s = 0.0
 
@@ -60,19 +64,22 @@ class Handoff:
         now: cython.double,
     ) -> cython.double:
         """Start a transfer as soon as both ends are free; when it has arrived."""
-        start_s: cython.double = max(now, max(self.free_s[source], self.free_s[target]))
+        link: cython.Py_ssize_t = self.nodes[source] == self.nodes[target]
+        ends: cython.Py_ssize_t = link * self.replicas
+        start_s: cython.double = max(now, max(self.free_s[ends + source], self.free_s[ends + target]))
         size: cython.double = self.bytes_per_token * tokens + self.window_bytes_per_token * min(tokens, self.window)
-        end_s: cython.double = start_s + size / self.bytes_per_s
-        self.free_s[source] = end_s
-        self.free_s[target] = end_s
+        end_s: cython.double = start_s + size / self.bytes_per_s[link]
+        self.free_s[ends + source] = end_s
+        self.free_s[ends + target] = end_s
         self.bytes_moved += size
         self.wait_s += start_s - now
-        return end_s + self.latency_s
+        latency_s: cython.double = self.latency_s[link]
+        return end_s + latency_s
 
 
-def number(engine: Engine, slot: cython.Py_ssize_t) -> cython.int:
-    """Give an engine its place among those of all pools."""
-    engine.slot = slot
+def number(engine: Engine, slot: cython.Py_ssize_t, node: cython.int) -> cython.int:
+    """Give an engine its place among those of all pools, and on a node."""
+    engine.slot, engine.node = slot, node
     return 0
 
 
@@ -100,7 +107,7 @@ class Cluster:
         self.pool_of = buffer(np.repeat(np.arange(len(pools), dtype=np.int64), sizes))
         i: cython.Py_ssize_t
         for i in range(len(self.engines)):
-            number(self.engines[i], i)
+            number(self.engines[i], i, max((int(each.nodes[i]) for each in handoffs.values()), default=-1))
         groups = [[engine] if engine.group is None else engine.group.ranks for engine in self.engines]
         self.leaders = buffer(np.array([self.engines.index(ranks[0]) for ranks in groups], dtype=np.int64))
         self.state = state
@@ -484,6 +491,7 @@ class Cluster:
                 self.settle(seq, now)
                 continue
             seq.handoff = False
+            seq.node = engine.node
             self.place(seq, seq.pool + 1, now)
         while engine.starts.size > 0:
             seq = engine.starts.take()

@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from headway.cost import Replica, kv_link
+from headway.cost import Replica, kv_links
 from headway.cost.published import with_published
 from headway.errors import BadInput, UnknownName
 from headway.hardware import Link, gpu
 from headway.metrics import Prices
+from headway.sim.placement import check_nodes, nodes_of
 from headway.specs import Spec
 
 
@@ -19,6 +20,9 @@ class Pool(Spec, frozen=True, kw_only=True):
 
     `serves`: the name that requests ask for its model by; the model's own where none is given. `keep_hints`: its
     engines obey the header by which the gateway passes on what the policy `retain` decides; simulated ones always do.
+
+    `nodes`: which node each replica of a prefill or decode pool stands on, as numbers that mean the same for all pools
+    of the model; None: `placement.nodes_of` says it.
 
     Where a policy scales the deployment, `count` are there at the start, and `most` (default: no more than `count`) at
     any time; one that is added takes requests after `startup_s`, in which an engine loads weights and captures graphs:
@@ -35,6 +39,7 @@ class Pool(Spec, frozen=True, kw_only=True):
     startup_s: float = 60.0
     serves: str = ""
     keep_hints: bool = False
+    nodes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse an empty pool, and bounds that cannot be."""
@@ -44,6 +49,11 @@ class Pool(Spec, frozen=True, kw_only=True):
             raise BadInput(f"most={self.most}: expected at least count={self.count}, who are there at the start")
         if not 0 <= self.startup_s < float("inf"):
             raise BadInput(f"startup_s={self.startup_s}: expected seconds from 0 on")
+        if self.nodes is not None and (self.role == "mixed" or len(self.nodes) != self.places or min(self.nodes) < 0):
+            raise BadInput(
+                f"nodes={list(self.nodes)} of a {self.role} pool: expected a number from 0 on for each of its "
+                f"{self.places} replicas, and of prefill and decode pools alone"
+            )
 
     @property
     def model(self) -> str:
@@ -99,12 +109,12 @@ class Deployment(Spec, frozen=True, kw_only=True):
 
     Every `scale_every_s` the policy `scale` is asked how many replicas there are to be, between 1 and a pool's `most`.
 
-    `kv_link` carries KV from prefill to decode replicas, per GPU; None chooses it from the catalogue: the node's
-    own link where all replicas of the model fit one node together, else the slowest of their network cards.
+    `kv_link` carries KV from prefill to decode replicas, per GPU, wherever they stand; None chooses from the catalogue:
+    between two on one node that node's own link, else the slowest of their network cards.
 
     Raises:
         BadInput: another combination of pools; an alias of nothing, or by the name of a model; scaling with several
-            pools of one model and role or with data-parallel ranks, and `most` without scaling.
+            pools of one model and role or with data-parallel ranks, and `most` without scaling; nodes that cannot be.
     """
 
     name: str = ""
@@ -136,6 +146,8 @@ class Deployment(Spec, frozen=True, kw_only=True):
         names = [pool.model for pool in self.pools]
         if names != sorted(names, key=self.models.index):
             raise BadInput(f"pools serve {', '.join(names)}: put those of one model next to each other")
+        for name in self.models:
+            check_nodes([pool for pool in self.pools if pool.model == name])
         self._check_aliases()
         self._check_scaling()
 
@@ -212,12 +224,32 @@ class Deployment(Spec, frozen=True, kw_only=True):
         roles = [f"{pool.model}.{pool.role}" if several else pool.role for pool in self.pools]
         return [f"{role}.{roles[:i].count(role)}" if roles.count(role) > 1 else role for i, role in enumerate(roles)]
 
+    def nodes(self, name: str) -> list[list[int]]:
+        """The node of each replica of a model's prefill and decode pools, pool by pool."""
+        return nodes_of([pool for pool in self.pools if pool.model == name])
+
+    def links(self, name: str) -> tuple[Link, Link]:
+        """What carries KV between a model's prefill and decode replicas, per GPU: between nodes, and within one."""
+        if self.kv_link is not None:
+            return self.kv_link, self.kv_link
+        return kv_links([pool.replica.gpu for pool in self.pools if pool.model == name])
+
+    def wide(self, name: str) -> bool:
+        """Whether a model's prefill and decode replicas take several nodes."""
+        split = any(pool.role != "mixed" for pool in self.pools if pool.model == name)
+        return split and len({node for nodes in self.nodes(name) for node in nodes}) > 1
+
+    def shares_nodes(self, name: str) -> bool:
+        """Whether a model takes several nodes, and each of them has prefill replicas and decode replicas."""
+        roles: dict[str, set[int]] = {"prefill": set(), "decode": set()}
+        for pool, nodes in zip((pool for pool in self.pools if pool.model == name), self.nodes(name), strict=True):
+            roles.get(pool.role, set()).update(nodes)
+        return len(roles["prefill"]) > 1 and roles["prefill"] == roles["decode"]
+
     def link(self, name: str) -> Link:
-        """What carries KV between any two replicas of a model's prefill and decode pools, per GPU."""
-        pools = [pool for pool in self.pools if pool.model == name]
-        return self.kv_link or kv_link(
-            [pool.replica for pool in pools], sum(pool.places * pool.replica.gpus for pool in pools)
-        )
+        """What carries KV at worst between two replicas of a model: the link between nodes where they take several."""
+        far, near = self.links(name)
+        return far if self.wide(name) else near
 
     @property
     def usd_per_hour(self) -> float | None:

@@ -228,22 +228,27 @@ def _scaler(deployment: Deployment, views: list[PoolState]) -> Scaler | None:
 
 
 def handoff(deployment: Deployment, name: str) -> Handoff:
-    """What moves KV between all pairs of a model's replicas: `Deployment.link`, at their sizes.
+    """What moves KV between all pairs of a model's replicas: the links of the deployment, at their sizes.
 
     The ends are numbered as all ranks of the deployment are, pool after pool.
     """
     senders = [pool.replica for pool in deployment.pools if (pool.model, pool.role) == (name, "prefill")]
     receivers = [pool.replica for pool in deployment.pools if (pool.model, pool.role) == (name, "decode")]
-    link = deployment.link(name)
     # Each GPU moves its own shard; the side with fewer GPUs has the larger shards and sets the pace.
     window = model(senders[0].model).window
     slow = max(*senders, *receivers, key=lambda replica: kv_transfer_bytes(replica, 1))
     full = kv_transfer_bytes(slow, window + 1) - kv_transfer_bytes(slow, window) if window else 0
     each = kv_transfer_bytes(slow, 1)
     rates = (float(full), float(each - full)) if window else (float(each), 0.0)
-    return Handoff(
-        sum(pool.places * pool.replica.dp for pool in deployment.pools), rates, window, link.bytes_per_s, link.latency_s
-    )
+    nodes = iter(deployment.nodes(name))
+    ends = [
+        node
+        for pool in deployment.pools
+        for node in (next(nodes) if pool.model == name else [-1] * pool.places)
+        for _ in range(pool.replica.dp)
+    ]
+    far, near = ((link.bytes_per_s, link.latency_s) for link in deployment.links(name))
+    return Handoff(ends, rates, window, far, near)
 
 
 def count(

@@ -12,11 +12,13 @@ cdef class Request:
     cdef readonly int slo_class
     cdef readonly int tenant
     cdef readonly long long session
+    cdef readonly int node
     cdef readonly tuple models
 
 
 cdef class ReplicaState:
     cdef readonly Py_ssize_t index
+    cdef readonly int node
     cdef readonly long long running
     cdef readonly long long waiting
     cdef readonly long long waiting_tokens

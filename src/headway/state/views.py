@@ -21,6 +21,7 @@ class Request:
     `predicted_output_tokens` is a prediction (NaN when there is none), never the true length. `priority`: lower is
     more urgent. `deadline_s`: absolute, infinity when there is none. `session`: -1 when the request stands alone.
     `models`: by name, those that may serve it, in the order of the deployment; one, where it asked for that one.
+    `node`: the number of the node where its prompt's KV is, -1 before it has a prefill replica or where none is known.
     """
 
     def __init__(self, id: cython.longlong, arrival_s: cython.double, prompt_tokens: cython.longlong) -> None:
@@ -33,6 +34,7 @@ class Request:
         self.slo_class = 0
         self.tenant = 0
         self.session = -1
+        self.node = -1
         self.models: tuple[str, ...] = ()
 
 
@@ -41,11 +43,13 @@ class ReplicaState:
 
     `waiting` and `running` are requests; `waiting_tokens` are prompt tokens still to be computed for the waiting
     ones; `context_tokens` are tokens held in KV by the running ones; `kv_used_blocks` are blocks in use by them.
+    `node`: the number of the node it stands on, of one that hands over KV or takes it; -1 where that is not known.
     """
 
     def __init__(self, index: cython.Py_ssize_t, kv_total_blocks: cython.longlong) -> None:
         self.index = index
         self.kv_total_blocks = kv_total_blocks
+        self.node = -1
         self.running = 0
         self.waiting = 0
         self.waiting_tokens = 0

@@ -1,0 +1,88 @@
+"""Which node each replica of a prefill and a decode pool stands on: KV between two on one takes the node's own link."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from headway.errors import BadInput
+from headway.hardware import gpu
+
+
+def nodes_of(pools: Sequence[Any]) -> list[list[int]]:
+    """Return the node of each replica of these pools of one model, pool by pool: `Pool.nodes` where they say it.
+
+    Else replicas on GPUs of one kind take as few nodes as hold them. Each pool is spread evenly over these where that
+    fits, so that prompts and tokens are near each other; where it does not, nodes are filled one after the other, the
+    largest replicas first. A replica that fills a node, or several, counts as one node of its own.
+    """
+    if pools[0].nodes is not None:
+        return [list(pool.nodes) for pool in pools]
+    placed: list[list[int]] = [[] for _ in pools]
+    first = 0
+    for kind in dict.fromkeys(pool.replica.gpu for pool in pools):
+        size = gpu(kind).gpus_per_node
+        alike = [i for i, pool in enumerate(pools) if pool.replica.gpu == kind]
+        large = [i for i in alike if pools[i].replica.gpus >= size]
+        for i in large:
+            placed[i] = list(range(first, first + pools[i].places))
+            first += pools[i].places
+        small = {i: (pools[i].places, pools[i].replica.gpus) for i in alike if i not in large}
+        for i, nodes in (_spread(small, size) or _filled(small, size)).items():
+            placed[i] = [first + node for node in nodes]
+        first = 1 + max((node for i in small for node in placed[i]), default=first - 1)
+    return placed
+
+
+def _spread(pools: dict[int, tuple[int, int]], size: int) -> dict[int, list[int]] | None:
+    """Nodes for pools of (replicas, GPUs of each), as few of `size` GPUs as can be; None where one overflows."""
+    count = -(-sum(replicas * gpus for replicas, gpus in pools.values()) // size)
+    nodes = {i: [place * count // replicas for place in range(replicas)] for i, (replicas, _) in pools.items()}
+    return nodes if all(used <= size for used in _used(nodes, pools).values()) else None
+
+
+def _filled(pools: dict[int, tuple[int, int]], size: int) -> dict[int, list[int]]:
+    """Nodes for pools as `_spread` takes them: the first that has room, for the largest replicas first."""
+    room: list[int] = []
+    nodes: dict[int, list[int]] = {i: [] for i in pools}
+    for i, (replicas, gpus) in sorted(pools.items(), key=lambda pool: -pool[1][1]):
+        for _ in range(replicas):
+            node = next((node for node, free in enumerate(room) if free >= gpus), len(room))
+            room += [size] * (node == len(room))
+            room[node] -= gpus
+            nodes[i].append(node)
+    return nodes
+
+
+def _used(nodes: dict[int, list[int]], pools: dict[int, tuple[int, int]]) -> Counter[int]:
+    """GPUs in use by node."""
+    used: Counter[int] = Counter()
+    for i, each in nodes.items():
+        for node in each:
+            used[node] += pools[i][1]
+    return used
+
+
+def check_nodes(pools: Sequence[Any]) -> None:
+    """Hold the nodes that pools of one model are said to stand on against what nodes there are.
+
+    Raises:
+        BadInput: of some pools only; a node of two kinds of GPU; more GPUs than a node has.
+    """
+    if len({pool.nodes is None for pool in pools}) > 1:
+        raise BadInput("pools: some say their `nodes` and some do not: give them for all pools of a model, or for none")
+    if pools[0].nodes is None:
+        return
+    kinds: dict[int, str] = {}
+    used: Counter[int] = Counter()
+    for pool in pools:
+        for node in pool.nodes:
+            used[node] += pool.replica.gpus
+            if kinds.setdefault(node, pool.replica.gpu) != pool.replica.gpu:
+                raise BadInput(f"pools: node {node} has {kinds[node]} and {pool.replica.gpu}: expected one kind")
+    for node, gpus in used.items():
+        most = max(gpu(kinds[node]).gpus_per_node, max(p.replica.gpus for p in pools if node in p.nodes))
+        if gpus > most:
+            raise BadInput(f"pools: replicas of {gpus} GPUs stand on node {node}: one of {kinds[node]} has {most}")
+

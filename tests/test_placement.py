@@ -1,0 +1,160 @@
+"""Where replicas that hand over KV stand, what that makes of their links, and when a plan keeps KV on its node."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headway.cost import Replica
+from headway.errors import BadInput
+from headway.export.place import place
+from headway.hardware import gpu
+from headway.metrics import Slo
+from headway.plan import Question
+from headway.plan.space import enumerate_space, without
+from headway.sim import Deployment, Policies, Pool, simulate
+from headway.workload import workload
+
+SLOW = """
+sources:
+  ours: {kind: measured, source: "iperf3 between our nodes"}
+gpus:
+  a100-25g:
+    like: a100-80gb-sxm
+    figures:
+      rdma_bytes_per_s: {value: 3.1e9, source: ours, note: "25 Gbit/s"}
+"""
+
+
+def replica(gpus: int, card: str = "h100-sxm", model: str = "llama-3.1-8b") -> Replica:
+    """Of so many GPUs."""
+    return Replica(model=model, gpu=card, tp=min(gpus, 8), pp=max(gpus // 8, 1))
+
+
+def split(prefill: tuple[int, int], decode: tuple[int, int], *which: str, route: str = "least-requests") -> Deployment:
+    """Pools of (replicas, GPUs of each)."""
+    roles = zip(("prefill", "decode"), (prefill, decode), strict=True)
+    pools = (Pool(role=role, count=count, replica=replica(gpus, *which)) for role, (count, gpus) in roles)
+    return Deployment(pools=tuple(pools), policies=Policies(route=route))
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "nodes", "shared"),
+    [
+        ((1, 4), (1, 4), [[0], [0]], False),  # one node
+        ((5, 2), (2, 2), [[0, 0, 0, 1, 1], [0, 1]], True),
+        ((4, 2), (4, 2), [[0, 0, 1, 1], [0, 0, 1, 1]], True),
+        ((2, 8), (1, 4), [[0, 1], [2]], False),  # who fills a node shares none
+        ((1, 16), (2, 4), [[0], [1, 1]], False),
+        ((1, 4), (6, 2), [[0], [0, 0, 1, 1, 1, 1]], False),  # spread evenly they would overflow the first
+        ((3, 4), (1, 4), [[0, 0, 1], [1]], False),
+    ],
+)
+def test_replicas_stand_on_as_few_nodes_as_hold_them(prefill, decode, nodes, shared):
+    made = split(prefill, decode)
+    assert made.nodes("llama-3.1-8b") == nodes
+    assert made.shares_nodes("llama-3.1-8b") is shared
+    assert made.wide("llama-3.1-8b") is (nodes != [[0], [0]])
+
+
+SIZES = st.tuples(st.integers(1, 12), st.sampled_from([1, 2, 4, 8, 16]))
+
+
+@given(SIZES, SIZES, st.sampled_from(["h100-sxm", "a100-80gb-sxm"]))
+def test_no_node_has_more_than_its_gpus_and_exports_place_replicas_there(prefill, decode, card):
+    made = split(prefill, decode, card)
+    used: dict[int, int] = {}
+    nodes = made.nodes("llama-3.1-8b")
+    for pool, stand in zip(made.pools, nodes, strict=True):
+        assert len(stand) == pool.count
+        for node in stand:
+            used[node] = used.get(node, 0) + pool.replica.gpus
+    assert all(gpus <= 8 or gpus == 16 for gpus in used.values())
+    assert sorted(used) == list(range(len(used)))
+    said = tuple(
+        msgspec.structs.replace(pool, nodes=tuple(stand)) for pool, stand in zip(made.pools, nodes, strict=True)
+    )
+    assert Deployment(pools=said).nodes("llama-3.1-8b") == nodes, "said or not, it is the same"
+    if made.wide("llama-3.1-8b"):
+        places = iter(place(made))
+        hosts = {(node, next(places).hosts) for stand in nodes for node in stand}
+        assert len(hosts) == len(used), "a host for each node, and a node for each host"
+
+
+def test_kinds_of_gpu_share_no_node():
+    pools = Pool(role="prefill", replica=replica(2)), Pool(role="decode", replica=replica(2, "a100-80gb-sxm"))
+    made = Deployment(pools=pools)
+    assert made.nodes("llama-3.1-8b") == [[0], [1]] and not made.shares_nodes("llama-3.1-8b")
+    far, _ = made.links("llama-3.1-8b")
+    assert made.link("llama-3.1-8b") == far
+    assert far.bytes_per_s == min(gpu(pool.replica.gpu).rdma_bytes_per_s for pool in pools)
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "says"),
+    [
+        ((0,), None, "some say their `nodes` and some do not"),
+        ((0, 1), (0,), "expected a number from 0 on for each of its 1 replicas"),
+        ((-1,), (0,), "expected a number from 0 on"),
+        ((0,), (0,), "replicas of 12 GPUs stand on node 0: one of h100-sxm has 8"),
+    ],
+)
+def test_nodes_that_cannot_be_are_refused(prefill, decode, says):
+    first = {"role": "prefill", "replica": replica(8), "nodes": prefill}
+    with pytest.raises(BadInput, match=says.replace("(", r"\(")):
+        Deployment(pools=(Pool(**first), Pool(role="decode", replica=replica(4), nodes=decode)))
+
+
+def test_a_node_of_two_kinds_and_nodes_of_mixed_replicas_are_refused():
+    pools = [Pool(role="prefill", replica=replica(2), nodes=(3,))]
+    pools.append(Pool(role="decode", replica=replica(2, "a100-80gb-sxm"), nodes=(3,)))
+    with pytest.raises(BadInput, match="node 3 has h100-sxm and a100-80gb-sxm"):
+        Deployment(pools=tuple(pools))
+    with pytest.raises(BadInput, match="prefill and decode pools alone"):
+        Pool(replica=replica(1), nodes=(0,))
+
+
+def test_who_is_left_when_some_are_down_stands_where_it_stood():
+    made = split((3, 2), (3, 2))
+    left = without(made, 2)
+    assert [pool.nodes for pool in left.pools] == [(0,), (0,)]
+    apart = without(split((2, 8), (2, 8)), 1)
+    assert [pool.nodes for pool in apart.pools] == [(0,), (2,)] and apart.wide("llama-3.1-8b")
+
+
+def test_on_a_slow_network_tokens_come_sooner_where_kv_stays_on_its_node(tmp_path):
+    file = tmp_path / "slow.yaml"
+    file.write_text(SLOW)
+    load = workload("chat", rate=6.0, requests=300)  # 0.8 MB of KV for each token of a prompt
+    kept, scattered = (
+        simulate(split((4, 2), (4, 2), str(file), "opt-13b", route=route), load, seed=2)
+        for route in ("same-node", "round-robin")
+    )
+    assert kept.tpot_s.p90 < 0.96 * scattered.tpot_s.p90 and kept.tpot_s.mean < scattered.tpot_s.mean
+    assert kept.ttft_s.count == scattered.ttft_s.count
+
+
+def question(card: str, **more: object) -> Question:
+    slo = Slo(ttft_s=0.25, tpot_s=0.03)
+    asked = {"model": "opt-13b", "gpu": card, "gpus": 16, "workload": "chat", "rate_req_s": 4.0, "slo": slo}
+    return Question(**asked | more)
+
+
+def test_plans_keep_kv_on_its_node_where_the_network_is_slow_and_nobody_chose_a_router(tmp_path):
+    file = tmp_path / "slow.yaml"
+    file.write_text(SLOW)
+
+    def near(asked: Question) -> list[Deployment]:
+        found = [option.deployment for option in enumerate_space(asked).options]
+        return [made for made in found if made.policies.route == "same-node"]
+
+    slow = near(question(str(file)))
+    assert len(slow) > 100 and all(made.shares_nodes("opt-13b") for made in slow)
+    names = {option.name for option in enumerate_space(question(str(file))).options}
+    assert {made.name.removesuffix(" route=same-node") for made in slow} < names
+    assert not near(question("h100-sxm", model="llama-3.1-8b"))
+    assert not near(question(str(file), policies=Policies(route="power-of-two")))
+    assert not near(question(str(file), policies_to_try={"route": ("round-robin",)}))
+    assert not near(question(str(file), kv_link={"name": "own", "bytes_per_s": 1e9, "latency_s": 1e-5}))
