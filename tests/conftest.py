@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import settings
 settings.register_profile("house", deadline=None, max_examples=30)  # a busy machine is no fault of the code's
 settings.load_profile("house")
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
 os.environ.pop("COLUMNS", None)  # of pytest's workers: what is printed here goes into a pipe
 
 CLOCKED = ("bench", "emulate", "gateway")  # folders whose tests hold processes and sockets to the wall clock

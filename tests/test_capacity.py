@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import pickle
 import re
 from itertools import product
 
@@ -267,6 +268,25 @@ def test_of_a_crowded_slot_the_densest_stretch_is_simulated(tmp_path, monkeypatc
     (part,) = parts_of(workload(tmp_path / "t.csv"), SLO, None, 1000.0, 0)
     assert part.rate_req_s == pytest.approx(10.0)
     assert part.workload.requests == 50
+
+
+def test_of_a_long_trace_nothing_is_held_but_what_is_simulated(tmp_path, monkeypatch):
+    """More requests than a batch has, an idle slot among them: the same stretches as of the whole trace at once."""
+    monkeypatch.setattr("headway.plan.slots.STRETCH", 500)
+    times = np.sort(np.random.default_rng(1).random(150_000)) * 3600.0
+    times = np.round(times[(times < 900) | (times > 1100)], 6)
+    lines = "".join(f"{t},{100 + i % 7},10\n" for i, t in enumerate(times))
+    (tmp_path / "t.csv").write_text("arrival_s,input_tokens,output_tokens\n" + lines)
+    parts = parts_of(workload(tmp_path / "t.csv"), [SLO], None, 100.0, 0)
+    assert [place for place, part in enumerate(parts) if not part.rate_req_s] == [9, 10]
+    assert len(pickle.dumps(parts)) < 40 * 500 * 100, "what goes to every worker"
+    for part in parts:
+        if part.rate_req_s:
+            (batch,) = part.workload.batches(0)
+            assert len(batch) == 500 and batch.arrival_s[0] == 0.0
+            inside = times[(times >= part.start_s) & (times < part.end_s)]
+            assert float(batch.arrival_s[-1]) <= (inside[500:] - inside[:-500]).min()
+            assert part.rate_req_s == pytest.approx(500 / (inside[500:] - inside[:-500]).min(), rel=1e-6)
 
 
 SCHEDULE = """

@@ -220,7 +220,8 @@ def test_dynamo_is_told_on_how_many_nodes_and_where_to_route():
     deployment = one(tp=8, pp=2, policies=Policies(route="prefix-affinity"))
     front, worker = yaml.safe_load(export(deployment, "dynamo").files["dynamo.yaml"])["spec"]["components"]
     assert worker["multinode"] == {"nodeCount": 2}
-    assert worker["podTemplate"]["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+    limits = worker["podTemplate"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"nvidia.com/gpu": "8", "rdma/ib": "1"}
     assert front["podTemplate"]["spec"]["containers"][0]["args"] == ["--router-mode", "kv"]
 
 

@@ -51,22 +51,39 @@ def test_pods_that_hand_over_ask_for_network_cards_and_others_do_not(to):
     assert not [note for note in export(mixed, to).notes if note.startswith("KV: ")]
 
 
+@pytest.mark.parametrize("to", ["kubernetes", "llm-d", "dynamo"])
+def test_pods_that_are_one_replica_ask_for_network_cards(to):
+    wide = Deployment(pools=(Pool(replica=Replica(model="llama-3.1-405b", gpu="h100-sxm", tp=8, pp=2)),))
+    made = pods_of(wide, to)
+    assert made and all(RDMA in pod["containers"][0]["resources"]["limits"] for pod in made.values())
+    [said] = [note for note in export(wide, to).notes if note.startswith("a replica of several hosts")]
+    assert "50 GB/s a GPU" in said and RDMA in said
+
+
 @pytest.mark.parametrize("to", ["kubernetes", "llm-d"])
-@pytest.mark.parametrize(("counts", "bound"), [((4, 4), True), ((4, 5), False)])
-def test_pods_that_fit_one_node_are_kept_on_one(to, counts, bound):
+@pytest.mark.parametrize(("counts", "when"), [((4, 4), "required"), ((4, 5), "preferred"), ((12, 1), None)])
+def test_pods_that_fit_one_node_are_kept_on_one_and_others_drawn_together(to, counts, when):
+    """Of 12 and 1 a node has prefill pods alone."""
     made = split(counts=counts)
-    for pod in pods_of(made, to).values():
-        assert ("affinity" in pod) is bound
-        if bound:
-            [term] = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    for name, pod in pods_of(made, to).items():
+        assert ("affinity" in pod) is (when is not None)
+        assert ("topologySpreadConstraints" in pod) is (when == "preferred")
+        if when:
+            [term] = pod["affinity"]["podAffinity"][f"{when}DuringSchedulingIgnoredDuringExecution"]
+            term = term.get("podAffinityTerm", term)
             assert term["topologyKey"] == "kubernetes.io/hostname"
             [selected] = term["labelSelector"]["matchExpressions"]
             assert selected == {"key": "headway/role", "operator": "In", "values": ["prefill", "decode"]}
+        if when == "preferred":
+            [even] = pod["topologySpreadConstraints"]
+            component = even["labelSelector"]["matchLabels"]["app.kubernetes.io/component"]
+            assert component == name and even["topologyKey"] == "kubernetes.io/hostname"
 
 
 @pytest.mark.parametrize("to", ["kubernetes", "llm-d"])
 def test_kubernetes_takes_pods_that_hand_over(to):
-    for name, spec in pods_of(split(), to).items():
+    both = [*pods_of(split(), to).items(), *pods_of(split(counts=(6, 6)), to).items()]
+    for name, spec in both:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
         kubernetes_validate.validate(pod, "1.33", strict=True)
 

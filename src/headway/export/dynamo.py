@@ -73,7 +73,7 @@ def _worker(ask: Ask, name: str, count: int, runtime: str) -> tuple[dict[str, An
         args += ["--disaggregation-mode", ask.role]
     container = _container(["python3", "-m", f"dynamo.{engine}"], args, runtime)
     container["resources"] = {"limits": {"nvidia.com/gpu": str(ask.replica.gpus // hosts)}}
-    if ask.role != "mixed":
+    if ask.role != "mixed" or hosts > 1:
         wire(container)
     if made.config:
         data = {"engine.yaml": made.config}

@@ -241,7 +241,7 @@ def _pod(ask: Ask, words: tuple[str, ...], made: Command, name: str) -> dict[str
     if made.config:
         container["volumeMounts"].append({"name": "config", "mountPath": CONFIG_FOLDER})
         volumes.append({"name": "config", "configMap": {"name": f"{name}-engine"}})
-    if ask.role != "mixed":
+    if ask.role != "mixed" or ask.hosts > 1:
         wire(container)
     return {
         "nodeSelector": {GPU_LABEL: label(replica.gpu)},

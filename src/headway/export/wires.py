@@ -1,10 +1,10 @@
-"""What pods that hand over KV ask Kubernetes for, and what the forecast took their link to be."""
+"""What pods that reach each other's GPUs ask Kubernetes for, and what the forecast took their link to be."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from headway.export.place import place
+from headway.export.place import place, spread
 from headway.hardware import gpu, node
 from headway.sim import Deployment
 
@@ -16,7 +16,7 @@ HOST = "kubernetes.io/hostname"
 
 
 def wire(container: dict[str, Any]) -> None:
-    """Give a container that hands over KV the network cards, and the right to pin memory for them."""
+    """Give a container that hands over KV, or is part of a replica, the network cards and the right to pin memory."""
     resources = container["resources"]
     resources["limits"] |= {RDMA: "1"}
     resources["requests"] = {**resources.get("requests", {}), RDMA: "1"}  # in both, or the device may not be there
@@ -51,9 +51,15 @@ def standing(deployment: Deployment, own: dict[str, str]) -> dict[str, Any]:
 
 
 def wire_notes(deployment: Deployment) -> list[str]:
-    """Return how fast the forecast moved KV, and what the pods have for it; nothing where no pool prefills alone."""
+    """Return how fast the forecast moved what goes from pod to pod, and what the pods have for it."""
     if all(pool.role == "mixed" for pool in deployment.pools):
-        return []
+        wide = [gpu(pool.replica.gpu) for pool in deployment.pools if spread(pool.replica) > 1]
+        return [
+            f"a replica of several hosts: the forecast moved activations at {card.rdma_bytes_per_s / 1e9:g} GB/s a GPU "
+            f"between them; the pods ask for {RDMA}: put your RDMA device plugin's name of the network cards there; "
+            "without it NCCL goes by TCP, far slower"
+            for card in wide[:1]
+        ]
     link = deployment.link(deployment.models[0])
     slowest = min((gpu(pool.replica.gpu) for pool in deployment.pools), key=lambda card: card.rdma_bytes_per_s)
     cards = node(slowest.key, 1).scale_out

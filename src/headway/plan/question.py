@@ -88,9 +88,10 @@ class Question(Spec, frozen=True, kw_only=True):
         policies_to_try: names of the library, or module:Class, by decision point (route, order, admit): each is tried
             with each deployment, routers where there is a choice.
         layouts: "mixed" replicas, or prefill and decode "split" over two pools.
-        kv_link: what carries KV between prefill and decode replicas, per GPU; None takes the GPUs' own link for a
-            plan that fits one node, and their network cards for others. Other nodes and links than a GPU is commonly
-            sold with are described in a file that says which GPU it is `like`.
+        kv_link: what carries KV between prefill and decode replicas, per GPU, wherever they stand; None takes the GPUs'
+            own link between two on one node, and their network cards between others. Other nodes and links than a GPU
+            is commonly sold with are described in a file that says which GPU it is `like`. Over a slow network plans
+            are tried with KV kept on its node, too (docs/plan-schema.md, "Nodes and links").
         engine: every other engine setting.
         exhaustive: simulate every candidate at length, to check the search by.
         margin: share by which the limits on the time per token (TPOT, ITL) are taken tighter than `slo` has them, as a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,7 +15,9 @@ from headway.metrics import Slo
 from headway.plan.classes import long_requests
 from headway.workload import Batch, Workload
 from headway.workload.arrivals import Diurnal, Replay
-from headway.workload.batch import join
+from headway.workload.batch import Floats, join
+from headway.workload.spool import release
+from headway.workload.trace import Trace
 
 __all__ = ["Part", "parts_of"]
 
@@ -90,44 +92,71 @@ def _steady(made: Workload, slos: Sequence[Slo], start_s: float, end_s: float, r
 
 
 class _Stretch(Workload):
-    """Requests of a trace that follow each other, from time 0 on."""
+    """Requests of a trace that follow each other, from time 0 on, and nothing of the rest."""
 
     def __init__(self, made: Workload, batch: Batch) -> None:
-        spec = msgspec.structs.replace(made.spec, requests=len(batch))
-        super().__init__(spec, made._trace, made._recorded)
+        spec = msgspec.structs.replace(made.spec, requests=len(batch), first=0)
         first_s = batch.arrival_s[0]
         self.batch = msgspec.structs.replace(
             batch, arrival_s=batch.arrival_s - first_s, deadline_s=batch.deadline_s - first_s
         )
+        own = _part(made._trace, batch)
+        super().__init__(spec, own, own if made._recorded is made._trace else _part(made._recorded, batch))
 
     def batches(self, seed: int, rate_req_s: float | None = None, chunk: int = 0) -> Any:
         """Return them at once."""
         return iter([self.batch])
 
 
+def _part(file: Trace | None, batch: Batch) -> Trace | None:
+    """A trace of these requests alone, at the rate of the whole."""
+    if file is None:
+        return None
+    return msgspec.structs.replace(file, requests=batch, first=0, whole_rate_req_s=file.rate_req_s)
+
+
 def _recorded(made: Workload, slot_s: float | None, seed: int) -> list[Part]:
-    """The slots of a trace, each with its own requests, or the densest stretch of many."""
-    whole = join(list(made.batches(seed)))
-    length_s = float(whole.arrival_s[-1])
-    moment = length_s <= float(whole.arrival_s[0])  # one request, or all at once: they have a slot to themselves
+    """The slots of a trace, each with its own requests, or the densest stretch of many: no more are held at once."""
+    times = np.concatenate([batch.arrival_s + 0.0 for batch in _read(made, seed)])
+    length_s = float(times[-1])
+    moment = length_s <= float(times[0])  # one request, or all at once: they have a slot to themselves
     edges = [0.0, slot_s or DAY_S / SLOTS] if moment else _edges(length_s, slot_s)
-    ends = np.searchsorted(whole.arrival_s, edges[1:-1]).tolist()
-    parts = []
-    for (start_s, end_s), (first, last) in zip(pairwise(edges), pairwise([0, *ends, len(whole)]), strict=True):
-        if first == last:
-            parts.append(Part(start_s, end_s, 0.0, made))
-            continue
-        begin, end, seconds = _densest(whole, first, last, end_s - start_s)
-        batch = whole.rows(begin, end)
-        parts.append(Part(start_s, end_s, len(batch) / seconds, _Stretch(made, batch)))
-    return parts
+    ends = np.searchsorted(times, edges[1:-1]).tolist()
+    places = [
+        _densest(times, first, last, end_s - start_s) if last > first else (0, 1, math.inf)  # an idle slot has no rate
+        for (start_s, end_s), (first, last) in zip(pairwise(edges), pairwise([0, *ends, len(times)]), strict=True)
+    ]
+    taken = _taken(made, seed, [(begin, end) for begin, end, _ in places])
+    return [
+        Part(start_s, end_s, (end - begin) / seconds, _Stretch(made, batch))
+        for (start_s, end_s), (begin, end, seconds), batch in zip(pairwise(edges), places, taken, strict=True)
+    ]
 
 
-def _densest(whole: Batch, first: int, last: int, slot_s: float) -> tuple[int, int, float]:
-    """Rows of at most `STRETCH` requests that come in the shortest time, and that time."""
+def _read(made: Workload, seed: int) -> Iterator[Batch]:
+    """The requests of a trace in batches, of which memory holds one at a time."""
+    for batch in made.batches(seed):
+        yield batch
+        for file in made._files():
+            release(file.requests)
+
+
+def _taken(made: Workload, seed: int, places: list[tuple[int, int]]) -> list[Batch]:
+    """The requests at these places of a trace, each from its first up to its last, read once."""
+    pieces: list[list[Batch]] = [[] for _ in places]
+    at = 0
+    for batch in _read(made, seed):
+        for (begin, end), held in zip(places, pieces, strict=True):
+            if begin < at + len(batch) and end > at:
+                held.append(join([batch.rows(max(begin - at, 0), min(end - at, len(batch)))]))  # a copy
+        at += len(batch)
+    return [join(held) for held in pieces]
+
+
+def _densest(times: Floats, first: int, last: int, slot_s: float) -> tuple[int, int, float]:
+    """Places of at most `STRETCH` requests that come in the shortest time, and that time."""
     if last - first <= STRETCH:
         return first, last, slot_s
-    times = whole.arrival_s[first:last]
-    spans = times[STRETCH:] - times[: len(times) - STRETCH]
+    spans = times[first + STRETCH : last] - times[first : last - STRETCH]
     at = int(np.argmin(spans))
     return first + at, first + at + STRETCH, max(float(spans[at]), 1e-9)

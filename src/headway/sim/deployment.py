@@ -247,9 +247,10 @@ class Deployment(Spec, frozen=True, kw_only=True):
         return len(roles["prefill"]) > 1 and roles["prefill"] == roles["decode"]
 
     def link(self, name: str) -> Link:
-        """What carries KV at worst between two replicas of a model: the link between nodes where they take several."""
+        """What carries a model's KV: a node's own link, if it has one node or keeps KV there, or that between nodes."""
         far, near = self.links(name)
-        return far if self.wide(name) else near
+        kept = self.policies.route == "same-node" and self.shares_nodes(name)
+        return near if kept or not self.wide(name) else far
 
     @property
     def usd_per_hour(self) -> float | None:
