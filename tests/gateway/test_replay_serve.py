@@ -43,9 +43,10 @@ def free_pair() -> int:
 
 @pytest.fixture(scope="module")
 def emulated():
-    """Two emulated replicas, on ports in a row."""
+    """Two emulated replicas, on ports in a row; no answer ends by itself before its `max_tokens`."""
     port = free_pair()
     command = [sys.executable, "-m", "headway", "emulate", "--model", MODEL, "--gpu", "h100-sxm", "--replicas", "2"]
+    command += ["--output", "100"]
     env = os.environ | {"PYTHONPATH": PACKAGE}
     process = subprocess.Popen([*command, "--port", str(port)], env=env, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
