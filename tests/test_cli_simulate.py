@@ -167,6 +167,19 @@ def test_an_order_without_anything_to_go_by_is_noted(tmp_path):
     assert "knows" not in said("fcfs") and "deadline" not in said("fcfs")
 
 
+def test_a_router_without_anything_to_go_by_is_noted(tmp_path):
+    one = "{role: %s, count: 2, replica: {model: llama-3.1-8b, gpu: h100-sxm}, nodes: %s}"
+    for decode, idle in (([0, 1], False), ([2, 3], True), ([0, 0], True)):
+        file = tmp_path / "d.yaml"
+        pools = [one % ("prefill", [0, 1]), one % ("decode", decode)]
+        file.write_text(f"policies: {{route: same-node}}\npools: [{', '.join(pools)}]\n")
+        done = run("simulate", file, "--workload", "chat", "--rate", "4", "--requests", "40")
+        assert done.exit_code == 0, done.output
+        assert ("there is nothing to keep" in done.stderr) is idle
+    words = ("--model", "llama-3.1-8b", "--gpu", "h100-sxm", "--rate", "4", "--requests", "40")
+    assert "nothing to keep" in run("simulate", *words, "--policy", "route=same-node").stderr
+
+
 def test_a_report_is_written(tmp_path):
     page = tmp_path / "r.html"
     assert run(*CUSTOM, "--html", page).exit_code == 0

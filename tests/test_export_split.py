@@ -1,15 +1,17 @@
 """Exports of prefill and decode pools: what their engines and their pods need to hand over KV."""
 
 import kubernetes_validate
+import msgspec
 import pytest
 import yaml
 
 from export_cases import commands, pods
 from headway.cost import EngineSettings, Replica
+from headway.errors import BadInput
 from headway.export import export, read_command
 from headway.export.wires import RDMA
 from headway.hardware import gpu
-from headway.sim import Deployment, Pool, handoff
+from headway.sim import Deployment, Policies, Pool, handoff
 from headway.specs import override
 
 
@@ -123,3 +125,18 @@ def test_every_kind_of_gpu_has_its_label_named(to):
     notes = export(Deployment(pools=pools), to).notes
     for card in ("h100-sxm", "h200"):
         assert f"label the nodes by their GPU: kubectl label node NODE headway/gpu={card}" in notes
+
+
+@pytest.mark.parametrize("to", ["kubernetes", "llm-d", "dynamo"])
+def test_a_plan_that_keeps_kv_on_its_node_is_not_exported_with_a_router_that_does_not(to):
+    made = split(counts=(6, 6))
+    near = msgspec.structs.replace(made, policies=Policies(route="same-node"))
+    with pytest.raises(BadInput, match=f"same-node: {to}'s router does not know where KV is"):
+        export(near, to)
+    scripts = export(near, "vllm")
+    assert "router.sh" in export(made, "vllm").files and "router.sh" not in scripts.files
+    assert len(scripts.files) == 12 and any("--to gateway does" in note for note in scripts.notes)
+    file = yaml.safe_load(export(near, "gateway").files["gateway.yaml"])
+    assert file["policies"]["route"] == "same-node"
+    one = msgspec.structs.replace(split(counts=(1, 1)), policies=Policies(route="same-node"))
+    assert export(one, to).files, "on one node all are near"

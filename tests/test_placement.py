@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -13,8 +15,11 @@ from headway.export.place import place
 from headway.hardware import gpu
 from headway.metrics import Slo
 from headway.plan import Question
+from headway.plan.explain import _down
+from headway.plan.ranking import Entry
 from headway.plan.space import enumerate_space, without
 from headway.sim import Deployment, Policies, Pool, simulate
+from headway.specs import override
 from headway.workload import workload
 
 SLOW = """
@@ -48,8 +53,11 @@ def split(prefill: tuple[int, int], decode: tuple[int, int], *which: str, route:
         ((4, 2), (4, 2), [[0, 0, 1, 1], [0, 0, 1, 1]], True),
         ((2, 8), (1, 4), [[0, 1], [2]], False),  # who fills a node shares none
         ((1, 16), (2, 4), [[0], [1, 1]], False),
-        ((1, 4), (6, 2), [[0], [0, 0, 1, 1, 1, 1]], False),  # spread evenly they would overflow the first
+        ((1, 4), (6, 2), [[0], [0, 0, 1, 1, 1, 1]], False),
         ((3, 4), (1, 4), [[0, 0, 1], [1]], False),
+        ((10, 1), (6, 1), [[0, 0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]], True),
+        ((11, 1), (5, 1), [[0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], True),  # who has less of one has more
+        ((2, 4), (3, 2), [[0, 1], [0, 0, 1]], True),
     ],
 )
 def test_replicas_stand_on_as_few_nodes_as_hold_them(prefill, decode, nodes, shared):
@@ -81,6 +89,16 @@ def test_no_node_has_more_than_its_gpus_and_exports_place_replicas_there(prefill
         places = iter(place(made))
         hosts = {(node, next(places).hosts) for stand in nodes for node in stand}
         assert len(hosts) == len(used), "a host for each node, and a node for each host"
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([1, 2, 4]))
+def test_of_equal_replicas_every_node_has_its_share_of_both(prefill, decode, gpus):
+    made = split((prefill, gpus), (decode, gpus))
+    nodes = -(-(prefill + decode) * gpus // 8)
+    for stand, count in zip(made.nodes("llama-3.1-8b"), (prefill, decode), strict=True):
+        each = [stand.count(node) for node in range(nodes)]
+        assert sum(each) == count and max(each) - min(each) <= 1
+    assert made.shares_nodes("llama-3.1-8b") is (nodes > 1 and min(prefill, decode) >= nodes)
 
 
 def test_kinds_of_gpu_share_no_node():
@@ -119,9 +137,18 @@ def test_a_node_of_two_kinds_and_nodes_of_mixed_replicas_are_refused():
 def test_who_is_left_when_some_are_down_stands_where_it_stood():
     made = split((3, 2), (3, 2))
     left = without(made, 2)
-    assert [pool.nodes for pool in left.pools] == [(0,), (0,)]
+    assert [pool.nodes for pool in left.pools] == [(0,), (1,)], "who is left has no neighbour of the other role"
     apart = without(split((2, 8), (2, 8)), 1)
-    assert [pool.nodes for pool in apart.pools] == [(0,), (2,)] and apart.wide("llama-3.1-8b")
+    assert [pool.nodes for pool in apart.pools] == [(0,), (3,)] and apart.wide("llama-3.1-8b")
+
+
+def test_the_command_that_repeats_a_run_says_where_those_left_stand():
+    made = split((3, 2), (3, 2))
+    entry = Entry(made, None, True)
+    words = shlex.split(_down(entry, question("h100-sxm", spare=1)))
+    again = override(made, [word for word in words if word != "--set"])
+    assert again == without(made, 1) and [pool.nodes for pool in again.pools] == [(0, 0), (1, 1)]
+    assert "nodes" not in _down(Entry(split((2, 2), (2, 2)), None, True), question("h100-sxm", spare=1))
 
 
 def test_on_a_slow_network_tokens_come_sooner_where_kv_stays_on_its_node(tmp_path):

@@ -73,7 +73,7 @@ def test_a_dense_model_has_no_ranks_and_named_degrees_are_kept():
     sglang = EngineSettings(name="sglang", max_batched_tokens=2048)
     assert layouts(tp=(2,), dp=(1, 2), ep=(2,), engine=sglang) == {(2, 1, 2), (2, 2, 2)}
     assert {tp for tp, dp, _ in layouts(engine=EngineSettings(name="trtllm")) if dp > 1} == {1}
-    assert {dp for _, dp, _ in layouts(engine=EngineSettings(name="llamacpp"))} == {1}
+    assert {dp for _, dp, _ in layouts(engine=EngineSettings(name="llama.cpp"))} == {1}
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,13 @@ def note_release(name: str, version: str, terminal: Terminal) -> None:
         terminal.keep(f"engine {name}: release {version} is not known; the step times are those of {known}")
 
 
+def note_idle_route(deployment: Deployment, terminal: Terminal) -> None:
+    """Say so where a router has nothing to go by."""
+    if deployment.policies.route == "same-node" and not any(map(deployment.shares_nodes, deployment.models)):
+        none = "route=same-node: no several nodes have both prefill and decode replicas, so there is nothing to keep"
+        terminal.keep(f"{none}; pools.N.nodes says where replicas stand")
+
+
 def note_idle_order(order: str, workload: Workload, terminal: Terminal) -> None:
     """Say so where an order has nothing to go by, or knows more than any server would."""
     if order not in ("edf", "sjf"):

@@ -12,6 +12,7 @@ from headway.cli.asked import (
     check_records,
     deployment_of,
     note_idle_order,
+    note_idle_route,
     note_release,
     slo_by_class,
     split_assignments,
@@ -76,6 +77,7 @@ def _asked(
     slo = slo_by_class(asked, sets["slo"], workload)
     note_interpreted(terminal)
     note_idle_order(deployment.policies.order, workload, terminal)
+    note_idle_route(deployment, terminal)
     engines = [pool.replica.engine for pool in deployment.pools]
     for name, version in dict.fromkeys((each.name, each.version) for each in engines):
         note_release(name, version, terminal)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
-from headway.cli.asked import DEFAULT_WORKLOAD, answer_of, chosen, deployment_of, slo_of, workload_of
+from headway.cli.asked import (
+    DEFAULT_WORKLOAD,
+    answer_of,
+    chosen,
+    deployment_of,
+    note_idle_route,
+    slo_of,
+    workload_of,
+)
 from headway.cli.blame import users_fault
 from headway.cli.calibration import compare_machines, with_calibration
 from headway.cli.change import changed, changes_of, rates_of
@@ -63,6 +71,7 @@ def whatif(source: str, **asked: Any) -> None:
     before, question = (_planned if source.endswith(".json") else _case)(source, asked, terminal)
     before, notes = _bounded(before, asked) if question is None else (before, [])
     after = changed(before, asked, terminal, question)
+    note_idle_route(after.deployment, terminal)
     note_interpreted(terminal)
     found = simulated(before, after, changes, asked["seed"], terminal)
     show(terminal, found, None, notes, asked)

@@ -54,6 +54,13 @@ def export(
     if to == "gateway":
         return _gateway(deployment, to_, head, hosts, slo)
     asks = _asks(deployment, to, model_path)
+    near = deployment.policies.route == "same-node" and any(map(deployment.wide, deployment.models))
+    if near and to not in ENGINES:
+        raise BadInput(
+            f"policies.route=same-node: {to}'s router does not know where KV is, and without it the deployment is not "
+            f"the one that was simulated: export to {asks[0].replica.engine.name}, a script for each replica, and to "
+            "gateway, which routes so; or plan with --policy route=least-requests"
+        )
     if to in ENGINES:
         placed = place(deployment)
         policies = deployment.policies

@@ -37,7 +37,9 @@ def scripts(
                 break  # srun starts the ranks on every host from the first
             name = each.name if len(each.hosts) == 1 else f"{each.name}-host-{rank}"
             files[f"{name}.sh"] = script(made, ask.replica, f"{name} on {at[host]}", each.gpus, head)
-    if any(ask.role != "mixed" for ask in asks):
+    if any(ask.role != "mixed" for ask in asks) and route == "same-node" and len(at) > 1:
+        notes.append("router: none of an engine's keeps KV on its node, as policies.route=same-node: --to gateway does")
+    elif any(ask.role != "mixed" for ask in asks):
         files |= router(placed, asks, at, route, head)
         notes += router_notes(asks[0].replica.engine.name, route)
     return files, notes

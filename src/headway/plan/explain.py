@@ -138,6 +138,9 @@ def _down(entry: Entry, question: Question) -> str:
         return ""
     left = without(entry.deployment, question.spare)
     counts = "".join(f" --set pools.{place}.count={pool.count}" for place, pool in enumerate(left.pools))
+    if entry.deployment.wide(left.models[0]):
+        nodes = [json.dumps(pool.nodes, separators=(",", ":")) for pool in left.pools]
+        counts += "".join(f" --set 'pools.{place}.nodes={each}'" for place, each in enumerate(nodes))
     weights = left.policies.params.get("route", {}).get("weights", {})
     return counts + "".join(
         f" --set policies.params.route.weights.{role}={json.dumps(each, separators=(',', ':'))}"

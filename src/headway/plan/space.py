@@ -376,7 +376,8 @@ def resized(deployment: Deployment, counts: list[int]) -> Deployment:
 def without(deployment: Deployment, spare: int) -> Deployment:
     """Return what is left when `spare` replicas of every pool are down; the deployment itself where none is.
 
-    Those left stand where they stood.
+    Those left stand where they stood, and those are down whose absence hurts most: the last prefill replicas and the
+    first decode replicas, so that the fewest nodes are left with both.
     """
     if not spare:
         return deployment
@@ -386,7 +387,7 @@ def without(deployment: Deployment, spare: int) -> Deployment:
         return left
     stood = deployment.nodes(first.model)
     pools = (
-        msgspec.structs.replace(pool, nodes=tuple(nodes[: pool.count]))
+        msgspec.structs.replace(pool, nodes=tuple(nodes[spare:] if pool.role == "decode" else nodes[:-spare]))
         for pool, nodes in zip(left.pools, stood, strict=True)
     )
     return msgspec.structs.replace(left, pools=tuple(pools))

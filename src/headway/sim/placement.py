@@ -13,9 +13,8 @@ from headway.hardware import gpu
 def nodes_of(pools: Sequence[Any]) -> list[list[int]]:
     """Return the node of each replica of these pools of one model, pool by pool: `Pool.nodes` where they say it.
 
-    Else replicas on GPUs of one kind take as few nodes as hold them. Each pool is spread evenly over these where that
-    fits, so that prompts and tokens are near each other; where it does not, nodes are filled one after the other, the
-    largest replicas first. A replica that fills a node, or several, counts as one node of its own.
+    Else replicas on GPUs of one kind take as few nodes as hold them, each pool spread over these as evenly as fits, so
+    that prompts and tokens are near each other. A replica that fills a node, or several, counts as one of its own.
     """
     if pools[0].nodes is not None:
         return [list(pool.nodes) for pool in pools]
@@ -29,39 +28,34 @@ def nodes_of(pools: Sequence[Any]) -> list[list[int]]:
             placed[i] = list(range(first, first + pools[i].places))
             first += pools[i].places
         small = {i: (pools[i].places, pools[i].replica.gpus) for i in alike if i not in large}
-        for i, nodes in (_spread(small, size) or _filled(small, size)).items():
+        for i, nodes in _spread(small, size).items():
             placed[i] = [first + node for node in nodes]
         first = 1 + max((node for i in small for node in placed[i]), default=first - 1)
     return placed
 
 
-def _spread(pools: dict[int, tuple[int, int]], size: int) -> dict[int, list[int]] | None:
-    """Nodes for pools of (replicas, GPUs of each), as few of `size` GPUs as can be; None where one overflows."""
+def _spread(pools: dict[int, tuple[int, int]], size: int) -> dict[int, list[int]]:
+    """Nodes of `size` GPUs for pools of (replicas, GPUs of each).
+
+    The largest replicas come first, each to the node with the fewest of its pool, of these the emptiest. Where sizes
+    divide each other that always fits as few nodes as there can be.
+    """
     count = -(-sum(replicas * gpus for replicas, gpus in pools.values()) // size)
-    nodes = {i: [place * count // replicas for place in range(replicas)] for i, (replicas, _) in pools.items()}
-    return nodes if all(used <= size for used in _used(nodes, pools).values()) else None
-
-
-def _filled(pools: dict[int, tuple[int, int]], size: int) -> dict[int, list[int]]:
-    """Nodes for pools as `_spread` takes them: the first that has room, for the largest replicas first."""
-    room: list[int] = []
-    nodes: dict[int, list[int]] = {i: [] for i in pools}
+    free = [size] * count
+    nodes: dict[int, list[int]] = {}
     for i, (replicas, gpus) in sorted(pools.items(), key=lambda pool: -pool[1][1]):
+        here = [0] * len(free)
         for _ in range(replicas):
-            node = next((node for node, free in enumerate(room) if free >= gpus), len(room))
-            room += [size] * (node == len(room))
-            room[node] -= gpus
-            nodes[i].append(node)
+            roomy = [node for node, left in enumerate(free) if left >= gpus]
+            if not roomy:
+                roomy = [len(free)]
+                free.append(size)
+                here.append(0)
+            node = min(roomy, key=lambda node: (here[node], -free[node]))
+            free[node] -= gpus
+            here[node] += 1
+        nodes[i] = [node for node, own in enumerate(here) for _ in range(own)]
     return nodes
-
-
-def _used(nodes: dict[int, list[int]], pools: dict[int, tuple[int, int]]) -> Counter[int]:
-    """GPUs in use by node."""
-    used: Counter[int] = Counter()
-    for i, each in nodes.items():
-        for node in each:
-            used[node] += pools[i][1]
-    return used
 
 
 def check_nodes(pools: Sequence[Any]) -> None:
