@@ -140,3 +140,19 @@ def test_a_plan_that_keeps_kv_on_its_node_is_not_exported_with_a_router_that_doe
     assert file["policies"]["route"] == "same-node"
     one = msgspec.structs.replace(split(counts=(1, 1)), policies=Policies(route="same-node"))
     assert export(one, to).files, "on one node all are near"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_replicas_whose_stages_share_hosts_meet_on_ports_of_their_own(engine):
+    made = split(engine=EngineSettings(name=engine), tp=4, pp=2, apart=True)
+    files = export(made, engine).files
+    assert {f"{role}-0-host-{host}.sh" for role in ("prefill", "decode") for host in (0, 1)} < set(files)
+    flag = "--master-port" if engine == "vllm" else "--dist-init-addr"
+    ports = [text.split(f"{flag} ")[1].split()[0] for name, text in files.items() if name != "router.sh"]
+    assert len(ports) == 4 and len(set(ports)) == 2
+    for host in (0, 1):
+        texts = [files[f"{role}-0-host-{host}.sh"] for role in ("prefill", "decode")]
+        seen = [text.split("VISIBLE_DEVICES=")[1].split()[0] for text in texts]
+        assert seen == ["0,1,2,3", "4,5,6,7"]
+    with pytest.raises(BadInput, match="does not say which stage stands on which host"):
+        export(made, "kubernetes")

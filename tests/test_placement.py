@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.cost import Replica
+from headway.cost import Replica, compile_replica
 from headway.errors import BadInput
 from headway.export.place import place
 from headway.hardware import gpu
@@ -161,6 +161,66 @@ def test_on_a_slow_network_tokens_come_sooner_where_kv_stays_on_its_node(tmp_pat
     )
     assert kept.tpot_s.p90 < 0.96 * scattered.tpot_s.p90 and kept.tpot_s.mean < scattered.tpot_s.mean
     assert kept.ttft_s.count == scattered.ttft_s.count
+
+
+def stages(prefill: tuple[int, int], decode: tuple[int, int], *, pp: int = 2) -> Deployment:
+    """Pools of (replicas, GPUs of a stage), whose stages stand apart."""
+    made = split((prefill[0], 1), (decode[0], 1))
+    pools = (
+        msgspec.structs.replace(pool, replica=Replica(model="llama-3.1-70b", gpu="h100-sxm", tp=tp, pp=pp, apart=True))
+        for pool, tp in zip(made.pools, (prefill[1], decode[1]), strict=True)
+    )
+    return msgspec.structs.replace(made, pools=tuple(pools))
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "nodes"),
+    [
+        ((1, 4), (1, 4), [[0], [0]]),
+        ((2, 4), (2, 4), [[0, 1], [0, 1]]),
+        ((3, 2), (1, 4), [[0, 1, 1], [0]]),
+        ((1, 8), (1, 8), [[0], [1]]),
+    ],
+)
+def test_stages_apart_are_packed_by_stage(prefill, decode, nodes):
+    made = stages(prefill, decode)
+    assert made.nodes("llama-3.1-70b") == nodes
+    hosts = {(node, each.hosts) for node, each in zip([n for of in nodes for n in of], place(made), strict=True)}
+    assert len(hosts) == len({node for node, _ in hosts}), "the replicas of a number share all their hosts"
+    taken = [(host, number) for each in place(made) for host in each.hosts for number in each.gpus]
+    assert len(taken) == len(set(taken)) == made.gpus and max(number for _, number in taken) < 8
+    ports = [(each.hosts[0], each.port) for each in place(made)]
+    assert len(ports) == len(set(ports))
+
+
+def test_stages_apart_send_their_activations_over_the_network():
+    together = Replica(model="llama-3.1-70b", gpu="h100-sxm", tp=4, pp=2)
+    apart = msgspec.structs.replace(together, apart=True)
+    near, far = (compile_replica(each) for each in (together, apart))
+    assert far.p2p_s[1000] > 2 * near.p2p_s[1000] and far.kv_blocks == near.kv_blocks
+    assert near.step_seconds(0, 0, 0, [(0, 1000)]) == far.step_seconds(0, 0, 0, [(0, 1000)])
+
+
+def test_stages_and_whole_replicas_share_no_node():
+    one = stages((1, 2), (1, 2)).pools[0]
+    with pytest.raises(BadInput, match="replicas of 2 and 1 stages apart"):
+        whole = Pool(role="decode", replica=Replica(model="llama-3.1-70b", gpu="h100-sxm", tp=4), nodes=(0,))
+        Deployment(pools=(msgspec.structs.replace(one, nodes=(0,)), whole))
+    with pytest.raises(BadInput, match="apart=true with pp=1"):
+        Replica(model="llama-3.1-70b", gpu="h100-sxm", tp=4, apart=True)
+
+
+def test_segments_are_tried_where_two_replicas_do_not_fit_a_node(tmp_path):
+    file = tmp_path / "slow.yaml"
+    file.write_text(SLOW)
+    asked = question(str(file), model="opt-175b", gpus=32, weights=("bf16",), kv=("bf16",))
+    found = {option.name: option.deployment for option in enumerate_space(asked).options}
+    assert found["1P tp4pp2apart + 1D tp4pp2apart bf16/bf16"].policies.route == "least-requests", "one place, all near"
+    two = "2P tp4pp2apart + 2D tp4pp2apart bf16/bf16"
+    assert two not in found and found[f"{two} route=same-node"].shares_nodes("opt-175b")
+    assert not any("apart" in name for name in found if "P" not in name)
+    fast = question("a100-80gb-sxm", model="llama-3.1-405b", gpus=32)
+    assert not any("apart" in option.name for option in enumerate_space(fast).options)
 
 
 def question(card: str, **more: object) -> Question:

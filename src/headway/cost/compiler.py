@@ -377,7 +377,7 @@ def _between_stages(site: _Site, tokens: Floats) -> Floats:
     replica, card = site.replica, site.card
     if replica.pp == 1:
         return np.zeros_like(tokens)
-    inside = replica.gpus <= card.gpus_per_node
+    inside = replica.gpus <= card.gpus_per_node and not replica.apart
     latency_s, bandwidth = (
         (card.link_latency_s, card.link_bytes_per_s)
         if inside

@@ -86,14 +86,15 @@ class Replica(Spec):
     """One engine instance: `model` (catalogue key or path to a config.json) on `tp * dp * pp` GPUs of one kind.
 
     `dp` ranks of `tp` GPUs each attend their own sequences and share the experts, which `ep` groups divide among
-    themselves, each expert cut over the `tp * dp / ep` GPUs of its group. `weights` is the precision of the weights and
-    of the matrix products, `kv` that of the KV cache (bf16 or fp8). `cap_watts` limits the power of each GPU,
-    `clock_mhz` is what its SM clock is locked to. `media` is what prompts hold ("text", and beside it "image" or
-    "video"): the host prepares pictures while GPUs wait. `calibration` is what the user's own measurements change in
-    the step law. Names are checked against the catalogues when the replica is used, not here.
+    themselves, each expert cut over the `tp * dp / ep` GPUs of its group. Stages that stand `apart` have a node each,
+    even where all would fit one: then each can hand its KV to the same stage of a replica beside it. `weights` is the
+    precision of the weights and of the matrix products, `kv` that of the KV cache (bf16 or fp8). `cap_watts` limits the
+    power of each GPU, `clock_mhz` is what its SM clock is locked to. `media` is what prompts hold ("text", and beside
+    it "image" or "video"): the host prepares pictures while GPUs wait. `calibration` is what the user's own
+    measurements change in the step law. Names are checked against the catalogues when the replica is used, not here.
 
     Raises:
-        BadInput: a degree below 1, an ep that does not divide tp * dp, no power or no clock at all.
+        BadInput: a degree below 1, an ep that does not divide tp * dp, one stage apart, no power or no clock at all.
         UnknownName: a kind of media that is not known.
     """
 
@@ -103,6 +104,7 @@ class Replica(Spec):
     pp: int = 1
     dp: int = 1
     ep: int = 1
+    apart: bool = False
     weights: str = "bf16"
     kv: str = "bf16"
     cap_watts: float | None = None
@@ -117,6 +119,8 @@ class Replica(Spec):
                 raise BadInput(f"{name}={getattr(self, name)}: a number of GPUs or groups, at least 1")
         if self.tp * self.dp % self.ep:
             raise BadInput(f"ep={self.ep} does not divide the tp * dp = {self.tp * self.dp} GPUs of a stage")
+        if self.apart and self.pp == 1:
+            raise BadInput("apart=true with pp=1: one stage stands apart from nothing; leave it out, or raise pp")
         if self.cap_watts is not None and not 0.0 < self.cap_watts < math.inf:
             raise BadInput(f"cap_watts={self.cap_watts}: expected watts above 0")
         if self.clock_mhz is not None and not 0.0 < self.clock_mhz < math.inf:

@@ -43,10 +43,14 @@ def host_gpus(card: Gpu) -> int:
 def spread(replica: Replica) -> int:
     """Return how many hosts a replica takes: the fewest with equal shares of whole tensor-parallel groups.
 
+    Of stages that stand apart each has one of its own.
+
     Raises:
         BadInput: no such division.
     """
     most = host_gpus(gpu(replica.gpu))
+    if replica.apart and replica.gpus // replica.pp <= most:
+        return replica.pp
     for share in range(min(most, replica.gpus), 0, -1):
         if replica.gpus % share == 0 and (share % replica.tp == 0 or replica.tp % share == 0):
             return replica.gpus // share
@@ -67,9 +71,10 @@ def place(deployment: Deployment) -> list[Placed]:
         most, parts = host_gpus(card), spread(replica)
         stand = next(nodes[pool.model]) if pool.model in nodes and most == card.gpus_per_node else None
         for index in range(pool.count):
-            place = replica.gpu, "" if stand is None else f"{pool.model} {stand[index]}"
+            apart = f"{parts} stages apart " if replica.apart else ""
+            place = replica.gpu, apart + ("" if stand is None else f"{pool.model} {stand[index]}")
             host, taken, port = open_host.get(place, (0, most, 0))
-            if parts > 1 or taken + replica.gpus > most:
+            if (parts > 1 and not apart) or taken + replica.gpus // parts > most:
                 host, taken, port, hosts = hosts, 0, 0, hosts + parts
             own = tuple(range(taken, taken + replica.gpus // parts))
             placed.append(
@@ -82,8 +87,8 @@ def place(deployment: Deployment) -> list[Placed]:
                     port=PORT + port,
                 )
             )
-            if parts == 1:
-                open_host[place] = (host, taken + replica.gpus, port + 1)
+            if parts == 1 or apart:
+                open_host[place] = (host, taken + replica.gpus // parts, port + 1)
     return placed
 
 

@@ -54,13 +54,6 @@ def export(
     if to == "gateway":
         return _gateway(deployment, to_, head, hosts, slo)
     asks = _asks(deployment, to, model_path)
-    near = deployment.policies.route == "same-node" and any(map(deployment.wide, deployment.models))
-    if near and to not in ENGINES:
-        raise BadInput(
-            f"policies.route=same-node: {to}'s router does not know where KV is, and without it the deployment is not "
-            f"the one that was simulated: export to {asks[0].replica.engine.name}, a script for each replica, and to "
-            "gateway, which routes so; or plan with --policy route=least-requests"
-        )
     if to in ENGINES:
         placed = place(deployment)
         policies = deployment.policies
@@ -109,7 +102,23 @@ def _asks(deployment: Deployment, to: str, model_path: str) -> list[Ask]:
         raise BadInput(
             f"pools run {' and '.join(sorted(names))}: an export is for one engine; export each pool by itself"
         )
+    if to not in ENGINES:
+        _check_places(deployment, to, *names)
     return asks
+
+
+def _check_places(deployment: Deployment, to: str, engine: str) -> None:
+    """Refuse what hangs on which node something stands on, and on a router that knows."""
+    if any(pool.replica.apart for pool in deployment.pools):
+        raise BadInput(
+            f"replica.apart: {to} does not say which stage stands on which host: export to {engine}, a script for each"
+        )
+    if deployment.policies.route == "same-node" and any(map(deployment.wide, deployment.models)):
+        raise BadInput(
+            f"policies.route=same-node: {to}'s router does not know where KV is, and without it the deployment is not "
+            f"the one that was simulated: export to {engine}, a script for each replica, and to gateway, which routes "
+            "so; or plan with --policy route=least-requests"
+        )
 
 
 def _gateway(

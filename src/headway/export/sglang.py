@@ -11,7 +11,8 @@ from headway.export.recorded import parse
 KV = {"bf16": "bf16", "fp8": "fp8_e4m3"}
 DRAFTS = {"mtp": "NEXTN", "ngram": "NGRAM"}
 STANDALONE = "STANDALONE"  # another model drafts
-BOOTSTRAP_PORT, INIT_PORT = 8998, 20000
+BOOTSTRAP_PORT = 8998
+INIT_ABOVE = 12_000  # its server: replicas whose stages share hosts meet on a port of their own
 
 
 def command(ask: e.Ask) -> e.Command:
@@ -33,7 +34,7 @@ def command(ask: e.Ask) -> e.Command:
             "--node-rank",
             str(ask.host),
             "--dist-init-addr",
-            f"{ask.head}:{INIT_PORT}",
+            f"{ask.head}:{INIT_ABOVE + ask.port}",
         ]
     quantization = e.online_quantization(ask, ("fp8",))
     words += ["--quantization", quantization] if quantization else []

@@ -13,7 +13,8 @@ from headway.export.recorded import parse
 KV = {"bf16": "bfloat16", "fp8": "fp8"}
 ORDERS = {"fcfs": "fcfs", "priority": "priority"}  # of Headway, of vLLM: in both, lower values go first
 TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
-RPC_PORT, MASTER_PORT = 13345, 29501
+RPC_PORT = 13345
+MASTER_ABOVE = 21_501  # its server: replicas whose stages share hosts meet on a port of their own
 NIXL_PORT, NIXL_PORTS = 9000, 16  # of each replica on a host: ranks count up from its first
 
 
@@ -101,7 +102,7 @@ def _hosts(ask: e.Ask) -> list[str]:
     first = [] if ask.host == 0 else ["--headless"]
     if replica.dp == 1:
         return ["--nnodes", str(ask.hosts), "--node-rank", str(ask.host), "--master-addr", ask.head,
-                "--master-port", str(MASTER_PORT), *first]  # fmt: skip
+                "--master-port", str(MASTER_ABOVE + ask.port), *first]  # fmt: skip
     local, left = divmod(ask.host_gpus, replica.rank_gpus)
     if left or not local or not isinstance(ask.host, int):
         raise BadInput(

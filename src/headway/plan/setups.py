@@ -16,7 +16,7 @@ from headway.policies import policy
 from headway.sim import Deployment, Policies
 from headway.sim.run import compiled
 
-__all__ = ["Setup", "check_policies", "kept_near", "policed", "setups_of"]
+__all__ = ["Setup", "check_policies", "keeps_kv", "kept_near", "policed", "setups_of", "slow_network"]
 
 Chosen = tuple[tuple[str, str], ...]  # decision points with the names tried
 _SLOW = 0.5  # of the time in which a prompt is computed: KV that moves faster is not worth a router that looks for it
@@ -87,23 +87,33 @@ def policed(question: Question, deployment: Deployment) -> Iterator[Deployment]:
 
 
 def kept_near(question: Question, deployment: Deployment) -> Iterator[Deployment]:
-    """Yield a split deployment with the KV of each prompt kept on its node, where the network between nodes is slow.
+    """Yield a deployment, and a split one with each prompt's KV kept on its node, too, where the network is slow.
 
-    For that each node has replicas of both roles. Where the question names routers or a link, nothing is added.
+    For that each node has replicas of both roles. Where the question names routers or a link, nothing is added. Stages
+    stand apart for that alone: over several nodes such a deployment comes with its KV kept there, or not at all.
 
     Raises:
         DoesNotFit: a replica's memory is too small.
     """
     pools = deployment.pools
-    given = "route" in question.policies_to_try or deployment.policies.route != Policies().route
-    if given or pools[0].role == "mixed" or deployment.kv_link is not None or len({p.replica.gpu for p in pools}) > 1:
+    apart = pools[0].replica.apart
+    if not (apart and deployment.wide(pools[0].model)):
+        yield deployment
+    if pools[0].role == "mixed" or not keeps_kv(question) or len({p.replica.gpu for p in pools}) > 1:
         return
-    if _slow(pools[0].replica, pools[1].replica) and deployment.shares_nodes(pools[0].model):
+    slow = apart or slow_network(pools[0].replica, pools[1].replica)
+    if slow and deployment.shares_nodes(pools[0].model):
         yield _with(question, deployment, (("route", "same-node"),))
 
 
+def keeps_kv(question: Question) -> bool:
+    """Whether a plan may choose to keep KV on its node: the question names no router and no link."""
+    given = "route" in question.policies_to_try or question.policies.route != Policies().route
+    return not given and question.kv_link is None
+
+
 @functools.lru_cache(maxsize=4096)
-def _slow(prefill: Replica, decode: Replica) -> bool:
+def slow_network(prefill: Replica, decode: Replica) -> bool:
     """Whether KV takes long to a decode replica on another node, beside the time that its prompt took."""
     table, (network, _) = compiled(prefill), kv_links([prefill.gpu, decode.gpu])
     tokens = table.max_batched_tokens

@@ -30,6 +30,7 @@ class Shape(NamedTuple):
     pp: int = 1
     dp: int = 1
     ep: int = 1
+    apart: bool = False
 
     @property
     def gpus(self) -> int:
@@ -38,12 +39,13 @@ class Shape(NamedTuple):
 
     def __str__(self) -> str:
         degrees = (("pp", self.pp), ("dp", self.dp), ("ep", self.ep))
-        return f"tp{self.tp}" + "".join(f"{name}{degree}" for name, degree in degrees if degree > 1)
+        cut = "".join(f"{name}{degree}" for name, degree in degrees if degree > 1)
+        return f"tp{self.tp}{cut}{'apart' if self.apart else ''}"
 
 
 def shape_of(replica: Replica) -> Shape:
     """Return how a replica is cut."""
-    return Shape(replica.tp, replica.pp, replica.dp, replica.ep)
+    return Shape(replica.tp, replica.pp, replica.dp, replica.ep, replica.apart)
 
 
 def shapes_of(question: Question, engine: str, most: int, spec: Model, card: Gpu) -> list[Shape]:

@@ -18,7 +18,7 @@ from headway.errors import BadInput, DoesNotFit
 from headway.hardware import Gpu, gpu
 from headway.model import Model, model
 from headway.plan.question import Question
-from headway.plan.setups import Setup, check_policies, kept_near, policed, setups_of
+from headway.plan.setups import Setup, check_policies, keeps_kv, kept_near, policed, setups_of, slow_network
 from headway.plan.shapes import Shape, shapes_of
 from headway.sim import Deployment, Policies, Pool
 from headway.sim.run import compiled
@@ -65,8 +65,7 @@ class Throttle(NamedTuple):
 def enumerate_space(question: Question, weigh: Callable[[Replica], float] = lambda _: 1.0) -> Space:
     """Return every candidate: GPUs of each kind used, layouts, replicas, mixed or split, budget, precisions, power.
 
-    The pools of a split may differ in layout and in GPU; they are pipelines only where nothing fits otherwise. Over
-    several nodes with a slow network between them each is tried with every prompt's KV kept on its node, too.
+    The pools of a split may differ in layout and in GPU; pipelines where nothing else fits, or the network is slow.
     `Question.pp` tells when mixed replicas are, `Question.dp` where there are ranks. Two kinds of GPU side by side have
     the same KV precision and token budget; requests are routed to their replicas by the rate that `weigh` expects of
     one.
@@ -92,7 +91,7 @@ def enumerate_space(question: Question, weigh: Callable[[Replica], float] = lamb
         elif powered_copies(deployment, question) < 1:
             discarded["watts"] += 1
         else:
-            options += [Option(each.name, each) for each in (deployment, *kept_near(question, deployment))]
+            options += [Option(each.name, each) for each in kept_near(question, deployment)]
     return Space(options, dict(discarded), fits.nearest)
 
 
@@ -215,6 +214,15 @@ class _Kind(NamedTuple):
             ranks = [shape for shape in ranks if shape.tp == least]
         return self._split_alone() + ranks
 
+    def apart(self) -> Iterator[tuple[Shape, Shape]]:
+        """Pipelines whose stages share nodes by two, where the network is slow and no node holds both whole."""
+        node, pipes = gpu(self.gpu).gpus_per_node, [shape for shape in self.shapes if shape.pp > 1 and shape.dp == 1]
+        for before, after in product(pipes if keeps_kv(self.question) else (), repeat=2):
+            pair = before._replace(apart=True), after._replace(apart=True)
+            fit = before.pp == after.pp and before.tp + after.tp <= node < before.gpus + after.gpus
+            if fit and all(map(self._holds, pair)) and slow_network(*(self.replica(s, self.budgets[0]) for s in pair)):
+                yield pair
+
     def _split_alone(self) -> list[Shape]:
         """Those that are no ranks."""
         alone = [shape for shape in self.shapes if shape.dp == 1]
@@ -270,7 +278,7 @@ def _mixed(kind: _Kind) -> Iterator[Deployment]:
 
 
 def _split(kind: _Kind) -> Iterator[Deployment]:
-    for before, after in product(kind.split(), repeat=2):
+    for before, after in chain(product(kind.split(), repeat=2), kind.apart()):
         prefill, decode = _roles(kind, before, kind, after)
         for first in _counts(kind.question, (kind.most - after.gpus) // before.gpus):
             for second in _counts(kind.question, (kind.most - first * before.gpus) // after.gpus):

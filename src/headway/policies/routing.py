@@ -99,8 +99,8 @@ class SameNode(Policy):
 
     A request that has no KV yet, or none of these replicas on its node, goes to the one with the fewest of all. Of
     equals the next in turn takes it: were it always the first, idle prefill replicas would fill the decode replicas of
-    one node. With every node holding replicas of both roles this is DistServe's placement for slow networks, where the
-    prefill and the decode segment of an instance share a node (Zhong et al., OSDI '24, algorithm 2).
+    one node. With every node holding replicas of both roles, or the same stages of both, it is DistServe's placement
+    for slow networks (Zhong et al., OSDI '24, algorithm 2).
     """
 
     reads_progress = False

@@ -15,23 +15,30 @@ def nodes_of(pools: Sequence[Any]) -> list[list[int]]:
 
     Else replicas on GPUs of one kind take as few nodes as hold them, each pool spread over these as evenly as fits, so
     that prompts and tokens are near each other. A replica that fills a node, or several, counts as one of its own.
+    Where stages stand apart a number is of as many nodes as there are stages, each with one stage of every replica
+    there: KV goes from stage to stage within a node.
     """
     if pools[0].nodes is not None:
         return [list(pool.nodes) for pool in pools]
     placed: list[list[int]] = [[] for _ in pools]
     first = 0
-    for kind in dict.fromkeys(pool.replica.gpu for pool in pools):
+    for kind, span in dict.fromkeys((pool.replica.gpu, _span(pool)) for pool in pools):
         size = gpu(kind).gpus_per_node
-        alike = [i for i, pool in enumerate(pools) if pool.replica.gpu == kind]
-        large = [i for i in alike if pools[i].replica.gpus >= size]
+        alike = [i for i, pool in enumerate(pools) if (pool.replica.gpu, _span(pool)) == (kind, span)]
+        large = [i for i in alike if pools[i].replica.gpus // span >= size]
         for i in large:
             placed[i] = list(range(first, first + pools[i].places))
             first += pools[i].places
-        small = {i: (pools[i].places, pools[i].replica.gpus) for i in alike if i not in large}
+        small = {i: (pools[i].places, pools[i].replica.gpus // span) for i in alike if i not in large}
         for i, nodes in _spread(small, size).items():
             placed[i] = [first + node for node in nodes]
         first = 1 + max((node for i in small for node in placed[i]), default=first - 1)
     return placed
+
+
+def _span(pool: Any) -> int:
+    """Over how many nodes one number of this pool's nodes goes."""
+    return pool.replica.pp if pool.replica.apart else 1
 
 
 def _spread(pools: dict[int, tuple[int, int]], size: int) -> dict[int, list[int]]:
@@ -62,21 +69,30 @@ def check_nodes(pools: Sequence[Any]) -> None:
     """Hold the nodes that pools of one model are said to stand on against what nodes there are.
 
     Raises:
-        BadInput: of some pools only; a node of two kinds of GPU; more GPUs than a node has.
+        BadInput: of some pools only; a node of two kinds of GPU, or of stages and whole replicas; more GPUs than a node
+            has.
     """
     if len({pool.nodes is None for pool in pools}) > 1:
         raise BadInput("pools: some say their `nodes` and some do not: give them for all pools of a model, or for none")
     if pools[0].nodes is None:
         return
-    kinds: dict[int, str] = {}
+    kinds: dict[int, tuple[str, int]] = {}
     used: Counter[int] = Counter()
     for pool in pools:
+        kind = pool.replica.gpu, _span(pool)
         for node in pool.nodes:
-            used[node] += pool.replica.gpus
-            if kinds.setdefault(node, pool.replica.gpu) != pool.replica.gpu:
-                raise BadInput(f"pools: node {node} has {kinds[node]} and {pool.replica.gpu}: expected one kind")
+            used[node] += pool.replica.gpus // kind[1]
+            first = kinds.setdefault(node, kind)
+            if first[0] != kind[0]:
+                raise BadInput(f"pools: node {node} has {first[0]} and {kind[0]}: expected one kind")
+            if first != kind:
+                raise BadInput(
+                    f"pools: node {node} has replicas of {first[1]} and {kind[1]} stages apart: give both pools the "
+                    "same pp and apart=true, or neither"
+                )
     for node, gpus in used.items():
-        most = max(gpu(kinds[node]).gpus_per_node, max(p.replica.gpus for p in pools if node in p.nodes))
+        card = gpu(kinds[node][0])
+        most = max(card.gpus_per_node, max(p.replica.gpus // _span(p) for p in pools if node in p.nodes))
         if gpus > most:
-            raise BadInput(f"pools: replicas of {gpus} GPUs stand on node {node}: one of {kinds[node]} has {most}")
+            raise BadInput(f"pools: replicas of {gpus} GPUs stand on node {node}: one of {card.key} has {most}")
 
