@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from headway.cost.calibration import Calibration
 from headway.cost.engines import check_engine
 from headway.cost.power import media_kinds
 from headway.cost.speculation import MTP, NGRAM, Speculation
 from headway.errors import BadInput, UnknownName, nearest
 from headway.hardware import Gpu, gpu
+from headway.hardware.files import gpu_name, is_file, located
 from headway.model import Model, model, model_keys
 from headway.specs import Spec
 
@@ -85,6 +88,9 @@ class EngineSettings(Spec):
 class Replica(Spec):
     """One engine instance: `model` (catalogue key or path to a config.json) on `tp * dp * pp` GPUs of one kind.
 
+    `gpu` is a catalogue key, or the path of a file, which is kept from the root on: what is written down from one
+    folder is read in another.
+
     `dp` ranks of `tp` GPUs each attend their own sequences and share the experts, which `ep` groups divide among
     themselves, each expert cut over the `tp * dp / ep` GPUs of its group. `weights` is the precision of the weights and
     of the matrix products, `kv` that of the KV cache (bf16 or fp8). `cap_watts` limits the power of each GPU,
@@ -112,6 +118,8 @@ class Replica(Spec):
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
+        if is_file(self.gpu):
+            msgspec.structs.force_setattr(self, "gpu", located(self.gpu))
         for name in ("tp", "pp", "dp", "ep"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name}={getattr(self, name)}: a number of GPUs or groups, at least 1")
@@ -123,6 +131,11 @@ class Replica(Spec):
             raise BadInput(f"clock_mhz={self.clock_mhz}: expected MHz above 0")
         if self.media not in media_kinds():
             raise UnknownName("media", self.media, media_kinds())
+
+    @property
+    def gpu_name(self) -> str:
+        """The GPU as people read it: a file without its folder."""
+        return gpu_name(self.gpu)
 
     @property
     def gpus(self) -> int:

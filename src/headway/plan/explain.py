@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from headway.errors import DoesNotFit
+from headway.hardware.catalogue import name_within
+from headway.hardware.files import gpu_name, is_file
 from headway.metrics import Slo
 from headway.plan.contest import Contest
 from headway.plan.evaluate import Asked, Outcome
@@ -147,7 +149,7 @@ def _gpus(deployment: Deployment) -> str:
     counts: Counter[str] = Counter()
     for pool in deployment.pools:
         counts[pool.replica.gpu] += pool.count * pool.replica.gpus
-    return " and ".join(f"{count} {kind}" for kind, count in counts.items())
+    return " and ".join(f"{count} {gpu_name(kind)}" for kind, count in counts.items())
 
 
 def _less(question: Question) -> str:
@@ -253,7 +255,7 @@ def _left_out(question: Question) -> str:
     kinds = left_out(question)
     if not kinds:
         return ""
-    each = "; ".join(f"{kind} ({why})" for kind, why in kinds.items())
+    each = "; ".join(f"{gpu_name(kind)} ({why})" for kind, why in kinds.items())
     return f"No plan uses {each}."
 
 
@@ -264,8 +266,9 @@ def _unpriced(question: Question) -> str:
     kinds = question.unpriced
     if not kinds:
         return ""
-    each = ",".join(f"{kind}=USD" for kind in kinds)
-    return f"No price of {' and '.join(kinds)} is known, so GPUs stand for cost: --price {each} gives it."
+    each = ",".join(f"{name_within(kind) if is_file(kind) else kind}=USD" for kind in kinds)
+    named = " and ".join(map(gpu_name, kinds))
+    return f"No price of {named} is known, so GPUs stand for cost: --price {each} gives it."
 
 
 def only_estimated(likely: Deployment | None, rate_req_s: float) -> str:
