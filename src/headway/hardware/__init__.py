@@ -1,6 +1,6 @@
 """Hardware facts: GPUs, nodes and links, read from data files where each number carries its source and kind.
 
-What lives here: `Gpu`, `Node`, `Link` (`facts.py`), lookup (`catalogue.py`, paths: `files.py`), numbers (`data/*.yaml`).
+What lives here: `Gpu`, `Node`, `Link` (`facts.py`), lookup (`catalogue.py`, `files.py`), the numbers (`data/*.yaml`).
 May import: errors, units, specs.
 Start reading at `facts.py` for what each number means; to add a GPU, add an entry to a data file.
 """
