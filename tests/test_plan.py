@@ -259,7 +259,7 @@ def test_a_rate_beyond_all_gpus_says_how_many_would_do():
     found = ask(rate_req_s=2500)
     assert (found.feasible, found.binding) == (False, "rate")
     assert found.ranked[0].goodput_req_s == max(candidate.goodput_req_s for candidate in found.ranked)
-    assert "replicas of tp 4 or 8 were not tried and may need fewer" in found.message
+    assert "of replicas of tp 4 or 8 none was found to serve it on up to 64 GPUs; more may need" in found.message
     form = r"(\d+) GPUs would do \((\d+) times (.+)\): simulated, (\S+)% of ([\d,]+) requests meet the SLO"
     said = re.search(form, found.message)
     gpus, copies = int(said[1]), int(said[2])
@@ -290,6 +290,17 @@ def test_what_would_serve_a_rate_is_the_cheapest_that_a_plan_without_the_limit_f
     assert (money in found.message) == ("gpus" not in limit)
 
 
+def test_larger_replicas_than_the_gpus_hold_are_looked_at_where_these_are_too_few():
+    tight = {"slo": Slo(ttft_s=0.5, tpot_s=0.0051), "kv": None, "rate_req_s": 20.0}
+    found, free = ask(**tight, gpus=1), ask(**tight, gpus=8)
+    assert free.best is not None and (found.feasible, found.binding) == (False, "rate")
+    assert max(pool["replica"].get("tp", 1) for pool in free.best.deployment["pools"]) > 1
+    said = re.search(r"\. (\d+) GPUs would do \((.+?)\): simulated, .* of replicas up to tp 8\.", found.message)
+    assert int(said[1]) == free.best.gpus
+    held = ask(**tight, gpus=1, max_tp=1)  # the question allows none
+    assert not held.feasible and "tp 2" not in held.message and "up to tp" not in held.message
+
+
 def test_copies_that_miss_the_slo_are_added_to_and_none_is_promised_that_was_not_simulated(monkeypatch):
     tried = []
 
@@ -316,7 +327,7 @@ def test_no_copies_are_named_that_were_evaluated_or_that_missed(monkeypatch):
         return trial.Trial(False, 0.5, load.requests, 0, 0.1, 0.01, 1.0, 0.0, True)
 
     monkeypatch.setattr("headway.plan.remedy.try_rate", missed)
-    found = plan(msgspec.structs.replace(SMALL, rate_req_s=1000), workers=1)
+    found = plan(msgspec.structs.replace(SMALL, rate_req_s=1000, max_tp=2), workers=1)
     assert len(tried) == 6 and f"No number of copies tried serves it, up to {max(tried)} GPUs (" in found.message
     assert "would do" not in found.message
     one = Deployment(pools=(Pool(replica=Replica(model="llama-3.1-8b", gpu="h100-sxm", tp=2), count=1),))

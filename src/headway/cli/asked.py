@@ -64,10 +64,26 @@ def deployment_of(file: str | None, asked: Options, assignments: list[str]) -> D
         if short:
             change = f"--set {REPLICA_PATHS[short[0]]}={asked[short[0]]}"
             raise BadInput(f"--{short[0]} beside the file {file}: change what is in the file with {change}")
-        data = chosen(answer_of(file), None, file) if is_plan(file) else read_yaml(file)
+        data = chosen(answer_of(file), None, file) if is_plan(file) else beside_file(read_yaml(file), file)
         data.pop("gateway", None)  # how `headway serve` reaches the replicas
         deployment = from_mapping(Deployment, data, file)
     return override(with_policies(deployment, asked["policies"]), assignments)
+
+
+def beside_file(data: dict[str, Any], file: str) -> dict[str, Any]:
+    """Return what a deployment's file says; the files of its GPUs may be named from its folder.
+
+    Raises:
+        BadInput: such a file is neither here nor there.
+    """
+    from headway.hardware.files import beside
+
+    pools = data.get("pools")
+    for pool in pools if isinstance(pools, list) else ():
+        replica = pool.get("replica") if isinstance(pool, dict) else None
+        if isinstance(replica, dict) and isinstance(replica.get("gpu"), str):
+            replica["gpu"] = beside(replica["gpu"], file)
+    return data
 
 
 def is_plan(file: str) -> bool:

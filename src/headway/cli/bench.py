@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headway.cli import options as o
-from headway.cli.asked import check_records, slo_of, split_assignments, workload_of
+from headway.cli.asked import beside_file, check_records, slo_of, split_assignments, workload_of
 from headway.cli.simulate import INTERRUPTED, with_trace, write_files
 from headway.cli.terminal import Bar, Terminal, check_files
 from headway.errors import BadInput
@@ -155,7 +155,7 @@ def _serving(file: str | None) -> dict[str, Any]:
     from headway.sim import Deployment
     from headway.specs import from_mapping, read_yaml, to_mapping
 
-    data = read_yaml(file)
+    data = beside_file(read_yaml(file), file)
     data.pop("gateway", None)  # how `headway serve` reaches the replicas
     deployment = from_mapping(Deployment, data, file)
     return {"gpus": deployment.gpus, "prices": deployment.priced(), "deployment": to_mapping(deployment)}

@@ -118,7 +118,7 @@ async def _serve(emulator: Emulator, terminal: Terminal, for_s: float | None) ->
         if not terminal.quiet:
             for port in emulator.ports:
                 role = "" if port.role == "mixed" else f", {port.role}"
-                where = f"{port.names[0]} on {port.replica.gpus} {port.replica.gpu}{role}: {port.url}/v1"
+                where = f"{port.names[0]} on {port.replica.gpus} {port.replica.gpu_name}{role}: {port.url}/v1"
                 click.echo(where, err=terminal.stdout_taken)
             terminal.note("Ctrl-C ends it" if for_s is None else f"ends by itself in {for_s:g} s")
         if for_s is not None:

@@ -282,6 +282,6 @@ def _yaml(found: Plan | Fleet) -> str:
     assert found.deployment is not None
     deployment = from_mapping(Deployment, found.deployment, "deployment")
     try:
-        return export(deployment, "gateway", slo=promised(found)).files["gateway.yaml"]
+        return export(deployment, "gateway", slo=promised(found), carry=False).files["gateway.yaml"]
     except BadInput:
         return write_yaml(found.deployment)

@@ -13,6 +13,7 @@ import click
 
 from headway.cli import options as o
 from headway.cli.apart import apart
+from headway.cli.asked import beside_file
 from headway.cli.calibration import compare_machines, with_calibration
 from headway.cli.journal import followed
 from headway.cli.journal import rows as journal_rows
@@ -160,7 +161,7 @@ def served_of(file: str, calibration: str | None, terminal: Terminal) -> Served:
     """
     from headway.specs import read_yaml
 
-    return served_from(read_yaml(file), file, calibration, terminal)
+    return served_from(beside_file(read_yaml(file), file), file, calibration, terminal)
 
 
 def served_from(data: dict[str, Any], file: str, calibration: str | None, terminal: Terminal) -> Served:
@@ -222,7 +223,7 @@ def summary(served: Served) -> RenderableType:
     table.add_row("models", ", ".join(spec.models))
     for alias in [name for name in served.menu.names if name in served.menu.aliases]:
         table.add_row("", f"{alias}: {', '.join(served.menu.names[alias])}")
-    kinds = [f"{pool.count} x {pool.model} on {pool.replica.gpu}{_doing(pool.role)}" for pool in _pools(served)]
+    kinds = [f"{p.count} x {p.model} on {p.replica.gpu_name}{_doing(p.role)}" for p in _pools(served)]
     table.add_row("replicas", ", ".join(kinds) or f"{len(spec.upstreams)}, not described: predicted from what is seen")
     for text, backing in zip(spec.upstreams, served.backings, strict=True):
         most = spec.limits.in_flight or backing.window

@@ -15,6 +15,7 @@ from headway.cost.engines import HostTerms
 from headway.cost.steptable import StepTable
 from headway.errors import BadInput
 from headway.hardware import silicon
+from headway.hardware.files import located
 from headway.specs import Spec, from_mapping, read_yaml
 
 __all__ = ["FACTORS", "SCHEMA", "SHIFTS", "Calibration", "CalibrationFile", "Evidence", "Term", "calibrated",
@@ -145,7 +146,7 @@ def mismatch(calibration: Calibration, gpu: str, engine: str) -> str:
     differ = [
         f"{what} {came} here, {measured} in the calibration"
         for what, came, measured in (("GPU", gpu, calibration.gpu), ("engine", engine, calibration.engine))
-        if measured not in (came, silicon(came))
+        if located(measured) not in (came, silicon(came))
     ]
     return "; ".join(differ)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from headway.cost.calibration import Calibration
 from headway.cost.engines import check_engine
 from headway.cost.power import media_kinds
 from headway.cost.speculation import MTP, NGRAM, Speculation
 from headway.errors import BadInput, UnknownName, nearest
 from headway.hardware import Gpu, gpu
+from headway.hardware.files import gpu_name, is_file, located
 from headway.model import Model, model, model_keys
 from headway.specs import Spec
 
@@ -85,6 +88,9 @@ class EngineSettings(Spec):
 class Replica(Spec):
     """One engine instance: `model` (catalogue key or path to a config.json) on `tp * dp * pp` GPUs of one kind.
 
+    `gpu` is a catalogue key, or the path of a file, which is kept from the root on: what is written down from one
+    folder is read in another.
+
     `dp` ranks of `tp` GPUs each attend their own sequences and share the experts, which `ep` groups divide among
     themselves, each expert cut over the `tp * dp / ep` GPUs of its group. Stages that stand `apart` have a node each,
     even where all would fit one: then each can hand its KV to the same stage of a replica beside it. `weights` is the
@@ -114,6 +120,8 @@ class Replica(Spec):
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
+        if is_file(self.gpu):
+            msgspec.structs.force_setattr(self, "gpu", located(self.gpu))
         for name in ("tp", "pp", "dp", "ep"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name}={getattr(self, name)}: a number of GPUs or groups, at least 1")
@@ -127,6 +135,11 @@ class Replica(Spec):
             raise BadInput(f"clock_mhz={self.clock_mhz}: expected MHz above 0")
         if self.media not in media_kinds():
             raise UnknownName("media", self.media, media_kinds())
+
+    @property
+    def gpu_name(self) -> str:
+        """The GPU as people read it: a file without its folder."""
+        return gpu_name(self.gpu)
 
     @property
     def gpus(self) -> int:

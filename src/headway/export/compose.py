@@ -10,7 +10,7 @@ import msgspec
 from headway.cost import Replica
 from headway.errors import BadInput
 from headway.export.engine import HEALTH, Ask, Command, command
-from headway.export.gateway import gateway_file
+from headway.export.gateway import carried, gateway_file
 from headway.export.place import Placed
 from headway.export.routers import ROUTER_PORT, router_command, router_image, router_notes
 from headway.export.script import commented
@@ -103,17 +103,19 @@ def _front(
     if asks[0].role == "mixed":
         # Names of services, and every interface of the container: the port below is published on loopback alone.
         file = gateway_file(deployment, [f"{each.name}:{PORT}" for each in placed], slo, listen="0.0.0.0:8080")
+        cards = carried(file, ["compose.yaml", "gateway.yaml", *(f"{each.name}.yaml" for each in placed)])
         service = {
             "build": {"context": ".", "dockerfile": "gateway.Dockerfile"},
             "command": ["headway", "serve", "/etc/headway/gateway.yaml"],
             "ports": ["127.0.0.1:8080:8080"],
-            "volumes": ["./gateway.yaml:/etc/headway/gateway.yaml:ro"],
+            "volumes": [f"./{name}:/etc/headway/{name}:ro" for name in ("gateway.yaml", *cards)],
             "depends_on": after,
             "restart": "unless-stopped",
         }
         return {"gateway": service}, {
             "gateway.yaml": commented([head], write_yaml(file)),
             "gateway.Dockerfile": GATEWAY,
+            **cards,
         }
     urls = {
         role: [f"{each.name}:{PORT}" for each in placed if asks[each.pool].role == role]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from headway.errors import BadInput
 from headway.gateway import GatewaySpec, SloClass
+from headway.hardware import is_file
 from headway.metrics import Slo
 from headway.sim import Deployment
 from headway.specs import from_mapping, to_mapping
@@ -26,6 +29,35 @@ def gateway_file(
         section["classes"] = [to_mapping(each) for each in classes]
     from_mapping(GatewaySpec, section, "gateway")
     return to_mapping(_by_replica(deployment)) | {"gateway": section}
+
+
+def carried(file: dict[str, Any], taken: Sequence[str]) -> dict[str, str]:
+    """Name the files that describe the GPUs of a gateway's file from its own folder, and return their text by name.
+
+    `taken` are names that other files have there.
+
+    Raises:
+        BadInput: one of them cannot be read.
+    """
+    names: dict[str, str] = {}
+    for pool in file["pools"]:
+        path = pool["replica"]["gpu"]
+        if not is_file(path):
+            continue
+        if path not in names:
+            name = Path(path).name
+            while name in {*taken, *names.values()}:
+                name = f"gpu-{name}"
+            names[path] = name
+        pool["replica"]["gpu"] = names[path]
+    return {name: _text(path) for path, name in names.items()}
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read as text: {error}") from None
 
 
 def _by_replica(deployment: Deployment) -> Deployment:

@@ -8,7 +8,7 @@ from headway.errors import BadInput
 from headway.export.compose import compose
 from headway.export.dynamo import dynamo
 from headway.export.engine import ENGINES, Ask, check_engine, check_vendor
-from headway.export.gateway import gateway_file
+from headway.export.gateway import carried, gateway_file
 from headway.export.kubernetes import kubernetes
 from headway.export.llmd import llm_d
 from headway.export.one_model import of_model
@@ -34,6 +34,7 @@ def export(
     model_path: str = "",
     hosts: Sequence[str] = (),
     slo: Slo | Sequence[SloClass] | None = None,
+    carry: bool = True,
 ) -> Exported:
     """Return a deployment as files for a target: "vllm", "kubernetes", ... (`targets`).
 
@@ -41,7 +42,8 @@ def export(
     `model_path` is a repository of Hugging Face or a folder on the hosts, in the deployment's precision; by default the
     repository that the catalogue read the model from. `hosts` are the hosts' addresses where they matter, `slo` the
     promise of the gateway's first class, or there are all its classes. What the target cannot express is in the notes,
-    and as comments in the files.
+    and as comments in the files. `carry`: files that describe GPUs come along with the gateway's file,
+    which names them from its folder; else it has their paths here.
 
     Raises:
         UnknownName: no such target, or model. BadInput: a setting that the target cannot be given, or a deployment that
@@ -52,7 +54,7 @@ def export(
         deployment = of_model(deployment, model)
     head = f"{to_.version}, by headway: {deployment.name}" if deployment.name else f"{to_.version}, by headway"
     if to == "gateway":
-        return _gateway(deployment, to_, head, hosts, slo)
+        return _gateway(deployment, to_, head, hosts, slo, carry)
     asks = _asks(deployment, to, model_path)
     if to in ENGINES:
         placed = place(deployment)
@@ -122,7 +124,12 @@ def _check_places(deployment: Deployment, to: str, engine: str) -> None:
 
 
 def _gateway(
-    deployment: Deployment, to: Target, head: str, hosts: Sequence[str], slo: Slo | Sequence[SloClass] | None
+    deployment: Deployment,
+    to: Target,
+    head: str,
+    hosts: Sequence[str],
+    slo: Slo | Sequence[SloClass] | None,
+    carry: bool,
 ) -> Exported:
     placed = place(deployment)
     at = addresses(placed, hosts)
@@ -133,4 +140,6 @@ def _gateway(
     ]
     if len(at) > 1 and not hosts:
         notes.append(f"addresses {at[0]} to {at[-1]} stand for your hosts: --hosts names them")
-    return Exported(target=to, files={"gateway.yaml": commented([head, *notes], write_yaml(file))}, notes=tuple(notes))
+    cards = carried(file, ["gateway.yaml"]) if carry else {}
+    files = {"gateway.yaml": commented([head, *notes], write_yaml(file))} | cards
+    return Exported(target=to, files=files, notes=tuple(notes))

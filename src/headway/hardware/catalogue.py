@@ -11,10 +11,11 @@ import msgspec
 
 from headway.errors import BadInput, UnknownName
 from headway.hardware.facts import Gpu, Link, LinkKind, LinkTopology, Node, Source
+from headway.hardware.files import is_file, located
 from headway.specs import Spec, from_mapping, read_yaml
 from headway.units import parse_bytes, parse_seconds
 
-__all__ = ["gpu", "gpu_keys", "is_file", "node", "nodes", "silicon"]
+__all__ = ["gpu", "gpu_keys", "name_within", "node", "nodes", "silicon"]
 
 _NODE_SIZES = (1, 2, 4, 8, 72)
 
@@ -49,9 +50,9 @@ def _listed(key: str) -> Gpu:
     raise UnknownName("GPU", key, gpu_keys())
 
 
-def is_file(key: str) -> bool:
-    """Return whether a GPU is named by the path of a file rather than by its key in the catalogue."""
-    return key.endswith((".yaml", ".yml"))
+def name_within(path: str) -> str:
+    """Return the name that a file gives to the GPU it describes; raises as `gpu`."""
+    return _read(located(path))[0]
 
 
 def silicon(key: str) -> str:
@@ -163,17 +164,22 @@ def _cards(path: Path) -> dict[str, Gpu]:
     return {key: _gpu(key, entry, file.sources) for key, entry in file.gpus.items()}
 
 
-@cache
 def _described(path: str) -> Gpu:
+    return _read(located(path))[1]
+
+
+@cache
+def _read(path: str) -> tuple[str, Gpu]:
+    """The GPU of a file, and the name that it has there."""
     data = read_yaml(path)
     listed = data.get("gpus")
     around = isinstance(listed, dict) and any(isinstance(each, dict) and "like" in each for each in listed.values())
     file: _File | _AroundFile = from_mapping(_AroundFile, data, path) if around else from_mapping(_File, data, path)
     if len(file.gpus) != 1:
         raise BadInput(f"{path}: describes {len(file.gpus)} GPUs under `gpus`; expected one")
-    for entry in file.gpus.values():
-        _check_sources(path, entry.figures, file.sources)
-    return _like(path, entry, file.sources) if isinstance(entry, _Around) else _gpu(path, entry, file.sources)
+    ((name, entry),) = file.gpus.items()
+    _check_sources(path, entry.figures, file.sources)
+    return name, _like(path, entry, file.sources) if isinstance(entry, _Around) else _gpu(path, entry, file.sources)
 
 
 def _check_sources(path: str, figures: dict[str, _Figure], documents: dict[str, Source]) -> None:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from headway.cost.replica import tp_degrees
 from headway.errors import DoesNotFit
-from headway.hardware import gpu
+from headway.hardware.catalogue import name_within
+from headway.hardware.files import gpu_name, is_file
 from headway.metrics import Slo
-from headway.model import model
 from headway.plan.contest import Contest
 from headway.plan.evaluate import Asked, Outcome
 from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
-from headway.plan.remedy import Remedy
+from headway.plan.remedy import WIDER_GPUS, Remedy, larger
 from headway.plan.shapes import shape_of
 from headway.plan.space import left_out, powered_copies, without
 from headway.plan.wish import Wish
@@ -153,7 +152,7 @@ def _gpus(deployment: Deployment) -> str:
     counts: Counter[str] = Counter()
     for pool in deployment.pools:
         counts[pool.replica.gpu] += pool.count * pool.replica.gpus
-    return " and ".join(f"{count} {kind}" for kind, count in counts.items())
+    return " and ".join(f"{count} {gpu_name(kind)}" for kind, count in counts.items())
 
 
 def _less(question: Question) -> str:
@@ -208,7 +207,7 @@ def too_much(entry: Entry, contest: Contest, more: Remedy) -> str:
     return (
         f"No plan on {question.gpu_words} serves {format_rate(contest.rate_req_s)}:{proof} the nearest{of}, "
         f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. {would}"
-        f"{_beyond(more, question)}{'' if more.cheapest else _larger(question)}.{others}"
+        f"{_beyond(more, question)}{_larger(question, more)}.{others}"
     )
 
 
@@ -259,7 +258,7 @@ def _left_out(question: Question) -> str:
     kinds = left_out(question)
     if not kinds:
         return ""
-    each = "; ".join(f"{kind} ({why})" for kind, why in kinds.items())
+    each = "; ".join(f"{gpu_name(kind)} ({why})" for kind, why in kinds.items())
     return f"No plan uses {each}."
 
 
@@ -270,8 +269,9 @@ def _unpriced(question: Question) -> str:
     kinds = question.unpriced
     if not kinds:
         return ""
-    each = ",".join(f"{kind}=USD" for kind in kinds)
-    return f"No price of {' and '.join(kinds)} is known, so GPUs stand for cost: --price {each} gives it."
+    each = ",".join(f"{name_within(kind) if is_file(kind) else kind}=USD" for kind in kinds)
+    named = " and ".join(map(gpu_name, kinds))
+    return f"No price of {named} is known, so GPUs stand for cost: --price {each} gives it."
 
 
 def only_estimated(likely: Deployment | None, rate_req_s: float) -> str:
@@ -296,14 +296,22 @@ def so_far(entry: Entry, tried: int, candidates: int, rate_req_s: float) -> str:
     )
 
 
-def _larger(question: Question) -> str:
-    """The replicas that may do with fewer GPUs, but that the question's GPUs could not hold."""
-    spec, stock = model(question.model), question.stock
-    most = max(stock.values())
-    degrees = question.tp or sorted({tp for kind in stock for tp in tp_degrees(spec, gpu(kind))})
-    degrees = [tp for tp in degrees if question.max_tp is None or tp <= question.max_tp]
-    larger = [tp for tp in degrees if tp > most and tp & (tp - 1) == 0]
-    return f"; replicas of tp {' or '.join(map(str, larger))} were not tried and may need fewer" if larger else ""
+def _larger(question: Question, more: Remedy) -> str:
+    """What is known of replicas that may do with fewer GPUs, but that the question's GPUs could not hold."""
+    if more.cheapest:
+        return f", the least found of replicas up to tp {max(more.wider)}" if more.wider else ""
+    words = []
+    if more.wider:
+        none = f"none was found to serve it on up to {WIDER_GPUS} GPUs; more may need fewer"
+        words.append(f"; of replicas of tp {_either(more.wider)} {none}")
+    untried = [tp for tp in larger(question) if tp not in more.wider]
+    if untried:
+        words.append(f"; replicas of tp {_either(untried)} were not tried and may need fewer")
+    return "".join(words)
+
+
+def _either(degrees: Sequence[int]) -> str:
+    return " or ".join(map(str, degrees))
 
 
 def _unlucky(entry: Entry, question: Question) -> str:

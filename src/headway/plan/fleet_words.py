@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from headway.hardware.files import gpu_name
 from headway.plan.fleet_answer import Fleet, Part, Way
 from headway.plan.question import Question
 
@@ -106,7 +107,7 @@ def amount(value: float | None, question: Question) -> str:
 
 def kinds(gpus: Mapping[str, int]) -> str:
     """Return how many GPUs of each kind."""
-    return " and ".join(f"{count} {kind}" for kind, count in gpus.items())
+    return " and ".join(f"{count} {gpu_name(kind)}" for kind, count in gpus.items())
 
 
 def listed(names: Iterable[str]) -> str:

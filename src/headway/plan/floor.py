@@ -72,7 +72,8 @@ def _reads(replica: Replica) -> str:
         own = f", {(whole - _expert_bytes(replica)) / 1e9:.3g} GB of them on the {replica.tp} of its own rank"
     return (
         f"each token reads {whole / 1e9:.3g} GB of weights ({replica.weights}){several}{own}, and "
-        f"{replica.tp * replica.dp} {replica.gpu} read {per_s / 1e12:.3g} TB/s{_each(replica.tp * replica.dp)}."
+        f"{replica.tp * replica.dp} {replica.gpu_name} read {per_s / 1e12:.3g} TB/s"
+        f"{_each(replica.tp * replica.dp)}."
     )
 
 
@@ -82,7 +83,7 @@ def _computes(replica: Replica, tokens: int) -> str:
         return _reads(replica)
     return (
         f"a prompt of {tokens:,} tokens takes {_flops(replica) * tokens / 1e12:.3g} TFLOP, and "
-        f"{replica.gpus} {replica.gpu} compute {_peak(replica) / 1e12:,.0f} TFLOP/s{_each(replica.gpus)} "
+        f"{replica.gpus} {replica.gpu_name} compute {_peak(replica) / 1e12:,.0f} TFLOP/s{_each(replica.gpus)} "
         f"({replica.weights})."
     )
 

@@ -11,6 +11,8 @@ from headway.cost import EngineSettings
 from headway.cost.calibration import Calibration
 from headway.errors import BadInput, UnknownName
 from headway.hardware import Link, gpu
+from headway.hardware.catalogue import name_within
+from headway.hardware.files import gpu_name, is_file, located
 from headway.metrics import Prices, Slo
 from headway.sim import Policies
 from headway.specs import Spec
@@ -151,6 +153,7 @@ class Question(Spec, frozen=True, kw_only=True):
         """Refuse what no search can answer."""
         if not self.front:
             msgspec.structs.force_setattr(self, "front", _FRONTS[self.objective])
+        self._locate()
         self._check_stock()
         self._check_limits()
         if self.rate_req_s is not None and not 0 < self.rate_req_s < math.inf:
@@ -173,6 +176,20 @@ class Question(Spec, frozen=True, kw_only=True):
         self._check_settings()
         self._check_budget_tokens()
         self._check_power()
+
+    def _locate(self) -> None:
+        """Name GPUs that files describe by paths that mean the same in every folder, in prices as well."""
+        kinds = [self.gpu] if isinstance(self.gpu, str) else list(self.gpu)
+        paths = [located(kind) for kind in kinds]
+        if len(set(paths)) < len(paths):
+            raise BadInput(f"gpu {', '.join(kinds)}: name each kind once")
+        if paths != kinds:
+            stock = paths[0] if isinstance(self.gpu, str) else dict(zip(paths, self.gpu.values(), strict=True))
+            msgspec.structs.force_setattr(self, "gpu", stock)
+        files = [path for path in paths if is_file(path)]
+        if files and self.usd_per_gpu_hour:
+            usd = {_priced(kind, paths, files): each for kind, each in self.usd_per_gpu_hour.items()}
+            msgspec.structs.force_setattr(self, "usd_per_gpu_hour", usd)
 
     def _check_tried(self) -> None:
         tried = {name: getattr(self, name) for name in (*_DEGREES, *_TRIED) if getattr(self, name) is not None}
@@ -325,8 +342,13 @@ class Question(Spec, frozen=True, kw_only=True):
     @property
     def gpu_words(self) -> str:
         """The GPUs in words: ``16 h100-sxm``, ``24 of 16 h100-sxm and 16 a100-80gb-sxm``."""
-        each = " and ".join(f"{count} {kind}" for kind, count in self.stock.items())
+        each = " and ".join(f"{count} {self.called(kind)}" for kind, count in self.stock.items())
         return each if self.most == sum(self.stock.values()) else f"{self.most} of {each}"
+
+    def called(self, kind: str) -> str:
+        """A kind of GPU as candidates are named by it: a file without its folder where that leaves no doubt."""
+        alike = [each for each in self.stock if gpu_name(each) == gpu_name(kind)]
+        return gpu_name(kind) if len(alike) < 2 else kind
 
     def usd_per_hour(self, kind: str) -> float | None:
         """Dollars per hour of one GPU of a kind; None where neither the question nor the catalogue knows."""
@@ -365,6 +387,14 @@ class Question(Spec, frozen=True, kw_only=True):
     def slo_of(self, name: str) -> Slo:
         """The SLO of a class by its name, as asked."""
         return self.slos.get(name, self.slo)
+
+
+def _priced(kind: str, stock: list[str], files: list[str]) -> str:
+    """The GPU that a price is of: by its own name, or by the name that it has within the one file that says so."""
+    if kind in stock or is_file(kind):
+        return located(kind)
+    named = [path for path in files if name_within(path) == kind]
+    return named[0] if len(named) == 1 else kind
 
 
 def default_requests(slo: Slo, rate_req_s: float, output_tokens: float) -> int:

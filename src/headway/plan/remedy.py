@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from headway.cost.replica import tp_degrees
+from headway.hardware import gpu
 from headway.metrics import Slo
+from headway.model import model
 from headway.plan.bounds import Guess
 from headway.plan.classes import classes_of
 from headway.plan.contest import Contest
@@ -23,14 +26,14 @@ from headway.plan.trial import Load, Trial, pooled, try_rate
 from headway.sim import Deployment, Pool
 from headway.workload import Workload
 
-__all__ = ["Remedy", "copied", "remedy"]
+__all__ = ["WIDER_GPUS", "Remedy", "copied", "larger", "remedy"]
 
 _REQUESTS_MAX = 40_000  # a few seconds of simulation for each try; the search makes no longer runs either
 _REPLICAS_MAX = 512  # routing looks at each of them
 _TRIES = 6
 _GROWTH = 16  # each try has a sixteenth more copies, so the last has a third more than the first, ...
 _FAR = 4  # ... and four times that after one that serves less than half of what it should
-_CHEAPER_GPUS_MAX = 64  # the space of so many is looked through in some seconds
+WIDER_GPUS = _CHEAPER_GPUS_MAX = 64  # the space of so many is looked through in some seconds
 _OF_A_PRICE, _CHEAPER_TRIES = 6, 60  # the ablest by estimate of each price, the lowest price first
 _LEAST_OF_GUESS = 0.6  # of a rate: what serves it is hardly estimated to serve less
 _HOPE = 0.05  # who misses the target by more on one seed does not meet it on all
@@ -40,7 +43,8 @@ class Remedy(NamedTuple):
     """Copies of a deployment for the rate asked for; simulated they met the SLO for `attainment` of `requests`.
 
     Without an attainment none was found: `copies` missed it and all fewer that were simulated, or with no `requests`
-    none was simulated, and only goodputs are behind it. `cheapest`: what costs less was looked for too.
+    none was simulated, and only goodputs are behind it. `cheapest`: what costs less was looked for too. `wider`: the TP
+    degrees beyond the question's GPUs that were looked at for it, on up to `WIDER_GPUS` GPUs.
     """
 
     deployment: Deployment
@@ -48,6 +52,7 @@ class Remedy(NamedTuple):
     attainment: float | None = None
     requests: int = 0
     cheapest: bool = False
+    wider: tuple[int, ...] = ()
 
     @property
     def gpus(self) -> int:
@@ -86,7 +91,7 @@ def remedy(contest: Contest, source: Workload, most: int | None) -> Remedy | Non
             return _cheaper(contest, source, Remedy(unit, copies, trial.attainment, wanted))
         step = max(1, copies // _GROWTH) * (_FAR if trial.attainment < question.slo.attainment / 2 else 1)
         missed, copies = copies, copies + step
-    return Remedy(unit, missed, requests=wanted) if missed else Remedy(unit, first)
+    return _cheaper(contest, source, Remedy(unit, missed, requests=wanted) if missed else Remedy(unit, first))
 
 
 class _Rehearsal:
@@ -111,17 +116,31 @@ class _Rehearsal:
         return self.guess(*standing(deployment, self.spare))
 
 
+def larger(question: Question) -> tuple[int, ...]:
+    """Return the TP degrees that a node and the question allow, and that its GPUs are too few for."""
+    spec, stock = model(question.model), question.stock
+    most = max(stock.values())
+    degrees = question.tp or sorted({tp for kind in stock for tp in tp_degrees(spec, gpu(kind))})
+    degrees = [tp for tp in degrees if question.max_tp is None or tp <= question.max_tp]
+    return tuple(tp for tp in degrees if tp > most and tp & (tp - 1) == 0)
+
+
 def _cheaper(contest: Contest, source: Workload, found: Remedy) -> Remedy:
     """Return what serves the rate for less than the copies found, by the runs that confirm a plan; else these.
 
-    It is looked for where the question's limits on GPUs, money and watts are as loose as the copies need them.
+    It is looked for where the question's limits on GPUs, money and watts are as loose as the copies need them; where
+    they need many GPUs, or do not serve it, on `_CHEAPER_GPUS_MAX`, if there are larger replicas than the question's
+    GPUs could hold: few of those may do what many small ones do not.
     """
-    if found.gpus > _CHEAPER_GPUS_MAX:
+    question, known = contest.question, {option.name for option in contest.options}
+    met = found.attainment is not None
+    far = not met or found.gpus > _CHEAPER_GPUS_MAX
+    wider = tuple(tp for tp in larger(question) if tp <= (_CHEAPER_GPUS_MAX if far else found.gpus))
+    if far and not wider:
         return found
     rehearsal = _Rehearsal(contest, source, contest.long, contest.seeds or (contest.question.seed,))
-    question, known = contest.question, {option.name for option in contest.options}
     whole = copied(found.deployment, found.copies)
-    freer, limit = _freed(question, whole), price_of(whole, question)
+    freer, limit = _freed(question, whole, far), price_of(whole, question) if met else math.inf
     space = enumerate_space(freer, lambda replica: rehearsal.serves(_spared(Pool(replica=replica), question)))
     able = []
     for option in space.options:
@@ -135,8 +154,8 @@ def _cheaper(contest: Contest, source: Workload, found: Remedy) -> Remedy:
     for _, _, option in first[:_CHEAPER_TRIES]:
         trial = rehearsal(option.deployment)
         if trial.met:
-            return Remedy(option.deployment, 1, trial.attainment, rehearsal.requests, cheapest=True)
-    return found._replace(cheapest=True)
+            return Remedy(option.deployment, 1, trial.attainment, rehearsal.requests, cheapest=True, wider=wider)
+    return found._replace(cheapest=not far, wider=wider)
 
 
 def _spared(pool: Pool, question: Question) -> Deployment:
@@ -144,12 +163,18 @@ def _spared(pool: Pool, question: Question) -> Deployment:
     return Deployment(pools=(msgspec.structs.replace(pool, count=1 + question.spare),))
 
 
-def _freed(question: Question, whole: Deployment) -> Question:
-    """The question with as many GPUs as a deployment has, and no limit on money and watts."""
-    stock = {kind: max(count, _used(whole)[kind]) for kind, count in question.stock.items()}
-    gpu = question.gpu if isinstance(question.gpu, str) else stock
+def _freed(question: Question, whole: Deployment, far: bool) -> Question:
+    """The question with as many GPUs as a deployment has, and no limit on money and watts.
+
+    `far`: with `_CHEAPER_GPUS_MAX` in all, of each kind that it has.
+    """
+    used = _used(whole)
+    room = dict.fromkeys(used, _CHEAPER_GPUS_MAX) if far else used
+    stock = {kind: max(count, room.get(kind, 0)) for kind, count in question.stock.items()}
+    kinds = question.gpu if isinstance(question.gpu, str) else stock
+    most = max(question.most, _CHEAPER_GPUS_MAX if far else whole.gpus)
     return msgspec.structs.replace(
-        question, gpu=gpu, gpus=max(question.most, whole.gpus), max_usd_per_hour=None, max_watts=None,
+        question, gpu=kinds, gpus=most, max_usd_per_hour=None, max_watts=None,
         watts_per_rack=None, gpus_per_rack=None,
     )  # fmt: skip
 

@@ -258,7 +258,7 @@ class _Kind(NamedTuple):
         return [shape for shape in shapes if self.fits.try_(self.replica(shape, budget_tokens))]
 
     def name(self, pools: str) -> str:
-        named = "" if isinstance(self.question.gpu, str) else f" {self.gpu}"
+        named = "" if isinstance(self.question.gpu, str) else f" {self.question.called(self.gpu)}"
         return f"{pools}{named} {self.weights}/{self.kv}{self.throttle}{self.setup.words}"
 
 

@@ -94,7 +94,7 @@ def _sentence(fleet: Fleet) -> str:
     if not fleet.feasible:
         return fleet.message
     cost = "" if fleet.usd_per_hour is None else f" for {w.usd(fleet.usd_per_hour)} per hour"
-    gpus = w.listed(f"{count} {kind}" for kind, count in fleet.gpus.items())
+    gpus = w.listed(f"{count} {fleet.question.called(kind)}" for kind, count in fleet.gpus.items())
     shared = "; ".join(_shared(part) for part in fleet.parts)
     run = "So far: run" if fleet.interrupted else "Run"
     return f"{run} {gpus}{cost}: {shared}."
@@ -129,7 +129,7 @@ def _cards(fleet: Fleet) -> list[Card]:
         return []
     pools = [pool for part in fleet.parts for pool in part.candidate.deployment["pools"]]
     replicas = sum(pool.get("count", 1) for pool in pools)
-    gpus = " and ".join(f"{count} {kind}" for kind, count in fleet.gpus.items())
+    gpus = " and ".join(f"{count} {fleet.question.called(kind)}" for kind, count in fleet.gpus.items())
     return [
         Card("GPUs", f"{sum(fleet.gpus.values())}", gpus),
         Card("Cost", f"{w.usd(fleet.usd_per_hour)}/h", w.counted(replicas, "replica")),
@@ -191,7 +191,7 @@ def _way(way: Way, best: float | None, fleet: Fleet) -> Row:
     more = "the best" if way.value == best else f"{way.value / best - 1:+.0%}"
     objective = fleet.question.known(fleet.question.objective)
     sums = {"cost": w.usd(way.value), "gpus": f"{way.value:g}", "energy": f"{way.value:,.0f} W"}
-    gpus = w.listed(f"{count} {kind}" for kind, count in way.gpus.items())
+    gpus = w.listed(f"{count} {fleet.question.called(kind)}" for kind, count in way.gpus.items())
     cells = [way.model, pools, sums.get(objective, f"{w.grams(way.value)}/h"), gpus, more]
     return Row([Cell(text) for text in cells], "best" if way.value == best else "")
 

@@ -57,7 +57,7 @@ def plan_page(plan: Plan, shown: list[Candidate] | None = None) -> Page:
     shown = plan.ranked if shown is None else shown
     return Page(
         kind="plan",
-        title=f"Headway plan: {plan.question.model} on {' and '.join(plan.question.stock)}",
+        title=f"Headway plan: {plan.question.model} on {' and '.join(map(plan.question.called, plan.question.stock))}",
         sentence=w.unbroken(w.plan_sentence(plan)),
         lead=w.unbroken(plan.message) if plan.best else "",
         verdict=verdict,

@@ -124,7 +124,8 @@ def assumptions(plan: Plan) -> Table:
         *([what, f"{w.limits(slo)} for {w.share(slo.attainment)}",
            f"the question, less {question.margin:.0%} of margin on the time per token (accuracy.md, \"How sure\")"]
           for what, slo in aimed),
-        *([f"price of {kind}", f"{w.usd(question.usd_per_hour(kind))} per GPU and hour", question.price_source(kind)]
+        *([f"price of {question.called(kind)}", f"{w.usd(question.usd_per_hour(kind))} per GPU and hour",
+           question.price_source(kind)]
           for kind in question.stock),
         ["carbon intensity", f"{w.amount(prices.carbon_g_per_kwh)} g CO2 per kWh",
          "the world's mean of 2024: IEA, Electricity 2025" if prices.carbon_g_per_kwh == defaults.carbon_g_per_kwh

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headway.metrics import Result, Slo
@@ -146,7 +147,7 @@ def pool_words(pool: Pool) -> str:
     layout = f"tp {replica.tp}" + (f" pp {replica.pp}" if replica.pp > 1 else "")
     precision = replica.weights if replica.kv == replica.weights else f"{replica.weights}, KV {replica.kv}"
     role = "" if pool.role == "mixed" else f" {pool.role}"
-    return f"{pool.count} x {layout}{role} on {replica.gpu} ({precision})"
+    return f"{pool.count} x {layout}{role} on {replica.gpu_name} ({precision})"
 
 
 def deployment_words(deployment: Deployment) -> str:
@@ -236,7 +237,7 @@ def _replicas_words(pool: Pool) -> str:
     degrees = [(name, getattr(replica, name)) for name in ("pp", "dp", "ep")]
     layout = f"tp {replica.tp}" + "".join(f", {name} {degree}" for name, degree in degrees if degree > 1)
     each = "each on" if pool.count > 1 else "on"
-    return f"{counted(pool.count, f'{role}replica')} {each} {replica.gpus} {replica.gpu} ({layout})"
+    return f"{counted(pool.count, f'{role}replica')} {each} {replica.gpus} {replica.gpu_name} ({layout})"
 
 
 def capitalised(text: str) -> str:
@@ -258,7 +259,7 @@ def measured(objective: Objective, value: float | None) -> str:
 
 def kinds(candidate: Candidate) -> str:
     """Return the kinds of GPU that a candidate uses: ``h100-sxm + a100-80gb-sxm``."""
-    return " + ".join(dict.fromkeys(pool["replica"]["gpu"] for pool in candidate.deployment["pools"]))
+    return " + ".join(dict.fromkeys(Path(pool["replica"]["gpu"]).name for pool in candidate.deployment["pools"]))
 
 
 def question_rows(plan: Plan) -> list[tuple[str, str]]:
