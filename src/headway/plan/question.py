@@ -13,7 +13,7 @@ from headway.errors import BadInput, UnknownName
 from headway.hardware import Link, gpu
 from headway.metrics import Prices, Slo
 from headway.sim import Policies
-from headway.specs import Spec
+from headway.specs import Spec, check_types
 from headway.workload import WorkloadSpec
 
 __all__ = ["OBJECTIVES", "Layout", "Objective", "Question", "default_requests"]
@@ -103,7 +103,7 @@ class Question(Spec, frozen=True, kw_only=True):
         usd_per_gpu_hour: prices by kind of GPU, in place of the catalogue's.
 
     Raises:
-        BadInput: a number out of range, nothing to try, or an SLO that limits nothing.
+        BadInput: a value of another type than its field's, a number out of range, nothing to try, or an SLO that limits nothing.
     """
 
     model: str
@@ -149,6 +149,7 @@ class Question(Spec, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what no search can answer."""
+        check_types(self, "question")
         if not self.front:
             msgspec.structs.force_setattr(self, "front", _FRONTS[self.objective])
         self._check_stock()
