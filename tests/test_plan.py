@@ -486,8 +486,8 @@ def test_a_question_built_in_python_says_which_field_is_of_a_wrong_type(changes,
 
 def test_a_question_takes_numbers_of_numpy_lists_and_a_path(tmp_path):
     made = Question(
-        model="llama-3.1-8b", gpu="h100-sxm", gpus=np.int64(2), slo=Slo(ttft_s=np.float64(0.5)), rate_req_s=np.float32(4),
-        tp=[1, 2], workload=tmp_path / "trace.csv",
+        model="llama-3.1-8b", gpu="h100-sxm", gpus=np.int64(2), slo=Slo(ttft_s=np.float64(0.5)), tp=[1, 2],
+        rate_req_s=np.float32(4), workload=tmp_path / "trace.csv",
     )  # fmt: skip
     assert msgspec.json.decode(msgspec.json.encode(made), type=Question) == made
     assert (made.tp, made.workload, made.rate_req_s) == ((1, 2), str(tmp_path / "trace.csv"), 4.0)

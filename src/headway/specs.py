@@ -267,7 +267,8 @@ def _assign_at(node: Any, key: Any, rest: list[str], value: Any, done: tuple[str
 @functools.cache
 def _twin(type_: type[msgspec.Struct]) -> type[msgspec.Struct]:
     """A struct of the same fields without checks of its own, which msgspec fills from a tuple."""
-    return msgspec.defstruct(type_.__name__, [(field.name, field.type) for field in _struct_fields(type_)], array_like=True)
+    fields = [(field.name, field.type) for field in _struct_fields(type_)]
+    return msgspec.defstruct(type_.__name__, fields, array_like=True)
 
 
 def _of_python(value: Any) -> Any:

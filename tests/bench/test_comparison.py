@@ -183,7 +183,8 @@ def test_the_table_says_what_differs_and_what_is_noise():
 
 
 def test_a_difference_of_rounding_is_shown_as_none():
-    one = Difference(figure="requests/s", unit="1/s", a=30.0, b=30.0 - 1.03e-12, difference=-1.03e-12, low=-2e-12, high=1.0)
+    between = -1.03e-12
+    one = Difference(figure="requests/s", unit="1/s", a=30.0, b=30.0 + between, difference=between, low=between, high=1)
     assert difference_cells(one)[3:5] == ["0 (0%)", "0 to +1"]
     small = Difference(figure="requests/s", unit="1/s", a=30.0, b=29.999, difference=-0.001)
     assert difference_cells(small)[3] == "-0.001 (-0.0%)"

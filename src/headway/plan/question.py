@@ -103,7 +103,8 @@ class Question(Spec, frozen=True, kw_only=True):
         usd_per_gpu_hour: prices by kind of GPU, in place of the catalogue's.
 
     Raises:
-        BadInput: a value of another type than its field's, a number out of range, nothing to try, or an SLO that limits nothing.
+        BadInput: a value of another type than its field's, a number out of range, nothing to try, or an SLO that limits
+            nothing.
     """
 
     model: str
