@@ -22,7 +22,7 @@ from headway.plan.day import Slot, _message
 from headway.plan.sizes import apart, fewest
 from headway.plan.slots import parts_of
 from headway.plan.space import resized
-from headway.report.capacity_text import capacity_text
+from headway.report.capacity_text import _sums, capacity_html, capacity_text
 from headway.sim import Deployment, Policies, Pool, simulate
 from headway.workload import RequestClass, WorkloadSpec, parse_arrival, parse_length, workload, write
 from report_cases import plan, shown
@@ -217,6 +217,17 @@ def test_a_flat_day_saves_nothing_and_an_empty_slot_keeps_one(found):
     flat = capacity(ONE, lengths(), SLO, curve=[4, 5], workers=1).message
     assert flat.startswith("1 replica all day: ") and " to " not in flat and "%" not in flat
     assert "one replica stays up with its GPU" in found.message and "stays up" not in flat
+
+
+def test_sums_of_a_flat_day_that_differ_by_rounding_save_nothing(found):
+    flat = msgspec.structs.replace(found, usd=3.8800000000000003, static_usd=3.88, kwh=1.7, static_kwh=1.7 - 1e-12)
+    rows = {row[0]: row[1:] for row in _sums(flat)}
+    assert rows["dollars"] == ["$3.88", "$3.88", "$0", "0%"]
+    assert rows["energy, est."][2:] == ["0 kWh", "0%"]
+    for said in (shown(capacity_text(flat)), capacity_html(flat).partition("<script")[0]):
+        assert "$3.88" in said and "$-" not in said and "-0%" not in said
+    small = msgspec.structs.replace(found, usd=3.88 - 1e-6, static_usd=3.88)
+    assert {row[0]: row[3:] for row in _sums(small)}["dollars"] == ["$1e-06", "<0.1%"]
 
 
 def test_what_no_number_serves_is_said_and_nothing_is_summed():

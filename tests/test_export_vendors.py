@@ -6,7 +6,7 @@ import yaml
 from export_cases import commands, pods, refused
 from headway.cost import EngineSettings, Replica
 from headway.errors import BadInput
-from headway.export import export
+from headway.export import export, read_command
 from headway.export.recorded import recorded
 from headway.export.vendors import VENDORS
 from headway.hardware import gpu, gpu_keys
@@ -123,3 +123,35 @@ def test_tensorrt_llm_is_nvidias_alone():
 
 def test_the_table_names_makers_as_the_catalogue_does():
     assert set(VENDORS) < {gpu(key).vendor for key in gpu_keys()}
+
+
+@pytest.mark.parametrize("card", ["v100", "t4"])
+def test_a_gpu_without_bf16_is_told_float16_and_a_note_says_so(card):
+    for name in ("vllm", "sglang", "trtllm"):
+        made = export(one(gpu=card, model="llama-3.2-1b", engine=EngineSettings(name=name)), name)
+        text = "".join(made.files.values())
+        flag = "dtype: float16" if name == "trtllm" else "--dtype float16"
+        assert flag in text and "bfloat16" not in text and "bf16" not in text.replace("has no bf16", "")
+        assert any(f"{card} has no bf16 (compute capability 7." in note for note in made.notes)
+        (command,) = commands(made.files, name).values()
+        assert read_command(command)["kv"] == "bf16"
+
+
+def test_a_gpu_with_bf16_is_told_nothing_of_the_kind():
+    made = export(one(gpu="l4", model="llama-3.2-1b"), "vllm")
+    text = "".join(made.files.values())
+    assert "--kv-cache-dtype bfloat16" in text and "float16" not in text.replace("bfloat16", "")
+    assert not any("no bf16" in note for note in made.notes)
+
+
+def test_pools_that_hand_over_kv_hold_it_in_one_type():
+    pools = [
+        Pool(role=role, replica=Replica(model="llama-3.2-1b", gpu=card))
+        for role, card in (("prefill", "h100-sxm"), ("decode", "v100"))
+    ]
+    made = commands(export(Deployment(pools=tuple(pools)), "vllm").files, "vllm")
+    assert [command.words[command.words.index("--dtype") + 1] for command in made.values()] == ["float16", "float16"]
+    mixed = [Pool(replica=pool.replica) for pool in pools]
+    beside = export(Deployment(pools=tuple(mixed)), "vllm")
+    said = [" ".join(command.words) for command in commands(beside.files, "vllm").values()]
+    assert ["--dtype float16" in each for each in said] == [False, True]

@@ -35,7 +35,7 @@ every_gpu = pytest.mark.parametrize("card", [gpu(key) for key in gpu_keys()], id
 @every_gpu
 def test_every_number_has_a_source_and_nothing_else_has(card: Gpu) -> None:
     numbers = {field.name for field in msgspec.structs.fields(Gpu)} - TEXT_FIELDS
-    numbers -= {name for name in ("usd_per_hour", "boost_mhz") if getattr(card, name) is None}
+    numbers -= {name for name in ("usd_per_hour", "boost_mhz", "compute_capability") if getattr(card, name) is None}
     assert set(card.sources) == numbers | {f"peak_flops.{dtype}" for dtype in card.peak_flops}
     for name, source in card.sources.items():
         assert source.kind in ("vendor", "measured", "modelled"), name
@@ -316,6 +316,10 @@ def test_which_hardware_has_which_formats() -> None:
         ("rtx-3090", "memory_bytes_per_s", 936.2e9),
         ("gtx-1050-ti", "memory_bytes_per_s", 112.1e9),
         ("m5-max", "memory_bytes_per_s", 614e9),
+        ("v100", "compute_capability", 7.0),
+        ("t4", "compute_capability", 7.5),
+        ("p40", "compute_capability", 6.1),
+        ("p100", "compute_capability", 6.0),
     ],
 )
 def test_data_sheet_figures(key: str, field: str, figure: float) -> None:
@@ -343,6 +347,12 @@ def test_data_sheet_figures(key: str, field: str, figure: float) -> None:
 )
 def test_data_sheet_peaks(key: str, dtype: str, dense_flops: float) -> None:
     assert gpu(key).peak_flops[dtype] == dense_flops
+
+
+def test_nvidias_before_ampere_have_no_bf16() -> None:
+    without = {key for key in gpu_keys() if not gpu(key).has_bf16}
+    older = {key for key in gpu_keys() if re.match(r"(t4|v100|p40|p100|gtx-1\d+|rtx-20\d\d)\b", key)}
+    assert without == older and len(older) == 19
 
 
 @every_gpu

@@ -41,6 +41,13 @@ def test_limits_that_are_none_are_refused(given, message):
         Slo.parse(**given)
 
 
+def test_limits_and_prices_of_other_types_are_refused():
+    with pytest.raises(BadInput, match=r"slo: ttft_s: expected float \| None, came '500ms'"):
+        Slo(ttft_s="500ms")
+    with pytest.raises(BadInput, match="prices: pue: expected float, came nothing"):
+        Prices(pue=None)
+
+
 def test_a_spec_file_with_a_wrong_limit_names_the_place():
     with pytest.raises(BadInput, match=r"deployment\.yaml.*ttft_s -1 is no limit"):
         from_mapping(Slo, {"ttft_s": -1}, "deployment.yaml")

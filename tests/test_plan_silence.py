@@ -82,3 +82,9 @@ def test_a_release_that_is_not_known_is_told_of():
 )
 def test_a_release_between_known_ones_is_known(version, known):
     assert standing_for("vllm", version) == known
+
+
+def test_a_gpu_without_bf16_is_told_of():
+    words = ["v100" if word == "h100-sxm" else word for word in ASK]
+    assert "v100 has no bf16 (compute capability 7.0): bf16 stands for fp16" in run(*words).stderr
+    assert "no bf16" not in run(*ASK).stderr

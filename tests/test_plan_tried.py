@@ -1,8 +1,10 @@
 """What a question lists besides layouts: engines, settings, policies of the library, and watts as a constraint."""
 
+import re
 from itertools import product
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -221,3 +223,35 @@ def test_the_chosen_settings_are_those_simulated():
     made = workload("chat", rate=15, requests=600)
     runs = [simulate(best, made, slo=SLO, seed=seed).slo for seed in found.best.seeds]
     assert sum(run.attained for run in runs) / sum(run.measured for run in runs) == found.best.attainment
+
+
+# --- questions built in Python ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "costs"}, "question: objective: unknown value 'costs': nearest: cost; allowed: carbon, cost, "),
+        ({"front": ("cost", "speed")}, "question: front.1: unknown value 'speed'"),
+        ({"tp": 3}, "question: tp: expected list | None, came 3"),
+        ({"gpus": "2"}, "question: gpus: expected int | None, came '2'"),
+        ({"gpu": {"h100-sxm": "2"}}, "question: gpu.h100-sxm: expected int, came '2'"),
+        ({"rate_req_s": "30"}, "question: rate_req_s: expected float | None, came '30'"),
+        ({"slo": 0.5}, "question: slo: expected Slo, came 0.5"),
+        ({"prices": 5}, "question: prices: expected Prices, came 5"),
+        ({"workload": 5}, "question: workload: expected str | WorkloadSpec, came 5"),
+    ],
+)
+def test_a_question_built_in_python_says_which_field_is_of_a_wrong_type(changes, message):
+    fields = {"model": "llama-3.1-8b", "gpu": "h100-sxm", "gpus": 2, "slo": Slo(ttft_s=0.5), **changes}
+    with pytest.raises(BadInput, match="^" + re.escape(message)):
+        Question(**fields)
+
+
+def test_a_question_takes_numbers_of_numpy_lists_and_a_path(tmp_path):
+    made = Question(
+        model="llama-3.1-8b", gpu="h100-sxm", gpus=np.int64(2), slo=Slo(ttft_s=np.float64(0.5)), tp=[1, 2],
+        rate_req_s=np.float32(4), workload=tmp_path / "trace.csv",
+    )  # fmt: skip
+    assert msgspec.json.decode(msgspec.json.encode(made), type=Question) == made
+    assert (made.tp, made.workload, made.rate_req_s) == ((1, 2), str(tmp_path / "trace.csv"), 4.0)

@@ -1,15 +1,18 @@
 """Specs: what is written reads back, every field is reached by its path, and errors name the place."""
 
 import math
+from pathlib import Path
+from typing import Literal
 
 import msgspec
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headway.errors import BadInput
-from headway.specs import Spec, from_mapping, override, read_yaml, set_path, to_mapping, write_yaml
+from headway.specs import Spec, check_types, from_mapping, override, read_yaml, set_path, to_mapping, write_yaml
 
 
 class Constant(Spec, tag_field="kind", tag="constant"):
@@ -248,3 +251,55 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path):
         "g": None,
         "h": 10,
     }
+
+
+# --- types of what Python gives ---
+
+
+class Inner(Spec, frozen=True, kw_only=True):
+    n: int = 1
+
+
+class Checked(Spec, frozen=True, kw_only=True):
+    rate: float | None = None
+    degrees: tuple[int, ...] = ()
+    path: str = ""
+    by_name: dict[str, float] = {}  # noqa: RUF012 - msgspec copies it
+    inner: Inner = Inner()
+    goal: Literal["cost", "energy"] = "cost"
+
+    def __post_init__(self):
+        check_types(self, "asked")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rate": "3"}, "asked: rate: expected float | None, came '3'"),
+        ({"degrees": 3}, "asked: degrees: expected list, came 3"),
+        ({"degrees": (1, "2")}, "asked: degrees.1: expected int, came '2'"),
+        ({"degrees": (1, 2.5)}, "asked: degrees.1: expected int, came 2.5"),
+        ({"path": 3}, "asked: path: expected str, came 3"),
+        ({"by_name": {"a": 1.0, "b": "x"}}, "asked: by_name.b: expected float, came 'x'"),
+        ({"inner": 3}, "asked: inner: expected Inner, came 3"),
+        ({"goal": "costs"}, "asked: goal: unknown value 'costs': nearest: cost"),
+        ({"goal": 3}, "asked: goal: expected str, came 3"),
+    ],
+)
+def test_a_constructor_refuses_other_types(fields, message):
+    with pytest.raises(BadInput) as caught:
+        Checked(**fields)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_constructor_takes_what_converts_without_loss():
+    inner = Inner(n=2)
+    made = Checked(
+        rate=np.float64(2.5), degrees=np.array([1, 2]), path=Path("a.csv"), by_name={"a": np.int64(3)}, inner=inner
+    )
+    assert to_mapping(made) == {
+        "rate": 2.5, "degrees": [1, 2], "path": "a.csv", "by_name": {"a": 3.0}, "inner": {"n": 2},
+    }  # fmt: skip
+    assert [type(each) for each in (made.rate, *made.degrees, made.path)] == [float, int, int, str]
+    assert made.inner is inner
+    assert Checked(rate=2, degrees=[4]) == Checked(rate=2.0, degrees=(4,))

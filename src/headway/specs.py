@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from headway.units import parse_bytes, parse_count, parse_rate, parse_seconds
 
 __all__ = [
     "Spec",
+    "check_types",
     "from_json",
     "from_mapping",
     "json_text",
@@ -42,6 +44,26 @@ S = TypeVar("S", bound=msgspec.Struct)
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every spec: frozen, built by keyword, unknown fields refused."""
+
+
+def check_types(spec: msgspec.Struct, where: str) -> None:
+    """Refuse values of other types than the fields have: constructors of Python take any. For `__post_init__`.
+
+    What converts without loss becomes what the field has: a list a tuple, an int a float, numbers of NumPy those of
+    Python, a `Path` text. Specs inside are taken as they are: they were checked when they were built.
+
+    Raises:
+        BadInput: with `where`, the field, what came, what is expected and the nearest value.
+    """
+    values, twin = msgspec.structs.astuple(spec), _twin(type(spec))
+    try:
+        taken = msgspec.convert(values, twin)
+    except msgspec.ValidationError:
+        taken = _taken(tuple(map(_of_python, values)), type(spec), where)
+    for field, came in zip(_struct_fields(type(spec)), values, strict=True):
+        value = getattr(taken, field.name)
+        if value is not came:
+            msgspec.structs.force_setattr(spec, field.name, value)
 
 
 def from_mapping(type_: type[T], data: object, where: str) -> T:
@@ -239,6 +261,40 @@ def _assign_at(node: Any, key: Any, rest: list[str], value: Any, done: tuple[str
     _assign(node[key], rest, value, done)
 
 
+# --- types of what Python gives ---
+
+
+@functools.cache
+def _twin(type_: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """A struct of the same fields without checks of its own, which msgspec fills from a tuple."""
+    fields = [(field.name, field.type) for field in _struct_fields(type_)]
+    return msgspec.defstruct(type_.__name__, fields, array_like=True)
+
+
+def _of_python(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple, range)):
+        return [_of_python(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _of_python(item) for key, item in value.items()}
+    return value.tolist() if hasattr(value, "tolist") else value  # scalars and arrays of NumPy
+
+
+def _taken(values: tuple[Any, ...], type_: type[msgspec.Struct], where: str) -> msgspec.Struct:
+    try:
+        return msgspec.convert(values, _twin(type_))
+    except msgspec.ValidationError:
+        # Field by field, so that the message has the name.
+        for field, value in zip(_struct_fields(type_), values, strict=True):
+            named, kind = {field.name: value}, dict[str, field.type]  # type: ignore[name-defined]
+            try:
+                msgspec.convert(named, kind)
+            except msgspec.ValidationError as error:
+                raise BadInput(_explain(str(error), kind, named, where, strict=True)) from None
+        raise
+
+
 # --- checks and messages ---
 
 _UNITS = (("_req_s", parse_rate), ("_s", parse_seconds), ("_bytes", parse_bytes), ("_tokens", parse_count))
@@ -298,10 +354,10 @@ def _plain(value: Any, defaults: bool) -> Any:
 _UNSEEN = object()  # the place a message of msgspec names inside a mapping may be `[...]`: any of its values
 
 
-def _explain(message: str, type_: Any, data: Any, where: str) -> str:
+def _explain(message: str, type_: Any, data: Any, where: str, strict: bool = False) -> str:
     text, _, at = message.partition(" - at ")
     steps = [key or index for key, index in re.findall(r"\.([^.\[\]`]+)|\[([^\]]+)\]", at)]
-    steps = _named(steps, data, lambda: _problem(type_, data) == message)
+    steps = _named(steps, data, lambda: _problem(type_, data, strict) == message)
     came, info, above = data, msgspec.inspect.type_info(type_), None
     for step in steps:
         above = info
@@ -324,6 +380,7 @@ def _explain(message: str, type_: Any, data: Any, where: str) -> str:
     expected = re.match(r"Expected (.*?)(?:, got `.*`)?$", text)
     if expected:
         text = f"expected {expected[1].replace('`', '')}"
+        text = _in_python(text, info) if strict else text
     if expected and expected[1].startswith("`str") and isinstance(came, (bool, int, float)) and steps:
         quoted = f"""{steps[-1]}='"{came}"'""" if where.startswith("--set") else f'{steps[-1]}: "{came}"'
         return f"{place}: {text}, came {_show(came)}; quote it to give text: {quoted}"
@@ -331,9 +388,16 @@ def _explain(message: str, type_: Any, data: Any, where: str) -> str:
     return f"{place}: {text}" if said or came is _UNSEEN else f"{place}: {text}, came {_show(came)}"
 
 
-def _problem(type_: Any, data: Any) -> str:
+def _in_python(text: str, info: Any) -> str:
+    """What is expected in the words of Python, for JSON's."""
+    specs = [kind.cls.__name__ for kind in _kinds(info) if isinstance(kind, msgspec.inspect.StructType)]
+    words = {"object": " | ".join(specs) or "dict", "array": "list", "null": "None"}
+    return re.sub(r"\b(object|array|null)\b", lambda found: words[found[0]], text)
+
+
+def _problem(type_: Any, data: Any, strict: bool) -> str:
     try:
-        msgspec.convert(data, type_, strict=False)
+        msgspec.convert(data, type_, strict=strict)
     except msgspec.ValidationError as error:
         return str(error)
     return ""

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from headway.metrics import Counters, Records, Slo, summarize
-from headway.metrics.comparison import compare, mean_interval, percentile_interval
+from headway.metrics.comparison import Difference, compare, mean_interval, percentile_interval
 from headway.report import comparison_text
+from headway.report.compare_text import difference_cells
 
 RNG = np.random.default_rng(1)
 N = 400
@@ -179,6 +180,14 @@ def test_the_table_says_what_differs_and_what_is_noise():
     said = console.export_text()
     for words in ("simulated", "differs", "inside the noise", "400 requests paired by id", "+50 ms"):
         assert words in said
+
+
+def test_a_difference_of_rounding_is_shown_as_none():
+    between = -1.03e-12
+    one = Difference(figure="requests/s", unit="1/s", a=30.0, b=30.0 + between, difference=between, low=between, high=1)
+    assert difference_cells(one)[3:5] == ["0 (0%)", "0 to +1"]
+    small = Difference(figure="requests/s", unit="1/s", a=30.0, b=29.999, difference=-0.001)
+    assert difference_cells(small)[3] == "-0.001 (-0.0%)"
 
 
 def test_energy_says_how_it_came_about_on_both_sides():

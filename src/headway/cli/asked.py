@@ -362,6 +362,19 @@ def note_idle_route(deployment: Deployment, terminal: Terminal) -> None:
         terminal.keep(f"{none}; pools.N.nodes says where replicas stand")
 
 
+def note_fp16(kinds: Iterable[str], terminal: Terminal) -> None:
+    """Say so where bf16 means fp16; raises UnknownName for a GPU that there is not."""
+    from headway.hardware import gpu
+
+    for kind in dict.fromkeys(kinds):
+        card = gpu(kind)
+        if not card.has_bf16:
+            terminal.keep(
+                f"{kind} has no bf16 (compute capability {card.compute_capability}): bf16 stands for fp16, which is as "
+                "large"
+            )
+
+
 def note_idle_order(order: str, workload: Workload, terminal: Terminal) -> None:
     """Say so where an order has nothing to go by, or knows more than any server would."""
     if order not in ("edf", "sjf"):

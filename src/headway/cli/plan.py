@@ -13,6 +13,7 @@ from headway.cli.asked import (
     DEFAULT_WORKLOAD,
     chosen,
     chosen_policies,
+    note_fp16,
     note_idle_order,
     note_release,
     slo_of,
@@ -172,6 +173,7 @@ def question_of(asked: o.Options, terminal: Terminal) -> tuple[Question, Workloa
     for named in question.engines or (f"{question.engine.name}:{question.engine.version}",):
         name, _, version = named.partition(":")
         note_release(name, version, terminal)
+    note_fp16(question.stock, terminal)
     return question, workload if workload.spec.trace else None
 
 

@@ -11,6 +11,7 @@ from headway.cli import options as o
 from headway.cli.asked import (
     check_records,
     deployment_of,
+    note_fp16,
     note_idle_order,
     note_idle_route,
     note_release,
@@ -81,6 +82,7 @@ def _asked(
     engines = [pool.replica.engine for pool in deployment.pools]
     for name, version in dict.fromkeys((each.name, each.version) for each in engines):
         note_release(name, version, terminal)
+    note_fp16((pool.replica.gpu for pool in deployment.pools), terminal)
     return deployment, workload, slo, _keeps_records(asked, workload, terminal)
 
 

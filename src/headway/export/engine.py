@@ -31,6 +31,7 @@ class Ask(Spec, frozen=True, kw_only=True):
         name: what requests call the model.
         order: the policy that orders the engine's queue.
         hosts: how many share the replica, `host` of them is this, `head` the address of the first.
+        without_bf16: the GPU, of this pool or of one that it hands KV over with, that has no bf16; "" is none.
         config: where the engine's own file will lie.
     """
 
@@ -45,6 +46,7 @@ class Ask(Spec, frozen=True, kw_only=True):
     hosts: int = 1
     host: int | str = 0
     head: str = "127.0.0.1"
+    without_bf16: str = ""
     config: str = CONFIG
 
     @property
@@ -160,6 +162,11 @@ def online_quantization(ask: Ask, can: tuple[str, ...]) -> str:
     )
 
 
+def dtype_of(ask: Ask) -> str:
+    """Return what the engine has to be told to compute in, "" where the checkpoint's own type will do."""
+    return "float16" if ask.without_bf16 else ""
+
+
 def context_of(replica: Replica) -> int | None:
     """Return the context that the model's name asks for, as in `qwen3-8b:131072`."""
     _, colon, end = replica.model.rpartition(":")
@@ -175,6 +182,12 @@ def _common_notes(ask: Ask) -> list[str]:
     elif replica.weights != model(replica.model).native_dtype:
         said.append(
             f"weights: {ask.model_path} is taken to hold {replica.weights}, as the user's choice; nothing converts it"
+        )
+    if ask.without_bf16:
+        capability = gpu(ask.without_bf16).compute_capability
+        said.append(
+            f"weights, kv: {ask.without_bf16} has no bf16 (compute capability {capability}), so the engine computes in "
+            "float16 and holds KV in it, which is as large; whether its image starts on so old a GPU was not looked up"
         )
     if replica.dp > 1:
         said.append(f"dp={replica.dp}: the engine chooses the rank of a request; policies.route chooses a replica")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from headway.cost import Replica, memory_fit
 from headway.cost.replica import resolve
 from headway.errors import BadInput
@@ -138,4 +140,10 @@ def asked(deployment: Deployment, model_path: str) -> list[Ask]:
                 order=deployment.policies.order,
             )
         )
-    return asks
+    return [msgspec.structs.replace(ask, without_bf16=_without_bf16(ask, asks)) for ask in asks]
+
+
+def _without_bf16(ask: Ask, asks: list[Ask]) -> str:
+    """A GPU without bf16 that the pool's KV is on, here or in a pool that it hands KV over with."""
+    sharing = [ask] if ask.role == "mixed" else [each for each in asks if each.name == ask.name]
+    return next((each.replica.gpu for each in sharing if not gpu(each.replica.gpu).has_bf16), "")

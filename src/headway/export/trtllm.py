@@ -17,6 +17,7 @@ KV = {"bf16": "auto", "fp8": "fp8"}
 DRAFTS = {"mtp": "MTP", "ngram": "NGram"}
 TARGET = "Draft_Target"  # another model drafts
 FIELDS: dict[str, Any] = {  # of the YAML, as tensorrt_llm/llmapi/llm_args.py has them: a type, or fields of its own
+    "dtype": str,
     "tensor_parallel_size": int,
     "pipeline_parallel_size": int,
     "moe_expert_parallel_size": int,
@@ -98,6 +99,8 @@ def config_of(ask: e.Ask) -> dict[str, Any]:
         config["disable_overlap_scheduler"] = not engine.ahead
     if ask.hosts > 1:
         config["gpus_per_node"] = ask.host_gpus
+    dtype = e.dtype_of(ask)
+    config |= {"dtype": dtype} if dtype else {}
     context = e.context_of(replica)
     config |= {"max_seq_len": context} if context else {}
     config |= _speculation(ask)

@@ -16,6 +16,7 @@ __all__ = ["Gpu", "Link", "LinkKind", "LinkTopology", "Node", "Source", "SourceK
 SourceKind = Literal["vendor", "measured", "modelled"]
 LinkKind = Literal["nvlink", "pcie", "xgmi", "roce", "upi"]
 LinkTopology = Literal["switch", "mesh"]
+_BF16_SINCE = 8.0  # NVIDIA's compute capability, from Ampere on
 
 
 class Source(Spec, frozen=True, kw_only=True):
@@ -39,6 +40,8 @@ class Gpu(Spec, frozen=True, kw_only=True):
         peak_flops: dense operations per second by dtype, of `bf16` (fp16 is equal), `fp8`, `int8`, `fp4`;
             only those the hardware has.
         sm_count: streaming multiprocessors, compute units, tensor processor cores or CPU cores.
+        compute_capability: of GPUs of NVIDIA below 8.0, which have no bf16: their peaks of `bf16` are those of fp16, or
+            of FP32 where that is faster; None for all others.
         boost_mhz: highest clock of the SMs, which locked clocks are counted from; None where no vendor prints it.
         link_bytes_per_s: all scale-up links of one GPU together, one direction.
         link_latency_s: smallest all-reduce between two GPUs of a node, launched from a graph.
@@ -62,6 +65,7 @@ class Gpu(Spec, frozen=True, kw_only=True):
     memory_bytes_per_s: float
     peak_flops: dict[str, float]
     sm_count: int
+    compute_capability: float | None = None
     boost_mhz: float | None = None
     link_kind: LinkKind
     link_bytes_per_s: float
@@ -77,6 +81,11 @@ class Gpu(Spec, frozen=True, kw_only=True):
     price_date: str
     sources: dict[str, Source]
     like: str = ""
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it computes in bf16; where not, fp16 stands in for it, of the same size."""
+        return self.compute_capability is None or self.compute_capability >= _BF16_SINCE
 
 
 class Link(Spec, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from headway.errors import BadInput
-from headway.specs import Spec
+from headway.specs import Spec, check_types
 from headway.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Slo(Spec, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raise `BadInput` for a limit that is not a finite time above zero or a share outside (0, 1]."""
+        check_types(self, "slo")
         for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
             limit = getattr(self, name)
             if limit is not None and not 0 < limit < math.inf:
@@ -106,6 +107,7 @@ class Prices(Spec, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raise `BadInput` for a number out of its range, or one of the two on making a GPU without the other."""
+        check_types(self, "prices")
         limits = {"usd_per_gpu_hour": 0.0, "carbon_g_per_kwh": 0.0, "pue": 1.0, "embodied_kg_per_gpu": 0.0}
         for name, least in limits.items():
             value = getattr(self, name)

@@ -15,7 +15,7 @@ from headway.hardware.catalogue import name_within
 from headway.hardware.files import gpu_name, is_file, located
 from headway.metrics import Prices, Slo
 from headway.sim import Policies
-from headway.specs import Spec
+from headway.specs import Spec, check_types
 from headway.workload import WorkloadSpec
 
 __all__ = ["OBJECTIVES", "Layout", "Objective", "Question", "default_requests"]
@@ -105,7 +105,8 @@ class Question(Spec, frozen=True, kw_only=True):
         usd_per_gpu_hour: prices by kind of GPU, in place of the catalogue's.
 
     Raises:
-        BadInput: a number out of range, nothing to try, or an SLO that limits nothing.
+        BadInput: a value of another type than its field's, a number out of range, nothing to try, or an SLO that limits
+            nothing.
     """
 
     model: str
@@ -151,6 +152,7 @@ class Question(Spec, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what no search can answer."""
+        check_types(self, "question")
         if not self.front:
             msgspec.structs.force_setattr(self, "front", _FRONTS[self.objective])
         self._locate()

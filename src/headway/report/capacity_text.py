@@ -131,9 +131,10 @@ def _sums(found: Capacity) -> list[list[str]]:
         (f"energy, {_mark(found)}", found.kwh, found.static_kwh, lambda value: f"{w.amount(value)} kWh"),
     )
     return [
-        [name, shown(mine), shown(static), shown(static - mine), w.share(1 - mine / static if static else None)]
+        [name, shown(mine), shown(static), shown(saved), w.share(saved / static if static else None)]
         for name, mine, static, shown in pairs
         if mine is not None and static is not None
+        for saved in [w.apart(static - mine, mine, static)]
     ]
 
 

@@ -37,8 +37,8 @@ def difference_cells(one: Difference) -> list[str]:
     verdict = {None: "", True: "inside the noise", False: "differs"}[one.noise]
     between = "" if one.difference is None else _signed(one, one.difference)
     if one.difference is not None and one.a and one.unit != "share":
-        share = one.difference / one.a
-        between += f" ({share:+.1%})" if share < FOLD else f" (x{share + 1:.0f})"
+        share = w.apart(one.difference, one.a, one.b) / one.a
+        between += " (0%)" if not share else f" ({share:+.1%})" if share < FOLD else f" (x{share + 1:.0f})"
     return [one.name, figure_value(one, one.a), figure_value(one, one.b), between, interval, verdict]
 
 
@@ -67,6 +67,7 @@ def figure_value(one: Difference, value: float | None) -> str:
 
 
 def _signed(one: Difference, value: float) -> str:
+    value = w.apart(value, one.a, one.b)
     sign = "-" if value < 0 else "+" if value > 0 else ""
     if one.unit == "share":
         return f"{sign}{100 * abs(value):.1f} points"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headway.metrics import Result, Slo
+from headway.metrics.comparison import ROUNDING
 from headway.metrics.result import Requests
 from headway.sim import Deployment, Pool
 from headway.specs import from_mapping
@@ -67,6 +68,11 @@ def share(value: float | None) -> str:
     if 0.9995 <= value < 1:
         return ">99.9%"
     return f"{100 * value:.1f}%".replace(".0%", "%")
+
+
+def apart(difference: float, a: float | None, b: float | None) -> float:
+    """Return the difference of two numbers, or 0 where it is no more than what rounding leaves of them."""
+    return 0.0 if abs(difference) <= ROUNDING * max(abs(a or 0.0), abs(b or 0.0)) else difference
 
 
 def usd(value: float | None) -> str:
