@@ -5,7 +5,7 @@
 
 A 70B model on up to 16 and 64 H100s, and on 16 and 32 of them with as many A100s, for three workloads. CPU and wall
 seconds are of the command with its worker processes; memory is the peak of all of them together (proportional set
-size, looked at 100 times a second). Regret is by how much the plan's best is dearer than the best of an exhaustive
+size, looked at five times a second). Regret is by how much the plan's best is dearer than the best of an exhaustive
 search (`--exhaustive`): every candidate that fits, at length, then those in front on further seeds;
 `results/planner.md` is the table of both, with what a candidate costs to look at. Where the best has two kinds of GPU,
 it and every plan of one kind for the same money or less are simulated again, with another seed and twice the requests.

@@ -8,7 +8,10 @@ import pytest
 from scipy import stats
 
 from headway.cost import Replica
-from headway.metrics import Result
+from headway.hardware import gpu
+from headway.metrics import Result, Slo
+from headway.plan import Question
+from headway.plan.space import enumerate_space
 from headway.policies import check_policy
 from headway.sim import Deployment, Policies, Pool, simulate
 from headway.specs import from_mapping, read_yaml
@@ -51,6 +54,15 @@ def test_the_page_on_policies_shows_the_example_as_it_is_and_its_python_runs(exa
     assert example == code
     for snippet in (use, check):
         exec(compile(snippet, "docs/policies.md", "exec"), {})
+
+
+def test_on_the_cluster_of_the_example_plans_keep_kv_within_nodes():
+    file = str(EXAMPLES / "a100-25gbit.yaml")
+    assert gpu(file).rdma_bytes_per_s * 8 == pytest.approx(25e9 / 8, rel=0.01)
+    slo = Slo(ttft_s=4.0, tpot_s=0.2)
+    asked = Question(model="opt-175b", gpu=file, gpus=32, workload="chat", rate_req_s=0.6, slo=slo)
+    routes = {option.deployment.policies.route for option in enumerate_space(asked).options}
+    assert routes == {"least-requests", "same-node"}
 
 
 def test_two_models_share_their_requests_by_length_and_by_name():
