@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cli_cases import refused, run
+from gpu_cases import AROUND
 from headway.errors import BadInput
 from headway.hardware import gpu
 from headway.metrics import Slo
@@ -12,15 +13,6 @@ from headway.plan import Plan, Question
 from headway.sim import Deployment
 from headway.specs import from_mapping, read_yaml, write_yaml
 
-OURS = """
-sources:
-  ours: {kind: measured, source: our own cluster}
-gpus:
-  a100-of-ours:
-    like: a100-80gb-sxm
-    figures:
-      gpus_per_node: {value: 4, source: ours}
-"""
 LIMITS = ("--rate", "2", "--ttft", "1s", "--tpot", "60ms", "--requests", "60")
 POOLS = {"pools": [{"replica": {"model": "llama-3.1-8b", "gpu": "ours.yaml"}}]}
 
@@ -28,7 +20,7 @@ POOLS = {"pools": [{"replica": {"model": "llama-3.1-8b", "gpu": "ours.yaml"}}]}
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with the file, in which one works."""
-    (tmp_path / "ours.yaml").write_text(OURS)
+    (tmp_path / "ours.yaml").write_text(AROUND)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -62,7 +54,7 @@ def test_a_gateways_file_brings_the_gpus_file_along(planned, monkeypatch):
     assert run("export", "../plan.json", "--to", "gateway", "--out", "ex").exit_code == 0
     (planned / "ours.yaml").unlink()  # as on another machine
     written = planned / "elsewhere" / "ex"
-    assert (written / "ours.yaml").read_text() == OURS
+    assert (written / "ours.yaml").read_text() == AROUND
     assert read_yaml(written / "gateway.yaml")["pools"][0]["replica"]["gpu"] == "ours.yaml"
     for place, file in ((written, "gateway.yaml"), (planned, "elsewhere/ex/gateway.yaml")):
         monkeypatch.chdir(place)
@@ -75,12 +67,12 @@ def test_containers_find_the_gpus_file_beside_the_gateways(folder):
     assert run("export", "gateway-of.yaml", "--to", "compose", "--out", "ex").exit_code == 0
     front = read_yaml(folder / "ex" / "compose.yaml")["services"]["gateway"]
     assert "./ours.yaml:/etc/headway/ours.yaml:ro" in front["volumes"]
-    assert (folder / "ex" / "ours.yaml").read_text() == OURS
+    assert (folder / "ex" / "ours.yaml").read_text() == AROUND
 
 
 def test_files_of_one_name_are_kept_apart(folder):
-    (folder / "gateway.yaml").write_text(OURS)
-    (folder / "elsewhere" / "ours.yaml").write_text(OURS.replace("4,", "2,"))
+    (folder / "gateway.yaml").write_text(AROUND)
+    (folder / "elsewhere" / "ours.yaml").write_text(AROUND.replace("4,", "2,"))
     paths = ["ours.yaml", "elsewhere/ours.yaml", "gateway.yaml", "ours.yaml"]
     pools = [{"replica": {"model": "llama-3.1-8b", "gpu": path}} for path in paths]
     write_yaml({"pools": pools}, folder / "three.yaml")
@@ -117,7 +109,7 @@ def test_a_price_is_of_the_name_in_the_file_where_one_file_has_it(folder):
     path = str(folder / "ours.yaml")
     assert asked({"ours.yaml": 1, "l4": 1}, **{"a100-of-ours": 3.0, "l4": 0.5}).usd_per_hour(path) == 3.0
     assert asked({"ours.yaml": 1}, **{"./ours.yaml": 2.0}).usd_per_hour(path) == 2.0
-    (folder / "twin.yaml").write_text(OURS)
+    (folder / "twin.yaml").write_text(AROUND)
     for stock, name in (({"ours.yaml": 1, "twin.yaml": 1}, "a100-of-ours"), ({"ours.yaml": 1}, "a100-of-theirs")):
         with pytest.raises(BadInput, match=f"usd_per_gpu_hour of {name} against gpu .*ours.yaml"):
             asked(stock, **{name: 3.0})

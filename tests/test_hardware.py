@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import headway.hardware
+from gpu_cases import AROUND
 from headway.cost import Replica, compile_replica
 from headway.errors import BadInput, HeadwayError, UnknownName
 from headway.hardware import Gpu, gpu, gpu_keys, node, nodes, silicon
@@ -187,17 +188,6 @@ def test_a_near_miss_names_what_was_meant(came: str, meant: str) -> None:
 
 
 # --- files of one's own -------------------------------------------------------------------------------------
-
-AROUND = """
-sources:
-  ours: {kind: measured, source: our own cluster}
-gpus:
-  a100-of-ours:
-    like: a100-80gb-sxm
-    figures:
-      gpus_per_node: {value: 4, source: ours}
-      rdma_bytes_per_s: {value: 3.1e9, source: ours, note: 25 Gbit/s}
-"""
 
 
 def test_a_file_says_what_differs_around_a_gpu_whose_laws_hold(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -22,15 +23,7 @@ from headway.sim import Deployment, Policies, Pool, simulate
 from headway.specs import override
 from headway.workload import workload
 
-SLOW = """
-sources:
-  ours: {kind: measured, source: "iperf3 between our nodes"}
-gpus:
-  a100-25g:
-    like: a100-80gb-sxm
-    figures:
-      rdma_bytes_per_s: {value: 3.1e9, source: ours, note: "25 Gbit/s"}
-"""
+SLOW = str(Path(__file__).parents[1] / "examples" / "a100-25gbit.yaml")  # between nodes of eight
 
 
 def replica(gpus: int, card: str = "h100-sxm", model: str = "llama-3.1-8b") -> Replica:
@@ -62,7 +55,7 @@ def split(prefill: tuple[int, int], decode: tuple[int, int], *which: str, route:
 )
 def test_replicas_stand_on_as_few_nodes_as_hold_them(prefill, decode, nodes, shared):
     made = split(prefill, decode)
-    assert made.nodes("llama-3.1-8b") == nodes
+    assert made.nodes == nodes
     assert made.shares_nodes("llama-3.1-8b") is shared
     assert made.wide("llama-3.1-8b") is (nodes != [[0], [0]])
 
@@ -74,7 +67,7 @@ SIZES = st.tuples(st.integers(1, 12), st.sampled_from([1, 2, 4, 8, 16]))
 def test_no_node_has_more_than_its_gpus_and_exports_place_replicas_there(prefill, decode, card):
     made = split(prefill, decode, card)
     used: dict[int, int] = {}
-    nodes = made.nodes("llama-3.1-8b")
+    nodes = made.nodes
     for pool, stand in zip(made.pools, nodes, strict=True):
         assert len(stand) == pool.count
         for node in stand:
@@ -84,7 +77,7 @@ def test_no_node_has_more_than_its_gpus_and_exports_place_replicas_there(prefill
     said = tuple(
         msgspec.structs.replace(pool, nodes=tuple(stand)) for pool, stand in zip(made.pools, nodes, strict=True)
     )
-    assert Deployment(pools=said).nodes("llama-3.1-8b") == nodes, "said or not, it is the same"
+    assert Deployment(pools=said).nodes == nodes, "said or not, it is the same"
     if made.wide("llama-3.1-8b"):
         places = iter(place(made))
         hosts = {(node, next(places).hosts) for stand in nodes for node in stand}
@@ -95,7 +88,7 @@ def test_no_node_has_more_than_its_gpus_and_exports_place_replicas_there(prefill
 def test_of_equal_replicas_every_node_has_its_share_of_both(prefill, decode, gpus):
     made = split((prefill, gpus), (decode, gpus))
     nodes = -(-(prefill + decode) * gpus // 8)
-    for stand, count in zip(made.nodes("llama-3.1-8b"), (prefill, decode), strict=True):
+    for stand, count in zip(made.nodes, (prefill, decode), strict=True):
         each = [stand.count(node) for node in range(nodes)]
         assert sum(each) == count and max(each) - min(each) <= 1
     assert made.shares_nodes("llama-3.1-8b") is (nodes > 1 and min(prefill, decode) >= nodes)
@@ -104,7 +97,7 @@ def test_of_equal_replicas_every_node_has_its_share_of_both(prefill, decode, gpu
 def test_kinds_of_gpu_share_no_node():
     pools = Pool(role="prefill", replica=replica(2)), Pool(role="decode", replica=replica(2, "a100-80gb-sxm"))
     made = Deployment(pools=pools)
-    assert made.nodes("llama-3.1-8b") == [[0], [1]] and not made.shares_nodes("llama-3.1-8b")
+    assert made.nodes == [[0], [1]] and not made.shares_nodes("llama-3.1-8b")
     far, _ = made.links("llama-3.1-8b")
     assert made.link("llama-3.1-8b") == far
     assert far.bytes_per_s == min(gpu(pool.replica.gpu).rdma_bytes_per_s for pool in pools)
@@ -151,12 +144,10 @@ def test_the_command_that_repeats_a_run_says_where_those_left_stand():
     assert "nodes" not in _down(Entry(split((2, 2), (2, 2)), None, True), question("h100-sxm", spare=1))
 
 
-def test_on_a_slow_network_tokens_come_sooner_where_kv_stays_on_its_node(tmp_path):
-    file = tmp_path / "slow.yaml"
-    file.write_text(SLOW)
+def test_on_a_slow_network_tokens_come_sooner_where_kv_stays_on_its_node():
     load = workload("chat", rate=6.0, requests=300)  # 0.8 MB of KV for each token of a prompt
     kept, scattered = (
-        simulate(split((4, 2), (4, 2), str(file), "opt-13b", route=route), load, seed=2)
+        simulate(split((4, 2), (4, 2), SLOW, "opt-13b", route=route), load, seed=2)
         for route in ("same-node", "round-robin")
     )
     assert kept.tpot_s.p90 < 0.96 * scattered.tpot_s.p90 and kept.tpot_s.mean < scattered.tpot_s.mean
@@ -184,7 +175,7 @@ def stages(prefill: tuple[int, int], decode: tuple[int, int], *, pp: int = 2) ->
 )
 def test_stages_apart_are_packed_by_stage(prefill, decode, nodes):
     made = stages(prefill, decode)
-    assert made.nodes("llama-3.1-70b") == nodes
+    assert made.nodes == nodes
     hosts = {(node, each.hosts) for node, each in zip([n for of in nodes for n in of], place(made), strict=True)}
     assert len(hosts) == len({node for node, _ in hosts}), "the replicas of a number share all their hosts"
     taken = [(host, number) for each in place(made) for host in each.hosts for number in each.gpus]
@@ -210,10 +201,8 @@ def test_stages_and_whole_replicas_share_no_node():
         Replica(model="llama-3.1-70b", gpu="h100-sxm", tp=4, apart=True)
 
 
-def test_segments_are_tried_where_two_replicas_do_not_fit_a_node(tmp_path):
-    file = tmp_path / "slow.yaml"
-    file.write_text(SLOW)
-    asked = question(str(file), model="opt-175b", gpus=32, weights=("bf16",), kv=("bf16",))
+def test_segments_are_tried_where_two_replicas_do_not_fit_a_node():
+    asked = question(SLOW, model="opt-175b", gpus=32, weights=("bf16",), kv=("bf16",))
     found = {option.name: option.deployment for option in enumerate_space(asked).options}
     assert found["1P tp4pp2apart + 1D tp4pp2apart bf16/bf16"].policies.route == "least-requests", "one place, all near"
     two = "2P tp4pp2apart + 2D tp4pp2apart bf16/bf16"
@@ -229,19 +218,17 @@ def question(card: str, **more: object) -> Question:
     return Question(**asked | more)
 
 
-def test_plans_keep_kv_on_its_node_where_the_network_is_slow_and_nobody_chose_a_router(tmp_path):
-    file = tmp_path / "slow.yaml"
-    file.write_text(SLOW)
+def test_plans_keep_kv_on_its_node_where_the_network_is_slow_and_nobody_chose_a_router():
 
     def near(asked: Question) -> list[Deployment]:
         found = [option.deployment for option in enumerate_space(asked).options]
         return [made for made in found if made.policies.route == "same-node"]
 
-    slow = near(question(str(file)))
+    slow = near(question(SLOW))
     assert len(slow) > 100 and all(made.shares_nodes("opt-13b") for made in slow)
-    names = {option.name for option in enumerate_space(question(str(file))).options}
+    names = {option.name for option in enumerate_space(question(SLOW)).options}
     assert {made.name.removesuffix(" route=same-node") for made in slow} < names
     assert not near(question("h100-sxm", model="llama-3.1-8b"))
-    assert not near(question(str(file), policies=Policies(route="power-of-two")))
-    assert not near(question(str(file), policies_to_try={"route": ("round-robin",)}))
-    assert not near(question(str(file), kv_link={"name": "own", "bytes_per_s": 1e9, "latency_s": 1e-5}))
+    assert not near(question(SLOW, policies=Policies(route="power-of-two")))
+    assert not near(question(SLOW, policies_to_try={"route": ("round-robin",)}))
+    assert not near(question(SLOW, kv_link={"name": "own", "bytes_per_s": 1e9, "latency_s": 1e-5}))

@@ -191,19 +191,17 @@ def served_from(data: dict[str, Any], file: str, calibration: str | None, termin
         raise BadInput(f"{file}: {len(spec.upstreams)} gateway.upstreams for {count} replicas: give one for each")
     backings = []
     hourly_usd = deployment.priced().usd_per_gpu_hour
-    nodes = {name: iter(deployment.nodes(name)) for name in deployment.models}
-    for pool in deployment.pools:
+    for pool, nodes in zip(deployment.pools, deployment.nodes, strict=True):
         table = compile_replica(pool.replica)
         usd = None if hourly_usd is None else hourly_usd * pool.replica.gpus
         window = pool.replica.engine.max_seqs * table.ranks
         backing = Backing(
             model=pool.model, role=pool.role, table=table, window=window, usd_per_hour=usd, keep_hints=pool.keep_hints
         )
-        stand = next(nodes[pool.model])[: pool.count] if pool.role != "mixed" else [-1] * pool.count
         if pool.role == "decode":
             moved = handoff(deployment, pool.model)
             backing = replace(backing, fetch_s=_fetch_s(moved, moved.far), near_fetch_s=_fetch_s(moved, moved.near))
-        backings += [replace(backing, node=node) for node in stand]
+        backings += [replace(backing, node=node) for node in nodes[: pool.count]]
     for text, backing in zip(spec.upstreams, backings, strict=True):
         if backing.role == "prefill" and text.startswith("unix:"):
             raise BadInput(f"{file}: gateway.upstreams: {text} prefills for others, who need a host:port to reach it")

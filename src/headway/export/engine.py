@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -165,6 +166,17 @@ def online_quantization(ask: Ask, can: tuple[str, ...]) -> str:
 def dtype_of(ask: Ask) -> str:
     """Return what the engine has to be told to compute in, "" where the checkpoint's own type will do."""
     return "float16" if ask.without_bf16 else ""
+
+
+def precision_words(ask: Ask, names: Mapping[str, str]) -> list[str]:
+    """Return the flags of what is computed in and of the KV cache, whose precisions the engine calls by these names."""
+    dtype, kv = dtype_of(ask), ask.replica.kv
+    return [*(["--dtype", dtype] if dtype else []), "--kv-cache-dtype", "auto" if dtype and kv == "bf16" else names[kv]]
+
+
+def kv_of(flag: str, names: Mapping[str, str]) -> str:
+    """Return the precision of the KV cache that such a flag means."""
+    return "bf16" if flag == "auto" else {name: kv for kv, name in names.items()}[flag]
 
 
 def context_of(replica: Replica) -> int | None:

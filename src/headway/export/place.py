@@ -67,15 +67,15 @@ def place(deployment: Deployment) -> list[Placed]:
     placed: list[Placed] = []
     open_host: dict[tuple[str, str], tuple[int, int, int]] = {}  # by GPU and node: host, GPUs taken, replicas on it
     hosts = 0
-    nodes = {name: iter(deployment.nodes(name)) for name in deployment.models if deployment.wide(name)}
-    for number, (pool, name) in enumerate(zip(deployment.pools, deployment.pool_names(), strict=True)):
+    named = zip(deployment.pools, deployment.pool_names(), deployment.nodes, strict=True)
+    for number, (pool, name, nodes) in enumerate(named):
         replica, card = pool.replica, gpu(pool.replica.gpu)
         most, parts = host_gpus(card), spread(replica)
-        stand = next(nodes[pool.model]) if pool.model in nodes and most == card.gpus_per_node else None
+        known = deployment.wide(pool.model) and most == card.gpus_per_node
+        apart = f"{parts} stages apart " if replica.apart else ""
         for index in range(pool.count):
-            apart = f"{parts} stages apart " if replica.apart else ""
-            place = replica.gpu, apart + ("" if stand is None else f"{pool.model} {stand[index]}")
-            host, taken, port = open_host.get(place, (0, most, 0))
+            where = replica.gpu, apart + (f"{pool.model} {nodes[index]}" if known else "")
+            host, taken, port = open_host.get(where, (0, most, 0))
             if (parts > 1 and not apart) or taken + replica.gpus // parts > most:
                 host, taken, port, hosts = hosts, 0, 0, hosts + parts
             own = tuple(range(taken, taken + replica.gpus // parts))
@@ -90,7 +90,7 @@ def place(deployment: Deployment) -> list[Placed]:
                 )
             )
             if parts == 1 or apart:
-                open_host[place] = (host, taken + replica.gpus // parts, port + 1)
+                open_host[where] = (host, taken + replica.gpus // parts, port + 1)
     return placed
 
 

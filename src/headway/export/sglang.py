@@ -38,10 +38,7 @@ def command(ask: e.Ask) -> e.Command:
         ]
     quantization = e.online_quantization(ask, ("fp8",))
     words += ["--quantization", quantization] if quantization else []
-    dtype = e.dtype_of(ask)
-    words += ["--dtype", dtype] if dtype else []
-    kv = "auto" if dtype and replica.kv == "bf16" else KV[replica.kv]
-    words += ["--kv-cache-dtype", kv, "--page-size", str(engine.block_tokens)]
+    words += [*e.precision_words(ask, KV), "--page-size", str(engine.block_tokens)]
     fit = memory_fit(replica)
     words += ["--mem-fraction-static", f"{(fit.weight_bytes + fit.kv_bytes) / fit.memory_bytes:.3f}"]
     words += ["--chunked-prefill-size", str(engine.max_batched_tokens * replica.dp)]
@@ -79,7 +76,7 @@ def read(built: e.Command) -> dict[str, Any]:
         "pp": flags["--pp-size"],
         "dp": dp,
         "ep": flags.get("--ep-size", 1),
-        "kv": {"auto": "bf16", **{value: key for key, value in KV.items()}}[flags["--kv-cache-dtype"]],
+        "kv": e.kv_of(flags["--kv-cache-dtype"], KV),
         "weights": flags.get("--quantization", ""),
         "max_batched_tokens": flags["--chunked-prefill-size"] // dp,
         "max_seqs": flags["--max-running-requests"] // dp,

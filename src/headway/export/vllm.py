@@ -43,10 +43,7 @@ def command(ask: e.Ask) -> e.Command:
     words += _hosts(ask)
     quantization = e.online_quantization(ask, ("fp8",))
     words += ["--quantization", quantization] if quantization else []
-    dtype = e.dtype_of(ask)
-    words += ["--dtype", dtype] if dtype else []
-    kv = "auto" if dtype and replica.kv == "bf16" else KV[replica.kv]
-    words += ["--kv-cache-dtype", kv, "--block-size", str(engine.block_tokens)]
+    words += [*e.precision_words(ask, KV), "--block-size", str(engine.block_tokens)]
     words += ["--gpu-memory-utilization", f"{engine.memory_utilization:g}"]
     words += ["--max-num-batched-tokens", str(engine.max_batched_tokens), "--max-num-seqs", str(engine.max_seqs)]
     words += ["--enable-prefix-caching" if engine.prefix_cache else "--no-enable-prefix-caching"]
@@ -76,7 +73,7 @@ def read(built: e.Command) -> dict[str, Any]:
         "pp": flags["--pipeline-parallel-size"],
         "dp": dp,
         "ep": tp * dp if "--enable-expert-parallel" in flags else 1,
-        "kv": {"auto": "bf16", **{value: key for key, value in KV.items()}}[flags["--kv-cache-dtype"]],
+        "kv": e.kv_of(flags["--kv-cache-dtype"], KV),
         "weights": flags.get("--quantization", ""),
         "max_batched_tokens": flags["--max-num-batched-tokens"],
         "max_seqs": flags["--max-num-seqs"],

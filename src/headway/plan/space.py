@@ -216,12 +216,12 @@ class _Kind(NamedTuple):
 
     def apart(self) -> Iterator[tuple[Shape, Shape]]:
         """Pipelines whose stages share nodes by two, where the network is slow and no node holds both whole."""
-        node, pipes = gpu(self.gpu).gpus_per_node, [shape for shape in self.shapes if shape.pp > 1 and shape.dp == 1]
-        for before, after in product(pipes if keeps_kv(self.question) else (), repeat=2):
-            pair = before._replace(apart=True), after._replace(apart=True)
-            fit = before.pp == after.pp and before.tp + after.tp <= node < before.gpus + after.gpus
-            if fit and all(map(self._holds, pair)) and slow_network(*(self.replica(s, self.budgets[0]) for s in pair)):
-                yield pair
+        least, node = min(self.budgets), gpu(self.gpu).gpus_per_node
+        pipes = [s._replace(apart=True) for s in self.shapes if s.pp > 1 and s.dp == 1 and keeps_kv(self.question)]
+        for one, other in product(filter(self._holds, pipes), repeat=2):
+            fit = one.pp == other.pp and one.tp + other.tp <= node < one.gpus + other.gpus
+            if fit and slow_network(self.replica(one, least), self.replica(other, least)):
+                yield one, other
 
     def _split_alone(self) -> list[Shape]:
         """Those that are no ranks."""
@@ -393,10 +393,9 @@ def without(deployment: Deployment, spare: int) -> Deployment:
     first = deployment.pools[0]
     if first.role == "mixed":
         return left
-    stood = deployment.nodes(first.model)
     pools = (
         msgspec.structs.replace(pool, nodes=tuple(nodes[spare:] if pool.role == "decode" else nodes[:-spare]))
-        for pool, nodes in zip(left.pools, stood, strict=True)
+        for pool, nodes in zip(left.pools, deployment.nodes, strict=True)
     )
     return msgspec.structs.replace(left, pools=tuple(pools))
 

@@ -143,11 +143,10 @@ class Deployment(Spec, frozen=True, kw_only=True):
                 raise BadInput(
                     f"prefill and decode pools{of_it} hold KV in different precisions: give both the same kv"
                 )
+            check_nodes(pools)
         names = [pool.model for pool in self.pools]
         if names != sorted(names, key=self.models.index):
             raise BadInput(f"pools serve {', '.join(names)}: put those of one model next to each other")
-        for name in self.models:
-            check_nodes([pool for pool in self.pools if pool.model == name])
         self._check_aliases()
         self._check_scaling()
 
@@ -224,9 +223,15 @@ class Deployment(Spec, frozen=True, kw_only=True):
         roles = [f"{pool.model}.{pool.role}" if several else pool.role for pool in self.pools]
         return [f"{role}.{roles[:i].count(role)}" if roles.count(role) > 1 else role for i, role in enumerate(roles)]
 
-    def nodes(self, name: str) -> list[list[int]]:
-        """The node of each replica of a model's prefill and decode pools, pool by pool."""
-        return nodes_of([pool for pool in self.pools if pool.model == name])
+    @property
+    def nodes(self) -> list[list[int]]:
+        """The node of each replica, pool by pool: numbers that pools of one model share; -1 of mixed ones."""
+        models = [[pool for pool in self.pools if pool.model == name] for name in self.models]
+        return [
+            stand
+            for pools in models
+            for stand in ([[-1] * pool.places for pool in pools] if pools[0].role == "mixed" else nodes_of(pools))
+        ]
 
     def links(self, name: str) -> tuple[Link, Link]:
         """What carries KV between a model's prefill and decode replicas, per GPU: between nodes, and within one."""
@@ -236,21 +241,24 @@ class Deployment(Spec, frozen=True, kw_only=True):
 
     def wide(self, name: str) -> bool:
         """Whether a model's prefill and decode replicas take several nodes."""
-        split = any(pool.role != "mixed" for pool in self.pools if pool.model == name)
-        return split and len({node for nodes in self.nodes(name) for node in nodes}) > 1
+        return len(set().union(*self._nodes_by_role(name).values())) > 1
 
     def shares_nodes(self, name: str) -> bool:
         """Whether a model takes several nodes, and each of them has prefill replicas and decode replicas."""
-        roles: dict[str, set[int]] = {"prefill": set(), "decode": set()}
-        for pool, nodes in zip((pool for pool in self.pools if pool.model == name), self.nodes(name), strict=True):
-            roles.get(pool.role, set()).update(nodes)
-        return len(roles["prefill"]) > 1 and roles["prefill"] == roles["decode"]
+        roles = self._nodes_by_role(name)
+        return self.wide(name) and roles["prefill"] == roles["decode"]
+
+    def _nodes_by_role(self, name: str) -> dict[str, set[int]]:
+        roles: dict[str, set[int]] = {"mixed": set(), "prefill": set(), "decode": set()}
+        for pool, nodes in zip(self.pools, self.nodes, strict=True):
+            if pool.model == name:
+                roles[pool.role].update(nodes)
+        return roles
 
     def link(self, name: str) -> Link:
-        """What carries a model's KV: a node's own link, if it has one node or keeps KV there, or that between nodes."""
+        """What carries KV at worst between two replicas of a model: the link between nodes where they take several."""
         far, near = self.links(name)
-        kept = self.policies.route == "same-node" and self.shares_nodes(name)
-        return near if kept or not self.wide(name) else far
+        return far if self.wide(name) else near
 
     @property
     def usd_per_hour(self) -> float | None:

@@ -240,11 +240,10 @@ def handoff(deployment: Deployment, name: str) -> Handoff:
     full = kv_transfer_bytes(slow, window + 1) - kv_transfer_bytes(slow, window) if window else 0
     each = kv_transfer_bytes(slow, 1)
     rates = (float(full), float(each - full)) if window else (float(each), 0.0)
-    nodes = iter(deployment.nodes(name))
     ends = [
-        node
-        for pool in deployment.pools
-        for node in (next(nodes) if pool.model == name else [-1] * pool.places)
+        node if pool.model == name else -1
+        for pool, nodes in zip(deployment.pools, deployment.nodes, strict=True)
+        for node in nodes
         for _ in range(pool.replica.dp)
     ]
     far, near = ((link.bytes_per_s, link.latency_s) for link in deployment.links(name))
