@@ -309,7 +309,7 @@ def test_copies_that_miss_the_slo_are_added_to_and_none_is_promised_that_was_not
         return trial.Trial(len(tried) > 2, 0.95, load.requests, 0, 0.1, 0.01, 1.0, 0.0, True)
 
     monkeypatch.setattr("headway.plan.remedy.try_rate", missed)
-    monkeypatch.setattr("headway.plan.remedy._CHEAPER_GPUS_MAX", 0)
+    monkeypatch.setattr("headway.plan.remedy.WIDER_GPUS", 0)
     found = plan(msgspec.structs.replace(SMALL, rate_req_s=1000), workers=1)
     assert len(tried) == 3 and tried == sorted(set(tried))
     assert "95.0% of" in found.message

@@ -33,7 +33,7 @@ _REPLICAS_MAX = 512  # routing looks at each of them
 _TRIES = 6
 _GROWTH = 16  # each try has a sixteenth more copies, so the last has a third more than the first, ...
 _FAR = 4  # ... and four times that after one that serves less than half of what it should
-WIDER_GPUS = _CHEAPER_GPUS_MAX = 64  # the space of so many is looked through in some seconds
+WIDER_GPUS = 64  # the space of so many is looked through in some seconds
 _OF_A_PRICE, _CHEAPER_TRIES = 6, 60  # the ablest by estimate of each price, the lowest price first
 _LEAST_OF_GUESS = 0.6  # of a rate: what serves it is hardly estimated to serve less
 _HOPE = 0.05  # who misses the target by more on one seed does not meet it on all
@@ -129,13 +129,13 @@ def _cheaper(contest: Contest, source: Workload, found: Remedy) -> Remedy:
     """Return what serves the rate for less than the copies found, by the runs that confirm a plan; else these.
 
     It is looked for where the question's limits on GPUs, money and watts are as loose as the copies need them; where
-    they need many GPUs, or do not serve it, on `_CHEAPER_GPUS_MAX`, if there are larger replicas than the question's
+    they need many GPUs, or do not serve it, on `WIDER_GPUS`, if there are larger replicas than the question's
     GPUs could hold: few of those may do what many small ones do not.
     """
     question, known = contest.question, {option.name for option in contest.options}
     met = found.attainment is not None
-    far = not met or found.gpus > _CHEAPER_GPUS_MAX
-    wider = tuple(tp for tp in larger(question) if tp <= (_CHEAPER_GPUS_MAX if far else found.gpus))
+    far = not met or found.gpus > WIDER_GPUS
+    wider = tuple(tp for tp in larger(question) if tp <= (WIDER_GPUS if far else found.gpus))
     if far and not wider:
         return found
     rehearsal = _Rehearsal(contest, source, contest.long, contest.seeds or (contest.question.seed,))
@@ -166,13 +166,13 @@ def _spared(pool: Pool, question: Question) -> Deployment:
 def _freed(question: Question, whole: Deployment, far: bool) -> Question:
     """The question with as many GPUs as a deployment has, and no limit on money and watts.
 
-    `far`: with `_CHEAPER_GPUS_MAX` in all, of each kind that it has.
+    `far`: with `WIDER_GPUS` in all, of each kind that it has.
     """
     used = _used(whole)
-    room = dict.fromkeys(used, _CHEAPER_GPUS_MAX) if far else used
+    room = dict.fromkeys(used, WIDER_GPUS) if far else used
     stock = {kind: max(count, room.get(kind, 0)) for kind, count in question.stock.items()}
     kinds = question.gpu if isinstance(question.gpu, str) else stock
-    most = max(question.most, _CHEAPER_GPUS_MAX if far else whole.gpus)
+    most = max(question.most, WIDER_GPUS if far else whole.gpus)
     return msgspec.structs.replace(
         question, gpu=kinds, gpus=most, max_usd_per_hour=None, max_watts=None,
         watts_per_rack=None, gpus_per_rack=None,
