@@ -19,6 +19,7 @@ from headway.plan import Question
 from headway.plan.explain import _down
 from headway.plan.ranking import Entry
 from headway.plan.space import enumerate_space, without
+from headway.report.words import deployment_words
 from headway.sim import Deployment, Policies, Pool, simulate
 from headway.specs import override
 from headway.workload import workload
@@ -190,6 +191,12 @@ def test_stages_apart_send_their_activations_over_the_network():
     near, far = (compile_replica(each) for each in (together, apart))
     assert far.p2p_s[1000] > 2 * near.p2p_s[1000] and far.kv_blocks == near.kv_blocks
     assert near.step_seconds(0, 0, 0, [(0, 1000)]) == far.step_seconds(0, 0, 0, [(0, 1000)])
+
+
+def test_words_say_that_stages_stand_apart():
+    made = stages((1, 4), (1, 4))
+    assert deployment_words(made).count(", a stage on each node") == 2
+    assert "stage on" not in deployment_words(split((1, 4), (1, 4)))
 
 
 def test_stages_and_whole_replicas_share_no_node():

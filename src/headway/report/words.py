@@ -150,10 +150,14 @@ def limits(slo: Slo) -> str:
 def pool_words(pool: Pool) -> str:
     """Return one pool: ``2 x tp 4 h100-sxm, fp8``, its role unless mixed."""
     replica = pool.replica
-    layout = f"tp {replica.tp}" + (f" pp {replica.pp}" if replica.pp > 1 else "")
+    layout = f"tp {replica.tp}" + (f" pp {replica.pp}" if replica.pp > 1 else "") + _apart(pool)
     precision = replica.weights if replica.kv == replica.weights else f"{replica.weights}, KV {replica.kv}"
     role = "" if pool.role == "mixed" else f" {pool.role}"
     return f"{pool.count} x {layout}{role} on {replica.gpu_name} ({precision})"
+
+
+def _apart(pool: Pool) -> str:
+    return ", a stage on each node" if pool.replica.apart else ""
 
 
 def deployment_words(deployment: Deployment) -> str:
@@ -242,6 +246,7 @@ def _replicas_words(pool: Pool) -> str:
     replica, role = pool.replica, "" if pool.role == "mixed" else f"{pool.role} "
     degrees = [(name, getattr(replica, name)) for name in ("pp", "dp", "ep")]
     layout = f"tp {replica.tp}" + "".join(f", {name} {degree}" for name, degree in degrees if degree > 1)
+    layout += _apart(pool)
     each = "each on" if pool.count > 1 else "on"
     return f"{counted(pool.count, f'{role}replica')} {each} {replica.gpus} {replica.gpu_name} ({layout})"
 
