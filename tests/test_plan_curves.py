@@ -7,7 +7,8 @@ import pytest
 
 from headway.metrics import Slo
 from headway.plan import Plan, Question, plan
-from headway.plan.curves import with_curves
+from headway.plan.crew import muster
+from headway.plan.curves import Looker, with_curves
 from headway.sim import Deployment, simulate
 from headway.specs import from_mapping
 from headway.workload import workload
@@ -85,13 +86,17 @@ def test_the_course_is_that_of_the_run_and_being_watched_changes_nothing(found):
         assert 0 <= mean <= most <= 1
 
 
+def crew(found):
+    return muster(Looker, (found.question, workload("chat"), found.rate_req_s), 1)
+
+
 def test_ctrl_c_costs_curves_not_the_answer(found):
     def press(done, planned):
         if done == 8:  # the first curve is whole, the second is not
             raise KeyboardInterrupt
 
     bare = msgspec.structs.replace(found, curves=[], course=None)
-    seen = with_curves(bare, workload("chat"), 1, press)
+    seen = with_curves(bare, crew(bare), press)
     assert seen.ranked == bare.ranked and not seen.interrupted
     assert seen.curves == found.curves[:1]
     assert seen.course is None
@@ -108,7 +113,7 @@ def test_with_replicas_to_spare_curves_are_of_those_that_are_left_as_goodput_is(
 def test_where_nothing_is_served_curves_are_around_the_asked_rate(found):
     ranked = [msgspec.structs.replace(each, goodput_req_s=0.0, meets=False) for each in found.ranked]
     bare = msgspec.structs.replace(found, feasible=False, best=None, ranked=ranked, curves=[], course=None)
-    nothing = with_curves(bare, workload("chat"), 1)
+    nothing = with_curves(bare, crew(bare))
     assert [curve.name for curve in nothing.curves] == [each.name for each in ranked[:3]]
     for curve in nothing.curves:
         assert curve.points[0].rate_req_s == pytest.approx(25 / 4, rel=0.03)

@@ -190,7 +190,7 @@ class Plan(Spec, frozen=True, kw_only=True):
         interrupted: whether the search was cut short; the plan then holds the candidates known by then.
         enumerated: candidates in the space: `evaluated` + all `discarded` (+ those an interruption left).
         discarded: candidates by the reason they were not evaluated for.
-        tolerance: relative width of the bracket around each goodput.
+        tolerance: relative width of the bracket around each goodput that rests on runs of full length.
         best: the first of `ranked` when the plan is feasible.
         front: names of the candidates no other beats in all objectives of the question's `front` at once, without
             those that a better ranked one is as good as to within `tolerance` in what is simulated; of the confirmed

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from headway.plan.evaluate import Job, Outcome
 from headway.plan.question import Question
-from headway.plan.ranking import Entry, front, rank, undecided
+from headway.plan.ranking import EXACT, Entry, front, rank, undecided
 from headway.plan.screen import BEHIND, Screened
 from headway.plan.space import Option
+from headway.plan.trial import STEP
 
 __all__ = ["Contest"]
 
@@ -18,13 +19,12 @@ _RUNGS = ((16, 0), (4, 128), (1, 32))  # a share of the long run's requests, and
 _SHORT_MIN = 500  # requests, enough to see a tenth missing
 _LEADERS = 3  # so many of those that meet the SLO rest on further seeds, and all of the front
 _HOPELESS = 3  # where none may meet it, so many get long runs
-_DOUBT = 0.1  # nearer than this to the asked rate, short runs do not tell whether it is met
 _SEEDS_MOST = 24  # then those whose interval holds the target are said to be undecided
 _NEAREST = 8  # where nothing works, so many at a time are simulated to find what comes nearest
 _RECALLED = 500  # so many at a time of those screened out, where nothing else meets the SLO
 _PROVEN = 32  # the ablest by estimate, where all are proven unable: they tell what comes near
 _PEERS = 9  # so many nearest in goodput tell by how much longer runs find less
-_HOPE, _HOPE_REQUESTS = 0.15, 1_000  # by which share short runs may underrate a goodput: two standard deviations
+_NOISE, _NOISE_REQUESTS = 0.075, 1_000  # a standard deviation of the goodput that short runs find, as a share
 
 
 class Contest:
@@ -90,7 +90,8 @@ class Contest:
     def _first(self) -> list[Job]:
         """Short runs for all that were not screened out."""
         new = [i for i in range(len(self.options)) if i not in self.screened and i not in self.outcomes]
-        return [Job(i, self.options[i].deployment, self.rungs[0][0]) for i in new]
+        requests = self.rungs[0][0]
+        return [Job(i, self.options[i].deployment, requests, width=self._width(requests)) for i in new]
 
     def _recalled(self) -> list[Job]:
         """Short runs for those screened out, the ablest first, while nothing meets the SLO and they may."""
@@ -107,23 +108,48 @@ class Contest:
         return self._first()
 
     def _refined(self) -> list[Job]:
-        """Longer runs for those in front and in doubt that have none, the longest for the fewest."""
-        for requests, contenders in self.rungs[1:]:
-            entries = [self._entry(i, hopeful=True) for i in self.outcomes]
-            near = _DOUBT if requests == self.long else 2 * _DOUBT
-            doubtful = [e for e in entries if abs(e.outcome.goodput.req_s / self.rate_req_s - 1) < near]
-            most = contenders if any(entry.meets for entry in entries) else _HOPELESS
+        """Longer runs for those in front that have none, the longest for the fewest."""
+        for requests, most in self.rungs[1:]:
             likely = [] if self.most_req_s is not None else self._likely(requests)
-            matter = [*rank(entries, self.objective)[:most], *likely, *doubtful]
-            names = {entry.deployment.name for entry in matter}
+            names = {entry.deployment.name for entry in [*self._contenders(most), *likely]}
+            width = self._width(requests)
             jobs = [
-                Job(i, self.options[i].deployment, requests, outcome.goodput.req_s)
+                Job(i, self.options[i].deployment, requests, outcome.goodput.req_s, width=width)
                 for i, outcome in sorted(self.outcomes.items())
                 if self.options[i].name in names and outcome.requests < requests and not self._final(outcome)
             ]
             if jobs:
                 return jobs
         return []
+
+    def _contenders(self, most: int) -> list[Entry]:
+        """The first of the ranking, were all that may meet the SLO to meet it; no more than have a chance to win.
+
+        Where chance has no part in the objective, who costs more than one that surely meets the SLO cannot win.
+        """
+        first = rank([self._entry(i, hopeful=True) for i in self.outcomes], self.objective)
+        if not first or not first[0].meets:
+            return first[:_HOPELESS]
+        sure = math.inf
+        if self.objective in EXACT:
+            sure = min((each.measure(self.objective) for each in first if self._surely(each)), default=math.inf)
+        able = sum(each.meets and each.measure(self.objective) <= sure for each in first)
+        return first[: min(most, max(able, _LEADERS))]
+
+    def _surely(self, entry: Entry) -> bool:
+        goodput_req_s = entry.outcome.goodput.req_s
+        return entry.meets and goodput_req_s >= self.rate_req_s * (1 + self._hope(entry.outcome))
+
+    def _hope(self, outcome: Outcome) -> float:
+        """The share by which runs this short may be wrong about a goodput: two standard deviations."""
+        return 0.0 if self._final(outcome) else 2 * self._noise(outcome.requests)
+
+    def _noise(self, requests: int) -> float:
+        return _NOISE * math.sqrt(_NOISE_REQUESTS / (requests * self.least))
+
+    def _width(self, requests: int) -> int:
+        """Places of the grid that runs of so many requests leave open: a finer search would find their noise."""
+        return 1 if requests >= self.long else max(1, round(self._noise(requests) / math.log(STEP)))
 
     def _confirmed(self) -> list[Job]:
         """Runs of seeds that had no part in the choice, for those in front that meet the SLO or may have had bad luck.
@@ -187,8 +213,7 @@ class Contest:
         outcome = self.outcomes[index]
         meets = outcome.asked is not None and outcome.asked.meets
         if hopeful and not self._final(outcome):
-            hope = 1 + _HOPE * math.sqrt(_HOPE_REQUESTS / (outcome.requests * self.least))
-            meets = meets or outcome.goodput.req_s * hope >= self.rate_req_s
+            meets = meets or outcome.goodput.req_s * (1 + self._hope(outcome)) >= self.rate_req_s
         elif hopeful and not outcome.seeds and self.seeds:
             meets = meets or (outcome.goodput.req_s > 0 and self._may_meet(outcome))
         return Entry(self.options[index].deployment, outcome, meets)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,10 +15,9 @@ from headway.cost.stretched import stretched
 from headway.engine import Engine
 from headway.metrics import Result, Slo
 from headway.plan.answer import Candidate, Plan
-from headway.plan.crew import Crew, Workforce, muster
-from headway.plan.evaluate import Evaluator
+from headway.plan.crew import Crew
+from headway.plan.evaluate import Evaluator, Job
 from headway.plan.leaders import Course, LoadCurve, LoadPoint, PoolCourse, Spread
-from headway.plan.question import Question
 from headway.plan.space import standing
 from headway.plan.trial import STEP, Load, Trial, ask, interval
 from headway.sim import CtrlC, Deployment
@@ -26,9 +25,8 @@ from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build, compiled
 from headway.sim.trust import uncertainty
 from headway.specs import from_mapping
-from headway.workload import Workload
 
-__all__ = ["with_curves"]
+__all__ = ["Look", "Looker", "with_curves"]
 
 _LEADERS = 3
 _SHARES = (0.25, 0.5, 0.75, 1.0, 1.1)  # of what a candidate serves, or else of the asked rate
@@ -41,7 +39,7 @@ _DIGITS = 4
 _Heard = tuple[Trial, Result]
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """A candidate at place `k` of the grid of rates; None: its run at the asked rate, moment by moment."""
 
     name: str
@@ -52,15 +50,15 @@ class _Look(NamedTuple):
 
 
 def with_curves(
-    plan: Plan, source: Workload, workers: Workforce, progress: Callable[[int, int], None] | None = None
+    plan: Plan, crew: Crew[Look, LoadPoint | Course], progress: Callable[[int, int], None] | None = None
 ) -> Plan:
-    """Return the plan with the curves of its first candidates and the course of the first.
+    """Return the plan with the curves of its first candidates and the course of the first, as a crew of `Looker` says.
 
-    `progress` is called with looks done and in all. Ctrl-C ends it: the plan then has those that were whole by then.
+    It is closed then. `progress` is called with looks done and in all. Ctrl-C ends it: the plan has those that were
+    whole by then.
     """
     looks = [look for candidate in plan.ranked[:_LEADERS] for look in _looks(candidate, plan)]
     looks += [look._replace(seeds=look.seeds[:1], k=None) for look in looks[:1]]
-    crew: Crew[_Look, LoadPoint | Course] = muster(_Looker, (plan.question, source, plan.rate_req_s), workers)
     seen: dict[int, LoadPoint | Course] = {}
     try:
         with CtrlC() as ctrl_c:
@@ -78,7 +76,7 @@ def with_curves(
     return msgspec.structs.replace(plan, curves=_whole(looks, seen), course=course)
 
 
-def _whole(looks: list[_Look], seen: dict[int, LoadPoint | Course]) -> list[LoadCurve]:
+def _whole(looks: list[Look], seen: dict[int, LoadPoint | Course]) -> list[LoadCurve]:
     """The curves all of whose rates were looked at."""
     curves = []
     for name in dict.fromkeys(look.name for look in looks):
@@ -93,35 +91,39 @@ def _whole(looks: list[_Look], seen: dict[int, LoadPoint | Course]) -> list[Load
     return curves
 
 
-def _looks(candidate: Candidate, plan: Plan) -> list[_Look]:
+def _looks(candidate: Candidate, plan: Plan) -> list[Look]:
     """Rates from a quarter of what it serves to a tenth more than it does, and the asked one."""
     deployment = from_mapping(Deployment, candidate.deployment, candidate.name)
     most = candidate.goodput_req_s or plan.rate_req_s
     places = {round(math.log(share * most / plan.rate_req_s) / math.log(STEP)) for share in _SHARES}
     requests = min(plan.requests, _REQUESTS_MAX)
     return [
-        _Look(candidate.name, deployment, requests, candidate.seeds[: _SEEDS if k else None], k)
+        Look(candidate.name, deployment, requests, candidate.seeds[: _SEEDS if k else None], k)
         for k in sorted(places | {0})
     ]
 
 
-class _Looker:
-    """Answers one look after another; the same answer in whatever process and order."""
+class Looker(Evaluator):
+    """Answers one look after another, and an evaluator's jobs; the same answer in whatever process and order."""
 
-    def __init__(self, question: Question, source: Workload, rate_req_s: float) -> None:
-        evaluator = Evaluator(question, source, rate_req_s)
-        self.slo, self.spare, self.load = evaluator.classes.slo, question.spare, evaluator.load
+    def __call__(self, job: Job | Look) -> Any:  # of a job an `Outcome`, of a look a `LoadPoint` or a `Course`
+        """Return what a job or a look asks for.
 
-    def __call__(self, look: _Look) -> LoadPoint | Course:
+        Raises:
+            KeyboardInterrupt: while it simulated.
+        """
+        return self._look(job) if isinstance(job, Look) else super().__call__(job)
+
+    def _look(self, look: Look) -> LoadPoint | Course:
         loads = [self.load(look.requests, seed) for seed in look.seeds]
         if look.k is None:
             return _course(look, loads[0])
-        left, tables = standing(look.deployment, self.spare)
-        heard = [ask(left, load, self.slo, tables, look.k) for load in loads]
+        left, tables = standing(look.deployment, self.question.spare)
+        heard = [ask(left, load, self.classes.slo, tables, look.k) for load in loads]
         ends = []
         for times in uncertainty(look.deployment).tpot:
             otherwise = tuple(stretched(table, times) for table in tables)
-            ends.append(ask(left, loads[0], self.slo, otherwise, look.k))
+            ends.append(ask(left, loads[0], self.classes.slo, otherwise, look.k))
         outcome = heard[0][1].slo
         share, low, high = outcome.attainment, outcome.attainment_low, outcome.attainment_high
         if len(heard) > 1:
@@ -145,7 +147,7 @@ class _Looker:
             if name == "itl_s":
                 value: float | None = latency.p99
             else:
-                value = getattr(trial, name) if isinstance(self.slo, Slo) else latency.p90
+                value = getattr(trial, name) if isinstance(self.classes.slo, Slo) else latency.p90
             return value
 
         medians = [getattr(result, name).p50 for _, result in seeds]
@@ -167,7 +169,7 @@ def _spread(medians: list[float], tails: list[float | None], ends: list[float | 
     )
 
 
-def _course(look: _Look, load: Load) -> Course:
+def _course(look: Look, load: Load) -> Course:
     """Let the run happen a few events at a time, and look at all replicas at even distances."""
     tables = tuple(compiled(pool.replica) for pool in look.deployment.pools)
     recorder = Recorder(False, load.requests, load.skipped, [(math.inf, math.inf, math.inf)], BINS)

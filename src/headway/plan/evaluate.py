@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
     `alone` asks what latencies it reaches when requests hardly meet. `seeds` are run instead of the question's, each
     of them at every rate. Prompts and outputs are `longer` by these factors, and all `steps` by theirs; a part of them
-    is `eased`.
+    is `eased`. `width` places of the grid of rates may be left open.
     """
 
     place: int
@@ -49,6 +49,7 @@ class Job(NamedTuple):
     longer: tuple[float, float] = (1.0, 1.0)
     steps: float = 1.0
     eased: Part | None = None
+    width: int = 1
 
 
 class Asked(NamedTuple):
@@ -176,7 +177,7 @@ class Evaluator:
         asked = trials[0]
         near = job.near_req_s or self._guess(load)(left, tables)
         start = _place(near, load) - (_SURER if job.seeds else 0.0)
-        found = search(trial, start, _idle_place(hope, load), asked.target(slo), bool(job.near_req_s))
+        found = search(trial, start, _idle_place(hope, load), asked.target(slo), bool(job.near_req_s), job.width)
         fields = _fields(heard, [result for _, result in whole], asked.met)
         if asked.by_class:
             fields = fields._replace(by_class=_by_class(asked, heard, classes))

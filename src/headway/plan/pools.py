@@ -13,8 +13,8 @@ from headway.errors import BadInput
 from headway.plan import fleet_words as words
 from headway.plan.answer import Candidate, Plan
 from headway.plan.classes import long_requests
-from headway.plan.crew import Workforce
-from headway.plan.curves import with_curves
+from headway.plan.crew import Workforce, muster
+from headway.plan.curves import Looker, with_curves
 from headway.plan.fleet_answer import AskedClass, Fleet, Part, Together, Way
 from headway.plan.groups import Group, groupings, groups_of, question_of, tokens_per_s
 from headway.plan.joined import Share, joined
@@ -213,8 +213,8 @@ class _Search:
 
     def with_curves(self, part: Part, workers: Workforce) -> Part:
         """Return a part with the curves of the candidate taken and of its plan's first others."""
-        source = next(self.begun[place].source for place, plan in self.plans.items() if plan is part.plan)
-        seen = with_curves(part.taken, source, workers)
+        begun = next(self.begun[place] for place, plan in self.plans.items() if plan is part.plan)
+        seen = with_curves(part.taken, muster(Looker, begun.context, workers))
         plan = msgspec.structs.replace(part.plan, curves=seen.curves, course=seen.course)
         return msgspec.structs.replace(part, plan=plan)
 

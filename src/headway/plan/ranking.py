@@ -11,10 +11,10 @@ from headway.plan.question import Objective
 from headway.plan.trial import STEP
 from headway.sim import Deployment
 
-__all__ = ["MEASURES", "Entry", "front", "rank", "undecided"]
+__all__ = ["EXACT", "MEASURES", "Entry", "front", "rank", "undecided"]
 
 TOLERANCE = STEP - 1  # what the search leaves open of a goodput; runs of 8,000 requests tell others no better
-_EXACT = "cost", "gpus"  # objectives that are not simulated
+EXACT = "cost", "gpus"  # objectives that are not simulated
 
 
 class Entry(NamedTuple):
@@ -99,7 +99,7 @@ def front(entries: list[Entry], objectives: tuple[Objective, ...], objective: Ob
     for mine in sorted(set(point.values())):  # who beats another comes before it
         if not any(all(a <= b for a, b in zip(other, mine, strict=True)) for other in unbeaten):
             unbeaten.add(mine)
-    slacks = [0.0 if each in _EXACT else TOLERANCE for each in objectives]
+    slacks = [0.0 if each in EXACT else TOLERANCE for each in objectives]
 
     def matches(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
         return all(a <= (b + slack * abs(b) if slack else b) for a, b, slack in zip(one, other, slacks, strict=True))

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,7 +18,7 @@ from headway.plan.bounds import Guess
 from headway.plan.classes import Classes, classes_of, long_requests, lowest
 from headway.plan.contest import Contest
 from headway.plan.crew import Crew, Workforce, muster
-from headway.plan.curves import with_curves
+from headway.plan.curves import Looker, with_curves
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
 from headway.plan.extent import extent
@@ -70,15 +70,15 @@ def plan(
     with CtrlC(spare=1) as ctrl_c:
         begun, found = Planning(question, made), None
         ctrl_c.spare = 0
+        crew: Crew[Any, Any] = muster(Looker, begun.context, workers)
         if not ctrl_c.came:
-            crew: Crew[Job, Outcome] = muster(Evaluator, begun.context, workers)
             found = _evaluate(begun, crew, progress, ctrl_c)
         ctrl_c.hold()
         answer = begun.answer(found, started_s)
     if answer.interrupted:
         return answer
     told = None if progress is None else partial(_further, begun.contest, progress)
-    answer = with_curves(answer, begun.source, workers, told)
+    answer = with_curves(answer, crew, told)
     return msgspec.structs.replace(answer, seconds=time.perf_counter() - started_s)
 
 
@@ -214,7 +214,10 @@ def _answer(
 def _evaluate(
     begun: Planning, crew: Crew[Job, Outcome], progress: Callable[[int, int], None] | None, ctrl_c: CtrlC
 ) -> Beyond | None:
-    """Let the crew do all there is to do; what was found beyond it, None where Ctrl-C came before the end."""
+    """Let the crew do all there is to do; what was found beyond it, None where Ctrl-C came before the end.
+
+    The crew stays for more, but where this ends early.
+    """
     contest = begun.contest
     try:
         while jobs := contest.jobs():
@@ -222,11 +225,12 @@ def _evaluate(
                 contest.note(jobs[position], outcome, progress)
         beyond = begun.beyond()
         ctrl_c.hold()
-    except KeyboardInterrupt:
+    except BaseException as error:
         ctrl_c.hold()
-        return None
-    finally:
         crew.close()
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+        return None
     return beyond
 
 

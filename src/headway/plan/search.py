@@ -15,6 +15,7 @@ _STRIDE_MAX = 8.0  # at first: it doubles with each step that finds no end
 _CEILING = 400  # places: 137,000 times the asked rate
 _CLOSE = 8  # places between met and missed that a line through both bridges well
 _FAR = 1.0  # from the target: scores beyond it flatten, as nearly all requests are in time or nearly none
+_SATURATED = 2 * _FAR  # scores beyond it tell no slope
 _REACH = 4.0  # places by which what was told is rarely wrong; it doubles with each step that finds it is
 
 
@@ -31,8 +32,10 @@ class Bracket(NamedTuple):
     last: Trial
 
 
-def search(trial: Callable[[int], Trial], start: float, floor: int, target: float, told: bool = False) -> Bracket:
-    """Return neighbours on the grid between which the SLO begins to be missed.
+def search(
+    trial: Callable[[int], Trial], start: float, floor: int, target: float, told: bool = False, width: int = 1
+) -> Bracket:
+    """Return places on the grid, `width` apart at most, between which the SLO begins to be missed.
 
     Attainment falls with the rate up to noise; where noise makes it cross the target more than once, one of the
     crossings is found, on the side of place 0 that the trial there tells.
@@ -41,26 +44,27 @@ def search(trial: Callable[[int], Trial], start: float, floor: int, target: floa
         trial: simulates a place of the grid, or recalls it.
         start: a guess of the place, the better the fewer trials.
         floor: place below 0 of a rate so low that requests do not meet; what misses the SLO there always does.
-        told: whether the guess comes from such a search, by fewer requests or other seeds.
         target: score of a trial that just reaches its attainment.
+        told: whether the guess comes from such a search, by fewer requests or other seeds.
+        width: places that may be left open; neighbours are 1 apart.
     """
     known = {0: trial(0)}
     low, high = (0, None) if known[0].met else (None, 0)
-    at, stride, met, again = start, _STRIDE_MAX, known[0].met, 0
+    at, stride, met, again, k = start, _STRIDE_MAX, known[0].met, 0, 0
     if (start > 0) != met:
-        at = _beyond(known[0], 0, target, stride)
-    while low is None or high is None or high - low > 1:
+        at = _beyond(known, 0, 0, target, stride, width)
+    while low is None or high is None or high - low > width:
         if high is not None and high <= floor:
             return Bracket(None, high, None, known[high])
         if low is not None and low >= _CEILING:
             return Bracket(low, None, float(low), known[low])
-        k = min(_next(low, high, at, floor), _CEILING)
+        k, before = min(_next(low, high, at, floor), _CEILING), k
         known[k] = trial(k)
         again = again + 1 if known[k].met == met else 0
         met = known[k].met
         low, high = (k, high) if met else (low, k)
         if low is None or high is None:
-            at = _beyond(known[k], k, target, stride)
+            at = _beyond(known, k, before, target, stride, width)
             stride *= 2
         else:
             at = _within(known, low, high, target, k, again, told)
@@ -77,9 +81,16 @@ def _next(low: int | None, high: int | None, at: float, floor: int) -> int:
     return max(k, floor)
 
 
-def _beyond(last: Trial, k: int, target: float, stride: float) -> float:
-    """Where the target is crossed, by the usual slope from the last trial: an eighth of `stride` to all of it away."""
-    away = min(max(abs(last.score - target) / _SLOPE, stride / _STRIDE_MAX), stride)
+def _beyond(known: dict[int, Trial], k: int, before: int, target: float, stride: float, width: int) -> float:
+    """Where the target is surely crossed: as far from trial k as a line through the one `before` has it, and a bit.
+
+    By the usual slope where there is none before, or where that has nearly all requests in time or nearly none. Nearer
+    than `width` would tell no more, and `stride` is as far as it dares.
+    """
+    last, past, slope = known[k], known[before], _SLOPE
+    if before != k and abs(past.score - target) < _SATURATED:
+        slope = min(max(abs(last.score - past.score) / abs(k - before), _SLOPE / 8), _SLOPE)
+    away = min(max(abs(last.score - target) / slope + width / 2, width), stride)
     return k + away if last.met else k - away
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
@@ -98,7 +99,7 @@ class Policies(Spec, frozen=True, kw_only=True):
 ANY = "auto"  # asks for whichever model the policy chooses, unless the file gives the name another meaning
 
 
-class Deployment(Spec, frozen=True, kw_only=True):
+class Deployment(Spec, frozen=True, kw_only=True, dict=True):
     """Pools, policies and prices: of each model mixed pools, or prefill pools followed by decode pools.
 
     Requests are routed among all replicas of one model and role, in the order of the pools, so that such pools are how
@@ -223,7 +224,7 @@ class Deployment(Spec, frozen=True, kw_only=True):
         roles = [f"{pool.model}.{pool.role}" if several else pool.role for pool in self.pools]
         return [f"{role}.{roles[:i].count(role)}" if roles.count(role) > 1 else role for i, role in enumerate(roles)]
 
-    @property
+    @cached_property  # each of a search's many short runs asks
     def nodes(self) -> list[list[int]]:
         """The node of each replica, pool by pool: numbers that pools of one model share; -1 of mixed ones."""
         models = [[pool for pool in self.pools if pool.model == name] for name in self.models]
