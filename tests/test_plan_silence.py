@@ -8,6 +8,7 @@ from headway.cost.engines import standing_for
 from headway.metrics import Slo
 from headway.plan import Question, plan
 from headway.plan.space import enumerate_space, left_out
+from headway.workload import WorkloadSpec, parse_length
 
 QUESTION = Question(
     model="llama-3.1-8b", gpu={"a100-80gb-sxm": 1, "h100-sxm": 1}, rate_req_s=5, slo=Slo(ttft_s=0.5, tpot_s=0.05),
@@ -24,6 +25,15 @@ ASK = ("plan", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", "--gpus", "1", "-
 
 def changed(**changes):
     return msgspec.structs.replace(QUESTION, **changes)
+
+
+@pytest.mark.parametrize(("attainment", "words"), [(0.5, "serves these."), (0.95, "or an attainment of 8")])
+def test_requests_longer_than_the_context_are_counted(attainment, words):
+    """Prompts are exponential of mean 1,200 and outputs one token: exp(-2047 / 1200) = 18 % are longer."""
+    asked = {"model": "opt-13b", "gpu": "h100-sxm", "gpus": 1, "weights": ("bf16",), "kv": ("bf16",)}
+    made = WorkloadSpec(name="long", prompt=parse_length("exp:1200"), output=parse_length("1"))
+    found = plan(changed(**asked, workload=made, slo=Slo(ttft_s=9.0, attainment=attainment)), workers=1)
+    assert words in found.message
 
 
 def test_a_gpu_without_the_precisions_asked_for_is_named():

@@ -253,6 +253,16 @@ def test_what_would_do_is_the_smallest_change_by_brute_force(data):
             assert measure(wish.deployment) == min(map(measure, does[chosen]))
 
 
+def test_what_would_do_says_what_it_serves_and_that_is_so():
+    question = changed(max_tp=1, slo=Slo(ttft_s=0.5, tpot_s=0.0045), rate_req_s=4.0, requests=500, layouts=("mixed",))
+    found = plan(question, workers=1)
+    form = r"raise max_tp 1 \((1x tp2 \S+ b\d+) on .* would serve up to ([\d.]+) req/s\)"
+    name, rate = re.search(form, found.message).groups()
+    again = plan(msgspec.structs.replace(question, max_tp=2), workers=1)
+    there = next(each for each in again.ranked if each.name == name)
+    assert there.goodput_req_s == pytest.approx(float(rate), rel=0.1)
+
+
 def test_another_gpu_is_advised_only_under_the_same_constraints():
     question = changed(model="llama-3.1-70b", gpus=8, max_tp=4, slo=Slo(ttft_s=2.0, tpot_s=0.008))
     meets = Evaluator(question, workload("chat"), 1.0).meets_alone

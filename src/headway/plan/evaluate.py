@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from headway.cost import StepTable
@@ -167,14 +168,14 @@ class Evaluator:
             return _hopeless(each, classes.aimed[i], job.requests)._replace(binding_class=classes.name(i))
         whole = [ask(deployment, each, slo, tables) for each in loads]
         heard = whole if left is deployment else [ask(left, each, slo, tables) for each in loads]
-        trials = {0: pooled([each for each, _ in heard], slo)}
+        asked = pooled([each for each, _ in heard], slo)
+        trials = {0: asked}
 
         def trial(k: int) -> Trial:
-            if k not in trials:
-                trials[k] = pooled([try_rate(left, tables, each, slo, k) for each in loads], slo)
+            if k not in trials:  # who fails is compared with those who failed on one seed
+                trials[k] = pooled([try_rate(left, tables, each, slo, k) for each in loads], slo, surely=asked.met)
             return trials[k]
 
-        asked = trials[0]
         near = job.near_req_s or self._guess(load)(left, tables)
         start = _place(near, load) - (_SURER if job.seeds else 0.0)
         found = search(trial, start, _idle_place(hope, load), asked.target(slo), bool(job.near_req_s), job.width)
@@ -198,8 +199,18 @@ class Evaluator:
             name = self.classes.name(place)
         return Outcome(goodput, asked, *binding(missed, slo), job.requests, runs, job.seeds, name)
 
-    def meets_alone(self, deployment: Deployment) -> bool:
-        """Whether one replica of each pool meets the SLO when requests hardly meet.
+    def serves_alone(self, deployment: Deployment) -> float:
+        """Requests per second that one replica of each pool serves within the SLO; 0 for none.
+
+        Raises:
+            KeyboardInterrupt: while it simulated.
+        """
+        one = resized(deployment, [1 for _ in deployment.pools])
+        alone = Evaluator(msgspec.structs.replace(self.question, spare=0), self.workload, self.rate_req_s)
+        return alone(Job(0, one, min(_ALONE_REQUESTS, self.workload.requests))).goodput.req_s
+
+    def meets_alone(self, deployment: Deployment, in_flight: float = _ALONE) -> bool:
+        """Whether one replica of each pool meets the SLO with so many requests in flight, or at the asked rate.
 
         Raises:
             KeyboardInterrupt: while it simulated.
@@ -208,7 +219,7 @@ class Evaluator:
         load, tables, hope = self._alone(one)
         if any(each.attainment < self.classes.aimed[i].attainment for i, each in hope):
             return False
-        return try_rate(one, tables, load, self.classes.slo, _idle_place(hope, load)).met
+        return try_rate(one, tables, load, self.classes.slo, min(0, _place_of(in_flight, hope, load))).met
 
     def needs_s(self, low: Floor) -> float:
         """What the latency of a floor comes to on its replica when requests hardly meet: the quantile of the target.
@@ -252,8 +263,13 @@ def _place(rate_req_s: float, load: Load) -> float:
 
 def _idle_place(hope: list[tuple[int, Reach]], load: Load) -> int:
     """The place of the grid's lowest rate, below the asked one, at which requests hardly ever meet."""
+    return min(-1, _place_of(_ALONE, hope, load))
+
+
+def _place_of(in_flight: float, hope: list[tuple[int, Reach]], load: Load) -> int:
+    """The place of the rate at which so many requests are in flight in the mean, at best."""
     e2e_s = float(np.concatenate([each.e2e_s for _, each in hope]).mean())
-    return min(-1, math.floor(_place(_ALONE / e2e_s / (load.lengths.pace * load.lengths.peak), load)))
+    return math.floor(_place(in_flight / e2e_s / (load.lengths.pace * load.lengths.peak), load))
 
 
 def _goodput(found: Bracket, load: Load) -> Goodput:

@@ -41,6 +41,8 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     outcome = entry.outcome
     if not outcome.simulations:
         return f"{_limit(entry)} at best, which its step times prove: no rate meets the SLO, none was simulated"
+    if outcome.goodput.req_s == 0 and outcome.worst_s <= outcome.limit_s and outcome.binding in _NAMES:
+        return f"{_limit(entry)}, but too few keep all limits even when requests hardly meet: no rate meets the SLO"
     if outcome.goodput.req_s == 0:
         return f"{_limit(entry)} even when requests hardly meet: no rate meets the SLO"
     share = outcome.goodput.req_s / rate_req_s
@@ -382,14 +384,16 @@ def _bounds(question: Question) -> str:
 
 
 def _changes(changes: list[Wish], does: str = "would do") -> str:
-    """What to change and what would do then: "raise max_tp 4 (1x tp8 ... on 8 h100-sxm would do)"."""
-    return ", or ".join(f"{each.change} ({_would(each.deployment)} {does})" for each in changes)
+    """What to change and what would do then: "raise max_tp 4 (1x tp8 ... on 8 h100-sxm would serve up to 2 req/s)"."""
+    return ", or ".join(f"{each.change} ({_would(each, does)})" for each in changes)
 
 
-def _would(deployment: Deployment) -> str:
-    usd = deployment.usd_per_hour
+def _would(wish: Wish, does: str) -> str:
+    usd = wish.deployment.usd_per_hour
     cost = "" if usd is None else f", ${usd:.2f} per hour,"
-    return f"{deployment.name} on {_gpus(deployment)}{cost}"
+    if wish.serves_req_s is not None:
+        does = f"would serve up to {format_rate(wish.serves_req_s)}"
+    return f"{wish.deployment.name} on {_gpus(wish.deployment)}{cost} {does}"
 
 
 def _otherwise(changes: list[Wish], does: str = "would do") -> str:

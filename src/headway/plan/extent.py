@@ -1,13 +1,15 @@
-"""Which part of a workload a plan is judged on, in words, where it is not all there is to come."""
+"""What of a workload a plan is judged on, in words, where it is not all there is to come; and what nothing serves."""
 
 from __future__ import annotations
 
+from headway.model import model
+from headway.plan.bounds import Lengths
 from headway.plan.question import Question
 from headway.units import format_rate
 from headway.workload import Workload
 from headway.workload.arrivals import Diurnal, Replay
 
-__all__ = ["extent", "stretch"]
+__all__ = ["extent", "stretch", "unservable"]
 
 
 def extent(question: Question, source: Workload, judged: Workload, requests: int, rate_req_s: float) -> str:
@@ -34,6 +36,24 @@ def extent(question: Question, source: Workload, judged: Workload, requests: int
             "`headway capacity` for each hour."
         )
     return ""
+
+
+def unservable(question: Question, lengths: Lengths) -> str:
+    """Return how many requests no deployment of the model serves, as they are longer than its context; or ""."""
+    most = model(question.model).max_context
+    whole = lengths.prompt + lengths.output
+    share = float((whole > most).mean())
+    if not share:
+        return ""
+    words = (
+        f"{share:.1%} of requests are longer, prompt and output together, than the context of {question.model}, "
+        f"{most:,} tokens (the longest has {int(whole.max()):,}): nothing serves these"
+    )
+    targets = [question.slo_of(name).attainment for name in question.slos] or [question.slo.attainment]
+    if 1 - share >= max(targets):
+        return f"{words}."
+    ask = "shorter ones or a model of a longer context"
+    return f"{words}; ask for {ask}" + (f", or an attainment of {1 - share:.1%} or less." if share < 0.5 else ".")
 
 
 def stretch(source: Workload, judged: Workload, requests: int) -> str:

@@ -21,7 +21,7 @@ from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.curves import Looker, with_curves
 from headway.plan.doubt import doubt
 from headway.plan.evaluate import Asked, Evaluator, Job, Outcome
-from headway.plan.extent import extent
+from headway.plan.extent import extent, unservable
 from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.ranking import Entry, undecided
@@ -37,6 +37,7 @@ from headway.workload import Workload, workload
 
 __all__ = ["Planning", "confirmed", "plan"]
 
+_BUSY = 1.0  # requests in flight in the mean: what serves fewer within the SLO is hardly worth its price
 _SEEDS = 6  # the interval is then 1.05 standard deviations of a seed to either side; with 4 seeds it is 1.6
 
 
@@ -100,6 +101,7 @@ class Planning:
         self.most = source.requests if made is not None or source.ends else None
         lengths = Load(self.source, requests, rate_req_s, question.seed).lengths
         classes.check(lengths)
+        self.unservable = unservable(question, lengths)
         self.guess = guess = Guess(lengths, *classes.aimed)
         self.space = enumerate_space(question, lambda replica: _alone(replica, guess))
         replicas = (pool.replica for option in self.space.options for pool in option.deployment.pools)
@@ -123,7 +125,7 @@ class Planning:
         words = ""
         if contest.outcomes:
             words = extent(contest.question, self.whole, source, contest.long, contest.rate_req_s)
-        part = _Part(words, source.spec.first)
+        part = _Part(" ".join(filter(None, (self.unservable, words))), source.spec.first)
         answer = _answer(contest, self.space, found or Beyond(self.low), part, found is None, started_s)
         if found is not None or contest.outcomes or self.low or not contest.options:
             return answer
@@ -143,7 +145,7 @@ def _alone(replica: Replica, guess: Guess) -> float:
 
 
 class _Part(NamedTuple):
-    """Which part of a workload is judged, in words, and the place in its trace where that begins."""
+    """Which part of a workload is judged, and what of it nothing serves; the place in its trace where it begins."""
 
     words: str
     first: int
@@ -170,7 +172,10 @@ def _beyond(contest: Contest, source: Workload, most: int | None, low: Floor | N
     evaluator = Evaluator(question, source, contest.rate_req_s)
     needs_s = None if low is None else evaluator.needs_s(low)
     whose = evaluator.classes.name(low.slo_class) if low else ""
-    return Beyond(low, whose, needs_s, changes=wishes(question, evaluator.meets_alone))
+    busy = partial(evaluator.meets_alone, in_flight=_BUSY)
+    found = wishes(question, busy) or wishes(question, evaluator.meets_alone)
+    changes = [wish._replace(serves_req_s=evaluator.serves_alone(wish.deployment)) for wish in found]
+    return Beyond(low, whose, needs_s, changes=changes)
 
 
 def _answer(

@@ -224,16 +224,17 @@ def try_rate(deployment: Deployment, tables: tuple[StepTable, ...], load: Load, 
     return Trial(met, attained / measured, measured, recorder.failed, ttft_s, tpot_s, e2e_s, 0.0, keeps_up)
 
 
-def pooled(trials: Sequence[Trial], slo: Slos) -> Trial:
+def pooled(trials: Sequence[Trial], slo: Slos, *, surely: bool = True) -> Trial:
     """Return what trials of several seeds say together: a rate is met when the lower end of the interval is.
 
-    Latencies are means over the seeds. Where all requests of all seeds were in time, more cannot be asked.
+    Latencies are means over the seeds. Where all requests of all seeds were in time, more cannot be asked. If not
+    `surely`, the attainment itself decides, as it does for a single run.
     """
     if len(trials) == 1:
         return trials[0]
     measured = sum(trial.measured for trial in trials)
     attainment, sure, _ = interval(trials)
-    sure = 1.0 if attainment == 1 else sure
+    sure = attainment if attainment == 1 or not surely else sure
     ttft_s, tpot_s, e2e_s, itl_s = (
         float(np.mean([getattr(trial, name) for trial in trials])) for name in ("ttft_s", "tpot_s", "e2e_s", "itl_s")
     )
@@ -241,7 +242,7 @@ def pooled(trials: Sequence[Trial], slo: Slos) -> Trial:
     by_class: tuple[tuple[int, Slo, Trial], ...] = ()
     if not isinstance(slo, Slo):
         of = [(i, own, [each for trial in trials for j, _, each in trial.by_class if j == i]) for i, own in slo.items()]
-        by_class = tuple((i, own, pooled(theirs, own)) for i, own, theirs in of if theirs)
+        by_class = tuple((i, own, pooled(theirs, own, surely=surely)) for i, own, theirs in of if theirs)
         failed = sum(trial.failed for trial in trials)
         met = all(each.met for _, _, each in by_class)
         return Trial(met, attainment, measured, failed, ttft_s, tpot_s, e2e_s, itl_s, keeps_up, sure, by_class)

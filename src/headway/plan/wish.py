@@ -29,10 +29,14 @@ Meets = Callable[[Deployment], bool]
 
 
 class Wish(NamedTuple):
-    """A change of the question, in words that name what it said, and the deployment that asks for the least of it."""
+    """A change of the question, in words that name what it said, and the deployment that asks for the least of it.
+
+    `serves_req_s`: what that serves within the SLO, where this was simulated; with the spare replicas down.
+    """
 
     change: str
     deployment: Deployment
+    serves_req_s: float | None = None
 
 
 def wishes(question: Question, meets: Meets) -> list[Wish]:
