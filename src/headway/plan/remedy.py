@@ -129,14 +129,14 @@ def _cheaper(contest: Contest, source: Workload, found: Remedy) -> Remedy:
     """Return what serves the rate for less than the copies found, by the runs that confirm a plan; else these.
 
     It is looked for where the question's limits on GPUs, money and watts are as loose as the copies need them; where
-    they need many GPUs, or do not serve it, on `WIDER_GPUS`, if there are larger replicas than the question's
-    GPUs could hold: few of those may do what many small ones do not.
+    they need many GPUs, or do not serve it, on `WIDER_GPUS`, if that allows larger replicas than the question's GPUs
+    could hold, or copies serve it not at all: few of those may do what many small ones do not, or other ratios.
     """
     question, known = contest.question, {option.name for option in contest.options}
     met = found.attainment is not None
     far = not met or found.gpus > WIDER_GPUS
     wider = tuple(tp for tp in larger(question) if tp <= (WIDER_GPUS if far else found.gpus))
-    if far and not wider:
+    if far and not wider and (met or question.most >= WIDER_GPUS):
         return found
     rehearsal = _Rehearsal(contest, source, contest.long, contest.seeds or (contest.question.seed,))
     whole = copied(found.deployment, found.copies)
