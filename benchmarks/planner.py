@@ -1,6 +1,6 @@
 """The planner end to end: seconds, memory, what it found, and whether simulating everything finds better.
 
-    python benchmarks/planner.py [--runs N] [--exhaustive] [--gpus "16 H100"]
+    python benchmarks/planner.py [--runs N] [--exhaustive] [--gpus "16 H100"] [--load chat]
     python benchmarks/planner.py --classes [--runs N]
 
 A 70B model on up to 16 and 64 H100s, and on 16 and 32 of them with as many A100s, for three workloads. CPU and wall
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--exhaustive", action="store_true", help="everything at length, too: an hour more")
     parser.add_argument("--gpus", choices=FLEETS, help="only these; figures of the others stay")
+    parser.add_argument("--load", choices=LOADS, help="only this workload, likewise")
     parser.add_argument("--classes", action="store_true", help="several classes and models in place of these")
     asked = parser.parse_args()
     if asked.classes:
@@ -175,15 +176,16 @@ def main() -> None:
         return
     kept = RESULTS / "planner.json"
     before = json.loads(kept.read_text())["rows"] if kept.exists() else []
-    rows = [row for row in before if asked.gpus and row["GPUs"] != asked.gpus]
-    for fleet in [asked.gpus] if asked.gpus else FLEETS:
-        for load in LOADS:
+    fleets, loads = [asked.gpus] if asked.gpus else [*FLEETS], [asked.load] if asked.load else [*LOADS]
+    rows = [row for row in before if row["GPUs"] not in fleets or row["workload"] not in loads]
+    for fleet in fleets:
+        for load in loads:
             done = [run(fleet, load) for _ in range(asked.runs)]
             best = min(done, key=lambda each: each["wall s"])
             row = {"GPUs": fleet, "workload": load} | best
             if asked.exhaustive:
                 row |= beside_all(fleet, load, best)
-            rows = sorted([*rows, row], key=lambda row: list(FLEETS).index(row["GPUs"]))
+            rows = sorted([*rows, row], key=lambda row: ([*FLEETS].index(row["GPUs"]), [*LOADS].index(row["workload"])))
             show(f"headway plan, {fleet}, {load}", [row])
             keep("planner", {"command": f"headway plan --model llama-3.1-70b, {LOADS}", "rows": rows})
             if asked.exhaustive:

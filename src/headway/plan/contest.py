@@ -83,7 +83,8 @@ class Contest:
             outcomes = self.alike[length]
             pairs = [(outcomes[i].goodput.req_s, told[i].goodput.req_s) for i in outcomes if i in told]
             falls = sorted((before, after / before) for before, after in pairs if before)
-            likely |= {i: _fallen(outcome, falls) for i, outcome in outcomes.items()}
+            luck = 1 + (self._noise(length) if length < requests else 0.0)
+            likely |= {i: _fallen(outcome, falls, luck) for i, outcome in outcomes.items()}
         entries = [self._entry(i, hopeful=True)._replace(outcome=outcome) for i, outcome in likely.items()]
         return self._unmatched(entries)
 
@@ -226,9 +227,12 @@ class Contest:
         return outcome.requests >= self.long or outcome.goodput.req_s == 0
 
 
-def _fallen(outcome: Outcome, falls: list[tuple[float, float]]) -> Outcome:
-    """An outcome with the goodput that longer runs may find, by what they found of others: (goodput, share left)."""
+def _fallen(outcome: Outcome, falls: list[tuple[float, float]], luck: float) -> Outcome:
+    """An outcome with the goodput that longer runs may find, by what they found of others: (goodput, share left).
+
+    And by `luck`, of which it had little.
+    """
     goodput = outcome.goodput
     first = max(0, min(bisect(falls, (goodput.req_s, 0.0)) - _PEERS // 2, len(falls) - _PEERS))
     left = [share for _, share in falls[first : first + _PEERS]] or [1.0]
-    return outcome._replace(goodput=goodput._replace(req_s=goodput.req_s * max(left)))
+    return outcome._replace(goodput=goodput._replace(req_s=goodput.req_s * max(left) * luck))
