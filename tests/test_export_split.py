@@ -1,14 +1,22 @@
 """Exports of prefill and decode pools: what their engines and their pods need to hand over KV."""
 
+import re
+from collections import Counter
+
 import kubernetes_validate
 import msgspec
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from export_cases import commands, pods
 from headway.cost import EngineSettings, Replica
 from headway.errors import BadInput
 from headway.export import export, read_command
+from headway.export.place import place
+from headway.export.recorded import parse
+from headway.export.routers import ROUTER_PORT
 from headway.export.wires import RDMA
 from headway.hardware import gpu
 from headway.sim import Deployment, Policies, Pool, handoff
@@ -156,3 +164,45 @@ def test_replicas_whose_stages_share_hosts_meet_on_ports_of_their_own(engine):
         assert seen == ["0,1,2,3", "4,5,6,7"]
     with pytest.raises(BadInput, match="does not say which stage stands on which host"):
         export(made, "kubernetes")
+
+
+@st.composite
+def shapes(draw):
+    """Prefill and decode pools of vLLM: replicas of one GPU to four hosts, with stages and data-parallel ranks."""
+    key, card = draw(
+        st.sampled_from([("llama-3.1-8b", "h100-sxm"), ("qwen3-30b-a3b", "h100-sxm"), ("deepseek-v3", "h200")])
+    )
+    pools = []
+    for role in ("prefill", "decode"):
+        tp, pp = draw(st.sampled_from([1, 2, 4, 8])), draw(st.sampled_from([1, 2]))
+        layout = {"tp": tp, "pp": pp, "apart": pp > 1 and draw(st.booleans())}
+        if key != "llama-3.1-8b":
+            dp = draw(st.sampled_from([2, 4] if key == "qwen3-30b-a3b" else [8, 16, 32]))
+            layout = {"tp": 1, "dp": dp, "ep": dp}
+        replica = Replica(model=key, gpu=card, weights="fp8", kv="fp8", **layout)
+        pools.append(Pool(role=role, count=draw(st.integers(1, 8)), replica=replica))
+    return Deployment(pools=tuple(pools))
+
+
+@settings(max_examples=60, deadline=None)
+@given(deployment=shapes())
+def test_no_port_of_a_host_is_taken_twice_by_engines_sidecars_and_routers(deployment):
+    """The router and the gateway may be started on any of the hosts."""
+    files = export(deployment, "vllm").files
+    replicas = dict(zip(deployment.pool_names(), (pool.replica for pool in deployment.pools), strict=True))
+    used = Counter()
+    for name, command in commands(files, "vllm").items():
+        text, flags = files[f"{name}.sh"], parse("vllm", list(command.words[3:]))
+        host, replica = re.search(rf"# {name} on (\S+)", text)[1], replicas[name.partition("-")[0]]
+        ports = ["--port", "--master-port", "--data-parallel-rpc-port"]
+        ports = [] if "--headless" in flags else [flags[port] for port in ports if port in flags]
+        first = int(re.search(r"SIDE_CHANNEL_PORT=(\d+)", text)[1])
+        ports += range(first, first + max(replica.dp, min(replica.gpus, 8)))  # or one for each GPU, as up to 0.11
+        used.update((host, port) for port in ports)
+    for note in export(deployment, "gateway").notes:
+        if found := re.search(r"before .* on (\S+): .*--port=(\d+)", note):
+            used[found[1], int(found[2])] += 1
+    hosts = {host for host, _ in used}
+    used.update((host, port) for host in hosts for port in (ROUTER_PORT, 8080))
+    assert len(hosts) == 1 + max(host for each in place(deployment) for host in each.hosts)
+    assert [where for where, programs in used.items() if programs > 1] == []
