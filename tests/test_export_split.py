@@ -206,3 +206,11 @@ def test_no_port_of_a_host_is_taken_twice_by_engines_sidecars_and_routers(deploy
     used.update((host, port) for host in hosts for port in (ROUTER_PORT, 8080))
     assert len(hosts) == 1 + max(host for each in place(deployment) for host in each.hosts)
     assert [where for where, programs in used.items() if programs > 1] == []
+
+
+def test_ranks_on_other_hosts_hand_over_kv_at_their_own_address():
+    ranks = Replica(model="deepseek-v3", gpu="h200", dp=16, ep=16, weights="fp8")
+    pools = tuple(Pool(role=role, replica=ranks) for role in ("prefill", "decode"))
+    files = export(Deployment(pools=pools), "vllm", hosts=["a", "b", "c", "d"]).files
+    where = [f"{role}-0-host-{host}.sh" for role in ("prefill", "decode") for host in (0, 1)]
+    assert [re.search(r"SIDE_CHANNEL_HOST=(\S+)", files[name])[1] for name in where] == ["a", "b", "c", "d"]

@@ -50,7 +50,7 @@ def compose(
     files: dict[str, str] = {}
     notes: list[str] = []
     for each in placed:
-        head_ask = msgspec.structs.replace(asks[each.pool], port=PORT, config=CONFIG, head=each.name)
+        head_ask = msgspec.structs.replace(asks[each.pool], port=PORT, config=CONFIG, head=each.name, address=each.name)
         made = command(head_ask)
         services[each.name] = _service(each, head_ask.replica, made)
         notes += [note for note in made.notes if note not in notes]

@@ -61,7 +61,7 @@ def command(ask: e.Ask) -> e.Command:
     env = {}
     if ask.role != "mixed":
         words += ["--kv-transfer-config", json.dumps(TRANSFER)]
-        env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = ask.head
+        env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = ask.address  # of this host: each rank's scheduler listens on its own
         env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(NIXL_PORT + NIXL_PORTS * (ask.port - 8000))
     return e.Command(engine="vllm", words=tuple(words), env=env, notes=tuple(_notes(ask)))
 
