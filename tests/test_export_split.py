@@ -214,3 +214,28 @@ def test_ranks_on_other_hosts_hand_over_kv_at_their_own_address():
     files = export(Deployment(pools=pools), "vllm", hosts=["a", "b", "c", "d"]).files
     where = [f"{role}-0-host-{host}.sh" for role in ("prefill", "decode") for host in (0, 1)]
     assert [re.search(r"SIDE_CHANNEL_HOST=(\S+)", files[name])[1] for name in where] == ["a", "b", "c", "d"]
+
+
+def standing_on(*nodes, **replica):
+    made = split(counts=[len(each) for each in nodes], **replica)
+    pools = zip(made.pools, nodes, strict=True)
+    return Deployment(pools=tuple(msgspec.structs.replace(pool, nodes=each) for pool, each in pools))
+
+
+@pytest.mark.parametrize("to", ["kubernetes", "llm-d", "dynamo"])
+def test_nodes_that_pods_do_not_follow_are_in_a_note_and_a_comment(to):
+    made = export(standing_on((0, 0, 1, 1), (2, 2), tp=4), to)
+    [said] = [note for note in made.notes if note.startswith("pools.0.nodes, pools.1.nodes: pods stand where")]
+    assert "export to vllm" in said and any(said in text for text in made.files.values())
+    assert not any(".nodes" in note for note in export(split(counts=(4, 2), tp=4), to).notes), "none were named"
+    together = export(standing_on((0, 0), (0,)), to).notes
+    assert any(".nodes" in note for note in together) is (to == "dynamo"), "the others keep all pods on one node"
+
+
+def test_scripts_stand_on_the_nodes_that_the_pools_name_and_hosts_of_a_rack_are_in_a_note():
+    made = export(standing_on((0, 0, 1, 1), (2, 2), tp=4), "vllm")
+    hosts = [re.search(r" on (\S+)", made.files[f"{name}.sh"])[1] for name in ("prefill-1", "prefill-2", "decode-0")]
+    assert hosts == ["host-0", "host-1", "host-2"] and not any(".nodes" in note for note in made.notes)
+    for to in ("vllm", "compose"):
+        notes = export(standing_on((0,), (1,), gpu="gb200"), to).notes
+        assert any(note.startswith("pools.0.nodes: a host has 4 of the 72 GPUs") for note in notes)
