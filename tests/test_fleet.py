@@ -384,6 +384,7 @@ def test_a_class_that_nothing_serves_is_named():
         ({"slos": {"chat": SLOS["chat"]}}, BadInput, "class batch has no limit"),
         ({"slos": SLOS | {"bach": SLOS["batch"]}}, UnknownName, "bach.*batch"),
         ({"objective": "goodput"}, BadInput, "does not add up"),
+        ({"front": ("cost", "ttft")}, BadInput, "front cost,ttft against classes .* leave it out, .*--together"),
         ({"model": "llama-3.1-9b"}, UnknownName, "llama-3.1-8b"),
     ],
 )
@@ -466,4 +467,5 @@ def test_bad_slos_of_classes_are_refused_on_the_command_line(tmp_path):
     refused(run(*start, "--slo", "chat:ttft=1s", "--slo", "chat:tpot=1s"), "class chat has its SLO already")
     refused(run(*start, *LIMITS, "--slo", "cat:ttft=1s"), "cat", "chat")
     refused(run(*start, *LIMITS, "--objective", "rate"), "does not add up", "--together")
+    refused(run(*start, *LIMITS, "--front", "energy,ttft"), "no front is made; leave it out", "--together")
     refused(run("simulate", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", *LIMITS), "workload chat has no classes")
