@@ -216,6 +216,14 @@ def test_what_an_interruption_leaves_are_the_candidates_known_by_then(workers):
     assert found.value >= small().value or not all(part.candidate.confirmed for part in found.parts)
 
 
+def test_an_interrupted_fleet_without_a_deployment_says_so_and_what_to_do(tmp_path):
+    cut = {"interrupted": True, "planned": 1, "groups": 3, "parts": [], "deployment": None, "feasible": False}
+    file = tmp_path / "int.json"
+    file.write_text(msgspec.structs.replace(small(), **cut).to_json())
+    said = "interrupted with 1 of 3 groups of classes planned for; run `headway plan` again"
+    refused(run("export", file, "--to", "gateway"), said)
+
+
 def test_a_fleet_survives_json_and_its_words_are_these():
     found = small()
     assert Fleet.from_json(found.to_json()).to_mapping() == found.to_mapping()
