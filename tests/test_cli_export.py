@@ -133,6 +133,16 @@ def test_what_is_wrong_is_said(planned, tmp_path):
     refused(run("export", "--model", "llama-3.1-70b", "--gpu", "l4", "--to", "vllm"), "does not fit", code=1)
 
 
+@pytest.mark.parametrize("verb", [("export", "--to", "vllm"), ("whatif", "--replicas", "+1")])
+def test_an_interrupted_plan_without_a_best_says_so_and_what_to_do(tmp_path, verb):
+    file = tmp_path / "int.json"
+    again = ("interrupted", "run `headway plan` again")
+    file.write_text(plan([], feasible=False, interrupted=True).to_json())
+    refused(run(verb[0], file, *verb[1:]), "before any candidate was simulated, so it has none", *again)
+    file.write_text(plan(feasible=False, interrupted=True).to_json())
+    refused(run(verb[0], file, *verb[1:]), "of those simulated by then no candidate meets the SLO", *again)
+
+
 def test_what_is_said_of_a_check_is_what_was_done():
     for each in targets():
         if each.name in ("vllm", "sglang"):

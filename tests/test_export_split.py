@@ -1,14 +1,22 @@
 """Exports of prefill and decode pools: what their engines and their pods need to hand over KV."""
 
+import re
+from collections import Counter
+
 import kubernetes_validate
 import msgspec
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from export_cases import commands, pods
 from headway.cost import EngineSettings, Replica
 from headway.errors import BadInput
 from headway.export import export, read_command
+from headway.export.place import place
+from headway.export.recorded import parse
+from headway.export.routers import ROUTER_PORT
 from headway.export.wires import RDMA
 from headway.hardware import gpu
 from headway.sim import Deployment, Policies, Pool, handoff
@@ -156,3 +164,78 @@ def test_replicas_whose_stages_share_hosts_meet_on_ports_of_their_own(engine):
         assert seen == ["0,1,2,3", "4,5,6,7"]
     with pytest.raises(BadInput, match="does not say which stage stands on which host"):
         export(made, "kubernetes")
+
+
+@st.composite
+def shapes(draw):
+    """Prefill and decode pools of vLLM: replicas of one GPU to four hosts, with stages and data-parallel ranks."""
+    key, card = draw(
+        st.sampled_from([("llama-3.1-8b", "h100-sxm"), ("qwen3-30b-a3b", "h100-sxm"), ("deepseek-v3", "h200")])
+    )
+    pools = []
+    for role in ("prefill", "decode"):
+        tp, pp = draw(st.sampled_from([1, 2, 4, 8])), draw(st.sampled_from([1, 2]))
+        layout = {"tp": tp, "pp": pp, "apart": pp > 1 and draw(st.booleans())}
+        if key != "llama-3.1-8b":
+            dp = draw(st.sampled_from([2, 4] if key == "qwen3-30b-a3b" else [8, 16, 32]))
+            layout = {"tp": 1, "dp": dp, "ep": dp}
+        replica = Replica(model=key, gpu=card, weights="fp8", kv="fp8", **layout)
+        pools.append(Pool(role=role, count=draw(st.integers(1, 8)), replica=replica))
+    return Deployment(pools=tuple(pools))
+
+
+@settings(max_examples=60, deadline=None)
+@given(deployment=shapes())
+def test_no_port_of_a_host_is_taken_twice_by_engines_sidecars_and_routers(deployment):
+    """The router and the gateway may be started on any of the hosts."""
+    files = export(deployment, "vllm").files
+    replicas = dict(zip(deployment.pool_names(), (pool.replica for pool in deployment.pools), strict=True))
+    used = Counter()
+    for name, command in commands(files, "vllm").items():
+        text, flags = files[f"{name}.sh"], parse("vllm", list(command.words[3:]))
+        host, replica = re.search(rf"# {name} on (\S+)", text)[1], replicas[name.partition("-")[0]]
+        ports = ["--port", "--master-port", "--data-parallel-rpc-port"]
+        ports = [] if "--headless" in flags else [flags[port] for port in ports if port in flags]
+        first = int(re.search(r"SIDE_CHANNEL_PORT=(\d+)", text)[1])
+        ports += range(first, first + max(replica.dp, min(replica.gpus, 8)))  # or one for each GPU, as up to 0.11
+        used.update((host, port) for port in ports)
+    for note in export(deployment, "gateway").notes:
+        if found := re.search(r"before .* on (\S+): .*--port=(\d+)", note):
+            used[found[1], int(found[2])] += 1
+    hosts = {host for host, _ in used}
+    used.update((host, port) for host in hosts for port in (ROUTER_PORT, 8080))
+    assert len(hosts) == 1 + max(host for each in place(deployment) for host in each.hosts)
+    assert [where for where, programs in used.items() if programs > 1] == []
+
+
+def test_ranks_on_other_hosts_hand_over_kv_at_their_own_address():
+    ranks = Replica(model="deepseek-v3", gpu="h200", dp=16, ep=16, weights="fp8")
+    pools = tuple(Pool(role=role, replica=ranks) for role in ("prefill", "decode"))
+    files = export(Deployment(pools=pools), "vllm", hosts=["a", "b", "c", "d"]).files
+    where = [f"{role}-0-host-{host}.sh" for role in ("prefill", "decode") for host in (0, 1)]
+    assert [re.search(r"SIDE_CHANNEL_HOST=(\S+)", files[name])[1] for name in where] == ["a", "b", "c", "d"]
+
+
+def standing_on(*nodes, **replica):
+    made = split(counts=[len(each) for each in nodes], **replica)
+    pools = zip(made.pools, nodes, strict=True)
+    return Deployment(pools=tuple(msgspec.structs.replace(pool, nodes=each) for pool, each in pools))
+
+
+@pytest.mark.parametrize("to", ["kubernetes", "llm-d", "dynamo"])
+def test_nodes_that_pods_do_not_follow_are_in_a_note_and_a_comment(to):
+    made = export(standing_on((0, 0, 1, 1), (2, 2), tp=4), to)
+    [said] = [note for note in made.notes if note.startswith("pools.0.nodes, pools.1.nodes: pods stand where")]
+    assert "export to vllm" in said and any(said in text for text in made.files.values())
+    assert not any(".nodes" in note for note in export(split(counts=(4, 2), tp=4), to).notes), "none were named"
+    together = export(standing_on((0, 0), (0,)), to).notes
+    assert any(".nodes" in note for note in together) is (to == "dynamo"), "the others keep all pods on one node"
+
+
+def test_scripts_stand_on_the_nodes_that_the_pools_name_and_hosts_of_a_rack_are_in_a_note():
+    made = export(standing_on((0, 0, 1, 1), (2, 2), tp=4), "vllm")
+    hosts = [re.search(r" on (\S+)", made.files[f"{name}.sh"])[1] for name in ("prefill-1", "prefill-2", "decode-0")]
+    assert hosts == ["host-0", "host-1", "host-2"] and not any(".nodes" in note for note in made.notes)
+    for to in ("vllm", "compose"):
+        notes = export(standing_on((0,), (1,), gpu="gb200"), to).notes
+        assert any(note.startswith("pools.0.nodes: a host has 4 of the 72 GPUs") for note in notes)

@@ -216,6 +216,14 @@ def test_what_an_interruption_leaves_are_the_candidates_known_by_then(workers):
     assert found.value >= small().value or not all(part.candidate.confirmed for part in found.parts)
 
 
+def test_an_interrupted_fleet_without_a_deployment_says_so_and_what_to_do(tmp_path):
+    cut = {"interrupted": True, "planned": 1, "groups": 3, "parts": [], "deployment": None, "feasible": False}
+    file = tmp_path / "int.json"
+    file.write_text(msgspec.structs.replace(small(), **cut).to_json())
+    said = "interrupted with 1 of 3 groups of classes planned for; run `headway plan` again"
+    refused(run("export", file, "--to", "gateway"), said)
+
+
 def test_a_fleet_survives_json_and_its_words_are_these():
     found = small()
     assert Fleet.from_json(found.to_json()).to_mapping() == found.to_mapping()
@@ -384,6 +392,7 @@ def test_a_class_that_nothing_serves_is_named():
         ({"slos": {"chat": SLOS["chat"]}}, BadInput, "class batch has no limit"),
         ({"slos": SLOS | {"bach": SLOS["batch"]}}, UnknownName, "bach.*batch"),
         ({"objective": "goodput"}, BadInput, "does not add up"),
+        ({"front": ("cost", "ttft")}, BadInput, "front cost,ttft against classes .* leave it out, .*--together"),
         ({"model": "llama-3.1-9b"}, UnknownName, "llama-3.1-8b"),
     ],
 )
@@ -466,4 +475,5 @@ def test_bad_slos_of_classes_are_refused_on_the_command_line(tmp_path):
     refused(run(*start, "--slo", "chat:ttft=1s", "--slo", "chat:tpot=1s"), "class chat has its SLO already")
     refused(run(*start, *LIMITS, "--slo", "cat:ttft=1s"), "cat", "chat")
     refused(run(*start, *LIMITS, "--objective", "rate"), "does not add up", "--together")
+    refused(run(*start, *LIMITS, "--front", "energy,ttft"), "no front is made; leave it out", "--together")
     refused(run("simulate", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", *LIMITS), "workload chat has no classes")

@@ -19,15 +19,17 @@ from headway.plan.why import why
 from headway.report import plan_charts as charts
 from headway.report import plan_html, plan_text
 from headway.report import words as w
+from headway.report.capacity_text import _rows
 from headway.report.fleet_page import fleet_page
 from headway.report.plan_page import MOST_BEST, plan_page
-from headway.report.plan_tables import strip
+from headway.report.plan_tables import load_tables, strip
+from headway.report.sensitivity_text import variant_rows
 from headway.report.text import candidate_cells
 from headway.sim import Deployment
 from headway.specs import from_mapping
 from headway.units import format_rate, format_seconds
 from headway.workload import RequestClass, WorkloadSpec, workload
-from report_cases import NASTY, Seen, candidate, drawn
+from report_cases import NASTY, Seen, candidate, day, drawn
 from report_cases import plan as made_plan
 from tests.gateway.browser import CHROMIUM, Browser
 
@@ -95,6 +97,25 @@ def table_rows(page: str) -> list[tuple[list[str], str]]:
 
 
 # --- the same everywhere ---
+
+
+def test_rates_of_a_column_are_in_one_unit(found):
+    """At about 1 req/s, where a rate by itself may be written by the minute."""
+    points = [
+        msgspec.structs.replace(point, rate_req_s=rate)
+        for point, rate in zip(found.curves[0].points, (2.0, 1.0, 0.5, 0.25), strict=False)
+    ]
+    slow = msgspec.structs.replace(found, curves=[msgspec.structs.replace(found.curves[0], points=points)])
+    [table] = load_tables(slow, ["ttft_s"])
+    columns = {"load": [row.cells[0].text for row in table.rows], "front": w.column("rate", [1.0, 0.5])}
+    base = sensitivity(found, workers=1)
+    halves = [msgspec.structs.replace(each, rate_req_s=1 / (i + 1)) for i, each in enumerate(base.variants)]
+    columns["holds"] = [cells[1] for cells in variant_rows(msgspec.structs.replace(base, variants=halves))]
+    made = day()
+    hours = [msgspec.structs.replace(each, rate_req_s=1 / (i + 1)) for i, each in enumerate(made.slots)]
+    columns["day"] = [cells[1] for cells in _rows(msgspec.structs.replace(made, slots=hours))]
+    for name, cells in columns.items():
+        assert len(cells) > 1 and {cell.partition(" ")[2] for cell in cells} == {"req/s"}, (name, cells)
 
 
 def test_every_candidate_is_on_the_page_and_the_terminal_with_the_reason_and_the_figures_of_the_json(found, page, text):

@@ -418,7 +418,7 @@ def test_the_tightest_latency_is_that_of_the_share_asked_for(attainment):
         quantiles.append(ttft_s[math.ceil(attainment * len(ttft_s)) - 1])
     assert best.ttft_s == pytest.approx(np.mean(quantiles))
     assert (best.ttft_s < best.ttft_p90_s) == (attainment < 0.9)
-    assert f"of TTFT for {attainment:.3g} of requests" in best.reason
+    assert f"of TTFT for {100 * attainment:.4g}% of requests" in best.reason
     drawn = next(curve for curve in found.curves if curve.name == best.name)
     point = next(point for point in drawn.points if point.rate_req_s == pytest.approx(10.0))
     assert point.ttft_s.tail_s == pytest.approx(best.ttft_s)

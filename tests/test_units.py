@@ -11,6 +11,7 @@ from headway.units import (
     format_bytes,
     format_count,
     format_rate,
+    format_rates,
     format_seconds,
     parse_bytes,
     parse_count,
@@ -168,3 +169,17 @@ def test_unknown_values_print_as_a_dash(write):
 )
 def test_printed_forms(printed, expected):
     assert printed == expected
+
+
+@pytest.mark.parametrize(
+    ("rates", "printed"),
+    [
+        ([25, 0.5, 0, None], ["25 req/s", "0.5 req/s", "0 req/s", "-"]),
+        ([0.5, 0.01], ["30 req/min", "0.6 req/min"]),
+        ([0.01, math.inf], ["36 req/h", "inf"]),
+        ([None, 0], ["-", "0 req/s"]),
+        ([], []),
+    ],
+)
+def test_rates_of_a_column_have_one_unit(rates, printed):
+    assert format_rates(rates) == printed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 from headway.errors import BadInput
@@ -19,6 +19,7 @@ __all__ = [
     "format_bytes",
     "format_count",
     "format_rate",
+    "format_rates",
     "format_seconds",
     "parse_bytes",
     "parse_count",
@@ -53,6 +54,7 @@ for _power, _letter in enumerate("KMG", start=1):
     _COUNT |= {_letter: Fraction(1000**_power), f"{_letter}i": Fraction(1024**_power)}
 _COUNT["k"] = _COUNT["K"]
 _PER = {"s": 1, "sec": 1, "min": _MINUTE_S, "h": _HOUR_S, "d": _DAY_S}
+_RATES = ((1 / _HOUR_S, "req/h"), (1 / _MINUTE_S, "req/min"), (1.0, "req/s"))
 _RATE = {"": Fraction(1)} | {
     f"{what}/{unit}": Fraction(1, seconds)
     for what in ("req", "requests", "request", "")
@@ -107,7 +109,14 @@ def format_bytes(size_bytes: float | None) -> str:
 
 def format_rate(rate_req_s: float | None) -> str:
     """Return three significant digits per second: ``25 req/s``; ``-`` when unknown (None or NaN)."""
-    return _format(rate_req_s, ((1 / _HOUR_S, "req/h"), (1 / _MINUTE_S, "req/min"), (1.0, "req/s")), " ", "req/s")
+    return _format(rate_req_s, _RATES, " ", "req/s")
+
+
+def format_rates(rates_req_s: Iterable[float | None]) -> list[str]:
+    """Return rates of one column in one unit, that of the largest: ``0.5 req/s`` and ``25 req/s``."""
+    rates = list(rates_req_s)
+    unit = format_rate(max((rate for rate in rates if rate and math.isfinite(rate)), default=0.0)).rpartition(" ")[2]
+    return [_format(rate, tuple(step for step in _RATES if step[1] == unit), " ", unit) for rate in rates]
 
 
 def format_count(count: float | None) -> str:

@@ -128,13 +128,19 @@ def chosen(plan: Plan | Fleet, name: str | None, file: str) -> dict[str, Any]:
         if name is not None:
             raise BadInput(f"{file}: --candidate {name}: its pools were chosen together; --set changes one of them")
         if plan.deployment is None:
-            raise BadInput(f"{file}: there is no deployment for all classes: {plan.missing}")
+            again = "; run `headway plan` again, to its end" if plan.interrupted else ""
+            raise BadInput(f"{file}: there is no deployment for all classes: {plan.missing}{again}")
         return plan.deployment
     if name is not None:
         by_name = {each.name: each for each in plan.ranked}
         if name not in by_name:
             raise UnknownName("candidate", name, by_name)
         return by_name[name].deployment
+    if plan.best is None and plan.interrupted and not plan.ranked:
+        raise BadInput(
+            f"{file}: the plan was interrupted before any candidate was simulated, so it has none; run `headway plan` "
+            "again, to its end"
+        )
     if plan.best is None:
         why = plan.binding or "none is left to try"
         take = (
@@ -143,7 +149,9 @@ def chosen(plan: Plan | Fleet, name: str | None, file: str) -> dict[str, Any]:
             if plan.ranked
             else "its message says what would do"
         )
-        raise BadInput(f"{file}: no candidate meets the SLO ({why}); {take}")
+        first = "the plan was interrupted, and of those simulated by then " if plan.interrupted else ""
+        again = "; run `headway plan` again to its end, or: " if plan.interrupted else "; "
+        raise BadInput(f"{file}: {first}no candidate meets the SLO ({why}){again}{take}")
     return plan.best.deployment
 
 

@@ -15,6 +15,7 @@ from headway.export.place import Placed
 from headway.export.routers import ROUTER_PORT, router_command, router_image, router_notes
 from headway.export.script import commented
 from headway.export.vendors import devices, image, power_limits
+from headway.export.wires import host_notes
 from headway.gateway import SloClass
 from headway.metrics import Slo
 from headway.sim import Deployment
@@ -48,9 +49,9 @@ def compose(
         )
     services: dict[str, Any] = {}
     files: dict[str, str] = {}
-    notes: list[str] = []
+    notes = host_notes(deployment)
     for each in placed:
-        head_ask = msgspec.structs.replace(asks[each.pool], port=PORT, config=CONFIG, head=each.name)
+        head_ask = msgspec.structs.replace(asks[each.pool], port=PORT, config=CONFIG, head=each.name, address=each.name)
         made = command(head_ask)
         services[each.name] = _service(each, head_ask.replica, made)
         notes += [note for note in made.notes if note not in notes]

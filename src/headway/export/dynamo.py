@@ -11,7 +11,7 @@ from headway.export.kubernetes import CONFIG_FOLDER, GPU_LABEL, label, label_not
 from headway.export.manifests import check, documents
 from headway.export.place import spread
 from headway.export.vendors import image, power_limits
-from headway.export.wires import wire, wire_notes
+from headway.export.wires import pod_notes, wire, wire_notes
 from headway.sim import Deployment
 
 VERSION = "1.6.1"
@@ -51,7 +51,7 @@ def dynamo(deployment: Deployment, asks: list[Ask], head: str) -> tuple[dict[str
         components.append(made)
         maps += config
         notes += [note for note in said if note not in notes]
-    notes += [*label_notes(asks), *wire_notes(deployment)]
+    notes += [*label_notes(asks), *wire_notes(deployment), *pod_notes(deployment, kept=False)]
     graph = {
         "apiVersion": "nvidia.com/v1beta1",
         "kind": "DynamoGraphDeployment",

@@ -31,7 +31,7 @@ class Ask(Spec, frozen=True, kw_only=True):
         model_path: a repository of Hugging Face or a path; `given` says that the user named it, precision and all.
         name: what requests call the model.
         order: the policy that orders the engine's queue.
-        hosts: how many share the replica, `host` of them is this, `head` the address of the first.
+        hosts: how many share the replica, `host` of them is this at `address`, `head` the address of the first.
         without_bf16: the GPU, of this pool or of one that it hands KV over with, that has no bf16; "" is none.
         config: where the engine's own file will lie.
     """
@@ -47,6 +47,7 @@ class Ask(Spec, frozen=True, kw_only=True):
     hosts: int = 1
     host: int | str = 0
     head: str = "127.0.0.1"
+    address: str = "127.0.0.1"
     without_bf16: str = ""
     config: str = CONFIG
 

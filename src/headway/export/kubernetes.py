@@ -15,7 +15,7 @@ from headway.export.manifests import check, documents
 from headway.export.place import spread
 from headway.export.routers import ROUTER_PORT, router_image, router_notes, vllm_router
 from headway.export.vendors import image, power_limits, vendor
-from headway.export.wires import ROLE, standing, wire, wire_notes
+from headway.export.wires import ROLE, pod_notes, standing, wire, wire_notes
 from headway.hardware import is_file
 from headway.sim import Deployment
 
@@ -111,7 +111,7 @@ def model_servers(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the objects of every pool; `labels` are put on the pods that answer requests, beside their pool's."""
     made: list[dict[str, Any]] = []
-    notes = [*label_notes(asks), *wire_notes(deployment)]
+    notes = [*label_notes(asks), *wire_notes(deployment), *pod_notes(deployment, kept=True)]
     for pool, ask, pool_name in zip(deployment.pools, asks, deployment.pool_names(), strict=True):
         name = pool_name.replace(".", "-")
         own = {"app.kubernetes.io/name": "headway", "app.kubernetes.io/component": name}

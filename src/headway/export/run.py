@@ -17,6 +17,7 @@ from headway.export.script import commented, scripts
 from headway.export.sidecar import port_of, sidecar_notes
 from headway.export.target import Exported, Target, target
 from headway.export.vendors import image
+from headway.export.wires import host_notes
 from headway.gateway import SloClass
 from headway.hardware import gpu
 from headway.metrics import Slo
@@ -63,6 +64,7 @@ def export(
         if asks[0].role == "mixed":
             said = f"policies.route={policies.route}, admit={policies.admit}"
             notes.append(f"{said}: no engine's; --to gateway has them")
+        notes += host_notes(deployment)
     elif hosts:
         raise BadInput(f"--hosts: {to} finds its hosts by itself; leave it out")
     elif to == "dynamo":

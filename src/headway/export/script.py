@@ -27,6 +27,7 @@ def scripts(
                 hosts=len(each.hosts),
                 host=rank,
                 head=at[each.hosts[0]],
+                address=at[host],
                 config=f"./{each.name}.yaml",
             )
             made = command(ask)

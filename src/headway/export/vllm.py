@@ -15,7 +15,12 @@ ORDERS = {"fcfs": "fcfs", "priority": "priority"}  # of Headway, of vLLM: in bot
 TRANSFER = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
 RPC_PORT = 13345
 MASTER_ABOVE = 21_501  # its server: replicas whose stages share hosts meet on a port of their own
-NIXL_PORT, NIXL_PORTS = 9000, 16  # of each replica on a host: ranks count up from its first
+# The scheduler of each data-parallel rank listens, on the port of the environment plus the rank's index: one port
+# without such ranks (kv_connector/v1/nixl/base_scheduler.py of vllm-project/vllm: side_channel_port). Up to 0.11 each
+# tensor-parallel rank did too, so a replica has as many ports as any host has GPUs. The first is vLLM's own default,
+# far below the routers, the engines and the sidecars (7000, 8000 and 9000 up). A replica of more ranks than there are
+# ports has its hosts to itself.
+NIXL_PORT, NIXL_PORTS = 5600, 16
 
 
 def command(ask: e.Ask) -> e.Command:
@@ -56,7 +61,7 @@ def command(ask: e.Ask) -> e.Command:
     env = {}
     if ask.role != "mixed":
         words += ["--kv-transfer-config", json.dumps(TRANSFER)]
-        env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = ask.head
+        env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = ask.address  # of this host: each rank's scheduler listens on its own
         env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(NIXL_PORT + NIXL_PORTS * (ask.port - 8000))
     return e.Command(engine="vllm", words=tuple(words), env=env, notes=tuple(_notes(ask)))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from headway.export.place import place, spread
+from headway.export.place import host_gpus, place, spread
 from headway.hardware import gpu, node
 from headway.sim import Deployment
 
-__all__ = ["RDMA", "ROLE", "standing", "wire", "wire_notes"]
+__all__ = ["RDMA", "ROLE", "host_notes", "pod_notes", "standing", "wire", "wire_notes"]
 
 RDMA = "rdma/ib"  # as llm-d's guide to prefill and decode pods names the network cards; a device plugin's own word
 ROLE = "headway/role"
@@ -48,6 +48,35 @@ def standing(deployment: Deployment, own: dict[str, str]) -> dict[str, Any]:
         "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": drawn}},
         "topologySpreadConstraints": [even | {"labelSelector": {"matchLabels": own}}],
     }
+
+
+def pod_notes(deployment: Deployment, *, kept: bool) -> list[str]:
+    """Return what pods do not have of the nodes that the pools name; `kept`: they have what `standing` says.
+
+    Only pods that all fit one host are kept where they were said to be, on one node.
+    """
+    said = [f"pools.{number}.nodes" for number, pool in enumerate(deployment.pools) if pool.nodes is not None]
+    if not said or (kept and one_host(deployment) and not any(map(deployment.wide, deployment.models))):
+        return []
+    engine = deployment.pools[0].replica.engine.name
+    return [
+        f"{', '.join(said)}: pods stand where the cluster has room, not on the nodes that were simulated, so KV may "
+        f"take another way than the forecast's: export to {engine}, a script for each replica; or leave nodes out and "
+        "predict again"
+    ]
+
+
+def host_notes(deployment: Deployment) -> list[str]:
+    """Return where hosts do not follow the nodes that the pools name: hosts of a rack, which is one node."""
+    notes = []
+    for number, pool in enumerate(deployment.pools):
+        card = gpu(pool.replica.gpu)
+        if pool.nodes is not None and deployment.wide(pool.model) and host_gpus(card) != card.gpus_per_node:
+            notes.append(
+                f"pools.{number}.nodes: a host has {host_gpus(card)} of the {card.gpus_per_node} GPUs of a node of "
+                f"{card.key}, and hosts are filled one after another: which rack each is in is left to you"
+            )
+    return notes
 
 
 def wire_notes(deployment: Deployment) -> list[str]:

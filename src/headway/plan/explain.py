@@ -484,6 +484,6 @@ def _value(entry: Entry, question: Question) -> str:
     if objective == "gpus":
         return f"{entry.deployment.gpus} GPUs"
     if objective in ("ttft", "tpot"):
-        whom = "its share of each class" if question.slos else f"{question.slo.attainment:.3g} of requests"
+        whom = "its share of each class" if question.slos else f"{100 * question.slo.attainment:.4g}% of requests"
         return f"{format_seconds(value)} of {_NAMES[objective]} for {whom}"
     return f"{abs(value):.3g} {_UNITS[objective]}"

@@ -120,6 +120,8 @@ class Fleet(Spec, frozen=True, kw_only=True):
     @property
     def missing(self) -> str:
         """What stands in the way, in a few words."""
+        if self.interrupted and self.planned < self.groups:
+            return f"interrupted with {self.planned} of {self.groups} groups of classes planned for"
         return "; ".join(self.short) or "all of them together take more than there is"
 
     @classmethod

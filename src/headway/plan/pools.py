@@ -61,6 +61,12 @@ def fleet(
             f"objective {question.objective} against classes that may have pools of their own: it does not add up over "
             f"pools; take {', '.join(_ADD_UP)}, or plan for one pool that all classes share (--together)"
         )
+    if question.front_named:
+        raise BadInput(
+            f"front {','.join(question.front)} against classes that may have pools of their own: one choice of pools "
+            "is the answer, and no front is made; leave it out, or plan for one pool that all classes share "
+            "(--together)"
+        )
     source = workload(question.workload, skip_bad=question.skip_bad)
     source = source if question.rate_req_s is None else source.at_rate(question.rate_req_s)
     search = _Search(question, source, groups_of(question, source))

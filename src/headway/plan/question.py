@@ -337,6 +337,11 @@ class Question(Spec, frozen=True, kw_only=True):
         return {kind: min(count, self.gpus or count) for kind, count in self.gpu.items()}
 
     @property
+    def front_named(self) -> bool:
+        """Whether the front is of other objectives than those that are taken where none are given."""
+        return self.front not in (_FRONT, _FRONTS[self.objective])
+
+    @property
     def most(self) -> int:
         """GPUs of all kinds that a plan may use."""
         return self.gpus or sum(self.stock.values())

@@ -13,7 +13,7 @@ from headway.report.page import table as plain_table
 from headway.report.sheet import Sheet
 from headway.sim import Deployment
 from headway.specs import from_mapping
-from headway.units import format_rate, format_seconds
+from headway.units import format_rate, format_rates, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,9 +36,9 @@ def capacity_text(found: Capacity) -> RenderableType:
     for heading in (*HEADINGS, _power(found), ""):
         table.add_column(heading, right=bool(heading))
     most = max((slot.replicas or 0 for slot in found.slots), default=0) or 1
-    for slot in found.slots:
+    for slot, cells in zip(found.slots, _rows(found), strict=True):
         bar = "#" * max(1, round(BAR_COLUMNS * (slot.replicas or 0) / most)) if slot.replicas else "not served"
-        table.add_row(*_cells(slot), bar)
+        table.add_row(*cells, bar)
     parts: list[RenderableType] = [Text(found.message, style="bold"), table]
     if found.feasible:
         sums = Sheet()
@@ -58,7 +58,8 @@ def capacity_html(found: Capacity) -> str:
     """
     figures = [Figure("day", "Replicas", "grey is the number that the peak takes", partial(_chart, found), wide=True)]
     columns = [Column(HEADINGS[0]), *(Column(heading, NUMBER) for heading in (*HEADINGS[1:], _power(found)))]
-    rows = [Row([Cell(text) for text in _cells(slot)], "" if slot.replicas else "lost") for slot in found.slots]
+    told = zip(found.slots, _rows(found), strict=True)
+    rows = [Row([Cell(text) for text in cells], "" if slot.replicas else "lost") for slot, cells in told]
     sums = plain_table(SUMS[:-1], [row[:-1] for row in _sums(found)], numeric=3)
     tables = [sums, Table(columns, rows)] if found.feasible else [Table(columns, rows)]
     page = Page(
@@ -98,7 +99,13 @@ def _asked(found: Capacity) -> Facts:
     ]
 
 
-def _cells(slot: Slot) -> list[str]:
+def _rows(found: Capacity) -> list[list[str]]:
+    """The cells of each slot's row."""
+    rates = format_rates(slot.rate_req_s for slot in found.slots)
+    return [_cells(slot, rate) for slot, rate in zip(found.slots, rates, strict=True)]
+
+
+def _cells(slot: Slot, rate: str) -> list[str]:
     known = slot.attainment_low is not None
     interval = f"{w.share(slot.attainment_low)} to {w.share(slot.attainment_high)}" if known else ""
     watts = w.NONE if slot.mean_watts is None else f"{slot.mean_watts / 1000:.2f} kW"
@@ -106,7 +113,7 @@ def _cells(slot: Slot) -> list[str]:
     if slot.pools is not None and len(slot.pools) > 1:
         counts[0] = " + ".join(map(str, slot.pools))
     share = w.share(slot.attainment) + (f" of {slot.slo_class}" if slot.slo_class else "")
-    return [clock(slot.start_s), format_rate(slot.rate_req_s), *counts, share, interval, watts]
+    return [clock(slot.start_s), rate, *counts, share, interval, watts]
 
 
 def clock(seconds: float) -> str:

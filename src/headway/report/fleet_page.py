@@ -18,7 +18,7 @@ from headway.report.result_page import sources
 from headway.sim import Deployment
 from headway.sim.run import compiled, to_mapping_all
 from headway.specs import from_mapping, write_yaml
-from headway.units import format_rate, format_seconds
+from headway.units import format_rate, format_rates, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -159,14 +159,15 @@ def _pools(fleet: Fleet) -> list[Section]:
     if not fleet.parts:
         return []
     rows = []
-    for part in fleet.parts:
+    goodputs = format_rates(part.candidate.goodput_req_s for part in fleet.parts)
+    for part, served in zip(fleet.parts, goodputs, strict=True):
         one = part.candidate
         whose = one.binding_class or (part.classes[0] if len(part.classes) == 1 else "")
         breaks = w.BREAKS[one.binding] + (f" of {whose}" if whose else "")
         goodput = f"{one.goodput_req_s / part.rate_req_s - 1:+.0%}"
         rows.append([
             part.serves, w.listed(part.classes), one.name, f"{one.gpus}", w.usd(one.usd_per_hour),
-            format_rate(one.goodput_req_s), goodput, breaks,
+            served, goodput, breaks,
         ])  # fmt: skip
     columns = [Column(name, NUMBER if 3 <= i < 7 else "name" if i == 2 else "") for i, name in enumerate(POOL_HEADINGS)]
     note = "Goodput: the highest rate of its classes together, in the same mix, at which each keeps its own target."

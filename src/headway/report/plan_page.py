@@ -17,7 +17,7 @@ from headway.report.class_table import class_table
 from headway.report.page import NUMBER, Card, Cell, Column, Figure, Filter, Page, Row, Section, Table, rendered
 from headway.report.plan_tables import assumptions, course_table, load_tables, money_tables
 from headway.report.result_page import sources
-from headway.report.sensitivity_text import HEADINGS, basis_words, sensitivity_words, variant_cells
+from headway.report.sensitivity_text import HEADINGS, basis_words, sensitivity_words, variant_rows
 from headway.report.text import CLASSES_OF, candidate_cells, candidate_headings, energy_rows
 from headway.report.trust_words import plan_error_rows
 from headway.sim import Deployment
@@ -212,10 +212,8 @@ def _front(plan: Plan) -> list[Section]:
     use = "Each point is a deployment; its figures show under the pointer, and a click leads to its row in the table."
     by_name = {candidate.name: candidate for candidate in plan.ranked}
     headings = ["on the front", *(w.objective(each, plan.question) for each in axes), "SLO"]
-    rows = [
-        [name, *(w.measured(each, charts.measure(by_name[name], each)) for each in axes), _met(by_name[name])]
-        for name in plan.front
-    ]
+    figures_by_axis = [w.column(each, [charts.measure(by_name[name], each) for name in plan.front]) for each in axes]
+    rows = [[name, *cells, _met(by_name[name])] for name, *cells in zip(plan.front, *figures_by_axis, strict=True)]
     columns = [Column(headings[0], "name"), *(Column(name, NUMBER) for name in headings[1:-1]), Column(headings[-1])]
     tables = [Table(columns, [Row([Cell(text) for text in row]) for row in rows])]
     return [Section(key="front", title="The front", note=f"{told} {use}", told=told, figures=figures, tables=tables)]
@@ -367,7 +365,8 @@ def _sensitivity(plan: Plan) -> list[Section]:
     if found is None:
         return []
     columns = [Column(name, "" if name in ("otherwise", "SLO") else NUMBER) for name in HEADINGS]
-    rows = [Row([Cell(text) for text in variant_cells(each)], "" if each.meets else "lost") for each in found.variants]
+    told = zip(found.variants, variant_rows(found), strict=True)
+    rows = [Row([Cell(text) for text in cells], "" if each.meets else "lost") for each, cells in told]
     said, note = sensitivity_words(found), f"{found.name}: {basis_words(found)}"
     return [Section(key="holds", title="How far it holds", note=note, points=said, tables=[Table(columns, rows)])]
 

@@ -11,7 +11,7 @@ from headway.report.page import NUMBER, RANGE, STRIP, Cell, Column, Row, Table, 
 from headway.report.plan_charts import joule_parts, tail_of
 from headway.sim import Deployment
 from headway.specs import from_mapping
-from headway.units import format_rate, format_seconds
+from headway.units import format_rate, format_rates, format_seconds
 
 if TYPE_CHECKING:
     from headway.plan import Candidate, Plan
@@ -29,9 +29,10 @@ def load_tables(plan: Plan, latencies: Sequence[str]) -> list[Table]:
     tables = []
     for place, curve in enumerate(plan.curves, start=1):
         rows = []
-        for point in curve.points:
+        rates = format_rates(point.rate_req_s for point in curve.points)
+        for point, rate in zip(curve.points, rates, strict=True):
             cells = [
-                format_rate(point.rate_req_s),
+                rate,
                 w.share(point.attainment),
                 f"{w.share(point.attainment_low)} to {w.share(point.attainment_high)}",
             ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from headway.plan.answer import Sensitivity, Variant
 from headway.report import words as w
 from headway.report.sheet import Sheet
-from headway.units import format_rate
+from headway.units import format_rate, format_rates
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,8 +25,8 @@ def sensitivity_text(found: Sensitivity) -> RenderableType:
     table = Sheet()
     for heading in HEADINGS:
         table.add_column(heading, right=heading != "SLO", words=heading == "otherwise")
-    for variant in found.variants:
-        table.add_row(*variant_cells(variant), style="bold" if variant is found.base else "")
+    for variant, cells in zip(found.variants, variant_rows(found), strict=True):
+        table.add_row(*cells, style="bold" if variant is found.base else "")
     said = [Text(f"- {line}") for line in sensitivity_words(found)]
     return Group(Text(f"How far {found.name} holds", style="bold"), *said, table, Text(basis_words(found), style="dim"))
 
@@ -37,18 +37,24 @@ def sensitivity_words(found: Sensitivity) -> list[str]:
     return [*filter(None, said), *(_neighbour(found, each) for each in found.of("replicas"))]
 
 
-def variant_cells(variant: Variant) -> list[str]:
-    """Return the cells of a row."""
+def variant_rows(found: Sensitivity) -> list[list[str]]:
+    """Return the cells of each variant's row."""
+    rates = format_rates(variant.rate_req_s for variant in found.variants)
+    goodputs = format_rates(variant.goodput_req_s for variant in found.variants)
+    return [_cells(*each) for each in zip(found.variants, rates, goodputs, strict=True)]
+
+
+def _cells(variant: Variant, rate: str, goodput: str) -> list[str]:
     known = variant.attainment_low is not None
     interval = f"{w.share(variant.attainment_low)} to {w.share(variant.attainment_high)}" if known else ""
     breaks = "" if variant.breaks is None else f", {w.BREAKS[variant.breaks]}"
     return [
         variant.what,
-        format_rate(variant.rate_req_s),
+        rate,
         w.share(variant.attainment),
         interval,
         "met" if variant.meets else f"missed{breaks}",
-        w.NONE if variant.goodput_req_s is None else format_rate(variant.goodput_req_s),
+        goodput,
         w.NONE if variant.headroom is None else f"{variant.headroom:+.0%}",
         f"{variant.gpus}",
     ]

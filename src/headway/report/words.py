@@ -14,7 +14,7 @@ from headway.metrics.comparison import ROUNDING
 from headway.metrics.result import Requests
 from headway.sim import Deployment, Pool
 from headway.specs import from_mapping
-from headway.units import format_bytes, format_rate, format_seconds
+from headway.units import format_bytes, format_rate, format_rates, format_seconds
 
 if TYPE_CHECKING:
     from headway.plan import Candidate, Plan, Question
@@ -266,6 +266,13 @@ def measured(objective: Objective, value: float | None) -> str:
         return format_rate(value)
     named = {"cost": usd, "energy": joules, "carbon": grams}
     return named[objective](value) if objective in named else f"{value:g}"
+
+
+def column(objective: Objective, values: list[float | None]) -> list[str]:
+    """Return the figures of several candidates for an objective; rates in one unit."""
+    if objective in ("goodput", "rate"):
+        return format_rates(values)
+    return [measured(objective, value) for value in values]
 
 
 def kinds(candidate: Candidate) -> str:
