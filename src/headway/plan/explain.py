@@ -30,6 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 _NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+_DEGREES = ("tp", "pp", "dp", "ep")
 _UNITS = {
     "energy": "J per output token", "carbon": "g CO2 per million output tokens", "goodput": "req/s per GPU",
     "rate": "req/s of goodput",
@@ -376,8 +377,7 @@ def below_floor(low: Floor, whose: str, needs_s: float | None, question: Questio
 def _bounds(question: Question) -> str:
     """The constraints that a replica's latency depends on."""
     said = [f"max_tp {question.max_tp}"] if question.max_tp is not None else []
-    listed = {name: getattr(question, name) for name in ("tp", "dp", "ep", "weights")}
-    said += [f"{name} {', '.join(map(str, each))}" for name, each in listed.items() if each]
+    said += [_tried(question, name) for name in ("tp", "dp", "ep", "weights") if getattr(question, name)]
     return f" with {' and '.join(said)}" if said else ""
 
 
@@ -409,12 +409,12 @@ def nothing_allowed(
 ) -> str:
     """Return the answer when it is constraints of the question that leave no candidate; "" where it is the memory.
 
-    `without_spare` says whether some are left where no replica may be down.
+    `without_spare` says whether some hold the model where no replica may be down.
     """
     spare = f"spare {question.spare}" if question.spare else ""
     start = f"No plan on {question.gpu_words} is allowed:"
     if discarded.get("watts"):
-        return f"{start} {_power(discarded, question, spare)}{_otherwise(changes, 'would fit')}"
+        return f"{start} {_power(discarded, question, changes)}{_otherwise(changes, 'would fit')}"
     if discarded.get("budget"):
         most = f"max_usd_per_hour {question.max_usd_per_hour:g}"
         against = f"{most} against {spare}" if spare else most
@@ -436,17 +436,26 @@ def nothing_allowed(
     return ""
 
 
-def _power(discarded: Mapping[str, int], question: Question, spare: str) -> str:
-    """That the GPUs of all that are left may draw too much, or cost too much."""
+def _power(discarded: Mapping[str, int], question: Question, changes: list[Wish]) -> str:
+    """That the GPUs of all that are left may draw too much, or cost too much, and what of the question makes them."""
     named = {"max_watts": question.max_watts, "watts_per_rack": question.watts_per_rack}
     power = " and ".join(f"{name} {most:g}" for name, most in named.items() if most is not None)
     dear, money = discarded.get("budget", 0), f"max_usd_per_hour {question.max_usd_per_hour or 0:g}"
-    against = " and ".join(filter(None, (money if dear else "", spare))) or question.gpu_words
+    loosened = [name for each in changes for name in each.names]
+    degrees = [_tried(question, name) for name in _DEGREES if name in loosened]
+    spare = f"spare {question.spare}" if question.spare else ""
+    against = " and ".join(filter(None, (money if dear else "", spare, *degrees))) or question.gpu_words
+    limit = "their TDP" if question.cap_watts is None else _tried(question, "cap_watts")
     costs = f" or cost more ({dear:,})" if dear else ""
     return (
-        f"{power} against {against} leaves none, as all whose replicas fit may draw more at their power limit or TDP "
+        f"{power} against {against} leaves none, as all whose replicas fit may draw more at {limit} "
         f"({discarded['watts']:,}){costs}."
     )
+
+
+def _tried(question: Question, name: str) -> str:
+    """``tp 2, 4``: what a question lists of something."""
+    return f"{name} {', '.join(f'{each:g}' if isinstance(each, float) else f'{each}' for each in getattr(question, name))}"
 
 
 def _limit(entry: Entry) -> str:

@@ -241,9 +241,10 @@ class Question(Spec, frozen=True, kw_only=True):
             lowest = min(self.cap_watts or (math.inf,))
             least, kind = min((self.watts(kind, lowest), kind) for kind in self.stock)
             if least > most:
+                other = "a power limit (cap_watts)" if self.cap_watts is None else f"a cap_watts below {lowest:g}"
                 raise BadInput(
                     f"{name} {most:g} against gpu {kind}, one of which draws up to {least:g} W: raise the one, or try "
-                    "a power limit (cap_watts)"
+                    f"{other}"
                 )
 
     def watts(self, kind: str, cap_watts: float | None) -> float:

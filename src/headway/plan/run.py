@@ -291,7 +291,8 @@ def _verdict(
 def _nothing(question: Question, space: Space, changes: list[Wish]) -> _Verdict:
     """The answer where no candidate is left to try."""
     freer = enumerate_space(msgspec.structs.replace(question, spare=0)) if question.spare else space
-    words = explain.nothing_allowed(space.discarded, question, changes, without_spare=bool(freer.options))
+    holds = bool(freer.options) or any(count for reason, count in freer.discarded.items() if reason != "memory")
+    words = explain.nothing_allowed(space.discarded, question, changes, without_spare=holds)
     if words:
         return _Verdict(False, None, words)
     return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question, changes))
