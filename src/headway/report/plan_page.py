@@ -23,7 +23,7 @@ from headway.report.trust_words import plan_error_rows
 from headway.sim import Deployment
 from headway.sim.run import compiled, to_mapping_all
 from headway.specs import from_mapping, write_yaml
-from headway.units import format_rate, format_seconds
+from headway.units import counted, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from headway.plan import Candidate, Plan
@@ -53,7 +53,7 @@ def plan_page(plan: Plan, shown: list[Candidate] | None = None) -> Page:
     """Return all that there is to report of a plan; `shown` are the candidates it lists, by default all."""
     verdict = "" if plan.feasible else "no deployment meets the SLO"
     if plan.interrupted:
-        verdict = f"interrupted after {w.counted(plan.evaluated, 'deployment')}: what is known so far"
+        verdict = f"interrupted after {counted(plan.evaluated, 'deployment')}: what is known so far"
     shown = plan.ranked if shown is None else shown
     return Page(
         kind="plan",
@@ -213,7 +213,7 @@ def _front(plan: Plan) -> list[Section]:
     by_name = {candidate.name: candidate for candidate in plan.ranked}
     headings = ["on the front", *(w.objective(each, plan.question) for each in axes), "SLO"]
     rows = [
-        [name, *(w.measured(each, charts.measure(by_name[name], each)) for each in axes), _met(by_name[name])]
+        [name, *(_reached(by_name[name], each) for each in axes), _met(by_name[name])]
         for name in plan.front
     ]
     columns = [Column(headings[0], "name"), *(Column(name, NUMBER) for name in headings[1:-1]), Column(headings[-1])]
@@ -231,19 +231,26 @@ def _by_class(plan: Plan) -> list[Section]:
 
 
 def _tradeoffs(plan: Plan) -> list[Section]:
-    rate, price, figures = format_rate(plan.rate_req_s), plan.question.known("cost"), []
-    if _known(plan, price) and any(candidate.goodput_req_s for candidate in plan.ranked):
+    price, figures = plan.question.known("cost"), []
+    if not plan.alone and _known(plan, price) and any(candidate.goodput_req_s for candidate in plan.ranked):
         figures.append(Figure("rate", "What the money serves", "", partial(charts.cost_and_rate, plan)))
     if _known(plan, price, "ttft"):
-        figures.append(Figure("share", f"Attainment at {rate}", "", partial(charts.cost_and_attainment, plan)))
+        figures.append(Figure("share", f"Attainment {w.pace(plan)}", "", partial(charts.cost_and_attainment, plan)))
     if _known(plan, "ttft", "tpot"):
-        figures.append(Figure("latency", f"Latency at {rate}", "", partial(charts.latencies, plan)))
+        figures.append(Figure("latency", f"Latency {w.pace(plan)}", "", partial(charts.latencies, plan)))
     return [Section(key="tradeoffs", title="All candidates", figures=figures)] if figures else []
 
 
 def _known(plan: Plan, *objectives: Objective) -> bool:
     """Whether there is a point to draw."""
     return any(all(charts.measure(one, each) is not None for each in objectives) for one in plan.ranked)
+
+
+def _reached(candidate: Candidate, objective: Objective) -> str:
+    """A candidate's figure for an objective; a goodput only where a rate was missed."""
+    if candidate.open_ended and objective in HIGHER_IS_BETTER:
+        return w.OPEN
+    return w.measured(objective, charts.measure(candidate, objective))
 
 
 def _met(candidate: Candidate) -> str:
@@ -256,7 +263,7 @@ def _better(objective: Objective, channel: str) -> str:
 
 
 def _load(plan: Plan) -> list[Section]:
-    if not plan.curves:
+    if not plan.curves or plan.alone:  # the rate of one request says nothing
         return []
     named = [latency for latency in charts.LATENCIES if _asked(plan, latency)]
     figures = [Figure("load-attainment", "Attainment", "", partial(charts.load_attainment, plan))]
@@ -266,9 +273,9 @@ def _load(plan: Plan) -> list[Section]:
     ]
     first = plan.curves[0]
     note = (
-        f"The first {w.counted(len(plan.curves), 'candidate')} from little load to more than they serve, each point by "
-        f"runs of {first.requests:,} requests. Bands: of attainment the 95% interval by chance; of latencies the "
-        f"{first.coverage:.0%} interval of the cost model, as simulated with steps so much shorter and longer."
+        f"The first {counted(len(plan.curves), 'candidate')} from little load to more than they serve, each point by "
+        f"runs of {counted(first.requests, 'request')}. Bands: of attainment the 95% interval by chance; of latencies "
+        f"the {first.coverage:.0%} interval of the cost model, as simulated with steps so much shorter and longer."
     )
     if plan.question.slos:
         note += " Latencies are those of all classes together, beside the limits of each."
@@ -307,8 +314,8 @@ def _course(plan: Plan) -> list[Section]:
         ),
     ]
     note = (
-        f"{course.name} at {format_rate(plan.rate_req_s)}: a run of {course.requests:,} requests (seed {course.seed}), "
-        f"looked at in {len(course.at_s)} moments. It begins with empty replicas."
+        f"{course.name} {w.pace(plan)}: a run of {counted(course.requests, 'request')} (seed "
+        f"{course.seed}), looked at in {counted(len(course.at_s), 'moment')}. It begins with empty replicas."
     )
     return [
         Section(key="course", title="KV cache and GPUs over time", note=note, figures=figures,
@@ -329,7 +336,7 @@ def _spent(plan: Plan) -> list[Section]:
     tables = money_tables(plan, first, shown)
     prices = plan.question.prices
     note = (
-        f"At {format_rate(plan.rate_req_s)}, idle GPUs included. Watts are those of the GPUs; carbon counts the site's "
+        f"{w.capitalised(w.pace(plan))}, idle GPUs included. Watts are those of the GPUs; carbon counts the site's "
         f"overhead too (PUE {prices.pue:g}), at {w.amount(prices.carbon_g_per_kwh)} g CO2 per kWh."
     )
     return [Section(key="spent", title="Cost and energy", note=note, figures=figures, tables=tables)]
@@ -367,7 +374,8 @@ def _sensitivity(plan: Plan) -> list[Section]:
     if found is None:
         return []
     columns = [Column(name, "" if name in ("otherwise", "SLO") else NUMBER) for name in HEADINGS]
-    rows = [Row([Cell(text) for text in variant_cells(each)], "" if each.meets else "lost") for each in found.variants]
+    cells = [(each, variant_cells(each, found.requests)) for each in found.variants]
+    rows = [Row([Cell(text) for text in texts], "" if each.meets else "lost") for each, texts in cells]
     said, note = sensitivity_words(found), f"{found.name}: {basis_words(found)}"
     return [Section(key="holds", title="How far it holds", note=note, points=said, tables=[Table(columns, rows)])]
 

@@ -120,7 +120,7 @@ def assumptions(plan: Plan) -> Table:
         for name, slo in slos.items()
     ]
     rows = [
-        ["arrivals", f"{format_rate(plan.rate_req_s)}, seed {question.seed}", "the question"],
+        ["arrivals", f"{w.pace(plan).removeprefix('at ')}, seed {question.seed}", "the question"],
         *([what, f"{w.limits(slo)} for {w.share(slo.attainment)}",
            f"the question, less {question.margin:.0%} of margin on the time per token (accuracy.md, \"How sure\")"]
           for what, slo in aimed),

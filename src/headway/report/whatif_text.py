@@ -10,6 +10,7 @@ from headway.plan.otherwise import ModelError, WhatIf
 from headway.report import words as w
 from headway.report.compare_text import basis, difference_cells, figure_value, span
 from headway.report.sheet import Sheet
+from headway.units import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,7 +41,7 @@ def whatif_sentence(found: WhatIf) -> str:
     unsure = {verdict: [one.figure for one in named if found.verdict(one) == verdict] for verdict in ("noise", "model")}
     moved = [_moved(one) for one in named if one.figure not in unsure["noise"] and _apart(one)]
     gpus = (found.before.gpus, found.after.gpus)
-    moved += [f"{w.counted(gpus[1], 'GPU')} in place of {gpus[0]}"] if gpus[0] != gpus[1] else []
+    moved += [f"{counted(gpus[1], 'GPU')} in place of {gpus[0]}"] if gpus[0] != gpus[1] else []
     said = f"With {w.listed(found.changes)}: {', '.join(moved) or 'nothing is known to change'}.{_targets(found)}"
     if unsure["noise"]:
         said += f" Inside the noise: {w.listed(unsure['noise'])}."
