@@ -55,11 +55,14 @@ def plan_page(plan: Plan, shown: list[Candidate] | None = None) -> Page:
     if plan.interrupted:
         verdict = f"interrupted after {counted(plan.evaluated, 'deployment')}: what is known so far"
     shown = plan.ranked if shown is None else shown
+    headline, *details = w.sentences(plan.message)
+    if plan.best is not None:
+        headline, details = w.plan_headline(plan, plan.best), [w.plan_sentence(plan), headline, *details]
     return Page(
         kind="plan",
         title=f"Headway plan: {plan.question.model} on {' and '.join(map(plan.question.called, plan.question.stock))}",
-        sentence=w.unbroken(w.plan_sentence(plan)),
-        lead=w.unbroken(plan.message) if plan.best else "",
+        sentence=w.unbroken(headline),
+        details=[w.unbroken(each) for each in details],
         verdict=verdict,
         tone="bad",
         question=[*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)],

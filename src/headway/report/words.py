@@ -237,6 +237,27 @@ def plan_sentence(plan: Plan) -> str:
     return f"{run} {replica.model} with {precision} as {pools}: {counted(plan.best.gpus, 'GPU')}{cost}."
 
 
+def plan_headline(plan: Plan, best: Candidate) -> str:
+    """Return the best in a line: its name, GPUs and price, and how many requests meet which limits."""
+    counts: Counter[str] = Counter()
+    for pool in from_mapping(Deployment, best.deployment, "deployment").pools:
+        counts[pool.replica.gpu_name] += pool.count * pool.replica.gpus
+    gpus = listed(f"{count} {name}" for name, count in counts.items())
+    cost = "" if best.usd_per_hour is None else f", {usd(best.usd_per_hour)} per hour"
+    question = plan.question
+    who = "its one request" if plan.alone else f"{share(best.attainment)} of requests"
+    met = f"{who} within {limits(question.slo)} (target {share(question.slo.attainment)})"
+    met = "each class meets its SLO" if question.slos else met
+    down = f"with {counted(question.spare, 'replica')} of every pool down, " if question.spare else ""
+    so_far = "So far: " if plan.interrupted else ""
+    return f"{so_far}{best.name} on {gpus}{cost}: {down}{pace(plan)} {met}."
+
+
+def sentences(text: str) -> list[str]:
+    """Return a text's sentences; what is joined by blanks again is the text."""
+    return re.split(r"(?<=\.) (?=[A-Z`])", text)
+
+
 def _replicas_words(pool: Pool) -> str:
     replica, role = pool.replica, "" if pool.role == "mixed" else f"{pool.role} "
     degrees = [(name, getattr(replica, name)) for name in ("pp", "dp", "ep")]
