@@ -49,6 +49,35 @@ def test_a_plan_of_a_gpu_in_a_file_is_read_in_every_folder(planned, monkeypatch)
     assert json.loads(plan.to_json()) == json.loads(text)
 
 
+@pytest.mark.parametrize(
+    ("was", "wrong", "said"),
+    [
+        ("like: a100-80gb-sxm", "like: h100", "like: unknown GPU 'h100': nearest: h100-"),
+        ("value: 4,", "value: 4.5,", "gpus_per_node 4.5: expected a whole number, 1 to 1,024"),
+        ("value: 3.1e9,", "value: 0,", "rdma_bytes_per_s 0: expected a number, above 0"),
+        ("rdma_bytes_per_s: {value: 3.1e9", "usd_per_hour: {value: -1", "usd_per_hour -1: expected a number, 0 or"),
+        ("rdma_bytes_per_s: {value: 3.1e9", "rdma_latency_s: {value: 3 h 5", "rdma_latency_s: time '3 h 5' is not"),
+    ],
+)
+def test_what_is_wrong_within_a_file_names_the_file(folder, was, wrong, said):
+    assert was in AROUND
+    (folder / "ours.yaml").write_text(AROUND.replace(was, wrong))
+    made = run("plan", "--model", "llama-3.1-8b", "--gpu", "ours.yaml", "--gpus", "1", *LIMITS)
+    refused(made, f"{folder / 'ours.yaml'}: {said}")
+
+
+def test_a_figure_of_no_group_is_refused_by_its_file(folder):
+    whole = {
+        "sources": {"ours": {"kind": "measured", "source": "our own cluster"}},
+        "gpus": {"mine": {"name": "Mine", "vendor": "Us", "link_kind": "pcie", "figures": {}}},
+    }
+    for figure in ("links.bf16", "name.bf16"):
+        whole["gpus"]["mine"]["figures"] = {figure: {"value": 1, "source": "ours"}}
+        (folder / f"{figure[:2]}mine.yaml").write_text(json.dumps(whole))
+        with pytest.raises(BadInput, match=rf"mine\.yaml: unknown figure '{figure}': only those of peak_flops"):
+            gpu(f"{figure[:2]}mine.yaml")
+
+
 def test_a_gateways_file_brings_the_gpus_file_along(planned, monkeypatch):
     monkeypatch.chdir(planned / "elsewhere")
     assert run("export", "../plan.json", "--to", "gateway", "--out", "ex").exit_code == 0

@@ -96,6 +96,45 @@ def table_rows(page: str) -> list[tuple[list[str], str]]:
     return rows
 
 
+# --- the answer first ---
+
+
+def test_the_page_begins_with_the_answer_in_one_short_sentence_and_loses_no_word(found, page):
+    first = plain(page.partition("<h1>")[2].partition("</h1>")[0])
+    best, slo = found.best, found.question.slo
+    gpus, price = "1 h100-sxm and 1 a100-80gb-sxm", w.usd(best.usd_per_hour)
+    assert f"{best.name}: {gpus}, {price}" in found.message
+    assert first == plain(
+        f"{best.name} on {gpus}, {price} per hour: {w.pace(found)} {w.share(best.attainment)} of "
+        f"requests within {w.limits(slo)} (target {w.share(slo.attainment)})."
+    )
+    assert len(first) < len(plain(found.message)) / 2
+    details = re.findall(r"<li>([^<]*)", page.partition("<ul class=\"details\">")[2].partition("</ul>")[0])
+    assert plain(Seen(" ".join(details)).text) == plain(f"{w.plan_sentence(found)} {found.message}")
+    assert len(details) > 2 and page.index("<ul class=\"details\">") < page.index("<dl class=\"facts\">")
+
+
+def test_the_first_line_says_what_it_rests_on():
+    said = w.plan_headline(made_plan(), made_plan().best)
+    assert said == (
+        "2x tp1 bf16/bf16 b8192 on 2 h100-sxm, $7.98 per hour: at 20 req/s 97% of requests within TTFT 500 ms and TPOT "
+        "50 ms (target 90%)."
+    )
+    asked = msgspec.structs.replace(made_plan().question, spare=2)
+    spare = made_plan(question=asked, interrupted=True)
+    said = w.plan_headline(spare, spare.best)
+    assert said.startswith("So far: ") and ": with 2 replicas of every pool down, at 20 req/s 97% of" in said
+    alone = made_plan(alone=True)
+    assert "served alone its one request within TTFT 500 ms" in w.plan_headline(alone, alone.best)
+
+
+def test_a_page_without_an_answer_begins_with_its_first_sentence():
+    message = "No plan on 8 h100-sxm does. `x` 0.5 is. Ask for 9.5 ms or more."
+    page = plan_page(made_plan(feasible=False, message=message))
+    assert plain(page.sentence) == "No plan on 8 h100-sxm does."
+    assert [plain(each) for each in page.details] == ["`x` 0.5 is.", "Ask for 9.5 ms or more."]
+
+
 # --- the same everywhere ---
 
 

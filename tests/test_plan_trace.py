@@ -1,15 +1,19 @@
 """Plans for recorded traces: of one request, of a burst, of more than is simulated."""
 
+import io
 import pickle
 import re
 
 import msgspec
 import pytest
+from rich.console import Console
 
+from cli_cases import run
 from headway.errors import BadInput
 from headway.metrics import Slo
 from headway.plan import Question, plan
 from headway.plan.sensitivity import sensitivity
+from headway.report import plan_html, plan_text
 from headway.sim import Deployment, simulate
 from headway.specs import from_mapping
 from headway.workload import workload
@@ -39,11 +43,33 @@ def test_a_trace_of_one_request_is_planned_for(tmp_path, slo, rate):
     found = plan(of(file, slo=slo, rate_req_s=rate), workers=1)
     assert found.feasible and found.best.attainment == 1 and found.requests == 1
     assert found.best.gpus == 1
-    assert "its one request is served within the limits" in found.message
+    assert found.alone == (rate is None)
+    if rate is not None:
+        assert "At 3 req/s 100.0% of requests meet the SLO" in found.message
+        assert "its one request is served within the limits" in found.message
     again = simulate(from_mapping(Deployment, found.best.deployment, "best"), workload(file), slo=slo)
     assert again.ttft_s.p90 == pytest.approx(found.best.ttft_p90_s, rel=0.01)
     tight = plan(of(file, slo=Slo(ttft_s=0.02)), workers=1)
     assert not tight.feasible and tight.binding == "ttft"
+
+
+def test_one_request_is_said_to_be_served_alone_and_never_at_a_rate(tmp_path):
+    found = plan(of(saved(tmp_path, ["4,300,20"])), workers=1)
+    found = msgspec.structs.replace(found, sensitivity=sensitivity(found, workers=1))
+    assert "Served alone, its one request meets the SLO" in found.message
+    assert {each.kind for each in found.sensitivity.variants}.isdisjoint({"rate"})
+    console = Console(file=io.StringIO(), width=300)
+    for top in (5, None):
+        console.print(plan_text(found, top))
+    text = " ".join(console.file.getvalue().split())
+    assert "trace.csv served alone" in text and "the noise of 1 request." in text
+    for said in (text, plan_html(found)):
+        assert re.findall(r"\b\d[\d.]* req/(?:s|min|h)", said) == []
+    spare = plan(of(saved(tmp_path, ["4,300,20"]), spare=1), workers=1)
+    assert "With 1 replica of every pool down (1 l4 left), served alone, its one request meets" in spare.message
+    (tmp_path / "plan.json").write_text(found.to_json())
+    done = run("whatif", tmp_path / "plan.json", "--replicas", "+1")
+    assert done.exit_code == 0 and "as planned: 1 request served alone," in done.stderr
 
 
 def test_requests_all_at_once_have_no_rate_and_the_refusal_says_what_to_do(tmp_path):

@@ -150,14 +150,32 @@ def test_no_plan_may_draw_more_and_none_that_may_not_is_left_out(most, caps, rac
 def test_watts_that_leave_nothing_are_answered_with_the_pair_and_what_would_do():
     found = plan(changed(tp=(2,), max_watts=1000.0), workers=1)
     assert not found.feasible and found.binding is None
-    assert "max_watts 1000 against 3 h100-sxm leaves none" in found.message
+    assert "max_watts 1000 against tp 2 leaves none, as all whose replicas fit may draw more at their TDP (1)." in (
+        found.message
+    )
+    assert "Allow other tp than 2 (1x tp1" in found.message
     assert "raise max_watts 1000 (1x tp2" in found.message
     dear = plan(changed(max_watts=1000.0, max_usd_per_hour=9.0, spare=1), workers=1)
     assert "max_watts 1000 against max_usd_per_hour 9 and spare 1 leaves none" in dear.message
-    assert "may draw more at their power limit or TDP (1) or cost more (1)" in dear.message
+    assert "may draw more at their TDP (1) or cost more (1)" in dear.message
     rack = plan(changed(tp=(2,), watts_per_rack=1000.0, gpus_per_rack=3), workers=1)
-    assert "watts_per_rack 1000 against 3 h100-sxm leaves none" in rack.message
+    assert "watts_per_rack 1000 against tp 2 leaves none" in rack.message
     assert "raise watts_per_rack 1000 (" in rack.message
+
+
+def test_watts_that_leave_nothing_under_a_power_limit_are_not_answered_by_asking_for_one():
+    found = plan(changed(tp=(2,), max_watts=500.0, cap_watts=(300.0, 400.0)), workers=1)
+    assert "max_watts 500 against tp 2 leaves none, as all whose replicas fit may draw more at cap_watts 300, 400" in (
+        found.message
+    )
+    assert "Allow other tp than 2 (1x tp1 bf16/bf16 300W" in found.message
+    assert "raise max_watts 500 (1x tp2 bf16/bf16 300W" in found.message
+    assert "power limit" not in found.message
+
+
+def test_spare_replicas_for_which_there_are_no_gpus_are_no_matter_of_memory():
+    found = plan(changed(tp=(2,), spare=1, max_watts=500.0, cap_watts=(300.0,)), workers=1)
+    assert "spare 1 against 3 h100-sxm leaves none: it needs 2 replicas in every pool" in found.message
 
 
 def test_copies_that_would_do_say_that_they_need_more_watts():
@@ -171,7 +189,10 @@ def test_copies_that_would_do_say_that_they_need_more_watts():
     ("changes", "message"),
     [
         ({"max_watts": 500.0}, "max_watts 500 against gpu h100-sxm, one of which draws up to 700 W"),
-        ({"max_watts": 350.0, "cap_watts": (400.0,)}, "one of which draws up to 400 W"),
+        (
+            {"max_watts": 350.0, "cap_watts": (400.0,)},
+            "one of which draws up to 400 W: raise the one, or try a cap_watts below 400",
+        ),
         ({"max_watts": 0.0}, "give watts above 0"),
         ({"watts_per_rack": 9000.0}, "watts_per_rack 9000.0 and gpus_per_rack None"),
         ({"watts_per_rack": 300.0, "gpus_per_rack": 8}, "watts_per_rack 300 against gpu h100-sxm"),

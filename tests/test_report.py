@@ -158,7 +158,7 @@ def test_a_plan_is_told_with_the_answer_first_and_why_the_others_lost():
     found = plan()
     text = printed(plan_text(found, 3), width=140)
     assert text.startswith(f"{words.plan_sentence(found)}\n{found.message}\n")
-    for part in ("7 do not fit into memory", "2 meet the SLO at 20 req/s, 2 miss it", "TTFT in 2", "and 1 more"):
+    for part in ("7 too large for memory", "2 meet the SLO at 20 req/s, 2 miss it", "TTFT in 2", "and 1 more"):
         assert part in " ".join(text.split())
     for shown in found.ranked[:3]:
         assert shown.name in text

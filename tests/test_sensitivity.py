@@ -14,6 +14,7 @@ from headway.plan.sensitivity import sensitivity
 from headway.report.sensitivity_text import sensitivity_words
 from headway.sim import Deployment, simulate
 from headway.specs import from_mapping
+from headway.units import format_rate
 from headway.workload import parse_length, workload
 from headway.workload.spec import WorkloadSpec
 
@@ -94,6 +95,16 @@ def test_a_slow_link_between_pools_is_what_holds_them_back(gbytes_per_s, binds):
     words = sensitivity_words(found)[1]
     assert words.startswith("What holds it back: it would serve more with links that take no time +") == binds
     assert named(found)["twice the KV cache"].goodput_req_s == pytest.approx(found.base.goodput_req_s, rel=0.03)
+
+
+def test_another_limit_than_the_plans_own_is_told_beside_it(planned, found):
+    assert found.planned_breaks == planned.best.binding
+    alike = msgspec.structs.replace(found, planned_breaks=found.base.breaks)
+    assert "breaks first" not in sensitivity_words(alike)[0]
+    other = {"ttft": "tpot", "tpot": "ttft"}[found.base.breaks]
+    told = sensitivity_words(msgspec.structs.replace(found, planned_breaks=other))[0]
+    own = f"by the plan's own {format_rate(found.planned_req_s)}, of further seeds, {other.upper()} breaks first"
+    assert f"then {found.base.breaks.upper()} breaks (on seed {found.seed} alone, as all that follows; {own})." in told
 
 
 def test_there_is_no_replica_fewer_than_one(planned, found):

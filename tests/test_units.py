@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from headway.errors import BadInput
 from headway.units import (
+    counted,
     format_bytes,
     format_count,
     format_rate,
@@ -165,6 +166,9 @@ def test_unknown_values_print_as_a_dash(write):
         (format_rate(0.01), "36 req/h"),
         (format_count(1_234_567), "1.23M"),
         (format_count(512), "512"),
+        (counted(0, "GPU"), "0 GPUs"),
+        (counted(1, "GPU"), "1 GPU"),
+        (counted(2_000, "request"), "2,000 requests"),
     ],
 )
 def test_printed_forms(printed, expected):

@@ -14,6 +14,7 @@ from headway.cost.stretched import eased, stretched
 from headway.metrics import Prices, Result, Slo
 from headway.metrics.comparison import compare
 from headway.plan.otherwise import Case, whatif
+from headway.report.whatif_text import whatif_sentence
 from headway.sim import Deployment, Policies, Pool, simulate
 from headway.specs import to_mapping
 from headway.workload import WorkloadSpec, parse_arrival, parse_length, workload
@@ -39,6 +40,23 @@ def case(**changes):
 
 def by_figure(found):
     return {one.figure: one for one in found.change.differences}
+
+
+def test_what_two_requests_show_is_no_fact(tmp_path):
+    (tmp_path / "two.csv").write_text("arrival_s,input_tokens,output_tokens\n0.1,900,200\n0.2,400,300\n")
+    two = case(workload=workload(str(tmp_path / "two.csv")))
+    found = whatif(two, two._replace(deployment=deployment(1)), ["replicas -1"])
+    assert by_figure(found)["TPOT p90"].difference and by_figure(found)["TTFT p90"].difference
+    assert {figure: found.verdict(by_figure(found)[figure]) for figure in ("TPOT p50", "TPOT p90", "TTFT p99")} == {
+        "TPOT p50": "few", "TPOT p90": "few", "TTFT p99": "few",
+    }  # fmt: skip
+    said = whatif_sentence(found)
+    assert "Too few requests to tell: TTFT p90 and TPOT p90." in said
+    assert "p90 rises" not in said and "p90 falls" not in said
+    data = json.loads(json.dumps(found.to_mapping()))
+    rows = {one["figure"]: one for one in data["change"]["differences"]}
+    assert rows["TPOT p90"]["low"] is rows["TPOT p90"]["high"] is None and rows["TPOT p90"]["requests"] == 2
+    assert data["verdicts"]["TPOT p90"] == "few"
 
 
 # --- the law of a replica, stretched ---
@@ -185,7 +203,7 @@ def test_one_replica_fewer_side_by_side(file, tmp_path):
     data = json.loads((tmp_path / "w.json").read_text())
     assert data["schema"] == "headway.whatif/1" and data["error"] is None
     assert (data["before"]["gpus"], data["after"]["gpus"]) == (2, 1)
-    assert set(data["verdicts"].values()) <= {"", "differs", "noise", "model"}
+    assert set(data["verdicts"].values()) <= {"", "differs", "noise", "few", "model"}
     compared = run("compare", out / "simulated.json", out / "changed.json")
     assert "paired by id" in compared.stdout
     assert Result.from_json((out / "changed.json").read_bytes()).gpus == 1

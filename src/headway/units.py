@@ -16,6 +16,7 @@ from fractions import Fraction
 from headway.errors import BadInput
 
 __all__ = [
+    "counted",
     "format_bytes",
     "format_count",
     "format_rate",
@@ -122,6 +123,11 @@ def format_rates(rates_req_s: Iterable[float | None]) -> list[str]:
 def format_count(count: float | None) -> str:
     """Return three significant digits with k, M, G: ``1.2M``, ``512``; ``-`` when unknown (None or NaN)."""
     return _format(count, ((1.0, ""), (1e3, "k"), (1e6, "M"), (1e9, "G")), "", "")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a whole number of a noun whose plural ends in s: ``1 replica``, ``2,000 replicas``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _parse(text: str | float, units: Mapping[str, Fraction], what: str, forms: str) -> Fraction:

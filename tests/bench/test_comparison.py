@@ -93,6 +93,43 @@ def test_intervals_of_percentiles_hold_the_truth_about_as_often_as_they_say(pair
     assert held / times >= 0.88
 
 
+@pytest.mark.parametrize(("share", "least"), [("p50", 6), ("p90", 36), ("p99", 368)])
+def test_a_percentile_of_too_few_requests_has_no_interval(share, least):
+    figure = f"TTFT {share}"
+    for count in (least - 1, least):
+        base = noisy(count)
+        few = by_figure(compare(result_of(base), result_of(base + 0.05)))
+        assert few[figure].requests == count and few[figure].difference == pytest.approx(0.05)
+        assert few[figure].too_few == (count < least)
+        assert (few[figure].low is None) == (few[figure].high is None) == (count < least)
+        assert few[figure].noise is (None if count < least else False)
+        assert few["TTFT mean"].noise is False, "a mean of two pairs has an interval"
+        assert difference_cells(few[figure])[-1] == ("too few requests" if count < least else "differs")
+
+
+def test_unpaired_percentiles_need_enough_requests_on_both_sides():
+    many, few = result_of(noisy(300)), result_of(noisy(20) + 5.0, seed=1)
+    for a, b in ((many, few), (few, many)):
+        found = by_figure(compare(a, b))
+        assert not found["TTFT p50"].too_few and found["TTFT p50"].noise is False
+        assert found["TTFT p90"].too_few and found["TTFT p90"].requests == 20
+
+
+@pytest.mark.parametrize(("count", "noise"), [(5, None), (6, False)])
+def test_attainment_that_changes_in_all_of_too_few_requests_proves_nothing(count, noise):
+    slo = Slo(ttft_s=0.3)
+    a, b = result_of(np.full(count, 0.1), slo=slo), result_of(np.full(count, 0.5), slo=slo)
+    share = by_figure(compare(a, b))["attainment"]
+    assert (share.difference, share.noise, share.too_few) == (-1.0, noise, noise is None)
+
+
+def test_one_request_is_no_pair_and_says_so():
+    found = compare(result_of(noisy(1)), result_of(noisy(1) + 0.1))
+    assert not found.paired and "fewer than two requests" in found.unpaired_because
+    latencies = [one for one in found.differences if one.figure.startswith(("TTFT", "E2E"))]
+    assert len(latencies) == 8 and all(one.too_few and one.noise is None for one in latencies)
+
+
 def test_requests_that_one_of_them_lost_are_left_out_of_latencies_and_missed_the_slo():
     base, slo = noisy(), Slo(ttft_s=10.0)
     lost = np.where(np.arange(N) % 4 == 0, 2, 0)

@@ -23,7 +23,7 @@ from headway.cli.calibration import compare_machines, with_calibration
 from headway.cli.change import changed, changes_of, rates_of
 from headway.cli.terminal import Terminal, check_files, note_interpreted
 from headway.errors import BadInput
-from headway.units import format_rate
+from headway.units import counted, format_rate
 
 if TYPE_CHECKING:
     from headway.metrics import Result, Slo
@@ -183,7 +183,9 @@ def _planned(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, Que
 
     found = answer_of(file)
     _refuse_today(file, asked)
-    question, rate = found.question, rates_of(asked["rates"]).today_req_s or found.rate_req_s
+    question, rate = found.question, rates_of(asked["rates"]).today_req_s
+    if rate is None and not (isinstance(found, Plan) and found.alone):
+        rate = found.rate_req_s
     deployment = from_mapping(Deployment, chosen(found, None, file), file)
     requests = found.requests if isinstance(found, Plan) else _of_all(found)
     made = workload(question.workload, rate=rate, skip_bad=question.skip_bad).densest(requests).cut(requests)
@@ -191,7 +193,9 @@ def _planned(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, Que
     if not isinstance(found, Plan) and len(found.classes) > 1:
         share, name = _rarest(found)
         fewest = f" (some {share * made.requests:,.0f} of {name}, the rarest class)"
-    terminal.keep(f"as planned: {format_rate(rate)}, {made.requests:,} requests{fewest}, the limits of {file}")
+    come = counted(made.requests, "request")
+    come = f"{come} served alone" if rate is None else f"{format_rate(rate)}, {come}"
+    terminal.keep(f"as planned: {come}{fewest}, the limits of {file}")
     names = [each.name for each in made.spec.classes]
     slos = {place: question.slo_of(name) for place, name in enumerate(names)}
     apart = bool(question.slos) or not isinstance(found, Plan)

@@ -190,7 +190,10 @@ def _check_sources(path: str, figures: dict[str, _Figure], documents: dict[str, 
 
 
 def _like(path: str, entry: _Around, documents: dict[str, Source]) -> Gpu:
-    card = _listed(entry.like)
+    try:
+        card = _listed(entry.like)
+    except UnknownName as error:
+        raise BadInput(f"{path}: like: {error}") from None
     other = [name for name in entry.figures if name not in _AROUND]
     if other:
         raise BadInput(
@@ -212,6 +215,8 @@ def _gpu(key: str, entry: _Entry, documents: dict[str, Source]) -> Gpu:
         fields[name] = getattr(entry, name)
     for name, figure in entry.figures.items():
         group, _, dtype = name.partition(".")
+        if dtype and group != "peak_flops":
+            raise BadInput(f"{key}: unknown figure {name!r}: only those of peak_flops have a dot, as peak_flops.bf16")
         if dtype:
             fields[group][dtype] = _number(key, name, figure.value)
         else:
@@ -225,6 +230,8 @@ def _gpu(key: str, entry: _Entry, documents: dict[str, Source]) -> Gpu:
 def _number(key: str, name: str, value: float | str) -> float:
     try:
         number = _parsed(name, value)
+    except BadInput as error:
+        raise BadInput(f"{key}: {name}: {error}") from None
     except ValueError:
         raise BadInput(f"{key}: {name} {value!r}: expected a number") from None
     most = _NODE_MOST if name == "gpus_per_node" else math.inf
@@ -232,8 +239,9 @@ def _number(key: str, name: str, value: float | str) -> float:
     whole = name not in _WHOLE or float(number).is_integer()
     if not least <= number <= most or not whole or (number == 0 and name.endswith("_per_s")):
         kind = "a whole number" if name in _WHOLE else "a number"
-        limit = f" to {most:,}" if most < math.inf else " or more"
-        raise BadInput(f"{key}: {name} {number:g}: expected {kind}, {least if least else 'above 0'}{limit}")
+        limit = f"{least} to {most:,}" if most < math.inf else f"{least} or more"
+        limit = "above 0" if name.endswith("_per_s") else limit
+        raise BadInput(f"{key}: {name} {number:g}: expected {kind}, {limit}")
     return int(number) if name in _WHOLE else number
 
 

@@ -30,14 +30,16 @@ RESAMPLES, RESAMPLED_VALUES = 400, 2e8  # the second bounds the first where ther
 LEAST_RESAMPLES = 50
 ROUNDING = 1e-9  # of a figure
 AT_ONCE_VALUES = 1e6  # of resamples, in memory
+BEYOND = 0.025  # of the probability, on either side of a 95 % interval
 
 Floats = NDArray[np.float64]
 
 
 class Difference(Spec, frozen=True, kw_only=True):
-    """One figure of both results. `low` and `high` hold the difference b - a at 95 %; None where rows are missing.
+    """One figure of both results. `low` and `high` hold the difference b - a at 95 %.
 
-    `requests` were looked at for it: pairs where it is paired. `kind` is how energy came about, in a and in b where
+    They are None where rows are missing, and where these are too few for any such interval. `requests` were looked at
+    for it: pairs where it is paired. `kind` is how energy came about, in a and in b where
     they differ ("fitted", "fitted / estimated"); "" for all else. `client_error` is what the load generators that
     measured them say they read too much, together.
     """
@@ -66,6 +68,11 @@ class Difference(Spec, frozen=True, kw_only=True):
             return True
         return None if self.low is None or self.high is None else self.low <= 0.0 <= self.high
 
+    @property
+    def too_few(self) -> bool:
+        """Whether so few requests were looked at that nothing tells this difference from chance."""
+        return self.requests > 0 and self.low is None
+
 
 class Comparison(Spec, frozen=True, kw_only=True):
     """Differences of two results, b - a. `unpaired_because` says why requests could not be paired, "" if they were."""
@@ -93,6 +100,8 @@ def compare(a: Result, b: Result, slo: Slos | None = None, slo_b: Slos | None = 
     """
     why = _unpaired(a, b)
     rows = None if a.records is None or b.records is None else _rows(a.records, b.records, not why)
+    if rows is not None and not rows.paired:
+        why = why or "fewer than two requests are measured in both"
     notes = []
     if rows is not None and rows.paired and len(rows.a) < min(_measured(a.records), _measured(b.records)):
         notes.append(f"{len(rows.a):,} requests are measured in both, and only these are paired")
@@ -201,15 +210,30 @@ def _latency(name: str, a: Latency, b: Latency, rows: _Rows | None, column: str)
     for share in SHARES:
         left, right = getattr(a, share), getattr(b, share)
         between = None if left is None or right is None else right - left
-        known = values is not None and rows is not None and min(map(len, values)) >= 2 and between is not None
-        low = high = None
-        if known and values is not None and rows is not None:
-            between, low, high = _interval(*values, share, rows.paired)
+        requests, low, high = 0, None, None
+        if values is not None and rows is not None and between is not None:
+            requests = min(map(len, values))
+            if requests >= 2:
+                between, low, high = _interval(*values, share, rows.paired)
+            if not _enough(requests, share):
+                low = high = None
         found.append(
             Difference(figure=f"{name} {share}", unit="s", a=left, b=right, difference=between, low=low, high=high,
-                       requests=len(values[0]) if values is not None and known else 0)
+                       requests=requests)
         )  # fmt: skip
     return found
+
+
+def _enough(requests: int, share: str) -> bool:
+    """Whether there can be a 95 % interval of so many requests.
+
+    None reaches further than the values do, and by chance all of them lie on one side of the truth: of the median in
+    2 x 0.5^n of cases, of p90 below it in 0.9^n.
+    """
+    if share == "mean":
+        return requests >= 2
+    percent = float(share[1:]) / 100
+    return bool(max(percent, 1 - percent) ** requests <= BEYOND)
 
 
 def _with_error(found: list[Difference], a: Result, b: Result, figure: str) -> list[Difference]:
@@ -307,18 +331,21 @@ def _attainment(
     if judged is not None and rows is not None and min(len(one) for one, _ in judged) >= 2:
         good_a, good_b = (attained(one, limits).astype(np.float64) for one, limits in judged)
         between, low, high = _interval(good_a, good_b, "mean", rows.paired)
-        low, high = _possible(float(good_a.mean()), low, high)
+        ends: tuple[float | None, float | None] = _possible(float(good_a.mean()), low, high)
+        requests = min(len(good_a), len(good_b))
+        if not _enough(requests, "p50"):  # met or missed: a few that all changed alike show no spread, and a sign test
+            ends = None, None  # tells as little of them as of a median
         return Difference(
             figure=figure, unit="share", a=float(good_a.mean()), b=float(good_b.mean()), difference=between,
-            low=low, high=high, requests=len(good_a),
+            low=ends[0], high=ends[1], requests=requests,
         )  # fmt: skip
     left, right = a.attainment, b.attainment
     if left is None or right is None:
         return Difference(figure=figure, unit="share", a=left, b=right, difference=None)
     low_high: tuple[float | None, float | None] = None, None
-    ends = (a.attainment_low, a.attainment_high, b.attainment_low, b.attainment_high)
-    if None not in ends:
-        low_a, high_a, low_b, high_b = (float(end or 0.0) for end in ends)
+    known = (a.attainment_low, a.attainment_high, b.attainment_low, b.attainment_high)
+    if None not in known:
+        low_a, high_a, low_b, high_b = (float(end or 0.0) for end in known)
         low = right - left - math.hypot(right - low_b, high_a - left)
         high = right - left + math.hypot(high_b - right, left - low_a)
         low_high = _possible(left, low, high)

@@ -152,7 +152,7 @@ class Sensitivity(Spec, frozen=True, kw_only=True):
 
     `coverage`: the share of cases in which the ends of the variants "model" hold the truth between them. `requests` and
     `seed` of each simulation. `planned_req_s`: the plan's own goodput, of all its seeds and more careful where it was
-    confirmed.
+    confirmed; `planned_breaks`: the limit that breaks first above that.
     """
 
     name: str
@@ -160,6 +160,7 @@ class Sensitivity(Spec, frozen=True, kw_only=True):
     seed: int
     coverage: float
     planned_req_s: float
+    planned_breaks: Binding | None = None
     variants: list[Variant]
 
     @property
@@ -182,6 +183,7 @@ class Plan(Spec, frozen=True, kw_only=True):
     Attributes:
         rate_req_s, requests: the rate planned for and the requests of a long run, chosen where the question left them
             open.
+        alone: whether the workload is one request, for which nobody gave a rate: then `rate_req_s` says nothing.
         first_request: place in its trace, from 0 on, of the first request simulated.
         feasible: whether any candidate meets the SLO at the asked rate.
         binding: what stands in the way when none does: "memory" (the model fits no GPUs), a latency limit (missed
@@ -211,6 +213,7 @@ class Plan(Spec, frozen=True, kw_only=True):
     question: Question
     rate_req_s: float
     requests: int
+    alone: bool = False
     first_request: int = 0
     feasible: bool
     binding: Binding | None

@@ -16,6 +16,7 @@ from headway.plan.bounds import Ceiling, Lengths, Reach, reach
 from headway.plan.floor import Floor, floor
 from headway.plan.question import Question, default_requests
 from headway.sim import Deployment
+from headway.units import counted
 from headway.workload import Workload
 
 __all__ = ["Ceilings", "Classes", "classes_of", "hopes", "long_requests", "lowest"]
@@ -51,9 +52,9 @@ class Classes(NamedTuple):
         for i, name in enumerate(self.names):
             if i not in there:
                 raise BadInput(
-                    f"none of the {len(lengths.prompt)} requests of a run is of class {name}, {self.shares[i]:.2g} of "
-                    f"all: ask for longer runs, as by --set requests={round(1000 / self.shares[i], -3):.0f}, or plan "
-                    "for it by itself"
+                    f"none of the {counted(len(lengths.prompt), 'request')} of a run is of class {name}, "
+                    f"{self.shares[i]:.2g} of all: ask for longer runs, as by --set "
+                    f"requests={round(1000 / self.shares[i], -3):.0f}, or plan for it by itself"
                 )
 
     @property

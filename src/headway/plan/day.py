@@ -30,7 +30,7 @@ from headway.sim import Deployment, simulate
 from headway.sim.run import compiled, energy_kind
 from headway.sim.trust import uncertainty
 from headway.specs import Spec, json_text, to_mapping
-from headway.units import format_rate, format_seconds
+from headway.units import counted, format_rate, format_seconds
 from headway.workload import Workload
 
 __all__ = ["Capacity", "Slot", "capacity"]
@@ -281,9 +281,9 @@ def _misses(trial: Trial, slo: Slo, replicas: int) -> str:
     if what == "memory":
         return "requests are too large for the KV cache"
     if what == "rate":
-        return f"{replicas} replicas do not keep up"
+        return f"{counted(replicas, 'replica')} cannot keep up"
     comes = f"comes to {format_seconds(seconds)} against {format_seconds(limit_s)}"
-    return f"with {replicas} replicas {what.upper()} {comes}"
+    return f"with {counted(replicas, 'replica')} {what.upper()} {comes}"
 
 
 # --- the sum ---
@@ -404,7 +404,7 @@ def _message(unit: Deployment, slots: list[Slot], gpu_hours: float | None, stati
         least = min(lost, key=lambda slot: slot.rate_req_s)
         whose = f" of {least.slo_class}" if least.slo_class else ""
         return (
-            f"{len(lost)} of {len(slots)} slots cannot be served: at {format_rate(least.rate_req_s)} up to "
+            f"{len(lost)} of {counted(len(slots), 'slot')} cannot be served: at {format_rate(least.rate_req_s)} up to "
             f"{REPLICAS_MAX} replicas leave attainment{whose} below {least.target:.1%}: {least.misses}. "
             "Where a replica alone misses the "
             "limits, more of them do not help: ask for longer limits, another layout or GPU, or, where prompts share "
@@ -414,11 +414,11 @@ def _message(unit: Deployment, slots: list[Slot], gpu_hours: float | None, stati
     mine, peak = (f"{hours:,.1f}" if hours >= 10 else f"{hours:.3g}" for hours in (gpu_hours, static))
     few, most = min(numbers), max(numbers)
     if len({slot.pools for slot in slots}) == 1:
-        said = f"{most} replica{'' if most == 1 else 's'} all day: {mine} GPU-hours, and no slot does with fewer."
+        said = f"{counted(most, 'replica')} all day: {mine} GPU-hours, and no slot does with fewer."
     else:
-        number = f"{most}" if few == most else f"{few} to {most}"
+        number = counted(most, "replica") if few == most else f"{few} to {counted(most, 'replica')}"
         said = (
-            f"{number} replicas over the day: {mine} GPU-hours where the peak's number all the time takes "
+            f"{number} over the day: {mine} GPU-hours where the peak's number all the time takes "
             f"{peak}, {1 - gpu_hours / static:.0%} fewer."
         )
     return " ".join([said, *_held(unit, slots)])
@@ -430,7 +430,7 @@ def _held(unit: Deployment, slots: list[Slot]) -> list[str]:
     if not all(slot.rate_req_s for slot in slots):
         gpus = sum(pool.replica.gpus for pool in unit.pools)
         what = "replica" if len(unit.pools) == 1 else "replica of each pool"
-        its = "its GPU" if gpus == 1 else f"its {gpus} GPUs"
+        its = "its GPU" if gpus == 1 else f"its {counted(gpus, 'GPU')}"
         said.append(f"Where nothing arrives, one {what} stays up with {its}.")
     for model in unit.models:
         counts = [pool.count for pool in unit.pools if pool.model == model]

@@ -22,7 +22,7 @@ from headway.plan.shapes import shape_of
 from headway.plan.space import left_out, powered_copies, without
 from headway.plan.wish import Wish
 from headway.sim import Deployment
-from headway.units import format_rate, format_seconds
+from headway.units import counted, format_rate, format_seconds
 
 __all__ = [
     "below_floor", "nothing_allowed", "nothing_fits", "of_the_stock", "only_estimated", "reason", "so_far", "too_much",
@@ -30,6 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 _NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+_DEGREES = ("tp", "pp", "dp", "ep")
 _UNITS = {
     "energy": "J per output token", "carbon": "g CO2 per million output tokens", "goodput": "req/s per GPU",
     "rate": "req/s of goodput",
@@ -46,7 +47,7 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     if outcome.goodput.req_s == 0:
         return f"{_limit(entry)} even when requests hardly meet: no rate meets the SLO"
     share = outcome.goodput.req_s / rate_req_s
-    down = f"with {_replicas(question.spare)} of every pool down " if question.spare else ""
+    down = f"with {counted(question.spare, 'replica')} of every pool down " if question.spare else ""
     serves = f"{down}serves up to {format_rate(outcome.goodput.req_s)}, then {_breaks(entry)}"
     if not entry.meets:
         return f"{_unlucky(entry, question)}{serves}: {share:.0%} of the rate asked for"
@@ -62,8 +63,11 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     return f"meets the SLO, but {verb} {mine} against {its}; {serves}"
 
 
-def verdict(best: Entry, question: Question, rate_req_s: float, first: int) -> str:
-    """Return the answer of a feasible plan; `first`: the place in its trace of the first request simulated."""
+def verdict(best: Entry, question: Question, rate_req_s: float | None, first: int) -> str:
+    """Return the answer of a feasible plan; `first`: the place in its trace of the first request simulated.
+
+    Without a rate it is one request, which is served alone.
+    """
     asked, goodput = best.outcome.asked, best.outcome.goodput
     assert asked is not None
     assert asked.attainment is not None and asked.attainment_low is not None
@@ -71,10 +75,12 @@ def verdict(best: Entry, question: Question, rate_req_s: float, first: int) -> s
     cost += f", {best.joules:.3g} J per output token"
     seeds = best.outcome.seeds
     runs = f" on {len(seeds)} seeds that had no part in the choice" if seeds else ""
+    at = "served alone," if rate_req_s is None else f"at {format_rate(rate_req_s)}"
+    met = "its one request meets the SLO" + _less(question) if rate_req_s is None else _attained(asked, question)
+    most = _unbounded(best) if goodput.open_ended else f"it serves up to {format_rate(goodput.req_s)}"
     text = (
-        f"{best.deployment.name}: {_gpus(best.deployment)}{cost}. {_when(best, question)} {format_rate(rate_req_s)} "
-        f"{_attained(asked, question)}{runs}{_interval(asked, question)}; "
-        + (f"{_unbounded(best)}." if goodput.open_ended else f"it serves up to {format_rate(goodput.req_s)}.")
+        f"{best.deployment.name}: {_gpus(best.deployment)}{cost}. {_when(best, question, at)} {met}{runs}"
+        f"{_interval(asked, question)}{'' if rate_req_s is None else f'; {most}'}."
     )
     if question.spare and asked.attainment_all_up is not None:
         text += f" With every replica up {asked.attainment_all_up:.1%} meet it; cost and energy are of all of them."
@@ -84,7 +90,7 @@ def verdict(best: Entry, question: Question, rate_req_s: float, first: int) -> s
     text += f" `headway simulate` with --requests {best.outcome.requests}{options} --seed {again} repeats {those}."
     slos = [(each.attainment_low, each.target) for each in asked.by_class.values()]
     if any(low < target for low, target in slos or [(asked.attainment_low, question.slo.attainment)]):
-        text += f" Its lead over the target is within the noise of {best.outcome.requests:,} requests."
+        text += f" Its lead over the target is within the noise of {counted(best.outcome.requests, 'request')}."
     return text
 
 
@@ -121,16 +127,12 @@ def _unbounded(entry: Entry) -> str:
     )
 
 
-def _when(entry: Entry, question: Question) -> str:
-    """What is down when it is asked whether the SLO is met."""
+def _when(entry: Entry, question: Question, at: str) -> str:
+    """What is down when it is asked whether the SLO is met, `at` a rate."""
     if not question.spare:
-        return "At"
+        return at[0].upper() + at[1:]
     left = _gpus(without(entry.deployment, question.spare))
-    return f"With {_replicas(question.spare)} of every pool down ({left} left), at"
-
-
-def _replicas(count: int) -> str:
-    return f"{count} replica{'s' if count > 1 else ''}"
+    return f"With {counted(question.spare, 'replica')} of every pool down ({left} left), {at}"
 
 
 def _down(entry: Entry, question: Question) -> str:
@@ -189,13 +191,14 @@ def too_much(entry: Entry, contest: Contest, more: Remedy) -> str:
     if more.copies > 1:
         copies = f"{more.copies} times {copies}"
     if more.attainment is None and more.requests:
-        would = f"No number of copies tried serves it, up to {more.gpus} GPUs ({copies})"
+        would = f"No number of copies tried serves it, up to {counted(more.gpus, 'GPU')} ({copies})"
     elif more.attainment is None:
-        would = f"By goodput alone about {more.gpus} GPUs would do ({copies}): an estimate that no simulation confirmed"
+        gpus = counted(more.gpus, "GPU")
+        would = f"By goodput alone about {gpus} would do ({copies}): an estimate that no simulation confirmed"
     else:
         would = (
-            f"{more.gpus} GPUs would do ({copies}): simulated, {_share(more.attainment)} of {more.requests:,} requests "
-            "meet the SLO"
+            f"{counted(more.gpus, 'GPU')} would do ({copies}): simulated, {_share(more.attainment)} of "
+            f"{counted(more.requests, 'request')} meet the SLO"
         )
     proof, of, others = "", "", ""
     if most_req_s is not None:
@@ -280,7 +283,7 @@ def only_estimated(likely: Deployment | None, rate_req_s: float) -> str:
     """Return the answer of a search that was interrupted before anything was simulated."""
     if likely is None:
         return "Interrupted before any candidate was simulated; none is estimated to serve the rate."
-    gpus = "1 GPU" if likely.gpus == 1 else f"{likely.gpus} GPUs"
+    gpus = counted(likely.gpus, "GPU")
     usd = "" if likely.usd_per_hour is None else f" for ${likely.usd_per_hour:,.2f} per hour"
     return (
         f"Interrupted before any candidate was simulated. By estimate alone {likely.name} ({gpus}{usd}) is "
@@ -288,13 +291,14 @@ def only_estimated(likely: Deployment | None, rate_req_s: float) -> str:
     )
 
 
-def so_far(entry: Entry, tried: int, candidates: int, rate_req_s: float) -> str:
+def so_far(entry: Entry, tried: int, candidates: int, rate_req_s: float | None) -> str:
     """Return the answer of a search that was interrupted before anything met the SLO; `entry` comes nearest."""
     goodput = entry.outcome.goodput.req_s
     serves = f"serves {format_rate(goodput)}" if goodput > 0 else "meets it at no rate"
+    at = "" if rate_req_s is None else f" at {format_rate(rate_req_s)}"
     return (
-        f"none of {tried:,} tried of {candidates:,} candidates meets the SLO at {format_rate(rate_req_s)}; the nearest "
-        f"of those, {entry.deployment.name}, {serves}. The others are not known."
+        f"none of {tried:,} tried of {counted(candidates, 'candidate')} meets the SLO{at}; the nearest of those, "
+        f"{entry.deployment.name}, {serves}. The others are not known."
     )
 
 
@@ -369,17 +373,16 @@ def below_floor(low: Floor, whose: str, needs_s: float | None, question: Questio
             f"{format_seconds(1.01 * needs_s / share)} or more"
         )
     return (
-        f"{name} {limit} is below the physical floor of {least}, so nothing was searched. On the quickest replica that "
-        f"{question.gpu_words} allow{_bounds(question)}, {low.replica.model} as {shape_of(low.replica)}: {low.why} "
-        f"All else comes on top. {ask}" + (f", or {_changes(changes)}." if changes else ".")
+        f"{name} {limit} is below the physical floor of {least}, so nothing was searched. On the quickest replica "
+        f"possible on {question.gpu_words}{_bounds(question)}, {low.replica.model} as {shape_of(low.replica)}: "
+        f"{low.why} All else comes on top. {ask}" + (f", or {_changes(changes)}." if changes else ".")
     )
 
 
 def _bounds(question: Question) -> str:
     """The constraints that a replica's latency depends on."""
     said = [f"max_tp {question.max_tp}"] if question.max_tp is not None else []
-    listed = {name: getattr(question, name) for name in ("tp", "dp", "ep", "weights")}
-    said += [f"{name} {', '.join(map(str, each))}" for name, each in listed.items() if each]
+    said += [_tried(question, name) for name in ("tp", "dp", "ep", "weights") if getattr(question, name)]
     return f" with {' and '.join(said)}" if said else ""
 
 
@@ -413,12 +416,12 @@ def nothing_allowed(
 ) -> str:
     """Return the answer when it is constraints of the question that leave no candidate; "" where it is the memory.
 
-    `without_spare` says whether some are left where no replica may be down.
+    `without_spare` says whether some hold the model where no replica may be down.
     """
     spare = f"spare {question.spare}" if question.spare else ""
     start = f"No plan on {question.gpu_words} is allowed:"
     if discarded.get("watts"):
-        return f"{start} {_power(discarded, question, spare)}{_otherwise(changes, 'would fit')}"
+        return f"{start} {_power(discarded, question, changes)}{_otherwise(changes, 'would fit')}"
     if discarded.get("budget"):
         most = f"max_usd_per_hour {question.max_usd_per_hour:g}"
         against = f"{most} against {spare}" if spare else most
@@ -440,17 +443,27 @@ def nothing_allowed(
     return ""
 
 
-def _power(discarded: Mapping[str, int], question: Question, spare: str) -> str:
-    """That the GPUs of all that are left may draw too much, or cost too much."""
+def _power(discarded: Mapping[str, int], question: Question, changes: list[Wish]) -> str:
+    """That the GPUs of all that are left may draw too much, or cost too much, and what of the question makes them."""
     named = {"max_watts": question.max_watts, "watts_per_rack": question.watts_per_rack}
     power = " and ".join(f"{name} {most:g}" for name, most in named.items() if most is not None)
     dear, money = discarded.get("budget", 0), f"max_usd_per_hour {question.max_usd_per_hour or 0:g}"
-    against = " and ".join(filter(None, (money if dear else "", spare))) or question.gpu_words
+    loosened = [name for each in changes for name in each.names]
+    degrees = [_tried(question, name) for name in _DEGREES if name in loosened]
+    spare = f"spare {question.spare}" if question.spare else ""
+    against = " and ".join(filter(None, (money if dear else "", spare, *degrees))) or question.gpu_words
+    limit = "their TDP" if question.cap_watts is None else _tried(question, "cap_watts")
     costs = f" or cost more ({dear:,})" if dear else ""
     return (
-        f"{power} against {against} leaves none, as all whose replicas fit may draw more at their power limit or TDP "
+        f"{power} against {against} leaves none, as all whose replicas fit may draw more at {limit} "
         f"({discarded['watts']:,}){costs}."
     )
+
+
+def _tried(question: Question, name: str) -> str:
+    """``tp 2, 4``: what a question lists of something."""
+    values = [f"{each:g}" if isinstance(each, float) else f"{each}" for each in getattr(question, name)]
+    return f"{name} {', '.join(values)}"
 
 
 def _limit(entry: Entry) -> str:
@@ -482,7 +495,7 @@ def _value(entry: Entry, question: Question) -> str:
     if objective == "cost":
         return f"${value:.2f} per hour"
     if objective == "gpus":
-        return f"{entry.deployment.gpus} GPUs"
+        return counted(entry.deployment.gpus, "GPU")
     if objective in ("ttft", "tpot"):
         whom = "its share of each class" if question.slos else f"{100 * question.slo.attainment:.4g}% of requests"
         return f"{format_seconds(value)} of {_NAMES[objective]} for {whom}"

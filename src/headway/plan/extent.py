@@ -58,6 +58,8 @@ def unservable(question: Question, lengths: Lengths) -> str:
 
 def stretch(source: Workload, judged: Workload, requests: int) -> str:
     """Return which `requests` of a recorded trace its densest part, `judged`, is."""
+    if requests == 1:
+        return f"the one of the trace's {source.requests:,} requests that brings the most tokens a second"
     return (
         f"the {requests:,} of the trace's {source.requests:,} requests in a row that bring the most tokens a second, "
         f"from number {judged.spec.first - source.spec.first + 1:,} on"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from headway.hardware.files import gpu_name
 from headway.plan.fleet_answer import Fleet, Part, Way
 from headway.plan.question import Question
+from headway.units import counted
 
 __all__ = ["amount", "kinds", "listed", "message", "supply", "told"]
 
@@ -101,7 +102,7 @@ def amount(value: float | None, question: Question) -> str:
     if objective == "cost":
         return f"${value:.2f} per hour"
     if objective == "gpus":
-        return f"{value:.0f} GPU" + ("" if value == 1 else "s")
+        return counted(round(value), "GPU")
     return f"{value:,.0f} W" if objective == "energy" else f"{value:,.0f} g CO2 per hour"
 
 

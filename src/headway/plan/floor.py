@@ -17,6 +17,7 @@ from headway.metrics import Slo
 from headway.model import DTYPE_BYTES, Model, model
 from headway.plan.answer import Binding
 from headway.plan.bounds import Floats, Lengths
+from headway.units import counted
 
 __all__ = ["Floor", "floor", "token_bytes", "token_s"]
 
@@ -55,7 +56,7 @@ def floor(replicas: Iterable[Replica], lengths: Lengths, slo: Slo) -> Floor | No
         ("tpot", slo.tpot_s, tokens_s, quickest, reads),
         ("itl", slo.itl_s, gap_s, quickest, reads),
         ("ttft", slo.ttft_s, first_s, ablest, computes),
-        ("e2e", slo.e2e_s, first_s + tokens_s * later, ablest, f"{computes} Of {output:,} tokens: {reads}"),
+        ("e2e", slo.e2e_s, first_s + tokens_s * later, ablest, f"{computes} Of {counted(output, 'token')}: {reads}"),
     )
     for binding, limit_s, least_s, replica, why in ways:
         if limit_s is not None and float((least_s <= limit_s).mean()) < slo.attainment:
@@ -66,13 +67,13 @@ def floor(replicas: Iterable[Replica], lengths: Lengths, slo: Slo) -> Floor | No
 
 def _reads(replica: Replica) -> str:
     per_s, whole = gpu(replica.gpu).memory_bytes_per_s, token_bytes(replica)
-    several = f", some {replica.engine.step_tokens} tokens at a time" if replica.engine.speculation else ""
+    several = f", some {counted(replica.engine.step_tokens, 'token')} at a time" if replica.engine.speculation else ""
     own = ""
     if replica.dp > 1:
         own = f", {(whole - _expert_bytes(replica)) / 1e9:.3g} GB of them on the {replica.tp} of its own rank"
     return (
         f"each token reads {whole / 1e9:.3g} GB of weights ({replica.weights}){several}{own}, and "
-        f"{replica.tp * replica.dp} {replica.gpu_name} read {per_s / 1e12:.3g} TB/s"
+        f"{_verb(replica.tp * replica.dp, replica, 'read')} {per_s / 1e12:.3g} TB/s"
         f"{_each(replica.tp * replica.dp)}."
     )
 
@@ -82,10 +83,15 @@ def _computes(replica: Replica, tokens: int) -> str:
     if _compute_s(replica, tokens) < _read_s(replica):
         return _reads(replica)
     return (
-        f"a prompt of {tokens:,} tokens takes {_flops(replica) * tokens / 1e12:.3g} TFLOP, and "
-        f"{replica.gpus} {replica.gpu_name} compute {_peak(replica) / 1e12:,.0f} TFLOP/s{_each(replica.gpus)} "
+        f"a prompt of {counted(tokens, 'token')} takes {_flops(replica) * tokens / 1e12:.3g} TFLOP, and "
+        f"{_verb(replica.gpus, replica, 'compute')} {_peak(replica) / 1e12:,.0f} TFLOP/s{_each(replica.gpus)} "
         f"({replica.weights})."
     )
+
+
+def _verb(count: int, replica: Replica, verb: str) -> str:
+    """``1 h100-sxm reads``, ``8 h100-sxm read``."""
+    return f"{count} {replica.gpu_name} {verb}{'s' if count == 1 else ''}"
 
 
 def _each(count: int) -> str:

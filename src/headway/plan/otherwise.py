@@ -30,7 +30,7 @@ __all__ = ["Case", "ModelError", "ModelInterval", "WhatIf", "whatif"]
 
 SCHEMA = "headway.whatif/1"
 Relation = Literal["shared", "related", "independent"]
-Verdict = Literal["", "differs", "noise", "model"]
+Verdict = Literal["", "differs", "noise", "few", "model"]
 Factors = tuple[float, float]  # of times, before and after
 
 
@@ -75,9 +75,14 @@ class WhatIf(Spec, frozen=True, kw_only=True):
     model: ModelError
 
     def verdict(self, one: Difference) -> Verdict:
-        """Return whether a figure differs, or what may be the cause where it need not; "" where nothing tells."""
+        """Return whether a figure differs, or what may be the cause where it need not; "" where nothing tells.
+
+        "few": there are too few requests for an interval of this figure.
+        """
         if not one.difference or one.noise:
             return "noise" if one.noise and one.difference else ""
+        if one.too_few:
+            return "few"
         ends = next((each.difference for each in self.model.figures if each.figure == one.figure), None)
         if ends is not None and ends[0] <= 0.0 <= ends[1]:
             return "model"

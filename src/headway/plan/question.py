@@ -16,6 +16,7 @@ from headway.hardware.files import gpu_name, is_file, located
 from headway.metrics import Prices, Slo
 from headway.sim import Policies
 from headway.specs import Spec, check_types
+from headway.units import counted
 from headway.workload import WorkloadSpec
 
 __all__ = ["OBJECTIVES", "Layout", "Objective", "Question", "default_requests"]
@@ -241,9 +242,10 @@ class Question(Spec, frozen=True, kw_only=True):
             lowest = min(self.cap_watts or (math.inf,))
             least, kind = min((self.watts(kind, lowest), kind) for kind in self.stock)
             if least > most:
+                other = "a power limit (cap_watts)" if self.cap_watts is None else f"a cap_watts below {lowest:g}"
                 raise BadInput(
                     f"{name} {most:g} against gpu {kind}, one of which draws up to {least:g} W: raise the one, or try "
-                    "a power limit (cap_watts)"
+                    f"{other}"
                 )
 
     def watts(self, kind: str, cap_watts: float | None) -> float:
@@ -302,8 +304,8 @@ class Question(Spec, frozen=True, kw_only=True):
             raise BadInput(f"max_tp {self.max_tp}: give a degree from 1")
         if not 0 <= self.spare < self.most:
             raise BadInput(
-                f"spare {self.spare} against {self.most} GPUs: with so many replicas down none is left; give 0 or "
-                "more, below the number of GPUs"
+                f"spare {self.spare} against {counted(self.most, 'GPU')}: with so many replicas down none is left; "
+                "give 0 or more, below the number of GPUs"
             )
         if not 2 <= len(set(self.front)) == len(self.front) <= 3:
             raise BadInput(f"front {list(self.front)}: give two or three different objectives")

@@ -94,7 +94,9 @@ class Planning:
 
     def __init__(self, question: Question, made: Workload | None = None) -> None:
         source = made or workload(question.workload, skip_bad=question.skip_bad)
-        rate_req_s = _rate(question, source)
+        rate = _rate(question, source)
+        self.alone = rate is None
+        rate_req_s = 1.0 if rate is None else rate  # whatever: one request waits for no other
         classes = classes_of(question, source)
         requests = _requests(question, classes, source, rate_req_s, made is not None)
         self.whole, self.source = source, source.densest(requests)
@@ -125,7 +127,7 @@ class Planning:
         words = ""
         if contest.outcomes:
             words = extent(contest.question, self.whole, source, contest.long, contest.rate_req_s)
-        part = _Part(" ".join(filter(None, (self.unservable, words))), source.spec.first)
+        part = _Part(" ".join(filter(None, (self.unservable, words))), source.spec.first, self.alone)
         answer = _answer(contest, self.space, found or Beyond(self.low), part, found is None, started_s)
         if found is not None or contest.outcomes or self.low or not contest.options:
             return answer
@@ -145,10 +147,11 @@ def _alone(replica: Replica, guess: Guess) -> float:
 
 
 class _Part(NamedTuple):
-    """Which part of a workload is judged, and what of it nothing serves; the place in its trace where it begins."""
+    """Which part is judged and what of it nothing serves, in words; its place in the trace; whether one is alone."""
 
     words: str
     first: int
+    alone: bool
 
 
 class Beyond(NamedTuple):
@@ -194,6 +197,7 @@ def _answer(
         question=question,
         rate_req_s=rate_req_s,
         requests=requests,
+        alone=part.alone,
         first_request=part.first,
         feasible=verdict.feasible,
         binding=verdict.binding,
@@ -239,7 +243,8 @@ def _evaluate(
     return beyond
 
 
-def _rate(question: Question, source: Workload) -> float:
+def _rate(question: Question, source: Workload) -> float | None:
+    """The rate planned for; None of one request that is served alone, as nobody gave a rate."""
     if source.concurrency is not None:
         raise BadInput(f"workload {source.name} is a closed loop, which has no rate to plan for: give open arrivals")
     rate = question.rate_req_s or source.rate_req_s
@@ -248,7 +253,7 @@ def _rate(question: Question, source: Workload) -> float:
             f"workload {source.name} has no rate of its own, as its {source.requests:,} requests come all at once: "
             "have their times drawn, as by --set 'workload.arrival={kind: poisson, rate_req_s: 5}'"
         )
-    return rate or 1.0  # whatever: one request waits for no other
+    return rate
 
 
 def _requests(question: Question, classes: Classes, source: Workload, rate_req_s: float, made: bool) -> int:
@@ -273,7 +278,7 @@ class _Verdict(NamedTuple):
 def _verdict(
     contest: Contest, ranked: list[Entry], space: Space, beyond: Beyond, part: _Part, interrupted: bool
 ) -> _Verdict:
-    question, rate_req_s = contest.question, contest.rate_req_s
+    question, rate_req_s = contest.question, None if part.alone else contest.rate_req_s
     if beyond.low is not None:
         words = explain.below_floor(beyond.low, beyond.whose, beyond.needs_s, question, beyond.changes)
         return _Verdict(False, beyond.low.binding, words)
@@ -296,7 +301,8 @@ def _verdict(
 def _nothing(question: Question, space: Space, changes: list[Wish]) -> _Verdict:
     """The answer where no candidate is left to try."""
     freer = enumerate_space(msgspec.structs.replace(question, spare=0)) if question.spare else space
-    words = explain.nothing_allowed(space.discarded, question, changes, without_spare=bool(freer.options))
+    holds = bool(freer.options) or any(count for reason, count in freer.discarded.items() if reason != "memory")
+    words = explain.nothing_allowed(space.discarded, question, changes, without_spare=holds)
     if words:
         return _Verdict(False, None, words)
     return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question, changes))

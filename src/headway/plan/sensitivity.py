@@ -61,7 +61,8 @@ def sensitivity(
     question = plan.question
     best = from_mapping(Deployment, plan.best.deployment, plan.best.name)
     source = (made or workload(question.workload, skip_bad=question.skip_bad)).densest(plan.requests)
-    asks = _asks(question, best, Job(0, best, plan.requests, plan.best.goodput_req_s or None))
+    rates = () if plan.alone else (-RATE, RATE)
+    asks = _asks(question, best, Job(0, best, plan.requests, plan.best.goodput_req_s or None), rates)
     crew: Crew[_Ask, Variant] = muster(_Looker, (question, source, plan.rate_req_s), workers)
     found: dict[int, Variant] = {}
     with CtrlC() as ctrl_c:
@@ -82,11 +83,12 @@ def sensitivity(
         seed=question.seed,
         coverage=uncertainty(best).coverage,
         planned_req_s=plan.best.goodput_req_s,
+        planned_breaks=plan.best.binding,
         variants=[found[place] for place in range(len(asks))],
     )
 
 
-def _asks(question: Question, best: Deployment, job: Job) -> list[_Ask]:
+def _asks(question: Question, best: Deployment, job: Job, rates: tuple[float, ...]) -> list[_Ask]:
     low, high = uncertainty(best).tpot
     less, more = 1 - LENGTH, 1 + LENGTH
     longer = {
@@ -97,7 +99,7 @@ def _asks(question: Question, best: Deployment, job: Job) -> list[_Ask]:
     }
     return [
         _Ask("base", "as planned", job),
-        *(_Ask("rate", f"rate {change:+.0%}", job, rate=1 + change) for change in (-RATE, RATE)),
+        *(_Ask("rate", f"rate {change:+.0%}", job, rate=1 + change) for change in rates),
         *(_Ask("lengths", what, job._replace(longer=factors)) for what, factors in longer.items()),
         *(_Ask("model", f"steps {times:.2f} times as long", job._replace(steps=times)) for times in (low, high)),
         *(_Ask("parts", what, eased) for what, eased in _parts(best, job)),

@@ -13,6 +13,7 @@ from headway.errors import BadInput
 from headway.hardware import Gpu
 from headway.model import Model
 from headway.plan.question import Question
+from headway.units import counted
 
 __all__ = ["Shape", "shape_of", "shapes_of"]
 
@@ -72,7 +73,7 @@ def shapes_of(question: Question, engine: str, most: int, spec: Model, card: Gpu
         asked = [f"{name} {list(of)}" for name, of in named if of]
         raise BadInput(
             f"gpus {most} of {card.key} against {' and '.join(asked)}: the smallest replica asked for takes "
-            f"{min(shape.gpus for shape in shapes)} GPUs; raise the one or lower the other"
+            f"{counted(min(shape.gpus for shape in shapes), 'GPU')}; raise the one or lower the other"
         )
     return fitting
 

@@ -32,11 +32,13 @@ class Wish(NamedTuple):
     """A change of the question, in words that name what it said, and the deployment that asks for the least of it.
 
     `serves_req_s`: what that serves within the SLO, where this was simulated; with the spare replicas down.
+    `names` are the fields of the question that it loosens, none where it takes another GPU.
     """
 
     change: str
     deployment: Deployment
     serves_req_s: float | None = None
+    names: tuple[str, ...] = ()
 
 
 def wishes(question: Question, meets: Meets) -> list[Wish]:
@@ -106,10 +108,13 @@ def _loosened(
         fields |= ways[name][1]
     spares = range(question.spare - 1, -1, -1) if "spare" in names else [question.spare]
     for spare in spares:
-        looser = msgspec.structs.replace(question, **(fields | {"spare": spare}))
+        try:
+            looser = msgspec.structs.replace(question, **(fields | {"spare": spare}))
+        except BadInput:  # what is left contradicts itself: max_watts without the power limit that kept to it
+            continue
         deployment = next(filter(meets, _ascending(looser, names)), None)
         if deployment is not None:
-            return Wish(" and ".join(ways[name][0] for name in names), deployment)
+            return Wish(" and ".join(ways[name][0] for name in names), deployment, tuple(names))
     return None
 
 

@@ -13,7 +13,7 @@ from headway.report.page import table as plain_table
 from headway.report.sheet import Sheet
 from headway.sim import Deployment
 from headway.specs import from_mapping
-from headway.units import format_rate, format_rates, format_seconds
+from headway.units import counted, format_rate, format_rates, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -80,12 +80,13 @@ def model_words(found: Capacity) -> str:
     """Return what the peak may take by the cost model's error, and in how many slots chance decides."""
     if not found.feasible:
         return ""
-    low, high = ("no number" if end is None else f"{end}" for end in found.peak_by_model)
-    said = f"At the ends of the cost model's interval the peak takes {low} and {high} replicas."
+    low, high = found.peak_by_model
+    ends = [f"{low}" if low is not None else "no number", "no number" if high is None else counted(high, "replica")]
+    said = f"At the ends of the cost model's interval the peak takes {' and '.join(ends)}."
     names = from_mapping(Deployment, found.deployment, "deployment").pool_names()
     said = f"Replicas are those of {' + '.join(names)}. {said}" if len(names) > 1 else said
     near = sum((slot.attainment_low or 1.0) < slot.target for slot in found.slots if slot.replicas)
-    return f"{said} In {w.counted(near, 'slot')} the interval reaches below the target." if near else said
+    return f"{said} In {counted(near, 'slot')} the interval reaches below the target." if near else said
 
 
 def _asked(found: Capacity) -> Facts:
@@ -145,6 +146,10 @@ def _sums(found: Capacity) -> list[list[str]]:
     ]
 
 
+def _number(replicas: int | None) -> str:
+    return counted(replicas, "replica") if replicas else "too few replicas"
+
+
 def _chart(found: Capacity) -> dict[str, Any]:
     """Replicas over the day as steps, with the peak's number behind them."""
     import altair as alt
@@ -153,7 +158,7 @@ def _chart(found: Capacity) -> dict[str, Any]:
         {
             "from": slot.start_s / 3600, "to": slot.end_s / 3600, "replicas": slot.replicas or 0, "zero": 0,
             "peak": found.peak_replicas or 0,
-            "label": f"{clock(slot.start_s)}: {format_rate(slot.rate_req_s)}, {slot.replicas or 'too few'} replicas",
+            "label": f"{clock(slot.start_s)}: {format_rate(slot.rate_req_s)}, {_number(slot.replicas)}",
         }
         for slot in found.slots
     ]  # fmt: skip

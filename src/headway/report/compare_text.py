@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from headway.metrics.comparison import Comparison, Difference
 from headway.report import words as w
 from headway.report.sheet import Sheet
-from headway.units import format_seconds
+from headway.units import counted, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,6 +35,8 @@ def difference_cells(one: Difference) -> list[str]:
     """Return the cells of a row: figure, both values, difference, interval, verdict."""
     interval = "" if one.low is None or one.high is None else span(one, one.low, one.high)
     verdict = {None: "", True: "inside the noise", False: "differs"}[one.noise]
+    if one.too_few and one.difference and one.noise is None:
+        verdict = "too few requests"
     between = "" if one.difference is None else _signed(one, one.difference)
     if one.difference is not None and one.a and one.unit != "share":
         share = w.apart(one.difference, one.a, one.b) / one.a
@@ -53,7 +55,7 @@ def basis(comparison: Comparison) -> str:
     """Return what the intervals rest on."""
     if comparison.paired:
         pairs = max((one.requests for one in comparison.differences), default=0)
-        return f"{pairs:,} requests paired by id, in batches of consecutive ones, where there is an interval."
+        return f"{counted(pairs, 'request')} paired by id, in batches of consecutive ones, where there is an interval."
     return f"Not paired: {comparison.unpaired_because}."
 
 

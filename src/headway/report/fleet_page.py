@@ -18,7 +18,7 @@ from headway.report.result_page import sources
 from headway.sim import Deployment
 from headway.sim.run import compiled, to_mapping_all
 from headway.specs import from_mapping, write_yaml
-from headway.units import format_rate, format_rates, format_seconds
+from headway.units import counted, format_rate, format_rates, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -107,19 +107,19 @@ def _shared(part: Part) -> str:
 def _question(fleet: Fleet) -> list[tuple[str, str]]:
     question = fleet.question
     tried = f"{fleet.planned} of {fleet.groups} groups of classes planned for" if fleet.interrupted else (
-        f"{w.counted(fleet.groups, 'group')} of classes planned for, "
-        f"{w.counted(sum(part.plan.evaluated for part in fleet.parts), 'deployment')} in those chosen"
+        f"{counted(fleet.groups, 'group')} of classes planned for, "
+        f"{counted(sum(part.plan.evaluated for part in fleet.parts), 'deployment')} in those chosen"
     )  # fmt: skip
     rows = [
         ("GPUs", f"up to {question.gpu_words}"),
-        ("Workload", f"{w.counted(len(fleet.classes), 'class').replace('classs', 'classes')} at "
+        ("Workload", f"{counted(len(fleet.classes), 'class').replace('classs', 'classes')} at "
          f"{format_rate(fleet.rate_req_s)} together; seed {question.seed}"),
         ("Ranked by", w.objective(question.known(question.objective), question)),
         ("Tried", f"{tried}, in {format_seconds(fleet.seconds)}"),
     ]  # fmt: skip
     if fleet.together is not None:
         each = [f"{w.share(found.attainment)} of {name}" for name, found in fleet.together.by_class.items()]
-        run = f"{fleet.together.requests:,} requests of all classes, seed {fleet.together.seed}"
+        run = f"{counted(fleet.together.requests, 'request')} of all classes, seed {fleet.together.seed}"
         rows.append(("All in one", f"{w.listed(each)} within their limits: one run of {run}"))
     return rows
 
@@ -132,7 +132,7 @@ def _cards(fleet: Fleet) -> list[Card]:
     gpus = " and ".join(f"{count} {fleet.question.called(kind)}" for kind, count in fleet.gpus.items())
     return [
         Card("GPUs", f"{sum(fleet.gpus.values())}", gpus),
-        Card("Cost", f"{w.usd(fleet.usd_per_hour)}/h", w.counted(replicas, "replica")),
+        Card("Cost", f"{w.usd(fleet.usd_per_hour)}/h", counted(replicas, "replica")),
     ]
 
 

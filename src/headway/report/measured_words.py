@@ -6,7 +6,7 @@ from typing import Any
 
 from headway.metrics import Result
 from headway.report import words as w
-from headway.units import format_seconds
+from headway.units import counted, format_seconds
 
 MEASURED = "measured"  # its place in a result's provenance
 
@@ -28,7 +28,7 @@ def measured_rows(result: Result) -> list[tuple[str, str]]:
     if told["refused"]:
         rows.append(("Refused", f"{told['refused']:,} by the service"))
     if told["answers_of_other_length"]:
-        count = w.counted(told["answers_of_other_length"], "answer")
+        count = counted(told["answers_of_other_length"], "answer")
         rows.append(("Answers", f"{count} of another length than asked"))
     rows += [(f"Example: {reason}"[:40], example) for reason, example in told["examples"].items()]
     return [*rows, *(("Warning", warning) for warning in client["warnings"])]

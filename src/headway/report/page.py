@@ -104,6 +104,8 @@ class Filter(msgspec.Struct, frozen=True):
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """All of a report: `sentence` is the answer, `lead` says more, `verdict` is a few words in a good or bad `tone`.
 
+    `details` are what else belongs to the answer, in smaller print below it: a sentence or two each.
+
     `datasets` are columns of rows that several charts name, so that the page holds them once. `filters` are questions
     to ask of the rows of the data set "candidates".
     """
@@ -114,6 +116,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     lead: str = ""
     verdict: str = ""
     tone: str = ""
+    details: list[str] = []
     question: Facts
     cards: list[Card]
     sections: list[Section]

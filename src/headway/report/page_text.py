@@ -25,6 +25,7 @@ def page_text(page: Page) -> RenderableType:
     parts: list[RenderableType] = [Text(page.sentence, style="bold")]
     parts += [Text(page.verdict, style=TONES.get(page.tone, ""))] if page.verdict else []
     parts += [Text(page.lead)] if page.lead else []
+    parts += [Text(" ".join(page.details))] if page.details else []
     parts += [Text(""), facts(page.question)]
     parts += (
         [Text(""), facts([(each.label, f"{each.value} ({each.note})") for each in page.cards])] if page.cards else []

@@ -23,7 +23,7 @@ from headway.report.trust_words import plan_error_rows
 from headway.sim import Deployment
 from headway.sim.run import compiled, to_mapping_all
 from headway.specs import from_mapping, write_yaml
-from headway.units import format_rate, format_seconds
+from headway.units import counted, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from headway.plan import Candidate, Plan
@@ -53,13 +53,16 @@ def plan_page(plan: Plan, shown: list[Candidate] | None = None) -> Page:
     """Return all that there is to report of a plan; `shown` are the candidates it lists, by default all."""
     verdict = "" if plan.feasible else "no deployment meets the SLO"
     if plan.interrupted:
-        verdict = f"interrupted after {w.counted(plan.evaluated, 'deployment')}: what is known so far"
+        verdict = f"interrupted after {counted(plan.evaluated, 'deployment')}: what is known so far"
     shown = plan.ranked if shown is None else shown
+    headline, *details = w.sentences(plan.message)
+    if plan.best is not None:
+        headline, details = w.plan_headline(plan, plan.best), [w.plan_sentence(plan), headline, *details]
     return Page(
         kind="plan",
         title=f"Headway plan: {plan.question.model} on {' and '.join(map(plan.question.called, plan.question.stock))}",
-        sentence=w.unbroken(w.plan_sentence(plan)),
-        lead=w.unbroken(plan.message) if plan.best else "",
+        sentence=w.unbroken(headline),
+        details=[w.unbroken(each) for each in details],
         verdict=verdict,
         tone="bad",
         question=[*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)],
@@ -212,8 +215,8 @@ def _front(plan: Plan) -> list[Section]:
     use = "Each point is a deployment; its figures show under the pointer, and a click leads to its row in the table."
     by_name = {candidate.name: candidate for candidate in plan.ranked}
     headings = ["on the front", *(w.objective(each, plan.question) for each in axes), "SLO"]
-    figures_by_axis = [w.column(each, [charts.measure(by_name[name], each) for name in plan.front]) for each in axes]
-    rows = [[name, *cells, _met(by_name[name])] for name, *cells in zip(plan.front, *figures_by_axis, strict=True)]
+    reached = [_reached([by_name[name] for name in plan.front], each) for each in axes]
+    rows = [[name, *cells, _met(by_name[name])] for name, *cells in zip(plan.front, *reached, strict=True)]
     columns = [Column(headings[0], "name"), *(Column(name, NUMBER) for name in headings[1:-1]), Column(headings[-1])]
     tables = [Table(columns, [Row([Cell(text) for text in row]) for row in rows])]
     return [Section(key="front", title="The front", note=f"{told} {use}", told=told, figures=figures, tables=tables)]
@@ -229,19 +232,26 @@ def _by_class(plan: Plan) -> list[Section]:
 
 
 def _tradeoffs(plan: Plan) -> list[Section]:
-    rate, price, figures = format_rate(plan.rate_req_s), plan.question.known("cost"), []
-    if _known(plan, price) and any(candidate.goodput_req_s for candidate in plan.ranked):
+    price, figures = plan.question.known("cost"), []
+    if not plan.alone and _known(plan, price) and any(candidate.goodput_req_s for candidate in plan.ranked):
         figures.append(Figure("rate", "What the money serves", "", partial(charts.cost_and_rate, plan)))
     if _known(plan, price, "ttft"):
-        figures.append(Figure("share", f"Attainment at {rate}", "", partial(charts.cost_and_attainment, plan)))
+        figures.append(Figure("share", f"Attainment {w.pace(plan)}", "", partial(charts.cost_and_attainment, plan)))
     if _known(plan, "ttft", "tpot"):
-        figures.append(Figure("latency", f"Latency at {rate}", "", partial(charts.latencies, plan)))
+        figures.append(Figure("latency", f"Latency {w.pace(plan)}", "", partial(charts.latencies, plan)))
     return [Section(key="tradeoffs", title="All candidates", figures=figures)] if figures else []
 
 
 def _known(plan: Plan, *objectives: Objective) -> bool:
     """Whether there is a point to draw."""
     return any(all(charts.measure(one, each) is not None for each in objectives) for one in plan.ranked)
+
+
+def _reached(candidates: list[Candidate], objective: Objective) -> list[str]:
+    """The figures of candidates for an objective; a goodput only where a rate was missed."""
+    unknown = [each.open_ended and objective in HIGHER_IS_BETTER for each in candidates]
+    values = [None if one else charts.measure(each, objective) for each, one in zip(candidates, unknown, strict=True)]
+    return [w.OPEN if one else cell for one, cell in zip(unknown, w.column(objective, values), strict=True)]
 
 
 def _met(candidate: Candidate) -> str:
@@ -254,7 +264,7 @@ def _better(objective: Objective, channel: str) -> str:
 
 
 def _load(plan: Plan) -> list[Section]:
-    if not plan.curves:
+    if not plan.curves or plan.alone:  # the rate of one request says nothing
         return []
     named = [latency for latency in charts.LATENCIES if _asked(plan, latency)]
     figures = [Figure("load-attainment", "Attainment", "", partial(charts.load_attainment, plan))]
@@ -264,9 +274,9 @@ def _load(plan: Plan) -> list[Section]:
     ]
     first = plan.curves[0]
     note = (
-        f"The first {w.counted(len(plan.curves), 'candidate')} from little load to more than they serve, each point by "
-        f"runs of {first.requests:,} requests. Bands: of attainment the 95% interval by chance; of latencies the "
-        f"{first.coverage:.0%} interval of the cost model, as simulated with steps so much shorter and longer."
+        f"The first {counted(len(plan.curves), 'candidate')} from little load to more than they serve, each point by "
+        f"runs of {counted(first.requests, 'request')}. Bands: of attainment the 95% interval by chance; of latencies "
+        f"the {first.coverage:.0%} interval of the cost model, as simulated with steps so much shorter and longer."
     )
     if plan.question.slos:
         note += " Latencies are those of all classes together, beside the limits of each."
@@ -305,8 +315,8 @@ def _course(plan: Plan) -> list[Section]:
         ),
     ]
     note = (
-        f"{course.name} at {format_rate(plan.rate_req_s)}: a run of {course.requests:,} requests (seed {course.seed}), "
-        f"looked at in {len(course.at_s)} moments. It begins with empty replicas."
+        f"{course.name} {w.pace(plan)}: a run of {counted(course.requests, 'request')} (seed "
+        f"{course.seed}), looked at in {counted(len(course.at_s), 'moment')}. It begins with empty replicas."
     )
     return [
         Section(key="course", title="KV cache and GPUs over time", note=note, figures=figures,
@@ -327,7 +337,7 @@ def _spent(plan: Plan) -> list[Section]:
     tables = money_tables(plan, first, shown)
     prices = plan.question.prices
     note = (
-        f"At {format_rate(plan.rate_req_s)}, idle GPUs included. Watts are those of the GPUs; carbon counts the site's "
+        f"{w.capitalised(w.pace(plan))}, idle GPUs included. Watts are those of the GPUs; carbon counts the site's "
         f"overhead too (PUE {prices.pue:g}), at {w.amount(prices.carbon_g_per_kwh)} g CO2 per kWh."
     )
     return [Section(key="spent", title="Cost and energy", note=note, figures=figures, tables=tables)]

@@ -11,7 +11,7 @@ from headway.report.page import NUMBER, RANGE, STRIP, Cell, Column, Row, Table, 
 from headway.report.plan_charts import joule_parts, tail_of
 from headway.sim import Deployment
 from headway.specs import from_mapping
-from headway.units import format_rate, format_rates, format_seconds
+from headway.units import format_rates, format_seconds
 
 if TYPE_CHECKING:
     from headway.plan import Candidate, Plan
@@ -121,7 +121,7 @@ def assumptions(plan: Plan) -> Table:
         for name, slo in slos.items()
     ]
     rows = [
-        ["arrivals", f"{format_rate(plan.rate_req_s)}, seed {question.seed}", "the question"],
+        ["arrivals", f"{w.pace(plan).removeprefix('at ')}, seed {question.seed}", "the question"],
         *([what, f"{w.limits(slo)} for {w.share(slo.attainment)}",
            f"the question, less {question.margin:.0%} of margin on the time per token (accuracy.md, \"How sure\")"]
           for what, slo in aimed),

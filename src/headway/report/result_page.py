@@ -34,7 +34,7 @@ from headway.report.text import (
 )
 from headway.report.trust_words import INTERVAL_HEADINGS, interval_note, interval_rows
 from headway.specs import write_yaml
-from headway.units import format_rate, format_seconds
+from headway.units import counted, format_rate, format_seconds
 
 ABOUT = {
     "TTFT": "time to first token: arrival to first output token",
@@ -145,7 +145,7 @@ def _load(result: Result) -> Section:
         ("Replicas", busy_words(result)),
         ("KV cache", f"{w.share(kv.peak_utilization)} of its blocks in use at the fullest moment"),
         ("Prefix hits", hits),
-        ("Preemptions", f"{kv.preemptions:,}, {w.counted(tokens.recomputed, 'token')} computed again"),
+        ("Preemptions", f"{kv.preemptions:,}, {counted(tokens.recomputed, 'token')} computed again"),
         ("Tokens", f"{tokens.prompt:,} of prompts, {tokens.output:,} of output"),
     ]
     figures = [Figure("replicas", "Each replica", "over the whole run", partial(charts.replicas, result), wide=True)]

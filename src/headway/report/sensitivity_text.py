@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from headway.plan.answer import Sensitivity, Variant
 from headway.report import words as w
 from headway.report.sheet import Sheet
-from headway.units import format_rate, format_rates
+from headway.units import counted, format_rate, format_rates
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,8 +38,8 @@ def sensitivity_words(found: Sensitivity) -> list[str]:
 
 
 def variant_rows(found: Sensitivity) -> list[list[str]]:
-    """Return the cells of each variant's row."""
-    rates = format_rates(variant.rate_req_s for variant in found.variants)
+    """Return the cells of each variant's row; one request alone has no rate."""
+    rates = format_rates(None if found.requests == 1 else variant.rate_req_s for variant in found.variants)
     goodputs = format_rates(variant.goodput_req_s for variant in found.variants)
     return [_cells(*each) for each in zip(found.variants, rates, goodputs, strict=True)]
 
@@ -63,8 +63,8 @@ def _cells(variant: Variant, rate: str, goodput: str) -> list[str]:
 def basis_words(found: Sensitivity) -> str:
     """Return what the rows rest on."""
     said = (
-        f"Each row by runs of {found.requests:,} requests of seed {found.seed}, the same in all. Step times between "
-        f"those of the model rows hold the truth in {found.coverage:.0%} of cases."
+        f"Each row by runs of {counted(found.requests, 'request')} of seed {found.seed}, the same in all. Step times "
+        f"between those of the model rows hold the truth in {found.coverage:.0%} of cases."
     )
     served = found.base.goodput_req_s
     if served is None or format_rate(served) == format_rate(found.planned_req_s):
@@ -75,15 +75,31 @@ def basis_words(found: Sensitivity) -> str:
 
 def _headroom(found: Sensitivity) -> str:
     base, (fast, slow) = found.base, found.of("model")
+    if found.requests == 1:
+        return "Headroom: one request does not tell what is served at most."
     if base.goodput_req_s is None or base.headroom is None:
         return "Headroom: these runs are too short to find the rate at which the SLO is missed."
     breaks = "" if base.breaks is None else f"; then {w.BREAKS[base.breaks]} breaks"
-    said = f"Headroom: it serves {format_rate(base.goodput_req_s)}, {base.headroom:+.0%} of the rate asked for{breaks}."
+    said = (
+        f"Headroom: it serves {format_rate(base.goodput_req_s)}, {base.headroom:+.0%} of the rate asked for{breaks}"
+        f"{_planned(found)}."
+    )
     if slow.goodput_req_s is None or fast.goodput_req_s is None:
         return said
     ends = f"{format_rate(slow.goodput_req_s)} to {format_rate(fast.goodput_req_s)}"
     verdict = "the SLO is met at either end" if slow.meets else "at the slow end the SLO is missed as asked"
     return f"{said} By the cost model's error that is {ends}: {verdict}."
+
+
+def _planned(found: Sensitivity) -> str:
+    """Where the plan, by its further seeds, names another limit that breaks first: both, so that neither surprises."""
+    planned, here = found.planned_breaks, found.base.breaks
+    if planned is None or here is None or planned == here:
+        return ""
+    return (
+        f" (on seed {found.seed} alone, as all that follows; by the plan's own {format_rate(found.planned_req_s)}, of "
+        f"further seeds, {w.BREAKS[planned]} breaks first)"
+    )
 
 
 def _binds(found: Sensitivity) -> str:
@@ -108,6 +124,8 @@ def _binds(found: Sensitivity) -> str:
 def _turned(found: Sensitivity, kind: str) -> str:
     """Which variants of a kind still meet the SLO."""
     variants = [each for each in found.variants if each.kind == kind]
+    if not variants:
+        return ""
     named = [(each.what.removeprefix("rate "), each) for each in variants]
     met = [what for what, each in named if each.meets]
     missed = [f"{what} ({w.share(each.attainment)}{_breaks(each)})" for what, each in named if not each.meets]
@@ -126,7 +144,7 @@ def _neighbour(found: Sensitivity, other: Variant) -> str:
     price = ""
     if base.usd_per_hour is not None and other.usd_per_hour is not None:
         price = f", {w.usd(abs(other.usd_per_hour - base.usd_per_hour))} per hour {'more' if gpus > 0 else 'less'}"
-    start = f"{other.what.capitalize()} ({w.counted(abs(gpus), 'GPU')}{price})"
+    start = f"{other.what.capitalize()} ({counted(abs(gpus), 'GPU')}{price})"
     if other.goodput_req_s is None or base.goodput_req_s is None:
         return f"{start}: the SLO is {'met' if other.meets else 'missed'}."
     each = found.buys(other)

@@ -12,7 +12,7 @@ from headway.report.page_text import LABEL_COLUMNS, facts, page_text, rows_table
 from headway.report.sensitivity_text import sensitivity_text
 from headway.report.sheet import Sheet
 from headway.report.trust_words import INTERVAL_HEADINGS, interval_note, interval_rows, plan_error_rows
-from headway.units import format_count, format_rate, format_seconds
+from headway.units import counted, format_count, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -80,7 +80,7 @@ def plan_text(plan: Plan | Fleet, top: int | None) -> RenderableType:
     parts: list[RenderableType] = [Text(w.plan_sentence(plan), style=GOOD if plan.feasible else BAD)]
     parts += [Text(plan.message), Text("")] if plan.best else [Text("")]
     if plan.interrupted and plan.ranked:
-        stopped = f"Interrupted after {w.counted(plan.evaluated, 'deployment')}: what follows is known so far."
+        stopped = f"Interrupted after {counted(plan.evaluated, 'deployment')}: what follows is known so far."
         parts.insert(0, Text(stopped, style=WARNING))
     parts.append(facts([*w.question_rows(plan), *energy_rows(plan), *plan_error_rows(plan)]))
     if plan.ranked:
@@ -173,14 +173,14 @@ def asked_rows(result: Result) -> list[tuple[str, str]]:
         ("Requests", f"{w.requests_words(result.requests)}; {result.slo.measured:,} measured after warm-up"),
     ]
     if deployment is not None:
-        rows.insert(0, ("Deployment", f"{w.deployment_words(deployment)}; {w.counted(result.gpus, 'GPU')}"))
+        rows.insert(0, ("Deployment", f"{w.deployment_words(deployment)}; {counted(result.gpus, 'GPU')}"))
     if "failed" in result.provenance:
         rows.append(("Failed", w.failed_words(result)))
     rows += measured_rows(result)
     trace = result.provenance.get("trace", {})
     told = list(trace.get("notes", []))
     if "skipped_lines" in trace:
-        told.append(f"{w.counted(trace['skipped_lines'], 'broken line')} left out")
+        told.append(f"{counted(trace['skipped_lines'], 'broken line')} left out")
     return [*rows, ("Trace", "; ".join(told))] if told else rows
 
 
@@ -207,6 +207,10 @@ def latency_rows(result: Result) -> list[tuple[str, Latency, float | None]]:
     ]
 
 
+def _gpus(mean: float) -> str:
+    return f"{w.amount(mean)} GPU{'' if mean == 1 else 's'}"
+
+
 def _happened(result: Result) -> list[tuple[str, str]]:
     throughput, kv, energy = result.throughput, result.kv, result.energy
     hits = "" if kv.prefix_hit_rate is None else f", {w.share(kv.prefix_hit_rate)} prefix hits"
@@ -217,14 +221,14 @@ def _happened(result: Result) -> list[tuple[str, str]]:
         rows += [("Prefix hits", hits.removeprefix(", "))] if hits else []
         return [*rows, ("Cost", cost_words(result))] if result.gpus else rows
     if (scaling := result.scaling) is not None:
-        powered = "" if scaling.mean_gpus is None else f", {w.amount(scaling.mean_gpus)} GPUs on average"
-        changes = w.counted(len(scaling.changes), "change")
+        powered = "" if scaling.mean_gpus is None else f", {_gpus(scaling.mean_gpus)} on average"
+        changes = counted(len(scaling.changes), "change")
         rows.append(("Scaling", f"{w.amount(scaling.gpu_hours)} GPU hours{powered}, {changes}"))
     return [
         *rows,
         (
             "KV cache",
-            f"{w.share(kv.peak_utilization)} at the fullest{hits}, {w.counted(kv.preemptions, 'preemption')}",
+            f"{w.share(kv.peak_utilization)} at the fullest{hits}, {counted(kv.preemptions, 'preemption')}",
         ),
         ("Replicas", busy_words(result)),
         (
@@ -258,7 +262,7 @@ def model_rows(result: Result) -> list[tuple[str, str]]:
     return [
         (
             f"Model {name}" if name else "No model",
-            f"{w.counted(each.requests.arrived, 'request')}, {w.amount(each.output_tokens)} output tokens, p90 TTFT "
+            f"{counted(each.requests.arrived, 'request')}, {w.amount(each.output_tokens)} output tokens, p90 TTFT "
             f"{format_seconds(each.ttft_s.p90)}, TPOT {format_seconds(each.tpot_s.p90)}"
             + ("" if each.slo.attainment is None else f", attainment {w.share(each.slo.attainment)}"),
         )
@@ -273,7 +277,7 @@ def busy_words(result: Result) -> str:
         return w.NONE
     low, high = w.share(min(shares)), w.share(max(shares))
     busy = low if low == high else f"{low} to {high}"
-    return f"{w.counted(len(result.replicas), 'replica')}, busy {busy} of {format_seconds(result.duration_s)}"
+    return f"{counted(len(result.replicas), 'replica')}, busy {busy} of {format_seconds(result.duration_s)}"
 
 
 def carbon_words(result: Result) -> str:

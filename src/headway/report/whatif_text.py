@@ -10,12 +10,13 @@ from headway.plan.otherwise import ModelError, WhatIf
 from headway.report import words as w
 from headway.report.compare_text import basis, difference_cells, figure_value, span
 from headway.report.sheet import Sheet
+from headway.units import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 NAMED = ("attainment", "TTFT p90", "TPOT p90", "output tokens/s", "energy per output token", "cost per hour")
-CELLS = {"differs": "yes", "noise": "noise", "model": "model", "": ""}
+CELLS = {"differs": "yes", "noise": "noise", "few": "too few", "model": "model", "": ""}
 SHARED = {
     "shared": "The same replicas serve, so both sides are off alike",
     "related": "Both sides are layouts of one model and GPU: their ratio is surer than either",
@@ -28,7 +29,9 @@ def whatif_text(found: WhatIf, error: Comparison | None = None) -> RenderableTyp
     from rich.console import Group
     from rich.text import Text
 
-    notes = [basis(found.change), model_words(found.model), *found.change.notes]
+    few = '"too few": so few requests may all lie on one side of such a figure by chance.'
+    fewer = [few] if any(found.verdict(one) == "few" for one in found.change.differences) else []
+    notes = [basis(found.change), model_words(found.model), *fewer, *found.change.notes]
     parts = [Text(whatif_sentence(found), style="bold"), Text("")]
     return Group(*parts, _table(found, error), *(Text(note, style="dim") for note in notes))
 
@@ -37,13 +40,17 @@ def whatif_sentence(found: WhatIf) -> str:
     """Return what changes, and what cannot be told apart."""
     by_figure = {one.figure: one for one in found.change.differences}
     named = [by_figure[figure] for figure in NAMED if figure in by_figure and by_figure[figure].difference is not None]
-    unsure = {verdict: [one.figure for one in named if found.verdict(one) == verdict] for verdict in ("noise", "model")}
-    moved = [_moved(one) for one in named if one.figure not in unsure["noise"] and _apart(one)]
+    kinds = ("noise", "few", "model")
+    unsure = {verdict: [one.figure for one in named if found.verdict(one) == verdict] for verdict in kinds}
+    untold = {*unsure["noise"], *unsure["few"]}
+    moved = [_moved(one) for one in named if one.figure not in untold and _apart(one)]
     gpus = (found.before.gpus, found.after.gpus)
-    moved += [f"{w.counted(gpus[1], 'GPU')} in place of {gpus[0]}"] if gpus[0] != gpus[1] else []
+    moved += [f"{counted(gpus[1], 'GPU')} in place of {gpus[0]}"] if gpus[0] != gpus[1] else []
     said = f"With {w.listed(found.changes)}: {', '.join(moved) or 'nothing is known to change'}.{_targets(found)}"
     if unsure["noise"]:
         said += f" Inside the noise: {w.listed(unsure['noise'])}."
+    if unsure["few"]:
+        said += f" Too few requests to tell: {w.listed(unsure['few'])}."
     if unsure["model"]:
         said += f" Within the cost model's error: {w.listed(unsure['model'])}."
     return said

@@ -14,7 +14,7 @@ from headway.metrics.comparison import ROUNDING
 from headway.metrics.result import Requests
 from headway.sim import Deployment, Pool
 from headway.specs import from_mapping
-from headway.units import format_bytes, format_rate, format_rates, format_seconds
+from headway.units import counted, format_bytes, format_rate, format_rates, format_seconds
 
 if TYPE_CHECKING:
     from headway.plan import Candidate, Plan, Question
@@ -28,9 +28,9 @@ OBJECTIVES = {
 }  # fmt: skip
 FRONT_NAMED = 6
 DISCARDED = {
-    "memory": "do not fit into memory", "budget": "cost more than allowed",
+    "memory": "too large for memory", "budget": "dearer than allowed",
     "rate": "proven unable to serve the rate, so not simulated",
-    "watts": "may draw more power than allowed",
+    "watts": "of more power than allowed",
     "estimate": "estimated to be far behind", "floor": "of a latency whose floor is above its limit",
 }  # fmt: skip
 
@@ -129,11 +129,6 @@ def unbroken(text: str) -> str:
     return re.sub(r"(?<=\d) (?=(?:ms|µs|s|min|h|req/s|req/min|GPUs?|J|MJ)\b)", "\u00a0", text)
 
 
-def counted(count: int, noun: str) -> str:
-    """Return ``1 replica``, ``2 replicas``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def listed(words: Iterable[str]) -> str:
     """Return ``a, b and c``."""
     *most, last = list(words)
@@ -199,7 +194,7 @@ def workload_words(workload: dict[str, Any] | None) -> str:
     arrival = workload.get("arrival", {})
     kind, rate = arrival.get("kind", ""), arrival.get("rate_req_s")
     if kind == "closed":
-        come = f"{arrival['concurrency']} users in a closed loop"
+        come = f"{counted(arrival['concurrency'], 'user')} in a closed loop"
     elif kind == "replay":
         come = f"replayed at {format_rate(rate)}" if rate else "replayed as recorded"
     else:
@@ -211,7 +206,7 @@ def result_sentence(result: Result) -> str:
     """Return what a run says, in one sentence."""
     slo = result.slo
     if slo.attainment is None:
-        done = f"{result.requests.finished:,} of {result.requests.arrived:,} requests finished"
+        done = f"{result.requests.finished:,} of {counted(result.requests.arrived, 'request')} finished"
         if not result.requests.finished:
             why = f"; {failed_words(result)}" if result.requests.failed else ""
             return f"{done}{why}."
@@ -240,6 +235,27 @@ def plan_sentence(plan: Plan) -> str:
     cost = "" if plan.best.usd_per_hour is None else f" for {usd(plan.best.usd_per_hour)} per hour"
     run = "So far: run" if plan.interrupted else "Run"  # by runs that may be short
     return f"{run} {replica.model} with {precision} as {pools}: {counted(plan.best.gpus, 'GPU')}{cost}."
+
+
+def plan_headline(plan: Plan, best: Candidate) -> str:
+    """Return the best in a line: its name, GPUs and price, and how many requests meet which limits."""
+    counts: Counter[str] = Counter()
+    for pool in from_mapping(Deployment, best.deployment, "deployment").pools:
+        counts[pool.replica.gpu_name] += pool.count * pool.replica.gpus
+    gpus = listed(f"{count} {name}" for name, count in counts.items())
+    cost = "" if best.usd_per_hour is None else f", {usd(best.usd_per_hour)} per hour"
+    question = plan.question
+    who = "its one request" if plan.alone else f"{share(best.attainment)} of requests"
+    met = f"{who} within {limits(question.slo)} (target {share(question.slo.attainment)})"
+    met = "each class meets its SLO" if question.slos else met
+    down = f"with {counted(question.spare, 'replica')} of every pool down, " if question.spare else ""
+    so_far = "So far: " if plan.interrupted else ""
+    return f"{so_far}{best.name} on {gpus}{cost}: {down}{pace(plan)} {met}."
+
+
+def sentences(text: str) -> list[str]:
+    """Return a text's sentences; what is joined by blanks again is the text."""
+    return re.split(r"(?<=\.) (?=[A-Z`])", text)
 
 
 def _replicas_words(pool: Pool) -> str:
@@ -296,7 +312,7 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
     rows = [
         ("Model", question.model),
         ("GPUs", f"up to {question.gpu_words}{_constraints(question)}"),
-        ("Workload", f"{named} at {format_rate(plan.rate_req_s)}; seed {question.seed}"),
+        ("Workload", f"{named} {pace(plan)}; seed {question.seed}"),
         ("SLO", slo),
         ("Ranked by", objective(question.known(question.objective), question)),
         ("Tried", "; ".join([tried, *left, *_runs(plan)])),
@@ -346,7 +362,7 @@ def _constraints(question: Question) -> str:
         question.max_tp is not None and f"tp {question.max_tp} at most",
         question.max_watts is not None and f"{question.max_watts:,.0f} W at most",
         question.watts_per_rack is not None
-        and f"racks with {question.watts_per_rack:,.0f} W for {question.gpus_per_rack} GPUs",
+        and f"racks with {question.watts_per_rack:,.0f} W for {counted(question.gpus_per_rack or 0, 'GPU')}",
         question.spare > 0
         and f"the SLO met with {counted(question.spare, 'replica')} of every pool down, so attained, latencies and "
         "goodput are of what is left, money and energy of all",
@@ -354,12 +370,18 @@ def _constraints(question: Question) -> str:
     return "".join(f"; {each}" for each in said if each)
 
 
+def pace(plan: Plan) -> str:
+    """Return how requests come: ``at 20 req/s``, or of one that has no rate ``served alone``."""
+    return "served alone" if plan.alone else f"at {format_rate(plan.rate_req_s)}"
+
+
 def outcome_words(plan: Plan) -> str:
     """Return how many candidates meet the SLO, and what breaks first in the others."""
     breaks = Counter(BREAKS[candidate.binding] for candidate in plan.ranked if not candidate.meets)
     missed = breaks.total()
-    meet = f"{len(plan.ranked) - missed:,} meet the SLO at {format_rate(plan.rate_req_s)}"
+    met = len(plan.ranked) - missed
+    meet = f"{met:,} {'meets' if met == 1 else 'meet'} the SLO{'' if plan.alone else f' {pace(plan)}'}"
     if not missed:
         return meet
     first = ", ".join(f"{name} in {count:,}" for name, count in breaks.most_common())
-    return f"{meet}, {missed:,} miss it (what breaks first: {first})"
+    return f"{meet}, {missed:,} {'misses' if missed == 1 else 'miss'} it (what breaks first: {first})"
