@@ -19,7 +19,8 @@ from headway.plan.question import Question
 from headway.plan.ranking import Entry
 from headway.plan.remedy import WIDER_GPUS, Remedy, larger
 from headway.plan.shapes import shape_of
-from headway.plan.space import left_out, powered_copies, without
+from headway.plan.space import left_out, powered_copies
+from headway.plan.spare import standing, without
 from headway.plan.wish import Wish
 from headway.sim import Deployment
 from headway.units import format_rate, format_seconds
@@ -123,7 +124,7 @@ def _when(entry: Entry, question: Question) -> str:
     """What is down when it is asked whether the SLO is met."""
     if not question.spare:
         return "At"
-    left = _gpus(without(entry.deployment, question.spare))
+    left = _gpus(standing(entry.deployment, question.spare)[0])
     return f"With {_replicas(question.spare)} of every pool down ({left} left), at"
 
 
@@ -135,7 +136,7 @@ def _down(entry: Entry, question: Question) -> str:
     """The options that take the spare replicas out of a deployment, as it is judged."""
     if not question.spare:
         return ""
-    left = without(entry.deployment, question.spare)
+    left = without(entry.deployment, question.spare)[entry.outcome.down]
     counts = "".join(f" --set pools.{place}.count={pool.count}" for place, pool in enumerate(left.pools))
     if entry.deployment.wide(left.models[0]):
         nodes = [json.dumps(pool.nodes, separators=(",", ":")) for pool in left.pools]
