@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_cases import SLOW
 from headway.cost import Replica, compile_replica
 from headway.errors import BadInput
 from headway.export.place import place
@@ -19,8 +18,6 @@ from headway.plan.space import enumerate_space
 from headway.report.words import deployment_words
 from headway.sim import Deployment, Policies, Pool, simulate
 from headway.workload import workload
-
-SLOW = str(Path(__file__).parents[1] / "examples" / "a100-25gbit.yaml")  # between nodes of eight
 
 
 def replica(gpus: int, card: str = "h100-sxm", model: str = "llama-3.1-8b") -> Replica:

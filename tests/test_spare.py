@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from itertools import combinations
-from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_cases import SLOW
 from headway.cost import Replica
 from headway.metrics import Slo
 from headway.plan import Question
@@ -23,7 +23,6 @@ from headway.sim import Deployment, Policies, Pool, simulate
 from headway.specs import override
 from headway.workload import WorkloadSpec, parse_length, workload
 
-SLOW = str(Path(__file__).parents[1] / "examples" / "a100-25gbit.yaml")  # between nodes of eight
 LONG = {"prompt": parse_length("exp:755"), "output": parse_length("exp:200")}
 SHORT = {"prompt": parse_length("exp:60"), "output": parse_length("exp:600")}
 

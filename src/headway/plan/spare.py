@@ -9,7 +9,7 @@ from itertools import product
 import msgspec
 
 from headway.cost import StepTable
-from headway.plan.setups import slow_network
+from headway.plan.setups import goes_by_node
 from headway.plan.space import resized
 from headway.plan.trial import Trial
 from headway.sim import Deployment
@@ -51,11 +51,9 @@ def without(deployment: Deployment, spare: int) -> tuple[Deployment, ...]:
     if pools[0].role == "mixed":
         return (left,)
     prefill, decode = (Counter(nodes) for nodes in deployment.nodes)
-    near = deployment.policies.route == "same-node"
-    slow = deployment.kv_link is None and slow_network(pools[0].replica, pools[1].replica)
-    if not deployment.wide(pools[0].model) or not (near or slow):
+    if not deployment.wide(pools[0].model) or not goes_by_node(deployment):
         down = [(Counter(deployment.nodes[0][-spare:]), Counter(deployment.nodes[1][:spare]))]
-    elif near:
+    elif deployment.policies.route == "same-node":
         down = _kept(prefill, decode, spare)
     else:
         down = [_spread(prefill, decode, spare)]
