@@ -92,7 +92,24 @@ def changed(case: Case, asked: Options, terminal: Terminal, question: Question |
         _runs_there(after.deployment, asked["gpu"])
     if (after.deployment, after.workload.spec, after.slo) == (case.deployment, case.workload.spec, case.slo):
         raise BadInput(f"{', '.join(changes_of(asked))}: that is what there is, so nothing would be different")
+    _note_nodes(case.deployment, after.deployment, terminal)
     return after
+
+
+def _note_nodes(was: Deployment, now: Deployment, terminal: Terminal) -> None:
+    """Say so where a model's replicas take more nodes than before, and the network between these counts."""
+    from headway.plan.setups import goes_by_node
+
+    for name in now.models:
+        before, after = (each.nodes_taken(name) if name in each.models else 0 for each in (was, now))
+        if not 0 < before < after or not goes_by_node(now, name):
+            continue
+        far, _ = now.links(name)
+        kept = "" if now.policies.route == "same-node" else "; --policy route=same-node keeps it on its node"
+        terminal.keep(
+            f"the prefill and decode replicas of {name} take {after} nodes on the changed side, {before} as they are: "
+            f"KV from one to another goes over the network, {far.bytes_per_s / 1e9:.3g} GB/s for a GPU{kept}"
+        )
 
 
 def _runs_there(deployment: Deployment, gpu: str) -> None:

@@ -231,7 +231,7 @@ class _Sizer:
         self.groups = [
             [place for place, pool in enumerate(unit.pools) if pool.model == model] for model in unit.models
         ]
-        self.by_node = len(unit.pools) == 2 and len(unit.models) == 1 and goes_by_node(unit)
+        self.by_node = len(unit.pools) == 2 and len(unit.models) == 1 and goes_by_node(unit, unit.models[0])
         self.per_copy_req_s: float | None = None
 
     def __call__(self, job: _Job) -> _Found:
@@ -463,7 +463,7 @@ def _message(unit: Deployment, slots: list[Slot], gpu_hours: float | None, stati
 
 def _far(unit: Deployment) -> str:
     """What to try where KV takes a slow network."""
-    if not goes_by_node(unit) or unit.policies.route == "same-node":
+    if not any(goes_by_node(unit, name) for name in unit.models) or unit.policies.route == "same-node":
         return ""
     return " Replicas on several nodes send KV over a slow network: route=same-node keeps it on its node."
 

@@ -123,12 +123,12 @@ def slow_network(prefill: Replica, decode: Replica) -> bool:
     return moved / network.bytes_per_s > _SLOW * table.step_seconds(0, 0, 0, [(0, tokens)])
 
 
-def goes_by_node(deployment: Deployment) -> bool:
-    """Whether what one model's prefill and decode replicas serve depends on which of them share nodes.
+def goes_by_node(deployment: Deployment, name: str) -> bool:
+    """Whether what a model's prefill and decode replicas serve depends on which of them share nodes.
 
     As where the network is slow, or the router keeps KV on its node. Where no two may share one, it does not.
     """
-    pools = deployment.pools
+    pools = [pool for pool in deployment.pools if pool.model == name]
     if pools[0].role == "mixed" or len({pool.replica.gpu for pool in pools}) > 1:
         return False
     slow = deployment.kv_link is None and slow_network(pools[0].replica, pools[-1].replica)

@@ -51,7 +51,7 @@ def without(deployment: Deployment, spare: int) -> tuple[Deployment, ...]:
     if pools[0].role == "mixed":
         return (left,)
     prefill, decode = (Counter(nodes) for nodes in deployment.nodes)
-    if not deployment.wide(pools[0].model) or not goes_by_node(deployment):
+    if not deployment.wide(pools[0].model) or not goes_by_node(deployment, pools[0].model):
         down = [(Counter(deployment.nodes[0][-spare:]), Counter(deployment.nodes[1][:spare]))]
     elif deployment.policies.route == "same-node":
         down = _kept(prefill, decode, spare)

@@ -242,7 +242,11 @@ class Deployment(Spec, frozen=True, kw_only=True, dict=True):
 
     def wide(self, name: str) -> bool:
         """Whether a model's prefill and decode replicas take several nodes."""
-        return len(set().union(*self._nodes_by_role(name).values())) > 1
+        return self.nodes_taken(name) > 1
+
+    def nodes_taken(self, name: str) -> int:
+        """How many nodes a model's prefill and decode replicas take, as numbered by `nodes`."""
+        return len(set().union(*self._nodes_by_role(name).values()))
 
     def shares_nodes(self, name: str) -> bool:
         """Whether a model takes several nodes, and each of them has prefill replicas and decode replicas."""
