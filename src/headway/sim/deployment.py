@@ -253,6 +253,15 @@ class Deployment(Spec, frozen=True, kw_only=True, dict=True):
         roles = self._nodes_by_role(name)
         return self.wide(name) and roles["prefill"] == roles["decode"]
 
+    def spreads_decode(self, name: str) -> bool:
+        """Whether a model's decode replicas stand on several nodes."""
+        return len(self._nodes_by_role(name)["decode"]) > 1
+
+    def has_neighbours(self, name: str) -> bool:
+        """Whether a node has prefill replicas and decode replicas of a model."""
+        roles = self._nodes_by_role(name)
+        return not roles["prefill"].isdisjoint(roles["decode"])
+
     def _nodes_by_role(self, name: str) -> dict[str, set[int]]:
         roles: dict[str, set[int]] = {"mixed": set(), "prefill": set(), "decode": set()}
         for pool, nodes in zip(self.pools, self.nodes, strict=True):
