@@ -112,6 +112,13 @@ def test_nodes_that_cannot_be_are_refused(prefill, decode, says):
         Deployment(pools=(Pool(**first), Pool(role="decode", replica=replica(4), nodes=decode)))
 
 
+def test_a_node_is_no_larger_for_a_replica_of_several():
+    small = Pool(role="prefill", count=2, replica=replica(8), nodes=(0, 0))
+    said = "32 GPUs stand on node 0: one of h100-sxm has 8; give one of 16, which takes several, a number of its own"
+    with pytest.raises(BadInput, match=said):
+        Deployment(pools=(small, Pool(role="decode", count=2, replica=replica(16), nodes=(0, 1))))
+
+
 def test_a_node_of_two_kinds_and_nodes_of_mixed_replicas_are_refused():
     pools = [Pool(role="prefill", replica=replica(2), nodes=(3,))]
     pools.append(Pool(role="decode", replica=replica(2, "a100-80gb-sxm"), nodes=(3,)))
