@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cli_cases import run
+from cli_cases import refused, run
 from gpu_cases import SLOW
 from headway.metrics import Slo
 from headway.plan import Question, plan
@@ -62,3 +62,24 @@ def test_that_the_changed_side_takes_more_nodes_is_said(file):
     assert "take 2 nodes" in said and "keeps it" not in said
     for same in (file("count: 2", "count: 1"), file("count: 3", "count: 2")):
         assert " nodes" not in told(run("whatif", same, *LOAD, *more))
+
+
+NODES = ("count: 4, nodes: [0, 0, 1, 1]", "count: 3, nodes: [0, 0, 1]")
+
+
+def test_other_numbers_of_replicas_whose_nodes_are_said_need_these_anew(file):
+    made = file(*NODES, "same-node")
+    refused(
+        run("whatif", made, *LOAD, "--replicas", "decode=-1"),
+        "--replicas decode=-1: the deployment says on which nodes its 3 decode replicas stand: say it of 2, as in "
+        "--set 'pools.1.nodes=[0,0]'",
+    )
+    refused(run("whatif", made, *LOAD, "--replicas", "prefill=5"), "say it of 5", "'pools.0.nodes=[0,0,1,1,NODE]'")
+    said = told(run("whatif", made, *LOAD, "--replicas", "decode=-1", "--set", "pools.1.nodes=[0,0]"))
+    assert "no decode replicas stand on several nodes" in said
+
+
+def test_capacity_says_that_it_places_replicas_itself(file):
+    words = ("--curve", "1,2", "--input", "100", "--output", "3", "--ttft", "2s", "--workers", "1")
+    assert "pools.N.nodes are left out" in told(run("capacity", file(*NODES), *words))
+    assert "nodes" not in told(run("capacity", file("count: 4", "count: 3"), *words))
