@@ -1,5 +1,9 @@
 """A file of one's own that says what differs around a GPU of the catalogue."""
 
+from pathlib import Path
+
+SLOW = str(Path(__file__).parents[1] / "examples" / "a100-25gbit.yaml")  # between nodes of eight
+
 AROUND = """
 sources:
   ours: {kind: measured, source: our own cluster}

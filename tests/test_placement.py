@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
-
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_cases import SLOW
 from headway.cost import Replica, compile_replica
 from headway.errors import BadInput
 from headway.export.place import place
 from headway.hardware import gpu
 from headway.metrics import Slo
 from headway.plan import Question
-from headway.plan.explain import _down
-from headway.plan.ranking import Entry
-from headway.plan.space import enumerate_space, without
+from headway.plan.space import enumerate_space
 from headway.report.words import deployment_words
 from headway.sim import Deployment, Policies, Pool, simulate
-from headway.specs import override
 from headway.workload import workload
-
-SLOW = str(Path(__file__).parents[1] / "examples" / "a100-25gbit.yaml")  # between nodes of eight
 
 
 def replica(gpus: int, card: str = "h100-sxm", model: str = "llama-3.1-8b") -> Replica:
@@ -119,6 +112,13 @@ def test_nodes_that_cannot_be_are_refused(prefill, decode, says):
         Deployment(pools=(Pool(**first), Pool(role="decode", replica=replica(4), nodes=decode)))
 
 
+def test_a_node_is_no_larger_for_a_replica_of_several():
+    small = Pool(role="prefill", count=2, replica=replica(8), nodes=(0, 0))
+    said = "32 GPUs stand on node 0: one of h100-sxm has 8; give one of 16, which takes several, a number of its own"
+    with pytest.raises(BadInput, match=said):
+        Deployment(pools=(small, Pool(role="decode", count=2, replica=replica(16), nodes=(0, 1))))
+
+
 def test_a_node_of_two_kinds_and_nodes_of_mixed_replicas_are_refused():
     pools = [Pool(role="prefill", replica=replica(2), nodes=(3,))]
     pools.append(Pool(role="decode", replica=replica(2, "a100-80gb-sxm"), nodes=(3,)))
@@ -126,23 +126,6 @@ def test_a_node_of_two_kinds_and_nodes_of_mixed_replicas_are_refused():
         Deployment(pools=tuple(pools))
     with pytest.raises(BadInput, match="prefill and decode pools alone"):
         Pool(replica=replica(1), nodes=(0,))
-
-
-def test_who_is_left_when_some_are_down_stands_where_it_stood():
-    made = split((3, 2), (3, 2))
-    left = without(made, 2)
-    assert [pool.nodes for pool in left.pools] == [(0,), (1,)], "who is left has no neighbour of the other role"
-    apart = without(split((2, 8), (2, 8)), 1)
-    assert [pool.nodes for pool in apart.pools] == [(0,), (3,)] and apart.wide("llama-3.1-8b")
-
-
-def test_the_command_that_repeats_a_run_says_where_those_left_stand():
-    made = split((3, 2), (3, 2))
-    entry = Entry(made, None, True)
-    words = shlex.split(_down(entry, question("h100-sxm", spare=1)))
-    again = override(made, [word for word in words if word != "--set"])
-    assert again == without(made, 1) and [pool.nodes for pool in again.pools] == [(0, 0), (1, 1)]
-    assert "nodes" not in _down(Entry(split((2, 2), (2, 2)), None, True), question("h100-sxm", spare=1))
 
 
 def test_on_a_slow_network_tokens_come_sooner_where_kv_stays_on_its_node():

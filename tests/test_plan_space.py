@@ -19,7 +19,8 @@ from headway.plan.evaluate import Asked, Evaluator, Goodput, Outcome
 from headway.plan.question import OBJECTIVES
 from headway.plan.ranking import Entry, undecided
 from headway.plan.screen import screen
-from headway.plan.space import enumerate_space, resized, without
+from headway.plan.space import enumerate_space, resized
+from headway.plan.spare import without
 from headway.plan.trial import Load, try_rate
 from headway.sim import Deployment, Policies, simulate
 from headway.sim.run import compiled
@@ -316,7 +317,7 @@ def test_spare_replicas_may_be_down():
     deployment = from_mapping(Deployment, found.best.deployment, "best")
     assert all(pool.count >= 2 for pool in deployment.pools)
     made = workload("chat", rate=12.0, requests=1000)
-    assert simulate(without(deployment, 1), made, slo=SLO, seed=50).slo.attainment >= SLO.attainment
+    assert simulate(without(deployment, 1)[0], made, slo=SLO, seed=50).slo.attainment >= SLO.attainment
 
 
 @pytest.mark.parametrize("changes", [{"rate_req_s": 12.0}, {"gpu": {"h100-sxm": 2, "l40s": 2}, "layouts": ("mixed",)}])
@@ -331,7 +332,7 @@ def test_with_spare_replicas_the_figures_are_those_of_the_fleet_that_the_verdict
     for candidate in [c for c in found.ranked if c.attainment is not None][:2]:
         whole = from_mapping(Deployment, candidate.deployment, candidate.name)
         made = workload("chat", rate=found.rate_req_s, requests=candidate.requests)
-        for fleet, share in ((without(whole, 1), candidate.attainment), (whole, candidate.attainment_all_up)):
+        for fleet, share in ((without(whole, 1)[0], candidate.attainment), (whole, candidate.attainment_all_up)):
             slos = [simulate(fleet, made, slo=SLO, seed=seed).slo for seed in candidate.seeds]
             assert sum(slo.attained for slo in slos) / sum(slo.measured for slo in slos) == share
 
@@ -341,7 +342,7 @@ def test_the_options_that_the_answer_names_make_the_fleet_that_was_judged():
         found = plan(changed(spare=1, gpu=gpu, rate_req_s=6.0, layouts=("mixed",)), workers=1)
         whole = from_mapping(Deployment, found.best.deployment, "best")
         sets = found.message.split("`headway simulate` with ")[1].split(" --seed")[0].split(" --set ")[1:]
-        assert override(whole, sets) == without(whole, 1)
+        assert override(whole, sets) == without(whole, 1)[0]
         said = f"{100 * found.best.attainment:.1f}% of requests meet the SLO"
         assert said in found.message
         assert f"With every replica up {100 * found.best.attainment_all_up:.1f}% meet it" in found.message
@@ -353,10 +354,10 @@ def test_without_takes_the_weights_of_what_is_down_with_it():
         for o in enumerate_space(QUESTION, lambda r: 2.0 if r.gpu == "h100-sxm" else 1.0).options
         if o.name.startswith("2x tp1 h100-sxm bf16/bf16 + 3x")
     )
-    left = without(fleet, 1)
+    (left,) = without(fleet, 1)
     assert [pool.count for pool in left.pools] == [1, 2]
     assert left.policies.params["route"]["weights"]["mixed"] == [2.0, 1.0, 1.0]
-    assert without(fleet, 0) is fleet
+    assert without(fleet, 0)[0] is fleet
     assert resized(fleet, [1, 4]).policies.params["route"]["weights"]["mixed"] == [2.0, 1.0, 1.0, 1.0, 1.0]
 
 

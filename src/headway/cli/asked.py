@@ -365,9 +365,11 @@ def note_release(name: str, version: str, terminal: Terminal) -> None:
 
 def note_idle_route(deployment: Deployment, terminal: Terminal) -> None:
     """Say so where a router has nothing to go by."""
-    if deployment.policies.route == "same-node" and not any(map(deployment.shares_nodes, deployment.models)):
-        none = "route=same-node: no several nodes have both prefill and decode replicas, so there is nothing to keep"
-        terminal.keep(f"{none}; pools.N.nodes says where replicas stand")
+    spread = [name for name in deployment.models if deployment.spreads_decode(name)]
+    if deployment.policies.route != "same-node" or any(map(deployment.has_neighbours, spread)):
+        return
+    none = "no node has both prefill and decode replicas" if spread else "no decode replicas stand on several nodes"
+    terminal.keep(f"route=same-node: {none}, so it goes by load alone; pools.N.nodes says where replicas stand")
 
 
 def note_fp16(kinds: Iterable[str], terminal: Terminal) -> None:

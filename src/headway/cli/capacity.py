@@ -90,6 +90,8 @@ def _found(terminal: Terminal, file: str | None, asked: o.Options) -> Capacity:
     deployment = deployment_of(file, asked, sets["deployment"])
     compare_machines(asked, terminal)
     deployment = with_calibration(deployment, asked["calibration_from"], terminal)
+    if any(pool.nodes is not None for pool in deployment.pools):
+        terminal.keep("pools.N.nodes are left out: the replicas of each slot stand on as few nodes as hold them")
     curve = None if asked["curve"] is None else curve_of(asked["curve"])
     rate = asked["rate"] if curve is None else asked["rate"] or sum(curve) / len(curve) or None
     workload = workload_of(asked | {"rate": rate, "requests": None}, sets["workload"], terminal)

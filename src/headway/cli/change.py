@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from headway.metrics import Slo
     from headway.plan import Question
     from headway.plan.otherwise import Case
-    from headway.sim import Deployment
+    from headway.sim import Deployment, Pool
     from headway.workload import Workload
 
     Limits = Slo | dict[int, Slo] | None
@@ -92,7 +92,24 @@ def changed(case: Case, asked: Options, terminal: Terminal, question: Question |
         _runs_there(after.deployment, asked["gpu"])
     if (after.deployment, after.workload.spec, after.slo) == (case.deployment, case.workload.spec, case.slo):
         raise BadInput(f"{', '.join(changes_of(asked))}: that is what there is, so nothing would be different")
+    _note_nodes(case.deployment, after.deployment, terminal)
     return after
+
+
+def _note_nodes(was: Deployment, now: Deployment, terminal: Terminal) -> None:
+    """Say so where a model's replicas take more nodes than before, and the network between these counts."""
+    from headway.plan.setups import goes_by_node
+
+    for name in now.models:
+        before, after = (each.nodes_taken(name) if name in each.models else 0 for each in (was, now))
+        if not 0 < before < after or not goes_by_node(now, name):
+            continue
+        far, _ = now.links(name)
+        kept = "" if now.policies.route == "same-node" else "; --policy route=same-node keeps it on its node"
+        terminal.keep(
+            f"the prefill and decode replicas of {name} take {after} nodes on the changed side, {before} as they are: "
+            f"KV from one to another goes over the network, {far.bytes_per_s / 1e9:.3g} GB/s for a GPU{kept}"
+        )
 
 
 def _runs_there(deployment: Deployment, gpu: str) -> None:
@@ -121,8 +138,9 @@ def changed_deployment(deployment: Deployment, asked: Options) -> Deployment:
     from headway.specs import override
 
     sets = [f"pools.*.replica.{name}={asked[name]}" for name in _OF_REPLICAS if asked[name] is not None]
-    sets += [_count(deployment, text) for text in asked["copies"]]
-    sets += split_assignments(asked["assignments"])["deployment"]
+    own = split_assignments(asked["assignments"])["deployment"]
+    sets += [_count(deployment, text, own) for text in asked["copies"]]
+    sets += own
     now = override(with_policies(deployment, asked["policies"]), sets)
     return _weighted(deployment, _recalibrated(deployment, now))
 
@@ -182,8 +200,8 @@ def _mixture(deployment: Deployment) -> dict[str, float]:
     return shares
 
 
-def _count(deployment: Deployment, text: str) -> str:
-    """The assignment that `--replicas` stands for."""
+def _count(deployment: Deployment, text: str, own: list[str]) -> str:
+    """The assignment that `--replicas` stands for, beside the user's own."""
     named, equals, number = text.rpartition("=")
     names = deployment.pool_names()
     if not equals and len(names) > 1:
@@ -197,7 +215,20 @@ def _count(deployment: Deployment, text: str) -> str:
     count = had + int(number) if number[0] in "+-" else int(number)
     if count < 1:
         raise BadInput(f"--replicas {text}: of {had} that leaves {count}; a pool has at least 1 replica")
+    _check_placed(deployment.pools[place], place, count, text, own)
     return f"pools.{place}.count={count}"
+
+
+def _check_placed(pool: Pool, place: int, count: int, text: str, own: list[str]) -> None:
+    """Refuse another number of replicas whose nodes are said, unless the user's own assignments say them anew."""
+    said = any(each.partition("=")[0].strip() in (f"pools.{place}.nodes", "pools.*.nodes") for each in own)
+    if pool.nodes is None or pool.most is not None or said or count == pool.count:
+        return
+    nodes = [f"{node}" for node in pool.nodes[:count]] + ["NODE"] * (count - pool.count)
+    raise BadInput(
+        f"--replicas {text}: the deployment says on which nodes its {pool.count} {pool.role} replicas stand: say it of "
+        f"{count}, as in --set 'pools.{place}.nodes=[{','.join(nodes)}]', or take `nodes` out of all its pools"
+    )
 
 
 def _workload(made: Workload, factor: float | None, assignments: list[str]) -> Workload:

@@ -18,8 +18,8 @@ from headway.plan.answer import Candidate, Plan
 from headway.plan.crew import Crew
 from headway.plan.evaluate import Evaluator, Job
 from headway.plan.leaders import Course, LoadCurve, LoadPoint, PoolCourse, Spread
-from headway.plan.space import standing
-from headway.plan.trial import STEP, Load, Trial, ask, interval
+from headway.plan.spare import without, worst
+from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled
 from headway.sim import CtrlC, Deployment
 from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build, compiled
@@ -118,12 +118,14 @@ class Looker(Evaluator):
         loads = [self.load(look.requests, seed) for seed in look.seeds]
         if look.k is None:
             return _course(look, loads[0])
-        left, tables = standing(look.deployment, self.question.spare)
-        heard = [ask(left, load, self.classes.slo, tables, look.k) for load in loads]
-        ends = []
+        lefts, slo = without(look.deployment, self.question.spare), self.classes.slo
+        tables = tuple(compiled(pool.replica) for pool in look.deployment.pools)
+        every = [[ask(left, load, slo, tables, look.k) for load in loads] for left in lefts]
+        place = worst([pooled([trial for trial, _ in each], slo) for each in every])
+        left, heard, ends = lefts[place], every[place], []
         for times in uncertainty(look.deployment).tpot:
             otherwise = tuple(stretched(table, times) for table in tables)
-            ends.append(ask(left, loads[0], self.classes.slo, otherwise, look.k))
+            ends.append(ask(left, loads[0], slo, otherwise, look.k))
         outcome = heard[0][1].slo
         share, low, high = outcome.attainment, outcome.attainment_low, outcome.attainment_high
         if len(heard) > 1:

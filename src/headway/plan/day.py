@@ -22,11 +22,12 @@ from headway.metrics.attainment import Attainment
 from headway.metrics.result import EnergyKind
 from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.evaluate import binding
-from headway.plan.sizes import apart, fewest
+from headway.plan.setups import goes_by_node
+from headway.plan.sizes import apart, fewest, scattered
 from headway.plan.slots import Part, parts_of
 from headway.plan.space import resized
 from headway.plan.trial import Trial, judged, needs_rows
-from headway.sim import Deployment, simulate
+from headway.sim import Deployment, Policies, simulate
 from headway.sim.run import compiled, energy_kind
 from headway.sim.trust import uncertainty
 from headway.specs import Spec, json_text, to_mapping
@@ -195,6 +196,29 @@ def _answers(
     return [found[place] for place in range(len(jobs))]
 
 
+class _Runs:
+    """Runs with so many replicas of each pool, each once, and whether they meet the SLO."""
+
+    def __init__(self, run: Callable[[tuple[int, ...]], tuple[bool, _Found]]) -> None:
+        self._known: dict[tuple[int, ...], tuple[bool, _Found]] = {}
+        self._run = run
+
+    def met(self, counts: tuple[int, ...]) -> bool:
+        """Whether so many do."""
+        if counts not in self._known:
+            self._known[counts] = self._run(counts)
+        return self._known[counts][0]
+
+    def __getitem__(self, counts: tuple[int, ...]) -> _Found:
+        """What was found with so many."""
+        self.met(counts)
+        return self._known[counts][1]
+
+    def missed(self) -> list[tuple[int, ...]]:
+        """Those known not to do."""
+        return [counts for counts, (met, _) in self._known.items() if not met]
+
+
 class _Sizer:
     """Finds the fewest replicas that serve a part of the day; the same in whatever process and order."""
 
@@ -207,6 +231,7 @@ class _Sizer:
         self.groups = [
             [place for place, pool in enumerate(unit.pools) if pool.model == model] for model in unit.models
         ]
+        self.by_node = len(unit.pools) == 2 and len(unit.models) == 1 and goes_by_node(unit, unit.models[0])
         self.per_copy_req_s: float | None = None
 
     def __call__(self, job: _Job) -> _Found:
@@ -218,29 +243,33 @@ class _Sizer:
         part = self.parts[job.place]
         if not part.rate_req_s:
             return self._idle(job.counts or tuple(1 for _ in self.ratio))
-        runs: dict[tuple[int, ...], tuple[bool, _Found]] = {}
-
-        def met(counts: tuple[int, ...]) -> bool:
-            if counts not in runs:
-                runs[counts] = self._run(part, counts, job.factor)
-            return runs[counts][0]
-
+        runs = _Runs(lambda counts: self._run(self.unit, part, counts, job.factor))
         if job.counts is not None:
-            met(job.counts)
-            return runs[job.counts][1]
-        copies = fewest(lambda n: met(self._copies(n)), self._guess(part, job.factor), self.most)
+            return runs[job.counts]
+        if not self.by_node:
+            return self._cheapest(runs, part, job.factor)
+        near = _Runs(lambda counts: self._run(_near(self.unit), part, counts, job.factor))
+        found = self._cheapest(near, part, job.factor)
+        if found.counts is None:
+            return found
+        counts = scattered(runs.met, found.counts, near.missed(), self.prices, REPLICAS_MAX)
+        if counts is None:
+            return runs[max(runs.missed(), key=sum)]._replace(counts=None)
+        return runs[counts]
+
+    def _cheapest(self, runs: _Runs, part: Part, factor: float) -> _Found:
+        """The run of the cheapest numbers, where more replicas never serve less."""
+        copies = fewest(lambda n: runs.met(self._copies(n)), self._guess(part, factor), self.most)
         if not copies:
-            _, most = runs[self._copies(self.most)]
+            most = runs[self._copies(self.most)]
             return _Found(slo_class=most.slo_class, misses=most.misses)
-        counts = apart(met, self._copies(copies), self.prices, self.groups)
-        met(counts)
-        return runs[counts][1]
+        return runs[apart(runs.met, self._copies(copies), self.prices, self.groups)]
 
     def _copies(self, copies: int) -> tuple[int, ...]:
         return tuple(copies * count for count in self.ratio)
 
-    def _run(self, part: Part, counts: tuple[int, ...], factor: float) -> tuple[bool, _Found]:
-        result = self._simulated(resized(self.unit, list(counts)), part, factor)
+    def _run(self, unit: Deployment, part: Part, counts: tuple[int, ...], factor: float) -> tuple[bool, _Found]:
+        result = self._simulated(resized(unit, list(counts)), part, factor)
         trial, slo, slo_class = judged(result, self.slo), self.slo, 0
         met, seen = trial.met, cast(Attainment, result.slo)
         if not isinstance(slo, Slo):
@@ -293,6 +322,14 @@ def _unit(deployment: Deployment) -> Deployment:
     """The smallest deployment whose pools have these proportions."""
     divisor = reduce(math.gcd, (pool.count for pool in deployment.pools))
     return resized(deployment, [pool.count // divisor for pool in deployment.pools])
+
+
+def _near(unit: Deployment) -> Deployment:
+    """The deployment as if all replicas stood on one node, where more of them never serve less."""
+    policies = unit.policies
+    if policies.route == "same-node":
+        policies = msgspec.structs.replace(policies, route=Policies().route)
+    return msgspec.structs.replace(unit, policies=policies, kv_link=unit.links(unit.models[0])[1])
 
 
 def _prices(unit: Deployment, given: Mapping[str, float] | None) -> list[float]:
@@ -408,7 +445,7 @@ def _message(unit: Deployment, slots: list[Slot], gpu_hours: float | None, stati
             f"{REPLICAS_MAX} replicas leave attainment{whose} below {least.target:.1%}: {least.misses}. "
             "Where a replica alone misses the "
             "limits, more of them do not help: ask for longer limits, another layout or GPU, or, where prompts share "
-            "their beginnings, a policy that keeps these together, as route=prefix-affinity."
+            f"their beginnings, a policy that keeps these together, as route=prefix-affinity.{_far(unit)}"
         )
     numbers = [slot.replicas or 0 for slot in slots]
     mine, peak = (f"{hours:,.1f}" if hours >= 10 else f"{hours:.3g}" for hours in (gpu_hours, static))
@@ -422,6 +459,13 @@ def _message(unit: Deployment, slots: list[Slot], gpu_hours: float | None, stati
             f"{peak}, {1 - gpu_hours / static:.0%} fewer."
         )
     return " ".join([said, *_held(unit, slots)])
+
+
+def _far(unit: Deployment) -> str:
+    """What to try where KV takes a slow network."""
+    if not any(goes_by_node(unit, name) for name in unit.models) or unit.policies.route == "same-node":
+        return ""
+    return " Replicas on several nodes send KV over a slow network: route=same-node keeps it on its node."
 
 
 def _held(unit: Deployment, slots: list[Slot]) -> list[str]:

@@ -19,13 +19,16 @@ from headway.plan.classes import Classes, classes_of, hopes
 from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.search import Bracket, search
-from headway.plan.space import resized, without
+from headway.plan.space import resized
+from headway.plan.spare import without, worst
 from headway.plan.trial import KEPT_BYTES, STEP, Load, Trial, ask, interval, pooled, try_rate
 from headway.sim import Deployment, Pool
 from headway.sim.run import compiled
 from headway.workload import Workload
 
 __all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome", "binding"]
+
+_Heard = Sequence[tuple[Trial, Result]]  # of several seeds
 
 _ALONE = 0.05  # mean requests in flight at the lowest rate tried
 _ALONE_REQUESTS = 500
@@ -109,7 +112,8 @@ class Outcome(NamedTuple):
 
     `binding` breaks first: it comes to `worst_s` against the SLO's `limit_s` (both 0 where it is no latency). Without
     `asked` a bound proves that no rate meets the SLO; `worst_s` is that bound while there are no simulations.
-    `seeds` confirmed it; none: the question's own was run. `binding_class` is the class whose limit that is.
+    `seeds` confirmed it; none: the question's own was run. `binding_class` is the class whose limit that is. `down` is
+    the place, among what `without` says may be left, of the worst at the rate asked for.
     """
 
     goodput: Goodput
@@ -121,6 +125,7 @@ class Outcome(NamedTuple):
     simulations: int
     seeds: tuple[int, ...] = ()
     binding_class: str = ""
+    down: int = 0
 
 
 class Evaluator:
@@ -150,7 +155,8 @@ class Evaluator:
             KeyboardInterrupt: while it simulated.
         """
         deployment, classes, slo = job.deployment, self.classes, self.classes.slo
-        left = without(deployment, self.question.spare)
+        lefts = without(deployment, self.question.spare)
+        left = lefts[0]  # as all of them have as many replicas
         loads = [self.load(job.requests, seed, job.longer) for seed in job.seeds or (None,)]
         load = loads[0]
         tables = tuple(stretched(compiled(pool.replica), job.steps) for pool in deployment.pools)
@@ -167,13 +173,17 @@ class Evaluator:
             i, each = short[0]
             return _hopeless(each, classes.aimed[i], job.requests)._replace(binding_class=classes.name(i))
         whole = [ask(deployment, each, slo, tables) for each in loads]
-        heard = whole if left is deployment else [ask(left, each, slo, tables) for each in loads]
+        heard, down = whole, 0
+        if left is not deployment:
+            heard, down = _worst_of([[ask(one, each, slo, tables) for each in loads] for one in lefts], slo)
         asked = pooled([each for each, _ in heard], slo)
         trials = {0: asked}
 
         def trial(k: int) -> Trial:
             if k not in trials:  # who fails is compared with those who failed on one seed
-                trials[k] = pooled([try_rate(left, tables, each, slo, k) for each in loads], slo, surely=asked.met)
+                tried = [[try_rate(one, tables, each, slo, k) for each in loads] for one in lefts]
+                together = [pooled(each, slo, surely=asked.met) for each in tried]
+                trials[k] = together[worst(together)]
             return trials[k]
 
         near = job.near_req_s or self._guess(load)(left, tables)
@@ -182,8 +192,8 @@ class Evaluator:
         fields = _fields(heard, [result for _, result in whole], asked.met)
         if asked.by_class:
             fields = fields._replace(by_class=_by_class(asked, heard, classes))
-        runs = len(trials) * len(loads) + (0 if whole is heard else len(whole))
-        return self._outcome(_goodput(found, load), fields, found.last, job, runs)
+        runs = len(trials) * len(loads) * len(lefts) + (0 if whole is heard else len(whole))
+        return self._outcome(_goodput(found, load), fields, found.last, job, runs)._replace(down=down)
 
     def _guess(self, load: Load) -> Guess:
         """The same for all candidates, whose pools are often alike: anew for each, they took a tenth of short runs."""
@@ -242,7 +252,13 @@ class Evaluator:
         return load, tables, hopes(one, tables, load.lengths, self.classes.aimed)
 
 
-def _by_class(asked: Trial, heard: Sequence[tuple[Trial, Result]], classes: Classes) -> dict[str, ClassShare]:
+def _worst_of(every: Sequence[_Heard], slo: Slo | dict[int, Slo]) -> tuple[_Heard, int]:
+    """The runs of what is left that misses the SLO by most, and its place."""
+    place = worst([pooled([trial for trial, _ in heard], slo) for heard in every])
+    return every[place], place
+
+
+def _by_class(asked: Trial, heard: _Heard, classes: Classes) -> dict[str, ClassShare]:
     """What runs at the asked rate say of each class: one of them with its own interval, several pooled."""
     found = {}
     for place, slo, each in asked.by_class:
@@ -278,7 +294,7 @@ def _goodput(found: Bracket, load: Load) -> Goodput:
     return Goodput(load.rate(found.at), load.rate(found.low), None if found.high is None else load.rate(found.high))
 
 
-def _fields(heard: Sequence[tuple[Trial, Result]], whole: Sequence[Result], meets: bool) -> Asked:
+def _fields(heard: _Heard, whole: Sequence[Result], meets: bool) -> Asked:
     """What runs at the asked rate say: one of them with its own interval, several pooled, figures as means.
 
     `heard` are those of the fleet that is judged, `whole` those with every replica up.

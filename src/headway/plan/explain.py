@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from headway.errors import DoesNotFit
 from headway.hardware.catalogue import name_within
 from headway.hardware.files import gpu_name, is_file
 from headway.metrics import Slo
 from headway.plan.contest import Contest
 from headway.plan.evaluate import Asked, Outcome
-from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
 from headway.plan.remedy import WIDER_GPUS, Remedy, larger
-from headway.plan.shapes import shape_of
-from headway.plan.space import left_out, powered_copies, without
-from headway.plan.wish import Wish
+from headway.plan.space import left_out, powered_copies
+from headway.plan.spare import standing, without
 from headway.sim import Deployment
 from headway.units import counted, format_rate, format_seconds
 
 __all__ = [
-    "below_floor", "nothing_allowed", "nothing_fits", "of_the_stock", "only_estimated", "reason", "so_far", "too_much",
-    "too_tight", "undecided_words", "verdict",
+    "NAMES", "breaks", "gpus_words", "named", "of_class", "of_the_stock", "only_estimated", "reason", "so_far",
+    "too_much", "undecided_words", "verdict",
 ]  # fmt: skip
 
-_NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
-_DEGREES = ("tp", "pp", "dp", "ep")
+NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
 _UNITS = {
     "energy": "J per output token", "carbon": "g CO2 per million output tokens", "goodput": "req/s per GPU",
     "rate": "req/s of goodput",
@@ -42,13 +38,13 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     outcome = entry.outcome
     if not outcome.simulations:
         return f"{_limit(entry)} at best, which its step times prove: no rate meets the SLO, none was simulated"
-    if outcome.goodput.req_s == 0 and outcome.worst_s <= outcome.limit_s and outcome.binding in _NAMES:
+    if outcome.goodput.req_s == 0 and outcome.worst_s <= outcome.limit_s and outcome.binding in NAMES:
         return f"{_limit(entry)}, but too few keep all limits even when requests hardly meet: no rate meets the SLO"
     if outcome.goodput.req_s == 0:
         return f"{_limit(entry)} even when requests hardly meet: no rate meets the SLO"
     share = outcome.goodput.req_s / rate_req_s
     down = f"with {counted(question.spare, 'replica')} of every pool down " if question.spare else ""
-    serves = f"{down}serves up to {format_rate(outcome.goodput.req_s)}, then {_breaks(entry)}"
+    serves = f"{down}serves up to {format_rate(outcome.goodput.req_s)}, then {breaks(entry)}"
     if not entry.meets:
         return f"{_unlucky(entry, question)}{serves}: {share:.0%} of the rate asked for"
     serves = _unbounded(entry) if outcome.goodput.open_ended else f"{serves}: {share - 1:+.0%} headroom"
@@ -79,7 +75,7 @@ def verdict(best: Entry, question: Question, rate_req_s: float | None, first: in
     met = "its one request meets the SLO" + _less(question) if rate_req_s is None else _attained(asked, question)
     most = _unbounded(best) if goodput.open_ended else f"it serves up to {format_rate(goodput.req_s)}"
     text = (
-        f"{best.deployment.name}: {_gpus(best.deployment)}{cost}. {_when(best, question, at)} {met}{runs}"
+        f"{best.deployment.name}: {gpus_words(best.deployment)}{cost}. {_when(best, question, at)} {met}{runs}"
         f"{_interval(asked, question)}{'' if rate_req_s is None else f'; {most}'}."
     )
     if question.spare and asked.attainment_all_up is not None:
@@ -131,7 +127,7 @@ def _when(entry: Entry, question: Question, at: str) -> str:
     """What is down when it is asked whether the SLO is met, `at` a rate."""
     if not question.spare:
         return at[0].upper() + at[1:]
-    left = _gpus(without(entry.deployment, question.spare))
+    left = gpus_words(standing(entry.deployment, question.spare)[0])
     return f"With {counted(question.spare, 'replica')} of every pool down ({left} left), {at}"
 
 
@@ -139,7 +135,7 @@ def _down(entry: Entry, question: Question) -> str:
     """The options that take the spare replicas out of a deployment, as it is judged."""
     if not question.spare:
         return ""
-    left = without(entry.deployment, question.spare)
+    left = without(entry.deployment, question.spare)[entry.outcome.down]
     counts = "".join(f" --set pools.{place}.count={pool.count}" for place, pool in enumerate(left.pools))
     if entry.deployment.wide(left.models[0]):
         nodes = [json.dumps(pool.nodes, separators=(",", ":")) for pool in left.pools]
@@ -151,7 +147,7 @@ def _down(entry: Entry, question: Question) -> str:
     )
 
 
-def _gpus(deployment: Deployment) -> str:
+def gpus_words(deployment: Deployment) -> str:
     """How many GPUs it has of each kind."""
     counts: Counter[str] = Counter()
     for pool in deployment.pools:
@@ -211,7 +207,7 @@ def too_much(entry: Entry, contest: Contest, more: Remedy) -> str:
         )
     return (
         f"No plan on {question.gpu_words} serves {format_rate(contest.rate_req_s)}:{proof} the nearest{of}, "
-        f"{entry.deployment.name}, serves {format_rate(goodput)}, then {_breaks(entry)}. {would}"
+        f"{entry.deployment.name}, serves {format_rate(goodput)}, then {breaks(entry)}. {would}"
         f"{_beyond(more, question)}{_larger(question, more)}.{others}"
     )
 
@@ -334,158 +330,28 @@ def _unlucky(entry: Entry, question: Question) -> str:
     return f"{near} the target on {len(outcome.seeds)} further seeds: {told}; "
 
 
-def too_tight(entry: Entry, question: Question, changes: list[Wish]) -> str:
-    """Return the answer when no rate meets the SLO; `entry` comes nearest, at a rate at which requests hardly meet."""
-    outcome, target = entry.outcome, question.slo_of(entry.outcome.binding_class).attainment
-    who = f"the nearest, {entry.deployment.name},"
-    if outcome.binding not in _NAMES:
-        return f"No plan on {question.gpu_words} works: in {who} {_breaks(entry)}.{_otherwise(changes)}"
-    name, limit, takes = _named(outcome), format_seconds(outcome.limit_s), format_seconds(outcome.worst_s)
-    start = f"No plan on {question.gpu_words} meets the SLO at any rate:"
-    if outcome.worst_s <= outcome.limit_s:
-        return (
-            f"{start} {who} keeps each limit for {target:.0%} of requests, but not all at once; {name} is "
-            f"tightest.{_otherwise(changes)}"
-        )
-    share, less = 1.0, ""
-    if outcome.binding in ("tpot", "itl") and question.margin:
-        share, less = 1 - question.margin, f" less {question.margin:.0%} of margin"
-    return (
-        f"{start} {who} needs {takes} of {name} for {target:.0%} of requests even when they hardly meet, and the "
-        f"limit{less} is {limit}. Ask for {format_seconds(1.01 * outcome.worst_s / share)} or more"
-        + (f", or {_changes(changes)}." if changes else ": no other replica, precision or GPU with a price meets it.")
-    )
-
-
-def below_floor(low: Floor, whose: str, needs_s: float | None, question: Question, changes: list[Wish]) -> str:
-    """Return the answer when a limit is below what the data sheet allows at all; simulated alone it `needs_s`.
-
-    `whose`: the class with that limit, where there are several.
-    """
-    name, limit, least = _NAMES[low.binding] + _of(whose), format_seconds(low.limit_s), format_seconds(low.least_s)
-    ask = f"Ask for clearly more than {least}"
-    if needs_s == 0.0:
-        ask = "Besides, its requests exceed the KV cache or the context"
-    elif needs_s is not None:
-        share = 1 - question.margin if low.binding in ("tpot", "itl") else 1.0
-        ask = (
-            f"Simulated with requests that hardly meet, it needs {format_seconds(needs_s)}: ask for "
-            f"{format_seconds(1.01 * needs_s / share)} or more"
-        )
-    return (
-        f"{name} {limit} is below the physical floor of {least}, so nothing was searched. On the quickest replica "
-        f"possible on {question.gpu_words}{_bounds(question)}, {low.replica.model} as {shape_of(low.replica)}: "
-        f"{low.why} All else comes on top. {ask}" + (f", or {_changes(changes)}." if changes else ".")
-    )
-
-
-def _bounds(question: Question) -> str:
-    """The constraints that a replica's latency depends on."""
-    said = [f"max_tp {question.max_tp}"] if question.max_tp is not None else []
-    said += [_tried(question, name) for name in ("tp", "dp", "ep", "weights") if getattr(question, name)]
-    return f" with {' and '.join(said)}" if said else ""
-
-
-def _changes(changes: list[Wish], does: str = "would do") -> str:
-    """What to change and what would do then: "raise max_tp 4 (1x tp8 ... on 8 h100-sxm would serve up to 2 req/s)"."""
-    return ", or ".join(f"{each.change} ({_would(each, does)})" for each in changes)
-
-
-def _would(wish: Wish, does: str) -> str:
-    usd = wish.deployment.usd_per_hour
-    cost = "" if usd is None else f", ${usd:.2f} per hour,"
-    if wish.serves_req_s is not None:
-        does = f"would serve up to {format_rate(wish.serves_req_s)}"
-    return f"{wish.deployment.name} on {_gpus(wish.deployment)}{cost} {does}"
-
-
-def _otherwise(changes: list[Wish], does: str = "would do") -> str:
-    words = _changes(changes, does)
-    return f" {words[0].upper()}{words[1:]}." if words else ""
-
-
-def nothing_fits(refusal: DoesNotFit | None, question: Question, changes: list[Wish]) -> str:
-    """Return the answer when no replica fits its GPUs; `refusal` lacks the least."""
-    lack = f": {refusal.lack}" if refusal else ""
-    would = f"; {_changes(changes, 'would fit') or 'no GPU with a price holds it under these constraints'}"
-    return f"No plan on {question.gpu_words} fits the model{lack}{would}."
-
-
-def nothing_allowed(
-    discarded: Mapping[str, int], question: Question, changes: list[Wish], *, without_spare: bool
-) -> str:
-    """Return the answer when it is constraints of the question that leave no candidate; "" where it is the memory.
-
-    `without_spare` says whether some hold the model where no replica may be down.
-    """
-    spare = f"spare {question.spare}" if question.spare else ""
-    start = f"No plan on {question.gpu_words} is allowed:"
-    if discarded.get("watts"):
-        return f"{start} {_power(discarded, question, changes)}{_otherwise(changes, 'would fit')}"
-    if discarded.get("budget"):
-        most = f"max_usd_per_hour {question.max_usd_per_hour:g}"
-        against = f"{most} against {spare}" if spare else most
-        return (
-            f"{start} {against} leaves none, as all {discarded['budget']:,} whose replicas fit cost "
-            f"more.{_otherwise(changes, 'would fit')}"
-        )
-    if not discarded and not question.spare:
-        return (
-            f"{start} layouts {', '.join(question.layouts)} against {question.gpu_words} leaves none: a prefill and a "
-            f"decode replica take more GPUs than there are.{_otherwise(changes, 'would fit')}"
-        )
-    if without_spare:
-        return (
-            f"{start} {spare} against {question.gpu_words} leaves none: it needs {question.spare + 1} replicas in "
-            f"every pool, and so many that hold the model take more GPUs than there "
-            f"are.{_otherwise(changes, 'would fit')}"
-        )
-    return ""
-
-
-def _power(discarded: Mapping[str, int], question: Question, changes: list[Wish]) -> str:
-    """That the GPUs of all that are left may draw too much, or cost too much, and what of the question makes them."""
-    named = {"max_watts": question.max_watts, "watts_per_rack": question.watts_per_rack}
-    power = " and ".join(f"{name} {most:g}" for name, most in named.items() if most is not None)
-    dear, money = discarded.get("budget", 0), f"max_usd_per_hour {question.max_usd_per_hour or 0:g}"
-    loosened = [name for each in changes for name in each.names]
-    degrees = [_tried(question, name) for name in _DEGREES if name in loosened]
-    spare = f"spare {question.spare}" if question.spare else ""
-    against = " and ".join(filter(None, (money if dear else "", spare, *degrees))) or question.gpu_words
-    limit = "their TDP" if question.cap_watts is None else _tried(question, "cap_watts")
-    costs = f" or cost more ({dear:,})" if dear else ""
-    return (
-        f"{power} against {against} leaves none, as all whose replicas fit may draw more at {limit} "
-        f"({discarded['watts']:,}){costs}."
-    )
-
-
-def _tried(question: Question, name: str) -> str:
-    """``tp 2, 4``: what a question lists of something."""
-    values = [f"{each:g}" if isinstance(each, float) else f"{each}" for each in getattr(question, name)]
-    return f"{name} {', '.join(values)}"
-
-
 def _limit(entry: Entry) -> str:
     outcome = entry.outcome
-    if outcome.binding not in _NAMES:
-        return _breaks(entry)
-    return f"{_named(outcome)} takes {format_seconds(outcome.worst_s)} of {format_seconds(outcome.limit_s)}"
+    if outcome.binding not in NAMES:
+        return breaks(entry)
+    return f"{named(outcome)} takes {format_seconds(outcome.worst_s)} of {format_seconds(outcome.limit_s)}"
 
 
-def _breaks(entry: Entry) -> str:
+def breaks(entry: Entry) -> str:
+    """What breaks first."""
     binding = entry.outcome.binding
     if binding == "memory":
         return "requests exceed its KV cache or the context"
-    return "its queue grows without end" if binding == "rate" else f"{_named(entry.outcome)} breaks"
+    return "its queue grows without end" if binding == "rate" else f"{named(entry.outcome)} breaks"
 
 
-def _named(outcome: Outcome) -> str:
+def named(outcome: Outcome) -> str:
     """The limit that binds, and of which class."""
-    return _NAMES[outcome.binding] + _of(outcome.binding_class)
+    return NAMES[outcome.binding] + of_class(outcome.binding_class)
 
 
-def _of(slo_class: str) -> str:
+def of_class(slo_class: str) -> str:
+    """The class, where there are several."""
     return f" of {slo_class}" if slo_class else ""
 
 
@@ -498,5 +364,5 @@ def _value(entry: Entry, question: Question) -> str:
         return counted(entry.deployment.gpus, "GPU")
     if objective in ("ttft", "tpot"):
         whom = "its share of each class" if question.slos else f"{100 * question.slo.attainment:.4g}% of requests"
-        return f"{format_seconds(value)} of {_NAMES[objective]} for {whom}"
+        return f"{format_seconds(value)} of {NAMES[objective]} for {whom}"
     return f"{abs(value):.3g} {_UNITS[objective]}"

@@ -21,9 +21,11 @@ from headway.plan.classes import classes_of
 from headway.plan.contest import Contest
 from headway.plan.question import Question
 from headway.plan.screen import price_of
-from headway.plan.space import enumerate_space, powered_copies, resized, standing
+from headway.plan.space import enumerate_space, powered_copies, resized
+from headway.plan.spare import standing, without, worst
 from headway.plan.trial import Load, Trial, pooled, try_rate
 from headway.sim import Deployment, Pool
+from headway.sim.run import compiled
 from headway.workload import Workload
 
 __all__ = ["WIDER_GPUS", "Remedy", "copied", "larger", "remedy"]
@@ -105,7 +107,12 @@ class _Rehearsal:
 
     def __call__(self, deployment: Deployment) -> Trial:
         """Return what it attains."""
-        left, tables = standing(deployment, self.spare)
+        trials = [self._with(left) for left in without(deployment, self.spare)]
+        return trials[worst(trials)]
+
+    def _with(self, left: Deployment) -> Trial:
+        """What it attains with what is left of it."""
+        tables = tuple(compiled(pool.replica) for pool in left.pools)
         first = try_rate(left, tables, self.loads[0], self.slo, 0)
         if isinstance(self.slo, Slo) and first.attainment < self.slo.attainment - _HOPE:
             return first

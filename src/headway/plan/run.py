@@ -12,7 +12,7 @@ import msgspec
 
 from headway.cost import Replica
 from headway.errors import BadInput
-from headway.plan import explain
+from headway.plan import explain, unanswered
 from headway.plan.answer import Binding, Candidate, Plan
 from headway.plan.bounds import Guess
 from headway.plan.classes import Classes, classes_of, long_requests, lowest
@@ -280,7 +280,7 @@ def _verdict(
 ) -> _Verdict:
     question, rate_req_s = contest.question, None if part.alone else contest.rate_req_s
     if beyond.low is not None:
-        words = explain.below_floor(beyond.low, beyond.whose, beyond.needs_s, question, beyond.changes)
+        words = unanswered.below_floor(beyond.low, beyond.whose, beyond.needs_s, question, beyond.changes)
         return _Verdict(False, beyond.low.binding, words)
     if not space.options:
         return _nothing(question, space, beyond.changes)
@@ -295,17 +295,17 @@ def _verdict(
         )
     if beyond.more is not None:
         return _Verdict(False, "rate", explain.too_much(best, contest, beyond.more))
-    return _Verdict(False, best.outcome.binding, explain.too_tight(best, question, beyond.changes))
+    return _Verdict(False, best.outcome.binding, unanswered.too_tight(best, question, beyond.changes))
 
 
 def _nothing(question: Question, space: Space, changes: list[Wish]) -> _Verdict:
     """The answer where no candidate is left to try."""
     freer = enumerate_space(msgspec.structs.replace(question, spare=0)) if question.spare else space
     holds = bool(freer.options) or any(count for reason, count in freer.discarded.items() if reason != "memory")
-    words = explain.nothing_allowed(space.discarded, question, changes, without_spare=holds)
+    words = unanswered.nothing_allowed(space.discarded, question, changes, without_spare=holds)
     if words:
         return _Verdict(False, None, words)
-    return _Verdict(False, "memory", explain.nothing_fits(space.nearest, question, changes))
+    return _Verdict(False, "memory", unanswered.nothing_fits(space.nearest, question, changes))
 
 
 _UNKNOWN = Asked(None, None, None, None, None, None, None, False)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from headway.plan.bounds import Guess, Lengths
 from headway.plan.classes import Ceilings
 from headway.plan.question import Question
-from headway.plan.space import Option, standing
+from headway.plan.space import Option
+from headway.plan.spare import standing
 from headway.sim import Deployment
 
 __all__ = ["BEHIND", "Screened", "cheapest", "price_of", "screen"]

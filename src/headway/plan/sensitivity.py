@@ -8,6 +8,7 @@ serves at most is searched anew. Figures are of one seed: the base is among them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ from headway.plan.answer import Kind, Plan, Sensitivity, Variant
 from headway.plan.crew import Crew, Workforce, muster
 from headway.plan.evaluate import Evaluator, Job
 from headway.plan.question import Question
+from headway.plan.setups import goes_by_node, keeps_kv, kept_near
 from headway.plan.space import priced, resized
-from headway.sim import CtrlC, Deployment
+from headway.sim import CtrlC, Deployment, Policies
 from headway.sim.trust import uncertainty
 from headway.specs import from_mapping
 from headway.workload import Workload, workload
@@ -31,12 +33,13 @@ _FREE = Link(name="free", bytes_per_s=1e18, latency_s=0.0)
 
 
 class _Ask(NamedTuple):
-    """A variant to look at: the job that does, at a factor of the rate."""
+    """A variant to look at: the job that does, at a factor of the rate; or the best of it and `others`."""
 
     kind: Kind
     what: str
     job: Job
     rate: float = 1.0
+    others: tuple[_Ask, ...] = ()
 
 
 def sensitivity(
@@ -103,8 +106,14 @@ def _asks(question: Question, best: Deployment, job: Job, rates: tuple[float, ..
         *(_Ask("lengths", what, job._replace(longer=factors)) for what, factors in longer.items()),
         *(_Ask("model", f"steps {times:.2f} times as long", job._replace(steps=times)) for times in (low, high)),
         *(_Ask("parts", what, eased) for what, eased in _parts(best, job)),
-        *(_Ask("replicas", what, job._replace(deployment=other)) for what, other in _neighbours(question, best)),
+        *(_neighbour(job, ways) for ways in _neighbours(question, best)),
     ]
+
+
+def _neighbour(job: Job, ways: list[tuple[str, Deployment]]) -> _Ask:
+    """The best of these ways."""
+    asks = [_Ask("replicas", what, job._replace(deployment=other)) for what, other in ways]
+    return asks[0]._replace(others=tuple(asks[1:]))
 
 
 def _parts(best: Deployment, job: Job) -> list[tuple[str, Job]]:
@@ -121,8 +130,11 @@ def _parts(best: Deployment, job: Job) -> list[tuple[str, Job]]:
     return found
 
 
-def _neighbours(question: Question, best: Deployment) -> list[tuple[str, Deployment]]:
-    """The deployment with a replica more, and one fewer where more are left than may be down, in each pool."""
+def _neighbours(question: Question, best: Deployment) -> list[list[tuple[str, Deployment]]]:
+    """The deployment with a replica more, and one fewer where more are left than may be down, in each pool.
+
+    Each with the routers that a plan tries for it.
+    """
     found = []
     for place, (pool, name) in enumerate(zip(best.pools, best.pool_names(), strict=True)):
         for change, words in ((1, "more"), (-1, "fewer")):
@@ -131,8 +143,27 @@ def _neighbours(question: Question, best: Deployment) -> list[tuple[str, Deploym
             counts = [each.count for each in best.pools]
             counts[place] += change
             role = f" {name}" if len(best.pools) > 1 else ""
-            found.append((f"1{role} replica {words}", priced(question, resized(best, counts))))
+            made = priced(question, resized(best, counts))
+            ways = _routed(question, made)
+            found.append([(f"1{role} replica {words}{_where(best, each)}", each) for each in ways])
     return found
+
+
+def _routed(question: Question, made: Deployment) -> list[Deployment]:
+    """A deployment with its KV kept on its node, too, where the planner would try that."""
+    if made.pools[0].role == "mixed" or not keeps_kv(question):
+        return [made]
+    plain = msgspec.structs.replace(made.policies, route=Policies().route)
+    return [*kept_near(question, msgspec.structs.replace(made, policies=plain))] or [made]
+
+
+def _where(best: Deployment, other: Deployment) -> str:
+    """That its replicas take more than one node, as the best's do not, and another router than the best's."""
+    name, said = other.models[0], ""
+    if other.wide(name) and not best.wide(name) and goes_by_node(other, name):
+        said = f" on {other.nodes_taken(name)} nodes"
+    route = other.policies.route
+    return said if route == best.policies.route else f"{said} with route={route}"
 
 
 class _Looker:
@@ -143,6 +174,11 @@ class _Looker:
         self.evaluators: dict[float, Evaluator] = {}
 
     def __call__(self, ask: _Ask) -> Variant:
+        found = [self._look(each) for each in (ask, *ask.others)]
+        served = [math.inf if each.goodput_req_s is None else each.goodput_req_s for each in found]
+        return found[max(range(len(found)), key=lambda i: (found[i].meets, served[i]))]
+
+    def _look(self, ask: _Ask) -> Variant:
         deployment, rate_req_s = ask.job.deployment, self.rate_req_s * ask.rate
         same = Variant(
             kind=ask.kind,

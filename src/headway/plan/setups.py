@@ -16,7 +16,9 @@ from headway.policies import policy
 from headway.sim import Deployment, Policies
 from headway.sim.run import compiled
 
-__all__ = ["Setup", "check_policies", "keeps_kv", "kept_near", "policed", "setups_of", "slow_network"]
+__all__ = [
+    "Setup", "check_policies", "goes_by_node", "keeps_kv", "kept_near", "policed", "setups_of", "slow_network",
+]  # fmt: skip
 
 Chosen = tuple[tuple[str, str], ...]  # decision points with the names tried
 _SLOW = 0.5  # of the time in which a prompt is computed: KV that moves faster is not worth a router that looks for it
@@ -119,6 +121,18 @@ def slow_network(prefill: Replica, decode: Replica) -> bool:
     tokens = table.max_batched_tokens
     moved = max(kv_transfer_bytes(each, tokens) for each in (prefill, decode))
     return moved / network.bytes_per_s > _SLOW * table.step_seconds(0, 0, 0, [(0, tokens)])
+
+
+def goes_by_node(deployment: Deployment, name: str) -> bool:
+    """Whether what a model's prefill and decode replicas serve depends on which of them share nodes.
+
+    As where the network is slow, or the router keeps KV on its node. Where no two may share one, it does not.
+    """
+    pools = [pool for pool in deployment.pools if pool.model == name]
+    if pools[0].role == "mixed" or len({pool.replica.gpu for pool in pools}) > 1:
+        return False
+    slow = deployment.kv_link is None and slow_network(pools[0].replica, pools[-1].replica)
+    return slow or deployment.policies.route == "same-node"
 
 
 def _chooses(deployment: Deployment) -> bool:

@@ -3,17 +3,22 @@
 What is met stays so with more of any pool. Pools that serve different models do not help each other, so each is sized
 while the others have plenty. Two pools of one model, as prefill and decode, do: all pairs of numbers that may be
 cheaper than the best known are looked at, between the fewest of each that any number of the other lets do.
+
+Where replicas fill several nodes and the network between these is slow, more of a pool may serve less. There pairs are
+looked at one by one, the cheapest first, from the one that would do if all stood on one node.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-__all__ = ["apart", "fewest"]
+__all__ = ["apart", "fewest", "scattered"]
 
 Counts = tuple[int, ...]
+
+_PAIRS = 200  # looked at one by one, some seconds of simulation each dozen
 
 _ROUNDING = 1e-9
 
@@ -68,6 +73,43 @@ def fewest(met: Callable[[int], bool], start: int, most: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if met(middle) else (middle, high)
     return high
+
+
+def scattered(
+    met: Callable[[Counts], bool], near: Counts, lacking: Iterable[Counts], prices: Sequence[float], most: int
+) -> Counts | None:
+    """Return the cheapest pair of numbers that is `met`, though more of either may be met less; None where none is.
+
+    Of `_PAIRS` the cheapest one; where none of these is met, one cheaper than the first multiple of `near` that is.
+
+    Args:
+        met: whether so many replicas of each pool do; asked again for what it was asked before.
+        near: what would do if all stood on one node; nothing cheaper does.
+        lacking: pairs that would not do even so: neither do fewer.
+        prices: of a replica of each pool.
+        most: replicas of both.
+    """
+
+    def price(pair: Counts) -> float:
+        return sum(count * each for count, each in zip(pair, prices, strict=True))
+
+    first, lacks = price(near) * (1 - _ROUNDING), set(lacking)
+    pairs = [(a, b) for a in range(1, most) for b in range(1, most - a + 1) if price((a, b)) >= first]
+    looked = 0
+    for pair in sorted(pairs, key=lambda pair: (price(pair), pair)):
+        if any(pair[0] <= a and pair[1] <= b for a, b in lacks):
+            continue
+        if met(pair):
+            return pair
+        looked += 1
+        if looked == _PAIRS:
+            break
+    times = fewest(lambda n: met(_times(near, n)), 2, max(1, most // sum(near)))
+    return apart(met, _times(near, times), prices, [(0, 1)]) if times else None
+
+
+def _times(counts: Counts, times: int) -> Counts:
+    return tuple(times * count for count in counts)
 
 
 def _set(counts: Counts, group: Sequence[int], new: Sequence[int]) -> Counts:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from headway.cost import Replica, StepTable, memory_fit
+from headway.cost import Replica, memory_fit
 from headway.cost.engines import check_engine
 from headway.cost.power import power_law, waiting_watts
 from headway.cost.published import PUBLISHED, with_published
@@ -21,11 +21,9 @@ from headway.plan.question import Question
 from headway.plan.setups import Setup, check_policies, keeps_kv, kept_near, policed, setups_of, slow_network
 from headway.plan.shapes import Shape, shapes_of
 from headway.sim import Deployment, Policies, Pool
-from headway.sim.run import compiled
 
 __all__ = [
     "Option", "Space", "enumerate_space", "left_out", "powered_copies", "priced", "resized", "singles",
-    "standing", "without",
 ]  # fmt: skip
 
 _FAST_LINKS = ("nvlink", "xgmi")  # inside a node joined by these, TP serves better than a pipeline
@@ -379,31 +377,6 @@ def resized(deployment: Deployment, counts: list[int]) -> Deployment:
         params = {**policies.params, "route": {**route, "weights": weights}}
         policies = msgspec.structs.replace(policies, params=params)
     return msgspec.structs.replace(deployment, pools=pools, policies=policies)
-
-
-def without(deployment: Deployment, spare: int) -> Deployment:
-    """Return what is left when `spare` replicas of every pool are down; the deployment itself where none is.
-
-    Those left stand where they stood, and those are down whose absence hurts most: the last prefill replicas and the
-    first decode replicas, so that the fewest nodes are left with both.
-    """
-    if not spare:
-        return deployment
-    left = resized(deployment, [pool.count - spare for pool in deployment.pools])
-    first = deployment.pools[0]
-    if first.role == "mixed":
-        return left
-    pools = (
-        msgspec.structs.replace(pool, nodes=tuple(nodes[spare:] if pool.role == "decode" else nodes[:-spare]))
-        for pool, nodes in zip(left.pools, deployment.nodes, strict=True)
-    )
-    return msgspec.structs.replace(left, pools=tuple(pools))
-
-
-def standing(deployment: Deployment, spare: int) -> tuple[Deployment, tuple[StepTable, ...]]:
-    """Return what is left with `spare` replicas of every pool down, and the step laws of its pools."""
-    left = without(deployment, spare)
-    return left, tuple(compiled(pool.replica) for pool in left.pools)
 
 
 def _counts(question: Question, most: int) -> list[int]:

@@ -242,12 +242,25 @@ class Deployment(Spec, frozen=True, kw_only=True, dict=True):
 
     def wide(self, name: str) -> bool:
         """Whether a model's prefill and decode replicas take several nodes."""
-        return len(set().union(*self._nodes_by_role(name).values())) > 1
+        return self.nodes_taken(name) > 1
+
+    def nodes_taken(self, name: str) -> int:
+        """How many nodes a model's prefill and decode replicas take, as numbered by `nodes`."""
+        return len(set().union(*self._nodes_by_role(name).values()))
 
     def shares_nodes(self, name: str) -> bool:
         """Whether a model takes several nodes, and each of them has prefill replicas and decode replicas."""
         roles = self._nodes_by_role(name)
         return self.wide(name) and roles["prefill"] == roles["decode"]
+
+    def spreads_decode(self, name: str) -> bool:
+        """Whether a model's decode replicas stand on several nodes."""
+        return len(self._nodes_by_role(name)["decode"]) > 1
+
+    def has_neighbours(self, name: str) -> bool:
+        """Whether a node has prefill replicas and decode replicas of a model."""
+        roles = self._nodes_by_role(name)
+        return not roles["prefill"].isdisjoint(roles["decode"])
 
     def _nodes_by_role(self, name: str) -> dict[str, set[int]]:
         roles: dict[str, set[int]] = {"mixed": set(), "prefill": set(), "decode": set()}

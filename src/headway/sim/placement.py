@@ -92,7 +92,8 @@ def check_nodes(pools: Sequence[Any]) -> None:
                 )
     for node, gpus in used.items():
         card = gpu(kinds[node][0])
-        most = max(card.gpus_per_node, max(p.replica.gpus // _span(p) for p in pools if node in p.nodes))
-        if gpus > most:
-            raise BadInput(f"pools: replicas of {gpus} GPUs stand on node {node}: one of {card.key} has {most}")
+        size, largest = card.gpus_per_node, max(p.replica.gpus // _span(p) for p in pools if node in p.nodes)
+        if gpus > max(size, largest):
+            own = f"; give one of {largest}, which takes several, a number of its own" if largest > size else ""
+            raise BadInput(f"pools: replicas of {gpus} GPUs stand on node {node}: one of {card.key} has {size}{own}")
 
