@@ -13,8 +13,10 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from operator import is_not
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from types import NoneType, UnionType
+from typing import Any, ClassVar, TypeVar, dataclass_transform, get_args
 
 import msgspec
 import yaml
@@ -24,6 +26,7 @@ from headway.units import parse_bytes, parse_count, parse_rate, parse_seconds
 
 __all__ = [
     "Spec",
+    "check_argument",
     "check_types",
     "from_json",
     "from_mapping",
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 _SHOWN = 80  # characters of a value that a message repeats
+_PLAIN_TYPES = frozenset((str, int, float, bool))
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -57,13 +61,38 @@ def check_types(spec: msgspec.Struct, where: str) -> None:
     """
     values, twin = msgspec.structs.astuple(spec), _twin(type(spec))
     try:
-        taken = msgspec.convert(values, twin)
+        taken = msgspec.structs.astuple(msgspec.convert(values, twin))
     except msgspec.ValidationError:
-        taken = _taken(tuple(map(_of_python, values)), type(spec), where)
-    for field, came in zip(_struct_fields(type(spec)), values, strict=True):
-        value = getattr(taken, field.name)
-        if value is not came:
-            msgspec.structs.force_setattr(spec, field.name, value)
+        taken = msgspec.structs.astuple(_taken(tuple(map(_of_python, values)), type(spec), where))
+    if any(map(is_not, taken, values)):  # all at once: the planner builds tens of thousands, field by field took twice
+        for field, value, came in zip(_struct_fields(type(spec)), taken, values, strict=True):
+            if value is not came:
+                msgspec.structs.force_setattr(spec, field.name, value)
+
+
+def check_argument(name: str, value: object, type_: Any, as_in: str = "") -> None:
+    """Refuse an argument of another type than a public function declares.
+
+    Of a class, or one of several, it has to be an object; of anything else, as `float | None` or `list[str]`, what
+    converts without loss will do, as in `check_types`. `as_in` is an example for the message.
+
+    Raises:
+        BadInput: with its name, what came, what is expected.
+    """
+    if type(value) is type_:  # the planner simulates often
+        return
+    said = ""
+    kinds = get_args(type_) if isinstance(type_, UnionType) else (type_,)
+    if all(isinstance(kind, type) and kind not in _PLAIN_TYPES for kind in kinds):
+        if not isinstance(value, kinds):
+            names = ("None" if kind is NoneType else kind.__name__ for kind in kinds)
+            said = f"{name}: expected {' | '.join(names)}, came {_show(value)}"
+    elif type(value) not in kinds:
+        named, kind = {name: _of_python(value)}, dict[str, type_]
+        if wrong := _problem(kind, named, strict=True):
+            said = _explain(wrong, kind, named, "", strict=True)
+    if said:
+        raise BadInput(f"{said}; as in {as_in}" if as_in else said)
 
 
 def from_mapping(type_: type[T], data: object, where: str) -> T:
@@ -336,7 +365,7 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
     return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
 
 
-_AS_IT_IS = frozenset((str, int, float, bool, type(None)))
+_AS_IT_IS = _PLAIN_TYPES | {NoneType}
 
 
 def _plain(value: Any, defaults: bool) -> Any:
@@ -383,6 +412,7 @@ def _explain(message: str, type_: Any, data: Any, where: str, strict: bool = Fal
         text = _in_python(text, info) if strict else text
     if expected and expected[1].startswith("`str") and isinstance(came, (bool, int, float)) and steps:
         quoted = f"""{steps[-1]}='"{came}"'""" if where.startswith("--set") else f'{steps[-1]}: "{came}"'
+        quoted = f'"{came}"' if strict else quoted
         return f"{place}: {text}, came {_show(came)}; quote it to give text: {quoted}"
     said = expected is None and isinstance(came, (dict, list))  # a constructor's own words about its fields
     return f"{place}: {text}" if said or came is _UNSEEN else f"{place}: {text}, came {_show(came)}"
@@ -390,8 +420,12 @@ def _explain(message: str, type_: Any, data: Any, where: str, strict: bool = Fal
 
 def _in_python(text: str, info: Any) -> str:
     """What is expected in the words of Python, for JSON's."""
-    specs = [kind.cls.__name__ for kind in _kinds(info) if isinstance(kind, msgspec.inspect.StructType)]
-    words = {"object": " | ".join(specs) or "dict", "array": "list", "null": "None"}
+
+    def of(kinds: Iterable[Any]) -> str:
+        return " | ".join(kind.cls.__name__ for kind in kinds if isinstance(kind, msgspec.inspect.StructType))
+
+    entries = of(kind.item_type for kind in _kinds(info) if hasattr(kind, "item_type"))
+    words = {"object": of(_kinds(info)) or "dict", "array": f"list of {entries}" if entries else "list", "null": "None"}
     return re.sub(r"\b(object|array|null)\b", lambda found: words[found[0]], text)
 
 

@@ -16,7 +16,7 @@ from headway.cost.steptable import StepTable
 from headway.errors import BadInput
 from headway.hardware import silicon
 from headway.hardware.files import located
-from headway.specs import Spec, from_mapping, read_yaml
+from headway.specs import Spec, check_types, from_mapping, read_yaml
 
 __all__ = ["FACTORS", "SCHEMA", "SHIFTS", "Calibration", "CalibrationFile", "Evidence", "Term", "calibrated",
            "kernels_only", "many_share", "mismatch", "read_calibration", "shifted"]  # fmt: skip
@@ -32,11 +32,19 @@ SHIFTS: Final = ("layer_s", "step_s", "sequence_s", "prompt_layer_s", "intake_s"
 
 
 class Term(Spec):
-    """A fitted number and its 90 % interval."""
+    """A fitted number and its 90 % interval.
+
+    Raises:
+        BadInput: a value of another type.
+    """
 
     value: float
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number."""
+        check_types(self, "calibration term")
 
 
 _ONE, _NONE = Term(value=1.0, low=1.0, high=1.0), Term(value=0.0, low=0.0, high=0.0)
@@ -54,7 +62,7 @@ class Calibration(Spec):
     points not seen (see `Evidence`), `held_out_figures` of how many figures.
 
     Raises:
-        BadInput: a factor that is not above 0, or an interval that does not hold its value.
+        BadInput: a value of another type, a factor that is not above 0, or an interval that does not hold its value.
     """
 
     gpu: str
@@ -81,6 +89,7 @@ class Calibration(Spec):
 
     def __post_init__(self) -> None:
         """Refuse numbers that no law can be multiplied by."""
+        check_types(self, "calibration")
         for name in (*FACTORS, *SHIFTS):
             term: Term = getattr(self, name)
             if name in FACTORS and not term.low > 0.0:

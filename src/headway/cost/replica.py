@@ -14,7 +14,7 @@ from headway.errors import BadInput, UnknownName, nearest
 from headway.hardware import Gpu, gpu
 from headway.hardware.files import gpu_name, is_file, located
 from headway.model import Model, model, model_keys
-from headway.specs import Spec
+from headway.specs import Spec, check_types
 
 __all__ = ["EngineSettings", "Replica", "limits", "resolve"]
 
@@ -35,7 +35,7 @@ class EngineSettings(Spec):
     `speculation` drafts tokens and verifies them.
 
     Raises:
-        BadInput: a number out of its range, or more sequences than tokens in a step.
+        BadInput: a value of another type, a number out of its range, or more sequences than tokens in a step.
     """
 
     name: str = "vllm"
@@ -52,6 +52,7 @@ class EngineSettings(Spec):
     speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, "engine")
         for name in ("max_batched_tokens", "max_seqs", "block_tokens", "poll_steps"):
             value = getattr(self, name)
             if not 1 <= value <= _STEP_TOKENS_MAX:
@@ -100,7 +101,8 @@ class Replica(Spec):
     measurements change in the step law. Names are checked against the catalogues when the replica is used, not here.
 
     Raises:
-        BadInput: a degree below 1, an ep that does not divide tp * dp, one stage apart, no power or no clock at all.
+        BadInput: a value of another type, a degree below 1, an ep that does not divide tp * dp, one stage apart, no
+            power or no clock at all.
         UnknownName: a kind of media that is not known.
     """
 
@@ -120,6 +122,7 @@ class Replica(Spec):
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, "replica")
         if is_file(self.gpu):
             msgspec.structs.force_setattr(self, "gpu", located(self.gpu))
         for name in ("tp", "pp", "dp", "ep"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from headway.errors import BadInput
-from headway.specs import Spec
+from headway.specs import Spec, check_types
 
 __all__ = ["MTP", "NGRAM", "Speculation"]
 
@@ -20,7 +20,7 @@ class Speculation(Spec):
     the same GPUs at the same TP; "mtp", one more layer of the model itself, run as often; "ngram", which costs nothing.
 
     Raises:
-        BadInput: a number out of its range.
+        BadInput: a value of another type, or a number out of its range.
     """
 
     tokens: int
@@ -28,6 +28,7 @@ class Speculation(Spec):
     draft: str
 
     def __post_init__(self) -> None:
+        check_types(self, "speculation")
         if not 1 <= self.tokens <= _DRAFTED_MAX:
             raise BadInput(f"speculation.tokens={self.tokens}: tokens drafted a step, expected 1 to {_DRAFTED_MAX}")
         if not (math.isfinite(self.acceptance) and 0.0 <= self.acceptance <= 1.0):

@@ -22,7 +22,7 @@ from headway.gateway import SloClass
 from headway.hardware import gpu
 from headway.metrics import Slo
 from headway.sim import Deployment
-from headway.specs import write_yaml
+from headway.specs import check_argument, write_yaml
 
 __all__ = ["export"]
 
@@ -47,9 +47,13 @@ def export(
     which names them from its folder; else it has their paths here.
 
     Raises:
-        UnknownName: no such target, or model. BadInput: a setting that the target cannot be given, or a deployment that
-        it cannot hold. DoesNotFit: the model does not fit its GPUs.
+        UnknownName: no such target, or model. BadInput: an argument of another type, a setting that the target cannot
+        be given, or a deployment that it cannot hold. DoesNotFit: the model does not fit its GPUs.
     """
+    check_argument("deployment", deployment, Deployment, "Deployment(pools=[Pool(replica=Replica(...))])")
+    check_argument("hosts", hosts, tuple[str, ...], '["10.0.0.1"]')
+    if slo is not None and not isinstance(slo, Slo):
+        check_argument("slo", slo, tuple[SloClass, ...], 'Slo.parse(ttft="500ms")')
     to_ = target(to)
     if model:
         deployment = of_model(deployment, model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from headway.errors import BadInput
-from headway.specs import Spec
+from headway.specs import Spec, check_types
 
 __all__ = ["Gpu", "Link", "LinkKind", "LinkTopology", "Node", "Source", "SourceKind"]
 
@@ -92,7 +92,7 @@ class Link(Spec, frozen=True, kw_only=True):
     """One GPU's way to its peers: bandwidth in one direction and the fixed time of a small exchange.
 
     Raises:
-        BadInput: no bandwidth, or a time below 0.
+        BadInput: a value of another type, no bandwidth, or a time below 0.
     """
 
     name: str = ""
@@ -101,6 +101,7 @@ class Link(Spec, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse a link that moves nothing, or answers before it is asked."""
+        check_types(self, "link")
         if not self.bytes_per_s > 0 or not self.latency_s >= 0:
             raise BadInput(
                 f"link of {self.bytes_per_s:g} B/s and {self.latency_s:g} s: give bytes_per_s above 0, as in 3.1e9 "

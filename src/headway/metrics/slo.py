@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from headway.errors import BadInput
-from headway.specs import Spec, check_types
+from headway.specs import Spec, check_argument, check_types
 from headway.units import parse_seconds
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Prices", "Slo", "Slos"]
+__all__ = ["Prices", "Slo", "Slos", "check_slos"]
 
 _HOURS_PER_YEAR = 8766.0
 
@@ -127,6 +127,19 @@ class Prices(Spec, frozen=True, kw_only=True):
 
 
 Slos: TypeAlias = Slo | Mapping[int, Slo]  # one for all requests, or one per SLO class
+
+
+def check_slos(name: str, slo: object) -> None:
+    """Refuse an argument that is no `Slos`.
+
+    Raises:
+        BadInput: with its name, what came, what is expected.
+    """
+    by_class = slo if isinstance(slo, Mapping) and slo else {0: slo}
+    for number, each in by_class.items():
+        check_argument(f"class number of {name}", number, int, "{0: Slo(...), 1: Slo(...)}")
+        which = f"{name}[{number}]" if by_class is slo else name
+        check_argument(which, each, Slo, 'Slo.parse(ttft="500ms", tpot="50ms"), or {0: Slo(...)} by class')
 
 
 def _limit(name: str, came: str | float | None) -> float | None:

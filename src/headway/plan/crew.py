@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from headway.errors import BadInput
 from headway.plan.workers import Workers
+from headway.specs import check_argument
 
 __all__ = ["Crew", "RayCluster", "Workforce", "muster"]
 
@@ -59,9 +60,14 @@ class Crew(Protocol[Job, Answer]):
 
 
 def muster(make: Callable[..., Callable[[J], R]], context: tuple[Any, ...], workforce: Workforce) -> Crew[J, R]:
-    """Return who computes `make(*context)(job)` for many jobs; function, context, jobs and answers can be pickled."""
+    """Return who computes `make(*context)(job)` for many jobs; function, context, jobs and answers can be pickled.
+
+    Raises:
+        BadInput: neither a number nor a cluster.
+    """
     if isinstance(workforce, RayCluster):
         from headway.plan.cluster import Remote
 
         return Remote(make, context, workforce.address)
+    check_argument("workers", workforce, int | None, '4, or RayCluster("head:6379")')
     return Workers(make, context, workforce)

@@ -28,9 +28,9 @@ from headway.plan.slots import Part, parts_of
 from headway.plan.space import resized
 from headway.plan.trial import Trial, judged, needs_rows
 from headway.sim import Deployment, Policies, simulate
-from headway.sim.run import compiled, energy_kind
+from headway.sim.run import check_run, compiled, energy_kind
 from headway.sim.trust import uncertainty
-from headway.specs import Spec, json_text, to_mapping
+from headway.specs import Spec, check_argument, json_text, to_mapping
 from headway.units import counted, format_rate, format_seconds
 from headway.workload import Workload
 
@@ -152,10 +152,15 @@ def capacity(
         progress: called with simulations' slots done and planned.
 
     Raises:
-        BadInput: no day in it, no limit, a scaling policy, or a rate that is negative.
+        BadInput: an argument of another type, no day in it, no limit, a scaling policy, or a rate that is negative.
         KeyboardInterrupt: while it simulated.
     """
-    slos = (slo,) if isinstance(slo, Slo) else tuple(slo.values())
+    check_run(deployment, made, slo)
+    check_argument("curve", curve, tuple[float, ...] | None, "[0.5, 4, 2]")
+    check_argument("slot_s", slot_s, float | None)
+    check_argument("usd_per_gpu_hour", usd_per_gpu_hour, dict[str, float] | None, '{"h100-sxm": 2.5}')
+    check_argument("seed", seed, int)
+    slos = (slo,) if isinstance(slo, Slo) else tuple((slo or {}).values())
     if all(each.limits() == (math.inf,) * 3 and each.itl_s is None for each in slos):
         raise BadInput("the SLO limits nothing, so one replica meets it: give a TTFT, TPOT, ITL or E2E limit")
     if deployment.policies.scale != "fixed":

@@ -21,9 +21,9 @@ from headway.metrics import Result, Slo
 from headway.metrics.comparison import Comparison, Difference, compare
 from headway.metrics.result import Uncertainty
 from headway.sim import Deployment, simulate
-from headway.sim.run import compiled
+from headway.sim.run import check_run, compiled
 from headway.sim.trust import uncertainty
-from headway.specs import Spec, to_mapping
+from headway.specs import Spec, check_argument, to_mapping
 from headway.workload import Workload
 
 __all__ = ["Case", "ModelError", "ModelInterval", "WhatIf", "whatif"]
@@ -118,9 +118,15 @@ def whatif(
         progress: called now and then with requests ended and, where known, all of all simulations.
 
     Raises:
-        BadInput: something in a deployment or a workload that cannot be. DoesNotFit: a model that its GPUs cannot hold.
+        BadInput: an argument of another type, or something in a deployment or a workload that cannot be.
+        DoesNotFit: a model that its GPUs cannot hold.
         KeyboardInterrupt: while it simulated.
     """
+    for name, case in (("before", before), ("after", after)):
+        check_argument(name, case, Case, "Case(deployment, workload, slo)")
+        check_run(*case, of=f"{name}.")
+    check_argument("changes", changes, list[str], '["2 replicas more"]')
+    check_argument("seed", seed, int)
     errors = [uncertainty(case.deployment) for case in (before, after)]
     relation = _relation(before.deployment, after.deployment)
     times = _pairs(relation, errors, "tpot", "output_throughput")

@@ -23,7 +23,7 @@ from headway.plan.rounds import side_by_side
 from headway.plan.run import Planning, confirmed
 from headway.plan.stock import Choice, both, cheapest, unbeaten
 from headway.sim import CtrlC, Deployment, simulate
-from headway.specs import from_mapping, to_mapping
+from headway.specs import check_argument, from_mapping, to_mapping
 from headway.workload import Workload, workload
 
 __all__ = ["fleet"]
@@ -52,9 +52,11 @@ def fleet(
         progress: called with evaluations done and planned so far, of all groups; more are planned as contenders emerge.
 
     Raises:
-        BadInput: no classes, a class without a limit, an objective that does not add up over pools, or as `plan`.
+        BadInput: an argument of another type, no classes, a class without a limit, an objective that does not add up
+            over pools, or as `plan`.
         UnknownName: an SLO of a class that there is not, or as `plan`.
     """
+    check_argument("question", question, Question, 'Question(model="llama-3.1-8b", gpu="h100-sxm", ...)')
     started_s = time.perf_counter()
     if question.objective not in _ADD_UP:
         raise BadInput(

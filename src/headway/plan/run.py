@@ -32,7 +32,7 @@ from headway.plan.trial import STEP, Load
 from headway.plan.wish import Wish, wishes
 from headway.sim import CtrlC, Deployment, Pool
 from headway.sim.run import compiled
-from headway.specs import from_mapping, to_mapping
+from headway.specs import check_argument, from_mapping, to_mapping
 from headway.workload import Workload, workload
 
 __all__ = ["Planning", "confirmed", "plan"]
@@ -65,8 +65,11 @@ def plan(
         progress: called with evaluations done and planned so far; more are planned as contenders emerge.
 
     Raises:
-        UnknownName: model, GPU, workload or policy. BadInput: anything else wrong with the question.
+        UnknownName: model, GPU, workload or policy. BadInput: an argument of another type, or anything else wrong with
+            the question.
     """
+    check_argument("question", question, Question, 'Question(model="llama-3.1-8b", gpu="h100-sxm", ...)')
+    check_argument("made", made, Workload | None, 'headway.workload.workload("chat")')
     started_s = time.perf_counter()
     with CtrlC(spare=1) as ctrl_c:
         begun, found = Planning(question, made), None

@@ -279,9 +279,10 @@ def _split(kind: _Kind) -> Iterator[Deployment]:
     for before, after in chain(product(kind.split(), repeat=2), kind.apart()):
         prefill, decode = _roles(kind, before, kind, after)
         for first in _counts(kind.question, (kind.most - after.gpus) // before.gpus):
+            ahead = _of(prefill, first)
             for second in _counts(kind.question, (kind.most - first * before.gpus) // after.gpus):
                 name = kind.name(f"{first}P {before} + {second}D {after}")
-                yield _deployment(kind.question, name, _of(prefill, first), _of(decode, second))
+                yield _deployment(kind.question, name, ahead, _of(decode, second))
 
 
 def _together(one: _Kind, other: _Kind, weigh: Callable[[Replica], float]) -> Iterator[Deployment]:

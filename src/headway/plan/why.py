@@ -11,6 +11,7 @@ from headway.plan.answer import Plan
 from headway.plan.crew import Workforce
 from headway.plan.fleet_answer import Fleet
 from headway.plan.sensitivity import sensitivity
+from headway.specs import check_argument
 from headway.workload import Workload
 
 __all__ = ["why"]
@@ -32,7 +33,11 @@ def why(
         made: the question's workload where the caller has it already; of a plan alone.
         workers: processes to use, or a `RayCluster`; the answer does not depend on it. Default: one per core.
         progress: called with variants done and in all, of several pools anew for each.
+
+    Raises:
+        BadInput: an argument of another type.
     """
+    check_argument("found", found, Plan | Fleet, "why(plan(question))")
     if isinstance(found, Plan):
         seen = sensitivity(found, made=made, workers=workers, progress=progress)
         return msgspec.structs.replace(found, sensitivity=seen)

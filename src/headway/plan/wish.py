@@ -114,7 +114,7 @@ def _loosened(
             continue
         deployment = next(filter(meets, _ascending(looser, names)), None)
         if deployment is not None:
-            return Wish(" and ".join(ways[name][0] for name in names), deployment, tuple(names))
+            return Wish(" and ".join(ways[name][0] for name in names), deployment, names=tuple(names))
     return None
 
 

@@ -13,7 +13,7 @@ from headway.errors import BadInput, UnknownName
 from headway.hardware import Link, gpu
 from headway.metrics import Prices
 from headway.sim.placement import check_nodes, nodes_of
-from headway.specs import Spec
+from headway.specs import Spec, check_types
 
 
 class Pool(Spec, frozen=True, kw_only=True):
@@ -30,7 +30,7 @@ class Pool(Spec, frozen=True, kw_only=True):
     the default is a plain assumption.
 
     Raises:
-        BadInput: a count below 1, `most` below `count`, a negative time.
+        BadInput: a value of another type, a count below 1, `most` below `count`, a negative time.
     """
 
     role: Literal["mixed", "prefill", "decode"] = "mixed"
@@ -44,6 +44,7 @@ class Pool(Spec, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse an empty pool, and bounds that cannot be."""
+        check_types(self, "pool")
         if self.count < 1:
             raise BadInput(f"count={self.count}: a pool has at least 1 replica")
         if self.most is not None and self.most < self.count:
@@ -73,7 +74,11 @@ class Pool(Spec, frozen=True, kw_only=True):
 
 
 class Policies(Spec, frozen=True, kw_only=True):
-    """Policies by decision point: built-in names or `module:Class`; `params` are keyword arguments by decision."""
+    """Policies by decision point: built-in names or `module:Class`; `params` are keyword arguments by decision.
+
+    Raises:
+        BadInput: something other than a name, as a policy's class or object, or than keyword arguments by decision.
+    """
 
     route: str = "least-requests"
     order: str = "fcfs"
@@ -94,6 +99,7 @@ class Policies(Spec, frozen=True, kw_only=True):
                     f"policies.{kind}: a policy is named, so that a deployment can be written down: expected text, "
                     f"as {kind}={form!r}, its arguments in params; came {came!r}"
                 )
+        check_types(self, "policies")
 
 
 ANY = "auto"  # asks for whichever model the policy chooses, unless the file gives the name another meaning
@@ -114,8 +120,9 @@ class Deployment(Spec, frozen=True, kw_only=True, dict=True):
     between two on one node that node's own link, else the slowest of their network cards.
 
     Raises:
-        BadInput: another combination of pools; an alias of nothing, or by the name of a model; scaling with several
-            pools of one model and role or with data-parallel ranks, and `most` without scaling; nodes that cannot be.
+        BadInput: a value of another type; another combination of pools; an alias of nothing, or by the name of a model;
+            scaling with several pools of one model and role or with data-parallel ranks, and `most` without scaling;
+            nodes that cannot be.
     """
 
     name: str = ""
@@ -128,6 +135,7 @@ class Deployment(Spec, frozen=True, kw_only=True, dict=True):
 
     def __post_init__(self) -> None:
         """Check that the pools can serve a request from its prompt to its last token."""
+        check_types(self, "deployment")
         for name in self.models or ("",):
             pools = [pool for pool in self.pools if pool.model == name]
             of_it = f" of {name}" if len(self.models) > 1 else ""

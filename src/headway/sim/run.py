@@ -17,6 +17,7 @@ from headway.metrics import Counters, Histogram, Result, Slo, Tally, summarize, 
 from headway.metrics.by_model import by_model
 from headway.metrics.records import Records
 from headway.metrics.result import EnergyKind, ScaleChange, Scaling
+from headway.metrics.slo import check_slos
 from headway.model import model
 from headway.policies import Policy, policy
 from headway.sim.arrivals import Arrivals
@@ -27,7 +28,7 @@ from headway.sim.interrupt import CtrlC
 from headway.sim.recorder import Recorder
 from headway.sim.scaling import Scaler
 from headway.sim.trust import uncertainty
-from headway.specs import to_mapping
+from headway.specs import check_argument, to_mapping
 from headway.state import ClusterState, PoolState
 from headway.workload import Workload
 
@@ -37,6 +38,18 @@ LOOK_EVERY_S = 0.02  # at signals and progress
 MOST_EVENTS = 20_000  # between two looks: about 10 ms compiled
 BINS = (Histogram.BINS, Histogram.MIN_S, Histogram.INV_LOG_GROWTH)
 SYNTHETIC_WARMUP = 0.05
+
+
+def check_run(deployment: object, workload: object, slo: object, of: str = "") -> None:
+    """Refuse what no simulation can begin with; `of` comes before the names of the arguments.
+
+    Raises:
+        BadInput: with the argument's name, what came, what is expected.
+    """
+    check_argument(f"{of}deployment", deployment, Deployment, "Deployment(pools=[Pool(replica=Replica(...))])")
+    check_argument(f"{of}workload", workload, Workload, 'headway.workload.workload("chat").at_rate(4)')
+    if slo is not None:
+        check_slos(f"{of}slo", slo)
 
 
 def simulate(
@@ -67,9 +80,13 @@ def simulate(
         tables: step laws to use instead of the cost model's, one per pool.
 
     Raises:
-        BadInput: something in the deployment, the workload or a policy's answer that cannot be.
+        BadInput: an argument of another type, or something in the deployment, the workload or a policy's answer that
+            cannot be.
         DoesNotFit: a model that its GPUs cannot hold.
     """
+    check_run(deployment, workload, slo)
+    check_argument("seed", seed, int)
+    check_argument("warmup", warmup, float | None)
     with CtrlC() as ctrl_c:
         warmup = _warmup(workload) if warmup is None else warmup
         expected = workload.requests
