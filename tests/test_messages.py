@@ -180,7 +180,7 @@ def test_a_deployment_takes_what_converts_without_loss():
             "usd_per_gpu_hour.l4: expected float, came '1'",
         ),
         (lambda: export([FLEET], "vllm"), "deployment: expected Deployment, came a list of 1"),
-        (lambda: export(FLEET, "vllm", hosts="10.0.0.1"), "hosts: expected list, came '10.0.0.1'"),
+        (lambda: export(FLEET, "vllm", hosts="node-1"), "hosts: expected list, came 'node-1'"),
         (lambda: export(FLEET, "gateway", slo="1s"), "slo: expected list of SloClass, came '1s'; as in Slo.parse("),
         (lambda: plan({"model": "llama-3.2-1b"}), "question: expected Question, came a mapping of 1; as in Question("),
         (lambda: plan(QUESTION, made="chat"), "made: expected Workload | None, came 'chat'"),

@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 _SHOWN = 80  # characters of a value that a message repeats
-_PLAIN_TYPES = frozenset((str, int, float, bool))
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -79,15 +78,14 @@ def check_argument(name: str, value: object, type_: Any, as_in: str = "") -> Non
     Raises:
         BadInput: with its name, what came, what is expected.
     """
-    if type(value) is type_:  # the planner simulates often
+    kinds, said = get_args(type_) if isinstance(type_, UnionType) else (type_,), ""
+    if type(value) in kinds:  # the planner simulates often
         return
-    said = ""
-    kinds = get_args(type_) if isinstance(type_, UnionType) else (type_,)
-    if all(isinstance(kind, type) and kind not in _PLAIN_TYPES for kind in kinds):
+    if all(isinstance(kind, type) and kind not in (str, int, float, bool) for kind in kinds):
         if not isinstance(value, kinds):
             names = ("None" if kind is NoneType else kind.__name__ for kind in kinds)
             said = f"{name}: expected {' | '.join(names)}, came {_show(value)}"
-    elif type(value) not in kinds:
+    else:
         named, kind = {name: _of_python(value)}, dict[str, type_]
         if wrong := _problem(kind, named, strict=True):
             said = _explain(wrong, kind, named, "", strict=True)
@@ -365,7 +363,7 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
     return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
 
 
-_AS_IT_IS = _PLAIN_TYPES | {NoneType}
+_AS_IT_IS = frozenset((str, int, float, bool, NoneType))
 
 
 def _plain(value: Any, defaults: bool) -> Any:
@@ -420,12 +418,10 @@ def _explain(message: str, type_: Any, data: Any, where: str, strict: bool = Fal
 
 def _in_python(text: str, info: Any) -> str:
     """What is expected in the words of Python, for JSON's."""
-
-    def of(kinds: Iterable[Any]) -> str:
-        return " | ".join(kind.cls.__name__ for kind in kinds if isinstance(kind, msgspec.inspect.StructType))
-
-    entries = of(kind.item_type for kind in _kinds(info) if hasattr(kind, "item_type"))
-    words = {"object": of(_kinds(info)) or "dict", "array": f"list of {entries}" if entries else "list", "null": "None"}
+    kinds = _kinds(info)
+    specs = [kind.cls.__name__ for kind in kinds if isinstance(kind, msgspec.inspect.StructType)]
+    entries = [f" of {kind.item_type.cls.__name__}" for kind in kinds if hasattr(getattr(kind, "item_type", 0), "cls")]
+    words = {"object": " | ".join(specs) or "dict", "array": "".join(["list", *entries[:1]]), "null": "None"}
     return re.sub(r"\b(object|array|null)\b", lambda found: words[found[0]], text)
 
 

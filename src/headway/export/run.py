@@ -51,7 +51,7 @@ def export(
         be given, or a deployment that it cannot hold. DoesNotFit: the model does not fit its GPUs.
     """
     check_argument("deployment", deployment, Deployment, "Deployment(pools=[Pool(replica=Replica(...))])")
-    check_argument("hosts", hosts, tuple[str, ...], '["10.0.0.1"]')
+    check_argument("hosts", hosts, tuple[str, ...], '["node-1"]')
     if slo is not None and not isinstance(slo, Slo):
         check_argument("slo", slo, tuple[SloClass, ...], 'Slo.parse(ttft="500ms")')
     to_ = target(to)

@@ -156,8 +156,6 @@ def capacity(
         KeyboardInterrupt: while it simulated.
     """
     check_run(deployment, made, slo)
-    check_argument("curve", curve, tuple[float, ...] | None, "[0.5, 4, 2]")
-    check_argument("slot_s", slot_s, float | None)
     check_argument("usd_per_gpu_hour", usd_per_gpu_hour, dict[str, float] | None, '{"h100-sxm": 2.5}')
     check_argument("seed", seed, int)
     slos = (slo,) if isinstance(slo, Slo) else tuple((slo or {}).values())

@@ -13,6 +13,7 @@ import numpy as np
 from headway.errors import BadInput
 from headway.metrics import Slo
 from headway.plan.classes import long_requests
+from headway.specs import check_argument
 from headway.workload import Batch, Workload
 from headway.workload.arrivals import Diurnal, Replay
 from headway.workload.batch import Floats, join
@@ -46,6 +47,8 @@ def parts_of(
     Raises:
         BadInput: no day in it, or a rate, a length or a number of slots that cannot be.
     """
+    check_argument("curve", curve, tuple[float, ...] | None, "[0.5, 4, 2]")
+    check_argument("slot_s", slot_s, float | None)
     arrival = made.spec.process
     if slot_s is not None and not 0 < slot_s < math.inf:
         raise BadInput(f"slot {slot_s:g} s: give a time above zero, as in 1h")
