@@ -172,7 +172,8 @@ class Evaluator:
             i, each = short[0]
             return _hopeless(each, classes.aimed[i], job.requests)._replace(binding_class=classes.name(i))
         whole = [ask(deployment, each, slo, tables) for each in loads]
-        heard, down = whole, 0
+        heard: _Heard = whole
+        down = 0
         if left is not deployment:
             heard, down = _worst_of([[ask(one, each, slo, tables) for each in loads] for one in lefts], slo)
         trials = {0: pooled([each for each, _ in heard], slo)}
