@@ -82,4 +82,3 @@ def test_other_numbers_of_replicas_whose_nodes_are_said_need_these_anew(file):
 def test_capacity_says_that_it_places_replicas_itself(file):
     words = ("--curve", "1,2", "--input", "100", "--output", "3", "--ttft", "2s", "--workers", "1")
     assert "pools.N.nodes are left out" in told(run("capacity", file(*NODES), *words))
-    assert "nodes" not in told(run("capacity", file("count: 4", "count: 3"), *words))

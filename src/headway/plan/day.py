@@ -257,7 +257,8 @@ class _Sizer:
             return found
         counts = scattered(runs.met, found.counts, near.missed(), self.prices, REPLICAS_MAX)
         if counts is None:
-            return runs[max(runs.missed(), key=sum)]._replace(counts=None)
+            most = runs[max(runs.missed(), key=sum)]
+            return _Found(slo_class=most.slo_class, misses=most.misses)
         return runs[counts]
 
     def _cheapest(self, runs: _Runs, part: Part, factor: float) -> _Found:

@@ -18,7 +18,7 @@ __all__ = ["apart", "fewest", "scattered"]
 
 Counts = tuple[int, ...]
 
-_PAIRS = 200  # looked at one by one, some seconds of simulation each dozen
+_PAIRS = 50  # looked at one by one: some seconds of simulation
 
 _ROUNDING = 1e-9
 
@@ -104,7 +104,8 @@ def scattered(
         looked += 1
         if looked == _PAIRS:
             break
-    times = fewest(lambda n: met(_times(near, n)), 2, max(1, most // sum(near)))
+    largest = max(1, most // sum(near))
+    times = fewest(lambda n: met(_times(near, n)), min(2, largest), largest)
     return apart(met, _times(near, times), prices, [(0, 1)]) if times else None
 
 
