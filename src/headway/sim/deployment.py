@@ -190,7 +190,7 @@ class Deployment(Spec, frozen=True, kw_only=True, dict=True):
         """Whether prefill and decode are in pools of their own, of any model."""
         return any(pool.role != "mixed" for pool in self.pools)
 
-    @property
+    @cached_property
     def gpus(self) -> int:
         """GPUs of all pools."""
         return sum(pool.count * pool.replica.gpus for pool in self.pools)
@@ -282,7 +282,7 @@ class Deployment(Spec, frozen=True, kw_only=True, dict=True):
         far, near = self.links(name)
         return far if self.wide(name) else near
 
-    @property
+    @cached_property  # rankings ask again and again
     def usd_per_hour(self) -> float | None:
         """Dollars per hour for all GPUs; None where one of them has no price."""
         each = self.priced().usd_per_gpu_hour
