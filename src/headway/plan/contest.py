@@ -80,12 +80,12 @@ class Contest:
         length before are taken to have had bad luck besides: by two standard deviations, or one before the longest.
         """
         told, likely = self.alike[requests], dict[int, Outcome]()
-        before = max((length for length in self.alike if length < requests), default=0)
+        shorter = max((length for length in self.alike if length < requests), default=0)
         for length in sorted(length for length in self.alike if length <= requests):
             outcomes = self.alike[length]
             pairs = [(outcomes[i].goodput.req_s, told[i].goodput.req_s) for i in outcomes if i in told]
             falls = sorted((before, after / before) for before, after in pairs if before)
-            bad_luck = (1 if requests == self.long else 2) * self._noise(length) if length == before else 0.0
+            bad_luck = (1 if requests == self.long else 2) * self._noise(length) if length == shorter else 0.0
             likely |= {i: _fallen(outcome, falls, 1 + bad_luck) for i, outcome in outcomes.items()}
         entries = [self._entry(i, hopeful=True)._replace(outcome=outcome) for i, outcome in likely.items()]
         return self._unmatched(entries)

@@ -6,7 +6,7 @@ All of it is simulated, no formula draws a line. It changes nothing in the ranki
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,10 +16,10 @@ from headway.engine import Engine
 from headway.metrics import Result, Slo
 from headway.plan.answer import Candidate, Plan
 from headway.plan.crew import Crew
-from headway.plan.evaluate import Evaluator, Job
+from headway.plan.evaluate import Evaluator, Job, worst_of
 from headway.plan.leaders import Course, LoadCurve, LoadPoint, PoolCourse, Spread
-from headway.plan.spare import without, worst
-from headway.plan.trial import STEP, Load, Trial, ask, interval, pooled
+from headway.plan.spare import without
+from headway.plan.trial import STEP, Load, Trial, ask, interval
 from headway.sim import CtrlC, Deployment
 from headway.sim.recorder import Recorder
 from headway.sim.run import BINS, build, compiled
@@ -121,8 +121,8 @@ class Looker(Evaluator):
         lefts, slo = without(look.deployment, self.question.spare), self.classes.slo
         tables = tuple(compiled(pool.replica) for pool in look.deployment.pools)
         every = [[ask(left, load, slo, tables, look.k) for load in loads] for left in lefts]
-        place = worst([pooled([trial for trial, _ in each], slo) for each in every])
-        left, heard, ends = lefts[place], every[place], []
+        heard, place = worst_of(every, slo)
+        left, ends = lefts[place], []
         for times in uncertainty(look.deployment).tpot:
             otherwise = tuple(stretched(table, times) for table in tables)
             ends.append(ask(left, loads[0], slo, otherwise, look.k))
@@ -139,7 +139,7 @@ class Looker(Evaluator):
             **{name: self._spread(name, heard, ends) for name in ("ttft_s", "tpot_s", "e2e_s", "itl_s")},
         )
 
-    def _spread(self, name: str, seeds: list[_Heard], ends: list[_Heard]) -> Spread | None:
+    def _spread(self, name: str, seeds: Sequence[_Heard], ends: list[_Heard]) -> Spread | None:
         """One latency; its tail is the quantile at the SLO's attainment, of several classes p90, of ITL p99."""
         if any(getattr(result, name).p50 is None for _, result in seeds):
             return None

@@ -26,7 +26,7 @@ from headway.sim import Deployment, Pool
 from headway.sim.run import compiled
 from headway.workload import Workload
 
-__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome", "binding"]
+__all__ = ["Asked", "Evaluator", "Goodput", "Job", "Outcome", "binding", "worst_of"]
 
 _Heard = Sequence[tuple[Trial, Result]]  # of several seeds
 
@@ -176,7 +176,7 @@ class Evaluator:
         heard: _Heard = whole
         down = 0
         if left is not deployment:
-            heard, down = _worst_of([[ask(one, each, slo, tables) for each in loads] for one in lefts], slo)
+            heard, down = worst_of([[ask(one, each, slo, tables) for each in loads] for one in lefts], slo)
         asked = pooled([each for each, _ in heard], slo)
         trials = {0: asked}
 
@@ -253,8 +253,8 @@ class Evaluator:
         return load, tables, hopes(one, tables, load.lengths, self.classes.aimed)
 
 
-def _worst_of(every: Sequence[_Heard], slo: Slo | dict[int, Slo]) -> tuple[_Heard, int]:
-    """The runs of what is left that misses the SLO by most, and its place."""
+def worst_of(every: Sequence[_Heard], slo: Slo | dict[int, Slo]) -> tuple[_Heard, int]:
+    """Return the runs of what is left that misses the SLO by most, and its place."""
     place = worst([pooled([trial for trial, _ in heard], slo) for heard in every])
     return every[place], place
 

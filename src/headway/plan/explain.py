@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -22,7 +21,7 @@ from headway.sim import Deployment
 from headway.units import counted, format_rate, format_seconds
 
 __all__ = [
-    "NAMES", "breaks", "gpus_words", "named", "of_class", "of_the_stock", "only_estimated", "reason", "so_far",
+    "NAMES", "breaks", "named", "of_class", "of_the_stock", "only_estimated", "reason", "so_far",
     "too_much", "undecided_words", "verdict",
 ]  # fmt: skip
 
@@ -75,7 +74,7 @@ def verdict(best: Entry, question: Question, rate_req_s: float | None, first: in
     met = "its one request meets the SLO" + _less(question) if rate_req_s is None else _attained(asked, question)
     most = _unbounded(best) if goodput.open_ended else f"it serves up to {format_rate(goodput.req_s)}"
     text = (
-        f"{best.deployment.name}: {gpus_words(best.deployment)}{cost}. {_when(best, question, at)} {met}{runs}"
+        f"{best.deployment.name}: {best.deployment.gpu_words}{cost}. {_when(best, question, at)} {met}{runs}"
         f"{_interval(asked, question)}{'' if rate_req_s is None else f'; {most}'}."
     )
     if question.spare and asked.attainment_all_up is not None:
@@ -127,7 +126,7 @@ def _when(entry: Entry, question: Question, at: str) -> str:
     """What is down when it is asked whether the SLO is met, `at` a rate."""
     if not question.spare:
         return at[0].upper() + at[1:]
-    left = gpus_words(standing(entry.deployment, question.spare)[0])
+    left = standing(entry.deployment, question.spare)[0].gpu_words
     return f"With {counted(question.spare, 'replica')} of every pool down ({left} left), {at}"
 
 
@@ -145,14 +144,6 @@ def _down(entry: Entry, question: Question) -> str:
         f" --set policies.params.route.weights.{role}={json.dumps(each, separators=(',', ':'))}"
         for role, each in weights.items()
     )
-
-
-def gpus_words(deployment: Deployment) -> str:
-    """How many GPUs it has of each kind."""
-    counts: Counter[str] = Counter()
-    for pool in deployment.pools:
-        counts[pool.replica.gpu] += pool.count * pool.replica.gpus
-    return " and ".join(f"{count} {gpu_name(kind)}" for kind, count in counts.items())
 
 
 def _less(question: Question) -> str:

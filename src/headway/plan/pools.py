@@ -320,7 +320,4 @@ def _supply(question: Question) -> tuple[float, ...]:
 
 def gpus_of(candidate: Candidate) -> Counter[str]:
     """Return the GPUs of a candidate, by kind."""
-    counts: Counter[str] = Counter()
-    for pool in from_mapping(Deployment, candidate.deployment, candidate.name).pools:
-        counts[pool.replica.gpu] += pool.count * pool.replica.gpus
-    return counts
+    return from_mapping(Deployment, candidate.deployment, candidate.name).gpus_by_kind

@@ -6,7 +6,6 @@ Copies of the candidate with the most goodput per GPU; or what costs less than t
 from __future__ import annotations
 
 import math
-from collections import Counter
 from itertools import groupby
 from typing import NamedTuple
 
@@ -175,7 +174,7 @@ def _freed(question: Question, whole: Deployment, far: bool) -> Question:
 
     `far`: with `WIDER_GPUS` in all, of each kind that it has.
     """
-    used = _used(whole)
+    used = whole.gpus_by_kind
     room = dict.fromkeys(used, WIDER_GPUS) if far else used
     stock = {kind: max(count, room.get(kind, 0)) for kind, count in question.stock.items()}
     kinds = question.gpu if isinstance(question.gpu, str) else stock
@@ -186,17 +185,9 @@ def _freed(question: Question, whole: Deployment, far: bool) -> Question:
     )  # fmt: skip
 
 
-def _used(deployment: Deployment) -> Counter[str]:
-    """GPUs by kind."""
-    counts: Counter[str] = Counter()
-    for pool in deployment.pools:
-        counts[pool.replica.gpu] += pool.count * pool.replica.gpus
-    return counts
-
-
 def _evaluated(deployment: Deployment, question: Question) -> int:
     """The most copies that the question's GPUs and dollars allow: fewer were evaluated, and miss the SLO."""
-    used = _used(deployment)
+    used = deployment.gpus_by_kind
     most = min(question.most // deployment.gpus, *(question.stock[kind] // count for kind, count in used.items()))
     each, usd = deployment.usd_per_hour, question.max_usd_per_hour
     if each and usd is not None:

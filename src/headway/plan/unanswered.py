@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from headway.errors import DoesNotFit
-from headway.plan.explain import NAMES, breaks, gpus_words, named, of_class
+from headway.plan.explain import NAMES, breaks, named, of_class
 from headway.plan.floor import Floor
 from headway.plan.question import Question
 from headway.plan.ranking import Entry
@@ -80,7 +80,7 @@ def _would(wish: Wish, does: str) -> str:
     cost = "" if usd is None else f", ${usd:.2f} per hour,"
     if wish.serves_req_s is not None:
         does = f"would serve up to {format_rate(wish.serves_req_s)}"
-    return f"{wish.deployment.name} on {gpus_words(wish.deployment)}{cost} {does}"
+    return f"{wish.deployment.name} on {wish.deployment.gpu_words}{cost} {does}"
 
 
 def _otherwise(changes: list[Wish], does: str = "would do") -> str:

@@ -239,10 +239,7 @@ def plan_sentence(plan: Plan) -> str:
 
 def plan_headline(plan: Plan, best: Candidate) -> str:
     """Return the best in a line: its name, GPUs and price, and how many requests meet which limits."""
-    counts: Counter[str] = Counter()
-    for pool in from_mapping(Deployment, best.deployment, "deployment").pools:
-        counts[pool.replica.gpu_name] += pool.count * pool.replica.gpus
-    gpus = listed(f"{count} {name}" for name, count in counts.items())
+    gpus = from_mapping(Deployment, best.deployment, "deployment").gpu_words
     cost = "" if best.usd_per_hour is None else f", {usd(best.usd_per_hour)} per hour"
     question = plan.question
     who = "its one request" if plan.alone else f"{share(best.attainment)} of requests"

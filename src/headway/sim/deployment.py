@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from headway.cost import Replica, kv_links
 from headway.cost.published import with_published
 from headway.errors import BadInput, UnknownName
 from headway.hardware import Link, gpu
+from headway.hardware.files import gpu_name
 from headway.metrics import Prices
 from headway.sim.placement import check_nodes, nodes_of
 from headway.specs import Spec, check_types
@@ -194,6 +196,19 @@ class Deployment(Spec, frozen=True, kw_only=True, dict=True):
     def gpus(self) -> int:
         """GPUs of all pools."""
         return sum(pool.count * pool.replica.gpus for pool in self.pools)
+
+    @property
+    def gpus_by_kind(self) -> Counter[str]:
+        """GPUs of all pools, by the catalogue's name or the file of each kind, in the order of the pools."""
+        counts: Counter[str] = Counter()
+        for pool in self.pools:
+            counts[pool.replica.gpu] += pool.count * pool.replica.gpus
+        return counts
+
+    @property
+    def gpu_words(self) -> str:
+        """How many GPUs of each kind, as people read it: ``4 h100-sxm and 2 l40s``."""
+        return " and ".join(f"{count} {gpu_name(kind)}" for kind, count in self.gpus_by_kind.items())
 
     @property
     def models(self) -> tuple[str, ...]:
