@@ -372,6 +372,14 @@ def test_where_a_price_is_missing_gpus_stand_for_cost_and_the_answer_asks_for_it
     assert kinds(priced.best) == {"h100-nvl"}
 
 
+def assert_ordered(found, value, change):
+    """The confirmed ones by their figures; the others by what further seeds usually make of theirs."""
+    sure = [value(each) for each in found.ranked if each.meets and each.confirmed]
+    assert sure == sorted(sure)
+    good = [value(each) for each in found.ranked if each.meets]
+    assert all(one <= other + change * abs(other) for i, one in enumerate(good) for other in good[i:])
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_ranks_by_its_own_figure(objective):
     other = "cost" if objective != "cost" else "ttft"
@@ -384,8 +392,8 @@ def test_every_objective_ranks_by_its_own_figure(objective):
     }  # fmt: skip
     good = [value[objective](candidate) for candidate in found.ranked if candidate.meets]
     assert len(good) > 3
-    assert good == sorted(good)
     exact = {"cost", "gpus"}
+    assert_ordered(found, value[objective], 0.0 if objective in exact else 0.1)
 
     def matches(one, c):
         within = {name: 0.0 if name in exact else found.tolerance * abs(value[name](c)) for name in (objective, other)}
@@ -405,8 +413,8 @@ def test_the_tightest_latency_is_that_of_the_share_asked_for(attainment):
         weights=("bf16",), kv=("bf16",),
     )  # fmt: skip
     found = plan(asked, workers=1)
-    values = [each.ttft_s for each in found.ranked if each.meets]
-    assert values == sorted(values) and len(values) > 3
+    assert sum(each.meets for each in found.ranked) > 3
+    assert_ordered(found, lambda each: each.ttft_s, 0.3)
     best, made = found.best, workload("chat", rate=10.0)
     runs = [
         simulate(from_mapping(Deployment, best.deployment, "best"), made.cut(best.requests), seed=seed)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from bisect import bisect
 from collections.abc import Callable
 
 from headway.plan.evaluate import Job, Outcome
-from headway.plan.question import Question
-from headway.plan.ranking import EXACT, Entry, front, rank, undecided
+from headway.plan.falls import Falls
+from headway.plan.question import Objective, Question
+from headway.plan.ranking import EXACT, TOLERANCE, Entry, front, rank, undecided
 from headway.plan.screen import BEHIND, Screened
 from headway.plan.space import Option
 from headway.plan.trial import STEP
@@ -17,13 +18,14 @@ __all__ = ["Contest"]
 
 _RUNGS = ((16, 0), (4, 128), (1, 32))  # a share of the long run's requests, and how many at the top get such runs
 _SHORT_MIN = 500  # requests, enough to see a tenth missing
+_ROUND = 6  # jobs at a time where it can be guessed what will be asked next, so that nobody waits for the last of few
 _LEADERS = 3  # so many of those that meet the SLO rest on further seeds, and all of the front
 _HOPELESS = 3  # where none may meet it, so many get long runs
+_CONFIRMED = math.inf  # longer than any run: runs of further seeds
 _SEEDS_MOST = 24  # then those whose interval holds the target are said to be undecided
 _NEAREST = 8  # where nothing works, so many at a time are simulated to find what comes nearest
 _RECALLED = 500  # so many at a time of those screened out, where nothing else meets the SLO
 _PROVEN = 32  # the ablest by estimate, where all are proven unable: they tell what comes near
-_PEERS = 9  # so many nearest in goodput tell by how much longer runs find less
 _NOISE, _NOISE_REQUESTS = 0.075, 1_000  # a standard deviation of the goodput that short runs find, as a share
 
 
@@ -50,8 +52,12 @@ class Contest:
         rungs = ((1, len(options)),) if question.exhaustive else _RUNGS
         self.rungs = [(min(requests, max(_SHORT_MIN, requests // share)), most) for share, most in rungs]
         self.objective = question.known(question.objective)
+        simulated = {"rate", self.objective, *map(question.known, question.front)} - {*EXACT}
+        self.simulated = sorted(simulated)
         self.outcomes: dict[int, Outcome] = {}
-        self.alike: dict[int, dict[int, Outcome]] = {requests: {} for requests, _ in self.rungs}  # on one seed
+        self.hopeful: dict[int, Entry] = {}  # by what longer runs and further seeds may find
+        self.known: dict[float, dict[int, Entry]] = {requests: {} for requests, _ in self.rungs}  # on one seed
+        self.known[_CONFIRMED] = {}
         self.planned = self.done = 0
         self.recalled = False
         proven = screened and len(screened) == len(options) and all(e.reason == "rate" for e in screened.values())
@@ -60,8 +66,24 @@ class Contest:
     def jobs(self) -> list[Job]:
         """Return what is to be done next; nothing when those in front rest on long runs and are confirmed."""
         jobs = self._first() or self._refined() or self._recalled() or self._confirmed() or self._settled()
-        jobs = jobs or self._nearest()
+        jobs = self._and_next(jobs) if jobs else self._nearest()
         self.planned += len(jobs)
+        return jobs
+
+    def _and_next(self, jobs: list[Job]) -> list[Job]:
+        """These and, where they are few, those that will be asked for if these find what is usual."""
+        jobs, guessed, ahead = list(jobs), 0, copy.copy(self)
+        ahead.outcomes, ahead.hopeful = dict(self.outcomes), dict(self.hopeful)
+        ahead.known = {length: dict(entries) for length, entries in self.known.items()}
+        while guessed < len(jobs) < _ROUND and all(job.place in self.outcomes for job in jobs):
+            usual = {length: self._as_of(length, hope=False) for length in {_length(job) for job in jobs[guessed:]}}
+            for job in jobs[guessed:]:
+                entry = usual[_length(job)][job.place]
+                outcome = entry.outcome._replace(requests=job.requests, seeds=job.seeds)
+                ahead._take(job.place, entry._replace(outcome=outcome))
+            guessed, places = len(jobs), {job.place for job in jobs}
+            more = ahead._refined() or ahead._confirmed() or ahead._settled()
+            jobs += [job for job in more if job.place not in places]
         return jobs
 
     def front(self, entries: list[Entry]) -> list[Entry]:
@@ -72,23 +94,24 @@ class Contest:
     def _unmatched(self, entries: list[Entry]) -> list[Entry]:
         return front(entries, tuple(map(self.question.known, self.question.front)), self.objective)
 
-    def _likely(self, requests: int) -> list[Entry]:
-        """The front, were all runs as long and of one seed.
+    def _as_of(self, length: float, *, hope: bool) -> dict[int, Entry]:
+        """All candidates as runs of one length show them, by place; `_CONFIRMED`: as those of further seeds do.
 
-        Those without such a run are taken to lose by it no more than the luckiest of those of about their goodput that
-        have one: few requests overrate a large fleet, which has not filled up when they end. Those with runs of the
-        length before are taken to have had bad luck besides: by two standard deviations, or one before the longest.
+        What shorter runs found is taken to change from one length to the next as it did for others: few requests
+        overrate a large fleet, which has not filled up when they end, and their prompts and answers are not the mean
+        ones. If `hope`, it becomes as much better as can be expected of the luckiest; else what is usual.
         """
-        told, likely = self.alike[requests], dict[int, Outcome]()
-        shorter = max((length for length in self.alike if length < requests), default=0)
-        for length in sorted(length for length in self.alike if length <= requests):
-            outcomes = self.alike[length]
-            pairs = [(outcomes[i].goodput.req_s, told[i].goodput.req_s) for i in outcomes if i in told]
-            falls = sorted((before, after / before) for before, after in pairs if before)
-            bad_luck = (1 if requests == self.long else 2) * self._noise(length) if length == shorter else 0.0
-            likely |= {i: _fallen(outcome, falls, 1 + bad_luck) for i, outcome in outcomes.items()}
-        entries = [self._entry(i, hopeful=True)._replace(outcome=outcome) for i, outcome in likely.items()]
-        return self._unmatched(entries)
+        found, before = dict[int, Entry](), dict[int, Entry]()
+        for told in (self.known[each] for each in sorted(self.known) if each <= length):
+            if untold := found.keys() - told.keys():
+                falls = {name: _falls(name, before, told) for name in self.simulated}
+                found |= {i: _changed(found[i], falls, hope) for i in untold}
+            found, before = found | told, told
+        return {i: entry._replace(meets=self.hopeful[i].meets) for i, entry in found.items()}
+
+    def _likely(self, requests: int) -> list[Entry]:
+        """The front, were all runs as long and of one seed, and those without such a run lucky."""
+        return self._unmatched(list(self._as_of(requests, hope=True).values()))
 
     def _first(self) -> list[Job]:
         """Short runs for all that were not screened out."""
@@ -98,7 +121,7 @@ class Contest:
 
     def _recalled(self) -> list[Job]:
         """Short runs for those screened out, the ablest first, while nothing meets the SLO and they may."""
-        if any(self._entry(i, hopeful=True).meets for i in self.outcomes):
+        if any(entry.meets for entry in self.hopeful.values()):
             return []
         count = _RECALLED if self.most_req_s is None else _PROVEN
         ablest = sorted(self.screened, key=lambda i: (-self.screened[i].guess, i))[:count]
@@ -111,13 +134,13 @@ class Contest:
         return self._first()
 
     def _refined(self) -> list[Job]:
-        """Longer runs for those in front that have none, the longest for the fewest."""
+        """Longer runs for those in front that have none, the longest for the fewest: each the next longer ones."""
         for requests, most in self.rungs[1:]:
-            likely = [] if self.most_req_s is not None else self._likely(requests)
-            names = {entry.deployment.name for entry in [*self._contenders(most), *likely]}
-            width = self._width(requests)
+            known = self._as_of(requests, hope=True)
+            likely = [] if self.most_req_s is not None else self._unmatched(list(known.values()))
+            names = {entry.deployment.name for entry in [*self._contenders(known, requests, most), *likely]}
             jobs = [
-                Job(i, self.options[i].deployment, requests, outcome.goodput.req_s, width=width)
+                self._longer(i, outcome)
                 for i, outcome in sorted(self.outcomes.items())
                 if self.options[i].name in names and outcome.requests < requests and not self._final(outcome)
             ]
@@ -125,18 +148,31 @@ class Contest:
                 return jobs
         return []
 
-    def _contenders(self, most: int) -> list[Entry]:
+    def _longer(self, place: int, outcome: Outcome) -> Job:
+        requests = min(length for length, _ in self.rungs if length > outcome.requests)
+        near_req_s, width = outcome.goodput.req_s, self._width(requests)
+        return Job(place, self.options[place].deployment, requests, near_req_s, width=width)
+
+    def _contenders(self, known: dict[int, Entry], requests: int, most: int) -> list[Entry]:
         """The first of the ranking, were all that may meet the SLO to meet it; no more than have a chance to win.
 
-        Where chance has no part in the objective, who costs more than one that surely meets the SLO cannot win.
+        Who is behind one that surely meets the SLO cannot win, even with luck.
         """
-        first = rank([self._entry(i, hopeful=True) for i in self.outcomes], self.objective)
+        first = rank(list(known.values()), self.objective)
         if not first or not first[0].meets:
             return first[:_HOPELESS]
-        sure = math.inf
-        if self.objective in EXACT:
-            sure = min((each.measure(self.objective) for each in first if self._surely(each)), default=math.inf)
-        able = sum(each.meets and each.measure(self.objective) <= sure for each in first)
+        leaders, told = first[:_LEADERS], {entry.deployment.name for entry in self.known[requests].values()}
+        exact = self.objective in EXACT
+        if not exact and any(entry.deployment.name not in told for entry in leaders):
+            return leaders
+        sure = [
+            entry.measure(self.objective)
+            for i, entry in known.items()
+            if (exact or i in self.known[requests]) and self._surely(self.hopeful[i])
+        ]
+        least = min(sure, default=math.inf)
+        least += 0.0 if exact or not sure else TOLERANCE * abs(least)
+        able = sum(each.meets and each.measure(self.objective) <= least for each in first)
         return first[: min(most, max(able, _LEADERS))]
 
     def _surely(self, entry: Entry) -> bool:
@@ -161,8 +197,8 @@ class Contest:
         """
         if not self.seeds:
             return []
-        entries = [entry for i in self.outcomes if (entry := self._entry(i, hopeful=True)).meets]
-        matter = [*rank(entries, self.objective)[:_LEADERS], *self._likely(self.long)]
+        usual = [entry for entry in self._as_of(_CONFIRMED, hope=False).values() if entry.meets]
+        matter = [*rank(usual, self.objective)[:_LEADERS], *self._likely(self.long)]
         names = {entry.deployment.name for entry in matter if entry.meets}
         return [
             Job(i, self.options[i].deployment, self.long, self.outcomes[i].goodput.req_s, seeds=self.seeds)
@@ -201,25 +237,28 @@ class Contest:
 
     def note(self, job: Job, outcome: Outcome, progress: Callable[[int, int], None] | None) -> None:
         """Take in an outcome."""
-        self.outcomes[job.place] = outcome
-        if not outcome.seeds:
-            self.alike[outcome.requests][job.place] = outcome
+        self._take(job.place, Entry(self.options[job.place].deployment, outcome, self._hopes(outcome)))
         self.done += 1
         if progress is not None:
             progress(self.done, self.planned)
 
+    def _take(self, place: int, entry: Entry) -> None:
+        self.outcomes[place], self.hopeful[place] = entry.outcome, entry
+        self.known[_CONFIRMED if entry.outcome.seeds else entry.outcome.requests][place] = entry
+
     def ranked(self) -> list[Entry]:
         """Return what is known, the best first."""
-        return rank([self._entry(i, hopeful=False) for i in self.outcomes], self.objective)
+        length = max((length for length, entries in self.known.items() if entries), default=self.long)
+        known = self._as_of(length, hope=False).values()
+        return rank([entry._replace(meets=_meets(entry.outcome)) for entry in known], self.objective)
 
-    def _entry(self, index: int, *, hopeful: bool) -> Entry:
-        outcome = self.outcomes[index]
-        meets = outcome.asked is not None and outcome.asked.meets
-        if hopeful and not self._final(outcome):
-            meets = meets or outcome.goodput.req_s * (1 + self._hope(outcome)) >= self.rate_req_s
-        elif hopeful and not outcome.seeds and self.seeds:
-            meets = meets or (outcome.goodput.req_s > 0 and self._may_meet(outcome))
-        return Entry(self.options[index].deployment, outcome, meets)
+    def _hopes(self, outcome: Outcome) -> bool:
+        """Whether the SLO is met, or may be by longer runs or further seeds."""
+        if _meets(outcome):
+            return True
+        if not self._final(outcome):
+            return outcome.goodput.req_s * (1 + self._hope(outcome)) >= self.rate_req_s
+        return bool(self.seeds) and not outcome.seeds and outcome.goodput.req_s > 0 and self._may_meet(outcome)
 
     def _may_meet(self, outcome: Outcome) -> bool:
         return outcome.asked is not None and outcome.asked.may_meet(self.question.slo.attainment)
@@ -229,12 +268,27 @@ class Contest:
         return outcome.requests >= self.long or outcome.goodput.req_s == 0
 
 
-def _fallen(outcome: Outcome, falls: list[tuple[float, float]], luck: float) -> Outcome:
-    """An outcome with the goodput that longer runs may find, by what they found of others: (goodput, share left).
+def _meets(outcome: Outcome) -> bool:
+    return outcome.asked is not None and outcome.asked.meets
 
-    And by `luck`, of which it had little.
-    """
-    goodput = outcome.goodput
-    first = max(0, min(bisect(falls, (goodput.req_s, 0.0)) - _PEERS // 2, len(falls) - _PEERS))
-    left = [share for _, share in falls[first : first + _PEERS]] or [1.0]
-    return outcome._replace(goodput=goodput._replace(req_s=goodput.req_s * max(left) * luck))
+
+def _length(job: Job) -> float:
+    """Of which length its runs are."""
+    return _CONFIRMED if job.seeds else job.requests
+
+
+def _falls(objective: Objective, before: dict[int, Entry], after: dict[int, Entry]) -> Falls:
+    """By those of whom both are known."""
+    pairs = [(before[i], after[i]) for i in before.keys() & after.keys()]
+    figures = [(one.outcome.goodput.req_s, one.measure(objective), other.measure(objective)) for one, other in pairs]
+    return Falls((goodput, b / a) for goodput, a, b in figures if a and b and math.isfinite(a) and math.isfinite(b))
+
+
+def _changed(entry: Entry, falls: dict[Objective, Falls], hope: bool) -> Entry:
+    """An entry whose figures change; what is wanted large is negative, so that it is to become larger."""
+    goodput_req_s, changes = -entry.measure("rate"), {}
+    for name, each in falls.items():
+        best = each.at_most if name in ("rate", "goodput") else each.at_least
+        factor = best(goodput_req_s) if hope else each.usually(goodput_req_s)
+        changes[name] = factor * entry.changes.get(name, 1.0)
+    return entry._replace(changes=changes)

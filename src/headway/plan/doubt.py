@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 from headway.cost.uncertainty import ranking_spread
 from headway.metrics.result import Uncertainty
 from headway.plan.question import Objective
-from headway.plan.ranking import MEASURES, Entry
+from headway.plan.ranking import Entry
 from headway.sim.trust import uncertainty
 from headway.units import format_rate
 
 __all__ = ["Doubt", "doubt"]
 
 _NAMED = 3  # in the sentence; the plan's `ties` has all
-_DECIDES: dict[Objective, tuple[str, str, Callable[[Entry], float]]] = {  # metric, in words, what is compared
-    "cost": ("output_throughput", "goodput at the same price", lambda entry: entry.outcome.goodput.req_s),
-    "gpus": ("output_throughput", "goodput on as many GPUs", lambda entry: entry.outcome.goodput.req_s),
-    "energy": ("energy_per_token", "joules per token", MEASURES["energy"]),
-    "carbon": ("energy_per_token", "CO2 per token", MEASURES["carbon"]),
-    "goodput": ("output_throughput", "goodput per GPU", MEASURES["goodput"]),
-    "rate": ("output_throughput", "goodput", MEASURES["rate"]),
-    "ttft": ("ttft", "TTFT", MEASURES["ttft"]),
-    "tpot": ("tpot", "TPOT", MEASURES["tpot"]),
+_DECIDES: dict[Objective, tuple[str, str, Objective]] = {  # metric, in words, what is compared
+    "cost": ("output_throughput", "goodput at the same price", "rate"),
+    "gpus": ("output_throughput", "goodput on as many GPUs", "rate"),
+    "energy": ("energy_per_token", "joules per token", "energy"),
+    "carbon": ("energy_per_token", "CO2 per token", "carbon"),
+    "goodput": ("output_throughput", "goodput per GPU", "goodput"),
+    "rate": ("output_throughput", "goodput", "rate"),
+    "ttft": ("ttft", "TTFT", "ttft"),
+    "tpot": ("tpot", "TPOT", "tpot"),
 }
 _LEVELS = {
     "calibrated": "calibrated models", "seen pair": "seen pairs", "seen GPU": "unseen pairs on seen GPUs",
@@ -52,7 +51,7 @@ def doubt(ranked: list[Entry], objective: Objective, rate_req_s: float) -> Doubt
         return Doubt(None, 0.0, [], "")
     best = ranked[0]
     error = uncertainty(best.deployment)
-    metric, what, value = _DECIDES[objective]
+    metric, what, decisive = _DECIDES[objective]
     level, spread = error.levels[metric], _spread(error, metric)
     ratio = math.expm1(spread)
     if not best.meets:
@@ -62,7 +61,7 @@ def doubt(ranked: list[Entry], objective: Objective, rate_req_s: float) -> Doubt
         for entry in ranked[1:]
         if entry.meets
         and (objective not in ("cost", "gpus") or _costs(entry, objective) == _costs(best, objective))
-        and _near(value(entry), value(best), _between(entry, best, metric, spread))
+        and _near(entry.measure(decisive), best.measure(decisive), _between(entry, best, metric, spread))
     ]
     said = (_tied(ties, level, ratio, what), _tight(best, error, rate_req_s))
     return Doubt(error, ratio, ties, " ".join(filter(None, said)))

@@ -13,7 +13,7 @@ from headway.metrics import Slo
 from headway.plan.contest import Contest
 from headway.plan.evaluate import Asked, Outcome
 from headway.plan.question import Question
-from headway.plan.ranking import Entry
+from headway.plan.ranking import MEASURES, Entry
 from headway.plan.remedy import WIDER_GPUS, Remedy, larger
 from headway.plan.space import left_out, powered_copies
 from headway.plan.spare import standing, without
@@ -26,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+_UNCHANGED = 0.005  # a change that no figure shows
 _UNITS = {
     "energy": "J per output token", "carbon": "g CO2 per million output tokens", "goodput": "req/s per GPU",
     "rate": "req/s of goodput",
@@ -55,7 +56,7 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     if mine == its:
         return f"meets the SLO at {mine} too, but {serves}"
     verb = "gives" if question.objective in ("goodput", "rate") else "takes"
-    return f"meets the SLO, but {verb} {mine} against {its}; {serves}"
+    return f"meets the SLO, but {verb} {mine}{_longer(entry, question)} against {its}; {serves}"
 
 
 def verdict(best: Entry, question: Question, rate_req_s: float | None, first: int) -> str:
@@ -346,9 +347,18 @@ def of_class(slo_class: str) -> str:
     return f" of {slo_class}" if slo_class else ""
 
 
+def _longer(entry: Entry, question: Question) -> str:
+    """By how few runs a candidate is known, where that is why its figure is compared as another."""
+    factor = entry.changes.get(question.known(question.objective), 1.0)
+    if abs(factor - 1) < _UNCHANGED:
+        return ""
+    runs = f"{entry.outcome.requests:,} requests of one seed, and usually {abs(factor - 1):.0%}"
+    return f" by {runs} {'more' if factor > 1 else 'less'} by longer runs and further seeds,"
+
+
 def _value(entry: Entry, question: Question) -> str:
     objective = question.known(question.objective)
-    value = entry.measure(objective)
+    value = MEASURES[objective](entry)
     if objective == "cost":
         return f"${value:.2f} per hour"
     if objective == "gpus":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from headway.plan.evaluate import Outcome
@@ -18,11 +19,15 @@ EXACT = "cost", "gpus"  # objectives that are not simulated
 
 
 class Entry(NamedTuple):
-    """A deployment with what was found out about it; `meets` may be a hope while only short runs were made."""
+    """A deployment with what was found out about it; `meets` may be a hope while only short runs were made.
+
+    `changes`: what its runs found is compared times these, as longer runs and further seeds change it for others.
+    """
 
     deployment: Deployment
     outcome: Outcome
     meets: bool
+    changes: Mapping[Objective, float] = MappingProxyType({})
 
     @property
     def goodput_per_gpu(self) -> float:
@@ -51,7 +56,7 @@ class Entry(NamedTuple):
 
     def measure(self, objective: Objective) -> float:
         """What the objective wants small: `MEASURES` has the words and units."""
-        return MEASURES[objective](self)
+        return MEASURES[objective](self) * self.changes.get(objective, 1.0)
 
 
 MEASURES: dict[Objective, Callable[[Entry], float]] = {
@@ -76,11 +81,11 @@ def rank(entries: list[Entry], objective: Objective) -> list[Entry]:
     """
 
     def key(entry: Entry) -> tuple[int, float, float, float, float, int, str]:
-        goodput, gpus, name = entry.outcome.goodput.req_s, entry.deployment.gpus, entry.deployment.name
+        less, gpus, name = entry.measure("rate"), entry.deployment.gpus, entry.deployment.name
         if entry.meets:
             fewer = gpus if objective == "cost" else 0
-            return 0, entry.measure(objective), fewer, -goodput, entry.joules, gpus, name
-        return 1, 0.0, -goodput, entry.miss, entry.joules, gpus, name
+            return 0, entry.measure(objective), fewer, less, entry.joules, gpus, name
+        return 1, 0.0, less, entry.miss, entry.joules, gpus, name
 
     return sorted(entries, key=key)
 

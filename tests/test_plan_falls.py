@@ -1,0 +1,117 @@
+"""What longer runs make of what short ones found, and what a round of runs takes along."""
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headway.metrics import Slo
+from headway.plan import Question, plan
+from headway.plan.contest import Contest
+from headway.plan.evaluate import Evaluator
+from headway.plan.falls import Falls
+from headway.plan.run import Planning
+
+FACTORS = st.lists(st.tuples(st.floats(0.1, 1e3), st.floats(0.2, 5.0)), min_size=1, max_size=40)
+ASKED = Question(
+    model="llama-3.1-8b", gpu="l40s", gpus=6, workload="code", rate_req_s=4.0, requests=3000,
+    slo=Slo(ttft_s=1.0, tpot_s=0.08), layouts=("mixed",), kv=("bf16",),
+)  # fmt: skip
+
+
+@given(FACTORS, st.floats(0.1, 1e3))
+def test_what_is_usual_lies_between_the_least_and_the_most(known, goodput_req_s):
+    falls = Falls(known)
+    least, usual, most = (f(goodput_req_s) for f in (falls.at_least, falls.usually, falls.at_most))
+    factors = [factor for _, factor in known]
+    assert least <= usual <= most
+    assert min(factors) <= usual <= max(factors)
+
+
+@given(FACTORS, st.floats(0.1, 1e3), st.floats(0.2, 5.0))
+def test_what_changed_alike_for_all_changes_so_for_the_next(known, goodput_req_s, factor):
+    falls = Falls((goodput, factor) for goodput, _ in known)
+    assert falls.at_least(goodput_req_s) == falls.usually(goodput_req_s) == falls.at_most(goodput_req_s) == factor
+
+
+def test_without_any_others_nothing_changes():
+    assert Falls([]).usually(3.0) == Falls([]).at_most(3.0) == 1.0
+
+
+def test_only_the_nearest_in_goodput_tell():
+    falls = Falls([(1.0 + i / 100, 0.5) for i in range(9)] + [(100.0 + i, 0.9) for i in range(9)])
+    assert falls.usually(1.0) == 0.5
+    assert falls.usually(200.0) == 0.9
+
+
+def contest(**changes):
+    return Planning(msgspec.structs.replace(ASKED, **changes))
+
+
+def played(begun, *, spoiled=1.0):
+    """The contest as it ends, with the jobs of each round; energy of the shortest runs times `spoiled`."""
+    evaluator, rounds, short = Evaluator(*begun.context), [], begun.contest.rungs[0][0]
+    while jobs := begun.contest.jobs():
+        rounds.append(jobs)
+        for job in jobs:
+            outcome = evaluator(job)
+            asked = outcome.asked
+            if asked is not None and asked.joules_per_output_token and job.requests == short:
+                asked = asked._replace(joules_per_output_token=spoiled * asked.joules_per_output_token)
+            begun.contest.note(job, outcome._replace(asked=asked), None)
+    return rounds
+
+
+def test_each_gets_the_next_longer_runs_and_none_twice():
+    begun = contest()
+    lengths, rounds = [length for length, _ in begun.contest.rungs], played(begun)
+    asked = [(job.place, job.seeds or job.requests) for jobs in rounds for job in jobs]
+    assert len(asked) == len(set(asked))
+    assert all(len({job.place for job in jobs}) == len(jobs) for jobs in rounds)
+    known = {}
+    for jobs in rounds:
+        for job in jobs:
+            before = known.get(job.place)
+            if not job.seeds:
+                assert lengths.index(job.requests) == (0 if before is None else lengths.index(before) + 1)
+                known[job.place] = job.requests
+
+
+def test_chance_that_all_short_runs_share_costs_no_longer_ones():
+    fair, half = contest(objective="energy"), contest(objective="energy")
+    runs = [sum(map(len, played(fair))), sum(map(len, played(half, spoiled=0.5)))]
+    assert runs[1] <= 1.2 * runs[0]
+    best = [each.contest.ranked()[0].deployment.name for each in (fair, half)]
+    assert best[0] == best[1]
+
+
+def test_ranks_by_what_longer_runs_usually_show():
+    begun = contest(objective="energy", gpus=8)
+    played(begun, spoiled=0.5)
+    ranked = [entry for entry in begun.contest.ranked() if entry.meets]
+    assert ranked[0].outcome.seeds
+    short = [entry for entry in ranked if entry.outcome.requests == begun.contest.rungs[0][0]]
+    assert short
+    assert all(entry.changes["energy"] > 1.5 for entry in short)
+    assert min(entry.joules for entry in short) < ranked[0].joules < min(entry.measure("energy") for entry in short)
+
+
+def test_a_reason_says_what_longer_runs_usually_change():
+    found = plan(msgspec.structs.replace(ASKED, objective="energy"), workers=1)
+    said = [each.reason for each in found.ranked if each.meets and not each.confirmed]
+    assert any("by longer runs and further seeds" in each for each in said)
+
+
+def test_a_round_looks_ahead_without_changing_what_is_known():
+    begun = contest()
+    evaluator = Evaluator(*begun.context)
+    while jobs := begun.contest.jobs():
+        known = {length: dict(entries) for length, entries in begun.contest.known.items()}
+        again = Contest.jobs(begun.contest)
+        assert again == jobs
+        assert begun.contest.known == known
+        for job in jobs:
+            begun.contest.note(job, evaluator(job), None)
+    assert math.isfinite(begun.contest.planned)
