@@ -51,6 +51,9 @@ class Remote(Generic[J, R]):
         self.sent: tuple[Any, ...] = ()
         self.pending: dict[int, Any] = {}
 
+    def prepare(self, jobs: int) -> None:
+        """Do nothing: whether the cluster can be reached is said where it is needed."""
+
     def answers(self, jobs: Sequence[J]) -> Iterator[tuple[int, R]]:
         """Yield (position, answer) in order of completion."""
         if self.ray is None:

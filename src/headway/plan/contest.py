@@ -13,13 +13,17 @@ from headway.plan.ranking import EXACT, TOLERANCE, Entry, front, rank, undecided
 from headway.plan.screen import BEHIND, Screened
 from headway.plan.space import Option
 from headway.plan.trial import STEP
+from headway.sim import Deployment
 
 __all__ = ["Contest"]
 
+Family = tuple[object, ...]  # what is alike in it
+
 _RUNGS = ((16, 0), (4, 128), (1, 32))  # a share of the long run's requests, and how many at the top get such runs
+_PIONEERS = 4  # one in so many of a family is simulated before the others, which begin where it says
 _SHORT_MIN = 500  # requests, enough to see a tenth missing
 _ROUND = 6  # jobs at a time where it can be guessed what will be asked next, so that nobody waits for the last of few
-_LEADERS = 3  # so many of those that meet the SLO rest on further seeds, and all of the front
+_LEADERS = 3  # so many of those that meet the SLO rest on further seeds, the first among them, and all of the front
 _HOPELESS = 3  # where none may meet it, so many get long runs
 _CONFIRMED = math.inf  # longer than any run: runs of further seeds
 _SEEDS_MOST = 24  # then those whose interval holds the target are said to be undecided
@@ -32,8 +36,8 @@ _NOISE, _NOISE_REQUESTS = 0.075, 1_000  # a standard deviation of the goodput th
 class Contest:
     """The outcomes so far, and the jobs that follow from them: the same whoever does them in whatever order.
 
-    The class with the fewest requests has a share `least` of them. Where all candidates are proven unable to serve the
-    asked rate, `most_req_s` is what none of them is proven unable to serve.
+    `guess` estimates goodput. The class with the fewest requests has a share `least` of them. Where all candidates are
+    proven unable to serve the asked rate, `most_req_s` is what none of them is proven unable to serve.
     """
 
     def __init__(
@@ -44,9 +48,10 @@ class Contest:
         options: list[Option],
         screened: dict[int, Screened],
         seeds: tuple[int, ...],
+        guess: Callable[[Deployment], float],
         least: float = 1.0,
     ) -> None:
-        self.seeds, self.least = seeds, least
+        self.seeds, self.guess, self.least = seeds, guess, least
         self.question, self.rate_req_s, self.options, self.screened = question, rate_req_s, options, screened
         self.long = requests
         rungs = ((1, len(options)),) if question.exhaustive else _RUNGS
@@ -114,10 +119,33 @@ class Contest:
         return self._unmatched(list(self._as_of(requests, hope=True).values()))
 
     def _first(self) -> list[Job]:
-        """Short runs for all that were not screened out."""
-        new = [i for i in range(len(self.options)) if i not in self.screened and i not in self.outcomes]
+        """Short runs for all that were not screened out: for a few of each family, then for the others.
+
+        A family has the same replicas in other numbers. How far an estimate is off is much the same in it.
+        """
+        families: dict[Family, list[int]] = {}
+        for i, option in enumerate(self.options):
+            if i not in self.screened and i not in self.outcomes:
+                families.setdefault(_family(option.deployment), []).append(i)
+        if not families:
+            return []
+        told = dict[Family, list[int]]()
+        for i in sorted(self.outcomes):
+            told.setdefault(_family(self.options[i].deployment), []).append(i)
+        pioneers = [i for family, members in families.items() if family not in told for i in members[::_PIONEERS]]
         requests = self.rungs[0][0]
-        return [Job(i, self.options[i].deployment, requests, width=self._width(requests)) for i in new]
+        width = self._width(requests)
+        if pioneers:
+            return [Job(i, self.options[i].deployment, requests, width=width) for i in sorted(pioneers)]
+        near = {i: self._told(i, told[family]) for family, members in families.items() for i in members}
+        return [Job(i, self.options[i].deployment, requests, near[i], width=width) for i in sorted(near)]
+
+    def _told(self, place: int, known: list[int]) -> float | None:
+        """The goodput of a candidate by its estimate, that being as far off as for the nearest known of its family."""
+        mine = self.options[place].deployment
+        nearest = min(known, key=lambda i: _distance(self.options[i].deployment, mine))
+        found_req_s = self.outcomes[nearest].goodput.req_s
+        return found_req_s * self.guess(mine) / self.guess(self.options[nearest].deployment) or None
 
     def _recalled(self) -> list[Job]:
         """Short runs for those screened out, the ablest first, while nothing meets the SLO and they may."""
@@ -139,8 +167,9 @@ class Contest:
             known = self._as_of(requests, hope=True)
             likely = [] if self.most_req_s is not None else self._unmatched(list(known.values()))
             names = {entry.deployment.name for entry in [*self._contenders(known, requests, most), *likely]}
+            usual = self._as_of(requests, hope=False)
             jobs = [
-                self._longer(i, outcome)
+                self._longer(usual[i], i)
                 for i, outcome in sorted(self.outcomes.items())
                 if self.options[i].name in names and outcome.requests < requests and not self._final(outcome)
             ]
@@ -148,10 +177,11 @@ class Contest:
                 return jobs
         return []
 
-    def _longer(self, place: int, outcome: Outcome) -> Job:
-        requests = min(length for length, _ in self.rungs if length > outcome.requests)
-        near_req_s, width = outcome.goodput.req_s, self._width(requests)
-        return Job(place, self.options[place].deployment, requests, near_req_s, width=width)
+    def _longer(self, usual: Entry, place: int) -> Job:
+        """The next longer runs, which begin near the goodput that they usually find."""
+        requests = min(length for length, _ in self.rungs if length > usual.outcome.requests)
+        near_req_s, width = -usual.measure("rate"), self._width(requests)
+        return Job(place, usual.deployment, requests, near_req_s, width=width)
 
     def _contenders(self, known: dict[int, Entry], requests: int, most: int) -> list[Entry]:
         """The first of the ranking, were all that may meet the SLO to meet it; no more than have a chance to win.
@@ -198,7 +228,8 @@ class Contest:
         if not self.seeds:
             return []
         usual = [entry for entry in self._as_of(_CONFIRMED, hope=False).values() if entry.meets]
-        matter = [*rank(usual, self.objective)[:_LEADERS], *self._likely(self.long)]
+        enough = sum(bool(entry.outcome.seeds) for entry in usual) >= _LEADERS
+        matter = [*rank(usual, self.objective)[: 1 if enough else _LEADERS], *self._likely(self.long)]
         names = {entry.deployment.name for entry in matter if entry.meets}
         return [
             Job(i, self.options[i].deployment, self.long, self.outcomes[i].goodput.req_s, seeds=self.seeds)
@@ -266,6 +297,15 @@ class Contest:
     def _final(self, outcome: Outcome) -> bool:
         """Whether longer runs would tell nothing new."""
         return outcome.requests >= self.long or outcome.goodput.req_s == 0
+
+
+def _family(deployment: Deployment) -> Family:
+    return deployment.policies.route, *((pool.role, pool.replica) for pool in deployment.pools)
+
+
+def _distance(one: Deployment, other: Deployment) -> float:
+    """Between members of a family, by their numbers of replicas."""
+    return sum(abs(math.log(a.count / b.count)) for a, b in zip(one.pools, other.pools, strict=True))
 
 
 def _meets(outcome: Outcome) -> bool:

@@ -50,6 +50,10 @@ Workforce = int | RayCluster | None  # so many processes here, or a cluster; Non
 class Crew(Protocol[Job, Answer]):
     """Answers jobs, each by itself: the answers are the same whoever does them."""
 
+    def prepare(self, jobs: int) -> None:
+        """Get ready for about so many jobs, if that takes time."""
+        ...
+
     def answers(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Answer]]:
         """Yield (position, answer) in order of completion; what an answer raises is raised here, and ends the crew."""
         ...

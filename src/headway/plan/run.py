@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,6 +28,7 @@ from headway.plan.ranking import Entry, undecided
 from headway.plan.remedy import Remedy, remedy
 from headway.plan.screen import cheapest, screen
 from headway.plan.space import Space, enumerate_space
+from headway.plan.spare import standing
 from headway.plan.trial import STEP, Load
 from headway.plan.wish import Wish, wishes
 from headway.sim import CtrlC, Deployment, Pool
@@ -73,15 +74,17 @@ def plan(
     started_s = time.perf_counter()
     with CtrlC(spare=1) as ctrl_c:
         begun, found = Planning(question, made), None
-        ctrl_c.spare = 0
         crew: Crew[Any, Any] = muster(Looker, begun.context, workers)
+        crew.prepare(len(begun.space.options))
+        contest = begun.contest  # candidates are screened while the crew gets ready
+        ctrl_c.spare = 0
         if not ctrl_c.came:
             found = _evaluate(begun, crew, progress, ctrl_c)
         ctrl_c.hold()
         answer = begun.answer(found, started_s)
     if answer.interrupted:
         return answer
-    told = None if progress is None else partial(_further, begun.contest, progress)
+    told = None if progress is None else partial(_further, contest, progress)
     answer = with_curves(answer, crew, told)
     return msgspec.structs.replace(answer, seconds=time.perf_counter() - started_s)
 
@@ -114,11 +117,21 @@ class Planning:
         if self.low:
             discarded = {**self.space.discarded, "floor": len(self.space.options)}
             self.space = Space([], discarded, self.space.nearest)
-        options = self.space.options
-        screened = {} if question.exhaustive else screen(options, guess, lengths, question, rate_req_s)
-        seeds = _seeds(question, self.source)
-        self.contest = Contest(question, rate_req_s, requests, options, screened, seeds, classes.least)
+        self.question, self.classes, self.lengths, self.requests = question, classes, lengths, requests
         self.context = question, self.source, rate_req_s
+
+    @cached_property
+    def contest(self) -> Contest:
+        """The candidates less those that need no simulation."""
+        question, source, rate_req_s = self.context
+        options = self.space.options
+        screened = {} if question.exhaustive else screen(options, self.guess, self.lengths, question, rate_req_s)
+        seeds = _seeds(question, source)
+        least = self.classes.least
+        return Contest(question, rate_req_s, self.requests, options, screened, seeds, self._guessed, least)
+
+    def _guessed(self, deployment: Deployment) -> float:
+        return self.guess(*standing(deployment, self.question.spare))
 
     def beyond(self) -> Beyond:
         """Look for what would do where no candidate does; KeyboardInterrupt while it simulates."""

@@ -11,7 +11,8 @@ from headway.plan.trial import Trial
 __all__ = ["Bracket", "search"]
 
 _SLOPE = 0.25  # by how much a trial's score usually falls per place of the grid, near the target
-_STRIDE_MAX = 8.0  # at first: it doubles with each step that finds no end
+_STRIDE_MAX = 8.0  # at first; then twice the step before that found no end
+_STRIDE_TOLD = 4.0  # at first where the guess was told, and no less than what may be left open
 _CEILING = 400  # places: 137,000 times the asked rate
 _CLOSE = 8  # places between met and missed that a line through both bridges well
 _FAR = 1.0  # from the target: scores beyond it flatten, as nearly all requests are in time or nearly none
@@ -50,7 +51,8 @@ def search(
     """
     known = {0: trial(0)}
     low, high = (0, None) if known[0].met else (None, 0)
-    at, stride, met, again, k = start, _STRIDE_MAX, known[0].met, 0, 0
+    at, met, again, k = start, known[0].met, 0, 0
+    stride = max(_STRIDE_TOLD, width) if told else _STRIDE_MAX
     if (start > 0) != met:
         at = _beyond(known, 0, 0, target, stride, width)
     while low is None or high is None or high - low > width:
@@ -65,7 +67,7 @@ def search(
         low, high = (k, high) if met else (low, k)
         if low is None or high is None:
             at = _beyond(known, k, before, target, stride, width)
-            stride *= 2
+            stride = 2 * abs(at - k)
         else:
             at = _within(known, low, high, target, k, again, told)
     return Bracket(low, high, _between(known[low], known[high], low, high, target), known[high])

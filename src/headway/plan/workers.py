@@ -100,9 +100,18 @@ class Workers(Generic[J, R]):
         self.ending = False
         self.lock = threading.Lock()  # none is started anew while all are ended
 
+    def prepare(self, jobs: int) -> None:
+        """Start the processes for so many jobs, so that they are there when the jobs are."""
+        count = self._needed(jobs)
+        while 1 < count > len(self.started):
+            self.idle.append(self._start())
+
+    def _needed(self, jobs: int) -> int:
+        return min(self.count, jobs if self.started or not self.few else jobs // _JOBS_PER_WORKER)
+
     def answers(self, jobs: Sequence[J]) -> Iterator[tuple[int, R]]:
         """Yield (position, answer) in order of completion."""
-        count = min(self.count, len(jobs) if self.started or not self.few else len(jobs) // _JOBS_PER_WORKER)
+        count = self._needed(len(jobs))
         if count < 2:
             self.here = self.here or self.make(*self.context)
             yield from ((i, self.here(job)) for i, job in enumerate(jobs))
@@ -110,8 +119,7 @@ class Workers(Generic[J, R]):
         self.ending = False
         threads = ThreadPoolExecutor(count)
         try:
-            while len(self.started) < count:
-                self.idle.append(self._start())
+            self.prepare(len(jobs))
             futures: dict[Future[R], int] = {threads.submit(self._ask, job): i for i, job in enumerate(jobs)}
             for future in as_completed(futures):
                 yield futures[future], future.result()
