@@ -102,9 +102,10 @@ class Contest:
     def _as_of(self, length: float, *, hope: bool) -> dict[int, Entry]:
         """All candidates as runs of one length show them, by place; `_CONFIRMED`: as those of further seeds do.
 
-        What shorter runs found is taken to change from one length to the next as it did for others: few requests
-        overrate a large fleet, which has not filled up when they end, and their prompts and answers are not the mean
-        ones. If `hope`, it becomes as much better as can be expected of the luckiest; else what is usual.
+        What shorter runs found is taken to change from one length to the next as it did for others of its kind, mixed
+        or split: few requests overrate a large fleet, which has not filled up when they end, the one kind more than the
+        other, and their prompts and answers are not the mean ones. If `hope`, it becomes as much better as can be
+        expected of the luckiest; else what is usual.
         """
         found, before = dict[int, Entry](), dict[int, Entry]()
         for told in (self.known[each] for each in sorted(self.known) if each <= length):
@@ -317,17 +318,21 @@ def _length(job: Job) -> float:
     return _CONFIRMED if job.seeds else job.requests
 
 
-def _falls(objective: Objective, before: dict[int, Entry], after: dict[int, Entry]) -> Falls:
-    """By those of whom both are known."""
-    pairs = [(before[i], after[i]) for i in before.keys() & after.keys()]
-    figures = [(one.outcome.goodput.req_s, one.measure(objective), other.measure(objective)) for one, other in pairs]
-    return Falls((goodput, b / a) for goodput, a, b in figures if a and b and math.isfinite(a) and math.isfinite(b))
+def _falls(objective: Objective, before: dict[int, Entry], after: dict[int, Entry]) -> dict[bool, Falls]:
+    """By those of whom both are known, mixed or split."""
+    known: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for i in before.keys() & after.keys():
+        was, became = (each[i].measure(objective) for each in (before, after))
+        if was and became and math.isfinite(was) and math.isfinite(became):
+            known[before[i].deployment.split].append((-before[i].measure("rate"), became / was))
+    return {split: Falls(pairs) for split, pairs in known.items()}
 
 
-def _changed(entry: Entry, falls: dict[Objective, Falls], hope: bool) -> Entry:
+def _changed(entry: Entry, falls: dict[Objective, dict[bool, Falls]], hope: bool) -> Entry:
     """An entry whose figures change; what is wanted large is negative, so that it is to become larger."""
     goodput_req_s, changes = -entry.measure("rate"), {}
-    for name, each in falls.items():
+    for name, of_kind in falls.items():
+        each = of_kind[entry.deployment.split]
         best = each.at_most if name in ("rate", "goodput") else each.at_least
         factor = best(goodput_req_s) if hope else each.usually(goodput_req_s)
         changes[name] = factor * entry.changes.get(name, 1.0)

@@ -12,7 +12,7 @@ from headway.hardware.files import gpu_name, is_file
 from headway.metrics import Slo
 from headway.plan.contest import Contest
 from headway.plan.evaluate import Asked, Outcome
-from headway.plan.question import Question
+from headway.plan.question import Objective, Question
 from headway.plan.ranking import MEASURES, Entry
 from headway.plan.remedy import WIDER_GPUS, Remedy, larger
 from headway.plan.space import left_out, powered_copies
@@ -26,6 +26,9 @@ __all__ = [
 ]  # fmt: skip
 
 NAMES: dict[str, str] = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+_FIGURES: dict[Objective, str] = {
+    "energy": "energy", "carbon": "carbon", "ttft": "TTFT", "tpot": "TPOT", "rate": "goodput",
+}  # fmt: skip
 _UNCHANGED = 0.005  # a change that no figure shows
 _UNITS = {
     "energy": "J per output token", "carbon": "g CO2 per million output tokens", "goodput": "req/s per GPU",
@@ -34,7 +37,11 @@ _UNITS = {
 
 
 def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> str:
-    """Return why a candidate won, or lost to `best`."""
+    """Return why a candidate won, or lost to `best`, and what more runs usually make of that."""
+    return _reason(entry, best, question, rate_req_s) + _usually(entry, question)
+
+
+def _reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> str:
     outcome = entry.outcome
     if not outcome.simulations:
         return f"{_limit(entry)} at best, which its step times prove: no rate meets the SLO, none was simulated"
@@ -56,7 +63,7 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
     if mine == its:
         return f"meets the SLO at {mine} too, but {serves}"
     verb = "gives" if question.objective in ("goodput", "rate") else "takes"
-    return f"meets the SLO, but {verb} {mine}{_longer(entry, question)} against {its}; {serves}"
+    return f"meets the SLO, but {verb} {mine} against {its}; {serves}"
 
 
 def verdict(best: Entry, question: Question, rate_req_s: float | None, first: int) -> str:
@@ -347,13 +354,14 @@ def of_class(slo_class: str) -> str:
     return f" of {slo_class}" if slo_class else ""
 
 
-def _longer(entry: Entry, question: Question) -> str:
-    """By how few runs a candidate is known, where that is why its figure is compared as another."""
-    factor = entry.changes.get(question.known(question.objective), 1.0)
-    if abs(factor - 1) < _UNCHANGED:
+def _usually(entry: Entry, question: Question) -> str:
+    """What more runs usually make of the figures that a candidate is ranked by, where that shows."""
+    ranked_by = "rate", question.known(question.objective)
+    changes = [(entry.changes.get(name, 1.0) - 1, noun) for name, noun in _FIGURES.items() if name in ranked_by]
+    said = [f"{abs(x):.0%} {'more' if x > 0 else 'less'} {noun}" for x, noun in changes if abs(x) >= _UNCHANGED]
+    if not said or entry.outcome.goodput.req_s == 0:
         return ""
-    runs = f"{entry.outcome.requests:,} requests of one seed, and usually {abs(factor - 1):.0%}"
-    return f" by {runs} {'more' if factor > 1 else 'less'} by longer runs and further seeds,"
+    return f"; by {counted(entry.outcome.requests, 'request')} of one seed: more usually show {' and '.join(said)}"
 
 
 def _value(entry: Entry, question: Question) -> str:

@@ -9,6 +9,7 @@ from statistics import median
 __all__ = ["Falls"]
 
 _PEERS = 9  # so many nearest in goodput tell
+_ENOUGH = 3  # fewer cannot tell that a figure may not stay as it is
 _BEYOND = 0.5  # of the way from their median to the last of them: 0 missed one of 54 candidates on fronts, 0.5 none
 
 
@@ -26,6 +27,8 @@ class Falls:
         last = max(0, len(factors) - _PEERS)
         peers = [factors[i : i + _PEERS] or [1.0] for i in range(last + 1)]
         self.usual = [median(each) for each in peers]
+        if len(factors) < _ENOUGH:
+            peers = [[1.0, *each] for each in peers]
         self.most = [_beyond(max(each), middle) for each, middle in zip(peers, self.usual, strict=True)]
         self.least = [_beyond(min(each), middle) for each, middle in zip(peers, self.usual, strict=True)]
 
