@@ -137,3 +137,20 @@ def test_a_round_looks_ahead_without_changing_what_is_known():
         for job in jobs:
             begun.contest.note(job, evaluator(job), None)
     assert math.isfinite(begun.contest.planned)
+
+
+def test_who_short_runs_underrate_may_meet_the_slo_all_the_same(tmp_path):
+    """Of classes few requests are of one, of which a short run may happen to miss: others tell by how much."""
+    path = tmp_path / "two.yaml"
+    path.write_text(
+        "name: two\nclasses:\n  - {name: chat, workload: chat, rate_req_s: 12}\n"
+        "  - {name: batch, workload: summarize, rate_req_s: 2, priority: 1}\n"
+    )
+    asked = Question(
+        model="llama-3.1-8b", gpu="h100-sxm", gpus=2, workload=f"{path}", layouts=("mixed",),
+        weights=("fp8",), kv=("fp8",),
+        slos={"chat": Slo(ttft_s=0.3, tpot_s=0.025), "batch": Slo(e2e_s=20.0, attainment=0.95)},
+    )  # fmt: skip
+    found = plan(asked, workers=1)
+    whole = plan(msgspec.structs.replace(asked, exhaustive=True), workers=1)
+    assert (found.best.name, found.best.usd_per_hour) == (whole.best.name, whole.best.usd_per_hour)

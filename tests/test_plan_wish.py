@@ -329,3 +329,15 @@ def test_a_rate_far_beyond_the_gpus_is_not_searched_at_length_for_all():
     assert found.binding == "rate"
     assert found.long_runs < len(found.ranked) / 2
     assert found.ranked[0].requests == found.requests
+
+
+def test_what_the_question_allows_is_no_wish():
+    """Of 500 requests fewer are longer than the context than of all: alone it seemed to do."""
+    asked = Question(
+        model="opt-13b", gpu="a100-80gb-sxm", gpus=2, rate_req_s=0.5, requests=1000, layouts=("mixed",),
+        slo=Slo(ttft_s=2.0, tpot_s=0.1, attainment=0.857), weights=("bf16",), kv=("bf16",),
+    )  # fmt: skip
+    held = {deployment.name for deployment in singles(asked)}
+    assert held
+    for each in wishes(asked, lambda deployment: True):
+        assert each.deployment.name not in held

@@ -107,13 +107,14 @@ class Contest:
         other, and their prompts and answers are not the mean ones. If `hope`, it becomes as much better as can be
         expected of the luckiest; else what is usual.
         """
-        found, before = dict[int, Entry](), dict[int, Entry]()
+        found, before, told = dict[int, Entry](), dict[int, Entry](), dict[int, Entry]()
         for told in (self.known[each] for each in sorted(self.known) if each <= length):
             if untold := found.keys() - told.keys():
                 falls = {name: _falls(name, before, told) for name in self.simulated}
                 found |= {i: _changed(found[i], falls, hope) for i in untold}
             found, before = found | told, told
-        return {i: entry._replace(meets=self.hopeful[i].meets) for i, entry in found.items()}
+        able = {i for i, entry in found.items() if hope and i not in told and -entry.measure("rate") >= self.rate_req_s}
+        return {i: entry._replace(meets=i in able or self.hopeful[i].meets) for i, entry in found.items()}
 
     def _likely(self, requests: int) -> list[Entry]:
         """The front, were all runs as long and of one seed, and those without such a run lucky."""

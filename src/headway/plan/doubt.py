@@ -60,6 +60,7 @@ def doubt(ranked: list[Entry], objective: Objective, rate_req_s: float) -> Doubt
         entry.deployment.name
         for entry in ranked[1:]
         if entry.meets
+        and not (decisive in ("rate", "goodput") and entry.outcome.goodput.open_ended)  # nobody knows how much it is
         and (objective not in ("cost", "gpus") or _costs(entry, objective) == _costs(best, objective))
         and _near(entry.measure(decisive), best.measure(decisive), _between(entry, best, metric, spread))
     ]

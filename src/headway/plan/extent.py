@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from headway.model import model
 from headway.plan.bounds import Lengths
 from headway.plan.question import Question
@@ -53,7 +55,8 @@ def unservable(question: Question, lengths: Lengths) -> str:
     if 1 - share >= max(targets):
         return f"{words}."
     ask = "shorter ones or a model of a longer context"
-    return f"{words}; ask for {ask}" + (f", or an attainment of {1 - share:.1%} or less." if share < 0.5 else ".")
+    most_asked = math.floor(100 * (1 - share))  # down: at the share itself none of the others may miss
+    return f"{words}; ask for {ask}" + (f", or an attainment of {most_asked}% or less." if share < 0.5 else ".")
 
 
 def stretch(source: Workload, judged: Workload, requests: int) -> str:

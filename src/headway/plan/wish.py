@@ -107,12 +107,14 @@ def _loosened(
     for name in names:
         fields |= ways[name][1]
     spares = range(question.spare - 1, -1, -1) if "spare" in names else [question.spare]
+    allowed = {deployment.name for deployment in _ascending(question, ())}  # as it is: that these do not do is known
     for spare in spares:
         try:
             looser = msgspec.structs.replace(question, **(fields | {"spare": spare}))
         except BadInput:  # what is left contradicts itself: max_watts without the power limit that kept to it
             continue
-        deployment = next(filter(meets, _ascending(looser, names)), None)
+        new = (each for each in _ascending(looser, names) if each.name not in allowed)
+        deployment = next(filter(meets, new), None)
         if deployment is not None:
             return Wish(" and ".join(ways[name][0] for name in names), deployment, names=tuple(names))
     return None
