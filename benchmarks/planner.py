@@ -5,8 +5,9 @@
 
 A 70B model on up to 16 and 64 H100s, and on 16 and 32 of them with as many A100s, for three workloads. CPU and wall
 seconds are of the command with its worker processes; memory is the peak of all of them together (proportional set
-size, looked at five times a second). Regret is by how much the plan's best is dearer than the best of an exhaustive
-search (`--exhaustive`): every candidate that fits, at length, then those in front on further seeds;
+size, looked at five times a second). Five million additions in plain Python before and after tell what the machine
+gave. Regret is by how much the plan's best is dearer than the best of an exhaustive search (`--exhaustive`): every
+candidate that fits, at length, then those in front on further seeds;
 `results/planner.md` is the table of both, with what a candidate costs to look at. Where the best has two kinds of GPU,
 it and every plan of one kind for the same money or less are simulated again, with another seed and twice the requests.
 
@@ -22,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import RESULTS, ROOT, keep, python, show
+from measure import RESULTS, ROOT, keep, machine_s, python, show
 
 from headway.plan import Question
 from headway.plan.space import Option, enumerate_space
@@ -73,14 +74,16 @@ def run(fleet: str, load: str, *more: str) -> dict[str, Any]:
     """Return what one run took and found."""
     asked = f"plan --model llama-3.1-70b --gpu {FLEETS[fleet]} {LOADS[load]} --quiet"
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "plan.json")
+        path, before_s = Path(folder, "plan.json"), machine_s()
         done = python("-m", "headway.cli", *asked.split(), "--json", str(path), *more, tree=True)
-        plan = json.loads(path.read_text())
+        plan, after_s = json.loads(path.read_text()), machine_s()
     best, left = plan["best"], plan["discarded"]
     fitting = plan["enumerated"] - left.get("memory", 0) - left.get("budget", 0)
     found = {
         "wall s": done.wall_s,
         "CPU s": done.cpu_s,
+        "additions s, before": before_s,
+        "additions s, after": after_s,
         "peak MiB, all processes": done.tree_mib,
         "enumerated": plan["enumerated"],
         "fitting": fitting,
