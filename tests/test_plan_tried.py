@@ -226,7 +226,7 @@ def test_engines_are_told_apart_less_surely_than_layouts_of_one():
     asked = Asked(1.0, 1.0, 1.0, 0.1, 0.01, 1.0, 1.0, True)
 
     def entry(name, rate, count=1):
-        outcome = Outcome(Goodput(rate), asked, "tpot", 0.1, 0.2, 100, 1)
+        outcome = Outcome(Goodput(rate, rate, 1.03 * rate), asked, "tpot", 0.1, 0.2, 100, 1)
         return Entry(msgspec.structs.replace(named[name], name=f"{name}{rate}"), outcome, True)
 
     best = entry("vllm", 10.0)
