@@ -59,8 +59,7 @@ class Contest:
         self.objective = question.known(question.objective)
         simulated = {"rate", self.objective, *map(question.known, question.front)} - {*EXACT}
         self.simulated = sorted(simulated)
-        self.outcomes: dict[int, Outcome] = {}
-        self.hopeful: dict[int, Entry] = {}  # by what longer runs and further seeds may find
+        self.hopeful: dict[int, Entry] = {}  # by the last outcome, and what longer runs and further seeds may find
         self.known: dict[float, dict[int, Entry]] = {requests: {} for requests, _ in self.rungs}  # on one seed
         self.known[_CONFIRMED] = {}
         self.planned = self.done = 0
@@ -78,9 +77,9 @@ class Contest:
     def _and_next(self, jobs: list[Job]) -> list[Job]:
         """These and, where they are few, those that will be asked for if these find what is usual."""
         jobs, guessed, ahead = list(jobs), 0, copy.copy(self)
-        ahead.outcomes, ahead.hopeful = dict(self.outcomes), dict(self.hopeful)
+        ahead.hopeful = dict(self.hopeful)
         ahead.known = {length: dict(entries) for length, entries in self.known.items()}
-        while guessed < len(jobs) < _ROUND and all(job.place in self.outcomes for job in jobs):
+        while guessed < len(jobs) < _ROUND and all(job.place in self.hopeful for job in jobs):
             usual = {length: self._as_of(length, hope=False) for length in {_length(job) for job in jobs[guessed:]}}
             for job in jobs[guessed:]:
                 entry = usual[_length(job)][job.place]
@@ -116,10 +115,6 @@ class Contest:
         able = {i for i, entry in found.items() if hope and i not in told and -entry.measure("rate") >= self.rate_req_s}
         return {i: entry._replace(meets=i in able or self.hopeful[i].meets) for i, entry in found.items()}
 
-    def _likely(self, requests: int) -> list[Entry]:
-        """The front, were all runs as long and of one seed, and those without such a run lucky."""
-        return self._unmatched(list(self._as_of(requests, hope=True).values()))
-
     def _first(self) -> list[Job]:
         """Short runs for all that were not screened out: for a few of each family, then for the others.
 
@@ -127,12 +122,12 @@ class Contest:
         """
         families: dict[Family, list[int]] = {}
         for i, option in enumerate(self.options):
-            if i not in self.screened and i not in self.outcomes:
+            if i not in self.screened and i not in self.hopeful:
                 families.setdefault(_family(option.deployment), []).append(i)
         if not families:
             return []
         told = dict[Family, list[int]]()
-        for i in sorted(self.outcomes):
+        for i in sorted(self.hopeful):
             told.setdefault(_family(self.options[i].deployment), []).append(i)
         pioneers = [i for family, members in families.items() if family not in told for i in members[::_PIONEERS]]
         requests = self.rungs[0][0]
@@ -146,7 +141,7 @@ class Contest:
         """The goodput of a candidate by its estimate, that being as far off as for the nearest known of its family."""
         mine = self.options[place].deployment
         nearest = min(known, key=lambda i: _distance(self.options[i].deployment, mine))
-        found_req_s = self.outcomes[nearest].goodput.req_s
+        found_req_s = self.hopeful[nearest].outcome.goodput.req_s
         return found_req_s * self.guess(mine) / self.guess(self.options[nearest].deployment) or None
 
     def _recalled(self) -> list[Job]:
@@ -167,16 +162,16 @@ class Contest:
         """Longer runs for those in front that have none, the longest for the fewest: each the next longer ones."""
         for requests, most in self.rungs[1:]:
             known = self._as_of(requests, hope=True)
-            likely = [] if self.most_req_s is not None else self._unmatched(list(known.values()))
+            likely = [] if self.most_req_s is not None else self._unmatched([*known.values()])
             names = {entry.deployment.name for entry in [*self._contenders(known, requests, most), *likely]}
-            usual = self._as_of(requests, hope=False)
-            jobs = [
-                self._longer(usual[i], i)
-                for i, outcome in sorted(self.outcomes.items())
-                if self.options[i].name in names and outcome.requests < requests and not self._final(outcome)
+            short = [
+                i
+                for i, (deployment, outcome, *_) in sorted(self.hopeful.items())
+                if deployment.name in names and outcome.requests < requests and not self._final(outcome)
             ]
-            if jobs:
-                return jobs
+            if short:
+                usual = self._as_of(requests, hope=False)
+                return [self._longer(usual[i], i) for i in short]
         return []
 
     def _longer(self, usual: Entry, place: int) -> Job:
@@ -193,15 +188,12 @@ class Contest:
         first = rank(list(known.values()), self.objective)
         if not first or not first[0].meets:
             return first[:_HOPELESS]
-        leaders, told = first[:_LEADERS], {entry.deployment.name for entry in self.known[requests].values()}
-        exact = self.objective in EXACT
-        if not exact and any(entry.deployment.name not in told for entry in leaders):
+        leaders, exact = first[:_LEADERS], self.objective in EXACT
+        told = known if exact else {i: known[i] for i in self.known[requests]}
+        names = {entry.deployment.name for entry in told.values()}
+        if any(entry.deployment.name not in names for entry in leaders):
             return leaders
-        sure = [
-            entry.measure(self.objective)
-            for i, entry in known.items()
-            if (exact or i in self.known[requests]) and self._surely(self.hopeful[i])
-        ]
+        sure = [entry.measure(self.objective) for i, entry in told.items() if self._surely(self.hopeful[i])]
         least = min(sure, default=math.inf)
         least += 0.0 if exact or not sure else TOLERANCE * abs(least)
         able = sum(each.meets and each.measure(self.objective) <= least for each in first)
@@ -231,22 +223,24 @@ class Contest:
             return []
         usual = [entry for entry in self._as_of(_CONFIRMED, hope=False).values() if entry.meets]
         enough = sum(bool(entry.outcome.seeds) for entry in usual) >= _LEADERS
-        matter = [*rank(usual, self.objective)[: 1 if enough else _LEADERS], *self._likely(self.long)]
+        likely = self._unmatched([*self._as_of(self.long, hope=True).values()])
+        matter = [*rank(usual, self.objective)[: 1 if enough else _LEADERS], *likely]
         names = {entry.deployment.name for entry in matter if entry.meets}
         return [
-            Job(i, self.options[i].deployment, self.long, self.outcomes[i].goodput.req_s, seeds=self.seeds)
-            for i in sorted(self.outcomes)
-            if self.options[i].name in names and not self.outcomes[i].seeds
+            Job(i, entry.deployment, self.long, entry.outcome.goodput.req_s, seeds=self.seeds)
+            for i, entry in sorted(self.hopeful.items())
+            if entry.deployment.name in names and not entry.outcome.seeds
         ]
 
     def _settled(self) -> list[Job]:
         """Twice as many seeds for those that would win and whose interval still holds the target."""
         entries = undecided(self.ranked(), self.objective, self.question.slo.attainment)
         more = {e.deployment.name: 2 * len(e.outcome.seeds) for e in entries if 2 * len(e.outcome.seeds) <= _SEEDS_MOST}
+        known = ((i, *entry[:2]) for i, entry in sorted(self.hopeful.items()))
         return [
-            Job(i, option.deployment, self.long, self.outcomes[i].goodput.req_s, seeds=self._seeds(more[option.name]))
-            for i, option in enumerate(self.options)
-            if option.name in more
+            Job(i, deployment, self.long, outcome.goodput.req_s, seeds=self._seeds(more[deployment.name]))
+            for i, deployment, outcome in known
+            if deployment.name in more
         ]
 
     def _seeds(self, count: int) -> tuple[int, ...]:
@@ -264,7 +258,7 @@ class Contest:
         names = [entry.deployment.name for entry in ranked if not entry.outcome.simulations][:_NEAREST]
         return [
             Job(i, self.options[i].deployment, self.rungs[0][0], alone=True)
-            for i in sorted(self.outcomes)
+            for i in sorted(self.hopeful)
             if self.options[i].name in names
         ]
 
@@ -276,7 +270,7 @@ class Contest:
             progress(self.done, self.planned)
 
     def _take(self, place: int, entry: Entry) -> None:
-        self.outcomes[place], self.hopeful[place] = entry.outcome, entry
+        self.hopeful[place] = entry
         self.known[_CONFIRMED if entry.outcome.seeds else entry.outcome.requests][place] = entry
 
     def ranked(self) -> list[Entry]:

@@ -198,10 +198,10 @@ def too_much(entry: Entry, contest: Contest, more: Remedy) -> str:
     proof, of, others = "", "", ""
     if most_req_s is not None:
         proof = f" step times prove that none serves more than {format_rate(most_req_s)};"
-        of = f" of the {len(contest.outcomes)} ablest by estimate that were simulated"
+        of = f" of the {len(contest.hopeful)} ablest by estimate that were simulated"
     if most_req_s is not None and more.attainment is not None and not more.cheapest:
         others = (
-            f" These are copies of what has the most goodput per GPU among the {len(contest.outcomes)} simulated; a "
+            f" These are copies of what has the most goodput per GPU among the {len(contest.hopeful)} simulated; a "
             "plan with more GPUs to choose from may find fewer."
         )
     return (

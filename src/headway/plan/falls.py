@@ -10,14 +10,14 @@ __all__ = ["Falls"]
 
 _PEERS = 9  # so many nearest in goodput tell
 _ENOUGH = 3  # fewer cannot tell that a figure may not stay as it is
-_BEYOND = 0.5  # of the way from their median to the last of them: 0 missed one of 54 candidates on fronts, 0.5 none
+_BEYOND = 0.5  # of the way from their median to the last of them: with less, members of fronts were missed
 
 
 class Falls:
     """By what a figure was multiplied for candidates of known goodput: (requests/s, factor); 1 where there are none.
 
-    Runs of a length have the same requests, so that much of what is chance in them is the same for all: candidates of
-    about the same goodput differ by a third of what chance alone would have.
+    Runs of a length have the same requests, so that much of what is chance in them is the same for all: factors of
+    candidates of about the same goodput differ by less than their goodputs are unsure.
     """
 
     def __init__(self, known: Iterable[tuple[float, float]]) -> None:

@@ -78,7 +78,9 @@ def plan(
         crew.prepare(len(begun.space.options))
         contest = begun.contest  # candidates are screened while the crew gets ready
         ctrl_c.spare = 0
-        if not ctrl_c.came:
+        if ctrl_c.came:
+            crew.close()
+        else:
             found = _evaluate(begun, crew, progress, ctrl_c)
         ctrl_c.hold()
         answer = begun.answer(found, started_s)
@@ -117,7 +119,7 @@ class Planning:
         if self.low:
             discarded = {**self.space.discarded, "floor": len(self.space.options)}
             self.space = Space([], discarded, self.space.nearest)
-        self.question, self.classes, self.lengths, self.requests = question, classes, lengths, requests
+        self.classes, self.lengths, self.requests = classes, lengths, requests
         self.context = question, self.source, rate_req_s
 
     @cached_property
@@ -126,12 +128,12 @@ class Planning:
         question, source, rate_req_s = self.context
         options = self.space.options
         screened = {} if question.exhaustive else screen(options, self.guess, self.lengths, question, rate_req_s)
-        seeds = _seeds(question, source)
-        least = self.classes.least
-        return Contest(question, rate_req_s, self.requests, options, screened, seeds, self._guessed, least)
+        seeds, least = _seeds(question, source), self.classes.least
 
-    def _guessed(self, deployment: Deployment) -> float:
-        return self.guess(*standing(deployment, self.question.spare))
+        def guessed(deployment: Deployment) -> float:
+            return self.guess(*standing(deployment, question.spare))
+
+        return Contest(question, rate_req_s, self.requests, options, screened, seeds, guessed, least)
 
     def beyond(self) -> Beyond:
         """Look for what would do where no candidate does; KeyboardInterrupt while it simulates."""
@@ -141,11 +143,11 @@ class Planning:
         """Return the plan by what is known, with what was `found` beyond the candidates; None: it was interrupted."""
         contest, source = self.contest, self.source
         words = ""
-        if contest.outcomes:
+        if contest.hopeful:
             words = extent(contest.question, self.whole, source, contest.long, contest.rate_req_s)
         part = _Part(" ".join(filter(None, (self.unservable, words))), source.spec.first, self.alone)
         answer = _answer(contest, self.space, found or Beyond(self.low), part, found is None, started_s)
-        if found is not None or contest.outcomes or self.low or not contest.options:
+        if found is not None or contest.hopeful or self.low or not contest.options:
             return answer
         left = [option for i, option in enumerate(contest.options) if i not in contest.screened]
         likely = cheapest(left, self.guess, contest.question, contest.rate_req_s)

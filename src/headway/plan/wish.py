@@ -16,7 +16,7 @@ from headway.errors import BadInput
 from headway.hardware import gpu, gpu_keys
 from headway.plan.question import Question
 from headway.plan.space import singles
-from headway.sim import Deployment, Pool
+from headway.sim import Deployment
 
 __all__ = ["Wish", "wishes"]
 
@@ -49,12 +49,12 @@ def wishes(question: Question, meets: Meets) -> list[Wish]:
 
     Args:
         question: which nothing answers.
-        meets: whether a deployment does; asked once for each.
+        meets: whether a deployment does; asked once for each that the question does not allow as it is.
 
     Raises:
         KeyboardInterrupt: while `meets` simulated.
     """
-    tried: dict[tuple[Pool, ...], bool] = {}
+    tried = {each.pools: False for each in _ascending(question, ())}  # nothing answers it, so these do not do
 
     def known(deployment: Deployment) -> bool:
         if deployment.pools not in tried:
@@ -107,14 +107,12 @@ def _loosened(
     for name in names:
         fields |= ways[name][1]
     spares = range(question.spare - 1, -1, -1) if "spare" in names else [question.spare]
-    allowed = {deployment.name for deployment in _ascending(question, ())}  # as it is: that these do not do is known
     for spare in spares:
         try:
             looser = msgspec.structs.replace(question, **(fields | {"spare": spare}))
         except BadInput:  # what is left contradicts itself: max_watts without the power limit that kept to it
             continue
-        new = (each for each in _ascending(looser, names) if each.name not in allowed)
-        deployment = next(filter(meets, new), None)
+        deployment = next(filter(meets, _ascending(looser, names)), None)
         if deployment is not None:
             return Wish(" and ".join(ways[name][0] for name in names), deployment, names=tuple(names))
     return None

@@ -103,7 +103,7 @@ class Workers(Generic[J, R]):
     def prepare(self, jobs: int) -> None:
         """Start the processes for so many jobs, so that they are there when the jobs are."""
         count = self._needed(jobs)
-        while 1 < count > len(self.started):
+        while count > max(1, len(self.started)):
             self.idle.append(self._start())
 
     def _needed(self, jobs: int) -> int:
