@@ -84,7 +84,7 @@ clean:
 	@test -x $(BIN)/python || '$(PYTHON)' -m venv .venv || \
 		{ echo 'creating .venv failed: $(PYTHON) needs its venv module (Debian, Ubuntu: apt install python3-venv)' >&2; exit 2; }
 	rm -rf build
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' 'cython>=3.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' 'cython>=3.2'
 	@touch $@
 
 # Bytecode of what is never imported is not made: that took a third of the time of installing what others wrote.

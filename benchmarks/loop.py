@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -43,6 +44,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "loop.json"
 TOLERANCE = 0.15  # of a figure, median over loads
 SEEDS = 8  # of simulations that say whether one run would show two policies to differ
 DISTURBED = 0.10  # of what the engines ran: so long they may have waited for others on their core
+CHANGED = 0.15  # between calibration and a run: so much may the pace of that core have changed, by whoever shares it
 STARTED_S, STOPPED_S = 60.0, 20.0
 LENGTHS = ("uniform:32:256", "uniform:8:40")
 SESSIONS_SHARE = 0.3  # of the capacity for the other workload, whose prompts are a third as long
@@ -74,24 +76,28 @@ FULL = Size(
     check=True, tries=2,
 )  # fmt: skip
 QUICK = Size(
-    users=(1, 6, 18), lengths=((32, 24), (200, 16), (400, 8), (64, 8)), loads=(0.3, 0.6, 0.8), load_s=5.0,
+    users=(1, 6, 18), lengths=((32, 24), (200, 16), (400, 8)), loads=(0.3, 0.6, 0.8), load_s=5.0,
     policies=("round-robin", "prefix-affinity"), policy_s=14.0, check=False, tries=1,
 )  # fmt: skip
 
 
 class Measured(NamedTuple):
-    """A run of bench, the same in the simulator, and what engines waited for their core over what they ran on it."""
+    """A run of bench, the same in the simulator, and what engines waited for their core over what they ran on it.
+
+    `slower`: by how much the core was slower than while it was calibrated on.
+    """
 
     name: str
     simulated: Result
     measured: Result
     disturbed: float
+    slower: float
     seeds_ttft_s: tuple[float, ...] = ()  # simulated mean TTFT by seed, where policies are compared
 
     @property
     def reliable(self) -> bool:
-        """Whether the engines had their core, and bench trusts its own figures."""
-        return self.disturbed <= DISTURBED and not _warnings(self.measured)
+        """Whether the engines had their core at the pace calibrated on, and bench trusts its own figures."""
+        return self.disturbed <= DISTURBED and abs(self.slower) <= CHANGED and not _warnings(self.measured)
 
 
 class Pair(NamedTuple):
@@ -138,6 +144,25 @@ class Found(NamedTuple):
         )
 
 
+class Pace:
+    """How long the same work takes on a core, looked at five times a second while there is anything to measure.
+
+    Whoever shares the silicon with a virtual core slows it, by half and more, and no counter of this machine says so.
+    """
+
+    def __init__(self, core: int) -> None:
+        self.seen_s: list[float] = []
+        threading.Thread(target=self._look, args=(core,), daemon=True).start()
+
+    def _look(self, core: int) -> None:
+        os.sched_setaffinity(0, {core})  # of this thread alone
+        while True:
+            began_s = time.thread_time()
+            sum(range(20_000))  # a third of a millisecond
+            self.seen_s.append(time.thread_time() - began_s)
+            time.sleep(0.2)
+
+
 class Loop:
     """The files, addresses and processes of one run of the loop, and the verbs on them."""
 
@@ -147,6 +172,8 @@ class Loop:
         self.core = max(os.sched_getaffinity(0))  # that of the engines
         self.url = f"http://127.0.0.1:{self.ports[3]}"
         self.engines: list[int] = []  # the threads that compute
+        self.pace = Pace(self.core)
+        self.calibrated_s: list[float] = []  # the pace of the core in each run that is calibrated on
 
     def deployment(self, route: str) -> Path:
         """Write the example's deployment with this policy, and with paths and ports that hold here."""
@@ -188,21 +215,22 @@ class Loop:
             _wait_for(f"{self.url}/v1/models")
             yield file
 
-    def bench(self, file: Path, name: str, load: Sequence[str], tries: int = 1) -> tuple[Result, float]:
-        """Measure a load, up to so many times while it is disturbed; the run that was disturbed least."""
+    def bench(self, file: Path, name: str, load: Sequence[str], tries: int = 1) -> tuple[Result, float, float]:
+        """Measure a load, up to so many times while it is disturbed; the run that was disturbed least, and the pace."""
         tried = []
         for _ in range(tries):
-            before = _on_core(self.engines)
+            before, began = _on_core(self.engines), len(self.pace.seen_s)
             out = self.folder / f"{name}.measured.json"
             result = _run("bench", self.url, *load, "--deployment", str(file), out=out)
             ran, waited = (after - first for after, first in zip(_on_core(self.engines), before, strict=True))
             unsure = bool(_warnings(result))
-            tried.append((unsure, waited / max(ran, 1e-9), result, out.read_bytes()))
+            pace_s = statistics.median(self.pace.seen_s[began:])
+            tried.append((unsure, waited / max(ran, 1e-9), result, pace_s, out.read_bytes()))
             if not unsure and tried[-1][1] <= DISTURBED:
                 break
-        _, disturbed, result, text = min(tried, key=lambda one: one[:2])
+        _, disturbed, result, pace_s, text = min(tried, key=lambda one: one[:2])
         out.write_bytes(text)
-        return result, disturbed
+        return result, disturbed, pace_s
 
     def simulate(self, file: Path, name: str, load: Sequence[str]) -> Result:
         """Simulate a load with the step times calibrated here."""
@@ -213,8 +241,9 @@ class Loop:
         """Measure a load and simulate it."""
         _tell(f"{name}: {' '.join(load)}")
         check = [] if self.size.check else ["--no-check"]
-        measured, disturbed = self.bench(file, name, [*load, *check], self.size.tries)
-        return Measured(name, self.simulate(file, name, load), measured, disturbed)
+        measured, disturbed, pace_s = self.bench(file, name, [*load, *check], self.size.tries)
+        slower = pace_s / statistics.median(self.calibrated_s) - 1.0
+        return Measured(name, self.simulate(file, name, load), measured, disturbed, slower)
 
     def by_seed(self, file: Path, name: str, load: Sequence[str]) -> tuple[float, ...]:
         """Simulated mean TTFT under several seeds, of arrivals, lengths and the policy's own draws."""
@@ -228,7 +257,8 @@ class Loop:
             name = f"calibration-{users}-{prompt}-{output}"
             load = ["--input", str(prompt), "--output", str(output), "--arrival", f"closed:{users}"]
             _tell(f"{name}: {users} users, {prompt} tokens in, {output} out")
-            self.bench(file, name, [*load, "--requests", str(12 + 3 * users), "--seed", str(seed), "--no-check"])
+            requests = ["--requests", str(12 + 3 * users), "--seed", str(seed), "--no-check"]
+            self.calibrated_s.append(self.bench(file, name, [*load, *requests])[2])
             files.append(str(self.folder / f"{name}.measured.json"))
         subprocess.run([*HEADWAY, "calibrate", *files, "--out", str(self.folder / "calibration.yaml")], check=True)
 
@@ -357,9 +387,8 @@ def _tell(text: str) -> None:
 
 def table(found: Found) -> str:
     """Return what was found as text: loads, policies, pairs."""
-    lines = [
-        f"{'load':<10}{'disturbed':>10}  " + "".join(f"{name + ' sim':>14}{'live':>10}{'':>8}" for name in FIGURES)
-    ]
+    names = "".join(f"{name + ' sim':>14}{'live':>10}{'':>8}" for name in FIGURES)
+    lines = [f"{'load':<10}{'disturbed':>10}{'slower':>8}  {names}"]
     for run in [*found.loads, *found.policies]:
         cells = []
         for name, of in FIGURES.items():
@@ -368,7 +397,7 @@ def table(found: Found) -> str:
             cells.append(
                 f"{scale * ours:>11.1f}{unit:<3}{scale * live:>7.1f}{unit:<3}{100 * (ours / live - 1):>+6.0f} %"
             )
-        lines.append(f"{run.name[:16]:<10}{100 * run.disturbed:>8.0f} %  " + "".join(cells))
+        lines.append(f"{run.name[:16]:<10}{100 * run.disturbed:>8.0f} %{100 * run.slower:>+6.0f} %  " + "".join(cells))
     for name, error in found.errors().items():
         lines.append(f"{name}: median error over loads {100 * error:.1f} %, {_verdict(error <= TOLERANCE)}")
     for pair in found.pairs:
@@ -387,7 +416,7 @@ def written(found: Found) -> dict[str, Any]:
 
     def run(one: Measured) -> dict[str, Any]:
         figures = {name: {"simulated": of(one.simulated), "measured": of(one.measured)} for name, of in FIGURES.items()}
-        return {"name": one.name, "disturbed": one.disturbed, **figures}
+        return {"name": one.name, "disturbed": one.disturbed, "slower": one.slower, **figures}
 
     pairs = [pair._asdict() | {"differs": pair.differs, "agrees": pair.agrees} for pair in found.pairs]
     return {

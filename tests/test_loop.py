@@ -52,5 +52,5 @@ def test_what_is_calibrated_on_an_engine_predicts_it_and_ranks_policies(tmp_path
         if good:
             return
         if busy:
-            pytest.skip(f"the machine was busy during {', '.join(busy)}:\n{said}")
+            pytest.skip(f"the machine was busy or at another pace during {', '.join(busy)}:\n{said}")
     raise AssertionError(said)

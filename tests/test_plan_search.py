@@ -30,7 +30,7 @@ from headway.plan.trial import Load, Trial, ask, pooled, probit, try_rate
 from headway.plan.workers import Workers
 from headway.sim import Deployment, Pool, simulate
 from headway.sim.run import compiled
-from headway.workload import workload
+from headway.workload import WorkloadSpec, parse_length, workload
 
 SLO = Slo(ttft_s=0.5, tpot_s=0.03)
 QUESTION = Question(model="llama-3.1-8b", gpu="h100-sxm", gpus=4, rate_req_s=10, slo=SLO)
@@ -135,6 +135,27 @@ def test_what_a_bound_gives_up_misses_the_slo_at_any_rate(slo):
                 found = try_rate(plan, tables(plan), load, slo, k)
                 assert found.attainment < slo.attainment if slo.itl_s is None else found.itl_s > slo.itl_s
     assert given_up
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(
+    ("replica", "prompt"),
+    [
+        ({"gpu": "l4"}, "uniform:1000:40000"),  # KV pages
+        ({"model": "gemma-3-12b", "gpu": "l4", "weights": "fp8"}, "uniform:20000:160000"),  # and of windows
+        ({"model": "opt-13b", "gpu": "a100-80gb-sxm"}, "uniform:1000:3000"),  # the context
+    ],
+)
+def test_whose_kv_fits_is_who_is_served_when_requests_hardly_meet(split, replica, prompt):
+    plan, outputs = deployment(split, **replica), parse_length("uniform:1:8")
+    made = workload(WorkloadSpec(name="long", prompt=parse_length(prompt), output=outputs), rate=1e-3, requests=400)
+    result = simulate(plan, made, warmup=0.0)
+    prompts, answers = (result.records[name].astype(np.int64) for name in ("prompt_tokens", "output_tokens"))
+    hope = reach(plan, tables(plan), Lengths(prompts, answers, False), Slo(ttft_s=1e3))
+    assert 0.2 < hope.fits == hope.attainment == result.requests.finished / 400 < 0.8
+    slo = Slo(ttft_s=1e3, attainment=0.9)
+    outcome = Evaluator(msgspec.structs.replace(QUESTION, slo=slo), made, 1e-3)(Job(0, plan, 400))
+    assert (outcome.binding, outcome.simulations) == ("memory", 0)
 
 
 @pytest.mark.parametrize(("name", "over"), [("chat", 1.6), ("code", 2.4)])  # code's bursts: prompts bunch beside tokens

@@ -8,7 +8,7 @@ from headway.cost.engines import standing_for
 from headway.metrics import Slo
 from headway.plan import Question, plan
 from headway.plan.space import enumerate_space, left_out
-from headway.workload import WorkloadSpec, parse_length
+from headway.workload import RequestClass, WorkloadSpec, parse_length
 
 QUESTION = Question(
     model="llama-3.1-8b", gpu={"a100-80gb-sxm": 1, "h100-sxm": 1}, rate_req_s=5, slo=Slo(ttft_s=0.5, tpot_s=0.05),
@@ -34,6 +34,29 @@ def test_requests_longer_than_the_context_are_counted(attainment, words):
     made = WorkloadSpec(name="long", prompt=parse_length("exp:1200"), output=parse_length("1"))
     found = plan(changed(**asked, workload=made, slo=Slo(ttft_s=9.0, attainment=attainment)), workers=1)
     assert words in found.message
+    assert found.feasible == bool(found.evaluated) == (attainment == 0.5)
+    if not found.feasible:
+        assert (found.binding, found.discarded) == ("memory", {"context": found.enumerated})
+        assert found.message.startswith("No plan of opt-13b meets the SLO, so nothing was searched. 1")
+        assert "would do" not in found.message
+
+
+def test_of_several_classes_the_one_is_named_whose_requests_exceed_the_context():
+    classes = tuple(
+        RequestClass(
+            name=name,
+            rate_req_s=5.0,
+            workload=WorkloadSpec(name=name, prompt=parse_length(prompt), output=parse_length("1")),
+        )
+        for name, prompt in (("short", "100"), ("long", "exp:1200"))
+    )
+    made = WorkloadSpec(name="two", classes=classes)
+    asked = {"model": "opt-13b", "gpu": "h100-sxm", "gpus": 1, "weights": ("bf16",), "kv": ("bf16",)}
+    slos = {"short": Slo(ttft_s=9.0, attainment=0.99), "long": Slo(ttft_s=9.0, attainment=0.87)}
+    found = plan(changed(**asked, workload=made, rate_req_s=None, slo=Slo(), slos=slos), workers=1)
+    assert "of requests of long are longer" in found.message and not found.evaluated
+    slos["long"] = msgspec.structs.replace(slos["long"], attainment=0.7)
+    assert plan(changed(**asked, workload=made, rate_req_s=None, slo=Slo(), slos=slos), workers=1).feasible
 
 
 def test_a_gpu_without_the_precisions_asked_for_is_named():

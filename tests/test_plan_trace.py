@@ -69,7 +69,10 @@ def test_one_request_is_said_to_be_served_alone_and_never_at_a_rate(tmp_path):
     assert "With 1 replica of every pool down (1 l4 left), served alone, its one request meets" in spare.message
     (tmp_path / "plan.json").write_text(found.to_json())
     done = run("whatif", tmp_path / "plan.json", "--replicas", "+1")
-    assert done.exit_code == 0 and "as planned: 1 request served alone," in done.stderr
+    assert done.exit_code == 0 and "as planned: 1 request served alone," in done.stderr and "down" not in done.stderr
+    (tmp_path / "spare.json").write_text(spare.to_json())
+    done = run("whatif", tmp_path / "spare.json", "--replicas", "+1")
+    assert "every replica up, though it was judged with 1 of every pool down" in " ".join(done.stderr.split())
 
 
 def test_requests_all_at_once_have_no_rate_and_the_refusal_says_what_to_do(tmp_path):

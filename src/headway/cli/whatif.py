@@ -195,7 +195,8 @@ def _planned(file: str, asked: o.Options, terminal: Terminal) -> tuple[Case, Que
         fewest = f" (some {share * made.requests:,.0f} of {name}, the rarest class)"
     come = counted(made.requests, "request")
     come = f"{come} served alone" if rate is None else f"{format_rate(rate)}, {come}"
-    terminal.keep(f"as planned: {come}{fewest}, the limits of {file}")
+    up = f"; every replica up, though it was judged with {question.spare} of every pool down" if question.spare else ""
+    terminal.keep(f"as planned: {come}{fewest}, the limits of {file}{up}")
     names = [each.name for each in made.spec.classes]
     slos = {place: question.slo_of(name) for place, name in enumerate(names)}
     apart = bool(question.slos) or not isinstance(found, Plan)

@@ -111,6 +111,15 @@ class StepTable(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             f"{self.max_seqs} sequences a step, {self.kv_blocks} KV pages of {self.block_tokens} tokens)"
         )
 
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens, prompt and output together, of the longest request that the replica could ever serve."""
+        blocks = self.kv_blocks
+        if self.window > 0:
+            inside = (self.window + self.block_tokens - 2) // self.block_tokens
+            blocks = max(blocks // (1 + self.window_group), blocks - self.window_group * inside)
+        return min(self.max_context, blocks * self.block_tokens)
+
     def step_seconds(self, n_decode: int, ctx: int, ctx_window: int, chunks: Sequence[Chunk] = ()) -> float:
         """Return the seconds one stage needs for one step.
 

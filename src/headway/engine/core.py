@@ -61,7 +61,7 @@ class Engine(ReplicaState):
         self.queue = WaitingQueue(order)
         self.inbox, self.incoming = Line(), Line()
         self.kv = KvPages(law, unit_tokens if settings.prefix_cache else 0)
-        self.longest = min(law.max_context, self.kv.longest())
+        self.longest = law.longest
         self.lanes = [Lane(law.block_tokens, law.window, law.window_group) for _ in range(law.stages)]
         self.gaps = gaps
         self.partial: Any = None

@@ -18,7 +18,6 @@ cdef class KvPages:
     cdef PrefixCache cache
     cdef Py_ssize_t hit(self, Sequence seq) except -1
     cdef long long pages(self, long long tokens) noexcept
-    cdef long long longest(self) noexcept
     cdef Py_ssize_t price(self, Sequence seq, long long tokens) except? -1
     cdef Py_ssize_t entry_price(self, Sequence seq, long long hit) except? -1
     cdef int allocate(self, Sequence seq, long long tokens) except -1

@@ -43,14 +43,6 @@ class KvPages:
             return blocks
         return blocks + self.window_group * min(blocks, (self.window + self.block_tokens - 2) // self.block_tokens)
 
-    def longest(self) -> cython.longlong:
-        """Tokens of the longest sequence that all pages together can hold."""
-        blocks: cython.longlong = self.total
-        if self.window > 0:
-            inside: cython.longlong = (self.window + self.block_tokens - 2) // self.block_tokens
-            blocks = max(self.total // (1 + self.window_group), self.total - self.window_group * inside)
-        return blocks * self.block_tokens
-
     def price(self, seq: Sequence, tokens: cython.longlong) -> cython.Py_ssize_t:
         """Free pages it takes to let the sequence hold `tokens` tokens instead of the `computed` it holds."""
         need: cython.longlong = self.pages(tokens) - self.pages(seq.computed)

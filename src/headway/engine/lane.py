@@ -14,11 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 import cython
-import numpy as np
 from cython.cimports.libc.math import nextafter, sqrt
 
 from headway.engine.gaps import Gaps
-from headway.engine.law import StepLaw, buffer, window_area
+from headway.engine.law import StepLaw, window_area, zeros
 from headway.engine.sequence import Line, Sequence, StepHeap
 
 FOREVER = cython.declare(cython.double, float("inf"))
@@ -41,8 +40,7 @@ class Lane:
         self.block_tokens = block_tokens
         self.window = window
         self.window_group = window_group
-        self.due = buffer(np.zeros(block_tokens, dtype=np.int64))
-        self.due_window = buffer(np.zeros(block_tokens, dtype=np.int64))
+        self.due, self.due_window = zeros(block_tokens), zeros(block_tokens)
         self.finish = StepHeap()
         self.cross = StepHeap()
         self.fresh: list[Sequence] = []

@@ -20,6 +20,7 @@ cdef class StepLaw:
     cdef readonly long long window
     cdef readonly long long window_group
     cdef readonly long long max_context
+    cdef readonly long long longest
     cdef readonly bint prefill_alone
     cdef readonly long long poll_steps
     cdef readonly bint ahead
@@ -31,6 +32,7 @@ cdef class StepLaw:
 
 
 cpdef object buffer(object values)
+cpdef object zeros(Py_ssize_t count)
 
 
 cpdef long long window_area(long long prefix, long long tokens, long long window) noexcept

@@ -30,6 +30,11 @@ def buffer(values: Any) -> Any:
     return array if cython.compiled else array.tolist()
 
 
+def zeros(count: cython.Py_ssize_t) -> Any:
+    """As many integers 0, as `buffer` has them."""
+    return np.zeros(count, dtype=np.int64) if cython.compiled else [0] * count
+
+
 def window_area(prefix: cython.longlong, tokens: cython.longlong, window: cython.longlong) -> cython.longlong:
     """Sum of min(position, window) over positions prefix+1 .. prefix+tokens."""
     below: cython.longlong = min(max(window - prefix, 0), tokens)
@@ -57,6 +62,7 @@ class StepLaw:
         self.window = table.window
         self.window_group = table.window_group
         self.max_context = table.max_context
+        self.longest = table.longest_tokens
         self.prefill_alone = table.prefill_alone
         self.poll_steps = table.poll_steps
         self.ahead = table.ahead

@@ -32,8 +32,8 @@ class UnitTable:
     At most half full; linear probing; on removal later entries move back, so that no tombstones collect.
     """
 
-    def __init__(self) -> None:
-        self.resize(1)
+    def __init__(self, bits: cython.int) -> None:
+        self.resize(bits)
 
     def resize(self, bits: cython.int) -> cython.int:
         """Start empty with 2**bits buckets; slot 0 marks an empty one."""
@@ -93,9 +93,8 @@ class PrefixCache:
     """
 
     def __init__(self) -> None:
-        self.table = UnitTable()
         self.bits = 7  # few slots at first: 1,024 took 9 of the 42 us of making a replica, and a plan makes 100,000
-        self.table.resize(self.bits)
+        self.table = UnitTable(self.bits)
         self.key = np.zeros(64, dtype=np.int64)
         self.refs = np.zeros(64, dtype=np.int32)
         self.newer = np.arange(1, 65, dtype=np.int32)

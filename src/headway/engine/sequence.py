@@ -7,13 +7,15 @@ from typing import Any
 import cython
 import numpy as np
 
-from headway.engine.law import buffer
+from headway.engine.law import buffer, zeros
 from headway.state.views import Request
 
 FINISHED = 0
 REJECTED = 1
 FAILED = 2
 UNFINISHED = 3
+
+ROOM_MIN = 64
 
 OPEN = cython.declare(cython.int, UNFINISHED)
 NAN = cython.declare(cython.double, float("nan"))
@@ -100,14 +102,11 @@ class StepHeap:
     """Binary min-heap of sequences keyed by a step number; equal keys come out in order of admission.
 
     Only numbers move in it: `slots` says where in `items` each entry's sequence stays, and behind the heap's end which
-    places are free.
+    places are free. There is no room until somebody joins: half of a replica's heaps stay empty.
     """
 
     def __init__(self) -> None:
-        self.keys = buffer(np.zeros(64, dtype=np.int64))
-        self.serials = buffer(np.zeros(64, dtype=np.int64))
-        self.slots = buffer(np.arange(64, dtype=np.int64))
-        self.items: list[Any] = [None] * 64
+        self.items: list[Any] = []
         self.size = 0
 
     def push(self, key: cython.longlong, seq: Sequence) -> cython.int:
@@ -120,11 +119,12 @@ class StepHeap:
 
     def double(self) -> cython.int:
         """Make room for twice as many."""
-        more = np.zeros(self.size, dtype=np.int64)
-        self.keys = buffer(np.concatenate([np.asarray(self.keys), more]))
-        self.serials = buffer(np.concatenate([np.asarray(self.serials), more]))
-        self.slots = buffer(np.concatenate([np.asarray(self.slots), np.arange(self.size, 2 * self.size)]))
-        self.items += [None] * self.size
+        room: cython.Py_ssize_t = max(ROOM_MIN, 2 * self.size)
+        keys, serials, slots = zeros(room), zeros(room), buffer(np.arange(room, dtype=np.int64))
+        if self.size > 0:
+            keys[: self.size], serials[: self.size], slots[: self.size] = self.keys, self.serials, self.slots
+        self.keys, self.serials, self.slots = keys, serials, slots
+        self.items += [None] * (room - self.size)
         return 0
 
     def pop(self) -> Sequence:

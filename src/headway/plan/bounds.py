@@ -69,9 +69,13 @@ class Lengths(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """The best that can be hoped for: seconds no request can beat, and the share of requests that may meet the SLO."""
+    """The best that can be hoped for: seconds no request can beat, and the share of requests that may meet the SLO.
+
+    `fits`: the share whose KV fits.
+    """
 
     attainment: float
+    fits: float
     ttft_s: Floats
     tpot_s: float
     e2e_s: Floats
@@ -80,21 +84,24 @@ class Reach(NamedTuple):
 def reach(deployment: Deployment, tables: tuple[StepTable, ...], lengths: Lengths, slo: Slo) -> Reach:
     """Return lower bounds on each request's latency in an empty system, and who may meet the SLO at best.
 
-    Where pools differ, a request may take the best of them. No gap between tokens is shorter than the shortest step,
-    so neither is their 99th percentile, but that a histogram reads it back within a bin.
+    Where pools differ, a request may take the best of them, if its KV fits there. No gap between tokens is shorter than
+    the shortest step, so neither is their 99th percentile, but that a histogram reads it back within a bin.
     """
     ttft_max, tpot_max, e2e_max = (limit * (1 + _EPSILON) for limit in slo.limits())
     ttft_s = e2e_s = np.full(len(lengths.prompt), math.inf)
-    may, best_tpot_s = np.zeros(len(lengths.prompt), dtype=bool), math.inf
+    may, fit, best_tpot_s = np.zeros(len(lengths.prompt), bool), np.zeros(len(lengths.prompt), bool), math.inf
     for prefill, decode in _ways(deployment, tables):
         tpot_s = _kept(decode) * _step_s(decode)
         first_s = _kept(prefill) * np.maximum(_prompt_s(prefill, lengths), _step_s(prefill))
         last_s = first_s + tpot_s * (lengths.output - 1)
-        may |= (first_s <= ttft_max) & ((tpot_s <= tpot_max) | (lengths.output < 2)) & (last_s <= e2e_max)
+        in_time = (first_s <= ttft_max) & ((tpot_s <= tpot_max) | (lengths.output < 2)) & (last_s <= e2e_max)
+        fits = (lengths.output < 2) | (lengths.prompt + lengths.output <= decode.longest_tokens)
+        fits &= lengths.prompt < prefill.longest_tokens
+        may, fit = may | (in_time & fits), fit | fits
         ttft_s, e2e_s, best_tpot_s = np.minimum(ttft_s, first_s), np.minimum(e2e_s, last_s), min(best_tpot_s, tpot_s)
     if slo.itl_s is not None and best_tpot_s > slo.itl_s * Histogram.GROWTH and lengths.output.max() > 1:
         may[:] = False
-    return Reach(float(may.mean()), ttft_s, best_tpot_s, e2e_s)
+    return Reach(float(may.mean()), float(fit.mean()), ttft_s, best_tpot_s, e2e_s)
 
 
 def _ways(deployment: Deployment, tables: tuple[StepTable, ...]) -> list[tuple[StepTable, StepTable]]:

@@ -30,6 +30,7 @@ _SEEDS_MOST = 24  # then those whose interval holds the target are said to be un
 _NEAREST = 8  # where nothing works, so many at a time are simulated to find what comes nearest
 _RECALLED = 500  # so many at a time of those screened out, where nothing else meets the SLO
 _PROVEN = 32  # the ablest by estimate, where all are proven unable: they tell what comes near
+_KINDS = False, True  # of a fleet: mixed, split
 _NOISE, _NOISE_REQUESTS = 0.075, 1_000  # a standard deviation of the goodput that short runs find, as a share
 
 
@@ -53,6 +54,7 @@ class Contest:
     ) -> None:
         self.seeds, self.guess, self.least = seeds, guess, least
         self.question, self.rate_req_s, self.options, self.screened = question, rate_req_s, options, screened
+        self.split = [option.deployment.split for option in options]
         self.long = requests
         rungs = ((1, len(options)),) if question.exhaustive else _RUNGS
         self.rungs = [(min(requests, max(_SHORT_MIN, requests // share)), most) for share, most in rungs]
@@ -109,11 +111,12 @@ class Contest:
         found, before, told = dict[int, Entry](), dict[int, Entry](), dict[int, Entry]()
         for told in (self.known[each] for each in sorted(self.known) if each <= length):
             if untold := found.keys() - told.keys():
-                falls = {name: _falls(name, before, told) for name in self.simulated}
-                found |= {i: _changed(found[i], falls, hope) for i in untold}
+                falls = [(name, _falls(name, before, told)) for name in self.simulated]
+                factors = {split: [(name, _factor(name, of[split], hope)) for name, of in falls] for split in _KINDS}
+                found |= {i: _changed(found[i], factors[self.split[i]]) for i in untold}
             found, before = found | told, told
         able = {i for i, entry in found.items() if hope and i not in told and -entry.measure("rate") >= self.rate_req_s}
-        return {i: entry._replace(meets=i in able or self.hopeful[i].meets) for i, entry in found.items()}
+        return {i: _that(i in able or self.hopeful[i].meets, entry) for i, entry in found.items()}
 
     def _first(self) -> list[Job]:
         """Short runs for all that were not screened out: for a few of each family, then for the others.
@@ -315,7 +318,7 @@ def _length(job: Job) -> float:
 
 def _falls(objective: Objective, before: dict[int, Entry], after: dict[int, Entry]) -> dict[bool, Falls]:
     """By those of whom both are known, mixed or split."""
-    known: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    known: dict[bool, list[tuple[float, float]]] = {split: [] for split in _KINDS}
     for i in before.keys() & after.keys():
         was, became = (each[i].measure(objective) for each in (before, after))
         if was and became and math.isfinite(was) and math.isfinite(became):
@@ -323,12 +326,20 @@ def _falls(objective: Objective, before: dict[int, Entry], after: dict[int, Entr
     return {split: Falls(pairs) for split, pairs in known.items()}
 
 
-def _changed(entry: Entry, falls: dict[Objective, dict[bool, Falls]], hope: bool) -> Entry:
-    """An entry whose figures change; what is wanted large is negative, so that it is to become larger."""
-    goodput_req_s, changes = -entry.measure("rate"), {}
-    for name, of_kind in falls.items():
-        each = of_kind[entry.deployment.split]
-        best = each.at_most if name in ("rate", "goodput") else each.at_least
-        factor = best(goodput_req_s) if hope else each.usually(goodput_req_s)
-        changes[name] = factor * entry.changes.get(name, 1.0)
-    return entry._replace(changes=changes)
+def _factor(objective: Objective, falls: Falls, hope: bool) -> Callable[[float], float]:
+    """What a figure is multiplied by; what is wanted large is negative, so that it is to become larger."""
+    if not hope:
+        return falls.usually
+    return falls.at_most if objective in ("rate", "goodput") else falls.at_least
+
+
+def _changed(entry: Entry, factors: list[tuple[Objective, Callable[[float], float]]]) -> Entry:
+    """An entry whose figures change as they do at its goodput."""
+    goodput_req_s, before = -entry.measure("rate"), entry.changes
+    changes = {name: factor(goodput_req_s) * before.get(name, 1.0) for name, factor in factors}
+    return Entry(entry.deployment, entry.outcome, entry.meets, changes)
+
+
+def _that(meets: bool, entry: Entry) -> Entry:
+    """The entry, with that it meets the SLO or does not."""
+    return entry if entry.meets == meets else Entry(entry.deployment, entry.outcome, meets, entry.changes)

@@ -344,7 +344,12 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _hopeless(hope: Reach, slo: Slo, requests: int) -> Outcome:
-    """The latency that exceeds its limit the most even at best, by the quantile that would have to be within it."""
+    """The latency that exceeds its limit the most even at best, by the quantile that would have to be within it.
+
+    Or that too many requests do not fit.
+    """
+    if hope.fits < slo.attainment:
+        return Outcome(Goodput(), None, "memory", 0.0, 0.0, requests, 0)
     best = (_quantile(hope.ttft_s, slo), hope.tpot_s, _quantile(hope.e2e_s, slo), hope.tpot_s)
     return Outcome(Goodput(), None, *_worst(best, slo), requests, 0)
 

@@ -43,6 +43,8 @@ def reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> 
 
 def _reason(entry: Entry, best: Entry, question: Question, rate_req_s: float) -> str:
     outcome = entry.outcome
+    if not outcome.simulations and outcome.binding == "memory":
+        return f"{_limit(entry)}: no rate meets the SLO, none was simulated"
     if not outcome.simulations:
         return f"{_limit(entry)} at best, which its step times prove: no rate meets the SLO, none was simulated"
     if outcome.goodput.req_s == 0 and outcome.worst_s <= outcome.limit_s and outcome.binding in NAMES:

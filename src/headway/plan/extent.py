@@ -6,6 +6,8 @@ import math
 
 from headway.model import model
 from headway.plan.bounds import Lengths
+from headway.plan.classes import Classes
+from headway.plan.explain import of_class
 from headway.plan.question import Question
 from headway.units import format_rate
 from headway.workload import Workload
@@ -40,23 +42,26 @@ def extent(question: Question, source: Workload, judged: Workload, requests: int
     return ""
 
 
-def unservable(question: Question, lengths: Lengths) -> str:
-    """Return how many requests no deployment of the model serves, as they are longer than its context; or ""."""
+def unservable(question: Question, lengths: Lengths, classes: Classes) -> tuple[str, bool]:
+    """Return how many requests no deployment serves, as they exceed the model's context, or ""; and if too many do."""
     most = model(question.model).max_context
     whole = lengths.prompt + lengths.output
-    share = float((whole > most).mean())
-    if not share:
-        return ""
+    if whole.max() <= most:
+        return "", False
+    short = [
+        (float((own.prompt + own.output <= most).mean()), classes.asked[i].attainment, of_class(classes.name(i)))
+        for i, own in lengths.by_class(len(classes.asked))
+    ]
+    share, target, of = min(short, key=lambda each: each[0] - each[1])
     words = (
-        f"{share:.1%} of requests are longer, prompt and output together, than the context of {question.model}, "
-        f"{most:,} tokens (the longest has {int(whole.max()):,}): nothing serves these"
+        f"{1 - share:.1%} of requests{of} are longer, prompt and output together, than the context of "
+        f"{question.model}, {most:,} tokens (the longest has {int(whole.max()):,}): nothing serves these"
     )
-    targets = [question.slo_of(name).attainment for name in question.slos] or [question.slo.attainment]
-    if 1 - share >= max(targets):
-        return f"{words}."
+    if share >= target:
+        return f"{words}.", False
     ask = "shorter ones or a model of a longer context"
-    most_asked = math.floor(100 * (1 - share))  # down: at the share itself none of the others may miss
-    return f"{words}; ask for {ask}" + (f", or an attainment of {most_asked}% or less." if share < 0.5 else ".")
+    most_asked = math.floor(100 * share)  # down: at the share itself none of the others may miss
+    return f"{words}; ask for {ask}" + (f", or an attainment of {most_asked}% or less." if share > 0.5 else "."), True
 
 
 def stretch(source: Workload, judged: Workload, requests: int) -> str:

@@ -111,13 +111,13 @@ class Planning:
         self.most = source.requests if made is not None or source.ends else None
         lengths = Load(self.source, requests, rate_req_s, question.seed).lengths
         classes.check(lengths)
-        self.unservable = unservable(question, lengths)
+        self.unservable, barred = unservable(question, lengths, classes)
         self.guess = guess = Guess(lengths, *classes.aimed)
         self.space = enumerate_space(question, lambda replica: _alone(replica, guess))
         replicas = (pool.replica for option in self.space.options for pool in option.deployment.pools)
         self.low = lowest(list(replicas), lengths, classes.asked)
-        if self.low:
-            discarded = {**self.space.discarded, "floor": len(self.space.options)}
+        if self.space.options and (self.low or barred):
+            discarded = {**self.space.discarded, "floor" if self.low else "context": len(self.space.options)}
             self.space = Space([], discarded, self.space.nearest)
         self.classes, self.lengths, self.requests = classes, lengths, requests
         self.context = question, self.source, rate_req_s
@@ -137,6 +137,8 @@ class Planning:
 
     def beyond(self) -> Beyond:
         """Look for what would do where no candidate does; KeyboardInterrupt while it simulates."""
+        if "context" in self.space.discarded:
+            return Beyond()
         return _beyond(self.contest, self.whole, self.most, self.low)
 
     def answer(self, found: Beyond | None, started_s: float) -> Plan:
@@ -300,6 +302,8 @@ def _verdict(
     if beyond.low is not None:
         words = unanswered.below_floor(beyond.low, beyond.whose, beyond.needs_s, question, beyond.changes)
         return _Verdict(False, beyond.low.binding, words)
+    if "context" in space.discarded:
+        return _Verdict(False, "memory", f"No plan of {question.model} meets the SLO, so nothing was searched.")
     if not space.options:
         return _nothing(question, space, beyond.changes)
     if not ranked:

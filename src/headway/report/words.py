@@ -31,6 +31,7 @@ DISCARDED = {
     "memory": "too large for memory", "budget": "dearer than allowed",
     "rate": "proven unable to serve the rate, so not simulated",
     "watts": "of more power than allowed",
+    "context": "of a model whose context too many requests exceed",
     "estimate": "estimated to be far behind", "floor": "of a latency whose floor is above its limit",
 }  # fmt: skip
 
