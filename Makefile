@@ -11,6 +11,8 @@ PACKAGED := $(shell find src -type f -not -path '*/__pycache__/*' -not -path '*.
 # Published measurements, which are no part of the repository; `make accuracy` and `make fit DATA=FOLDER` read others.
 DATA ?= ../shared/data/measured
 PLAN := plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --workload chat --rate 20 --ttft 500ms --tpot 50ms
+# In order of the files: by their numbers of tests, the longest of few tests would be alone at the end.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo 'make demo    install into .venv and plan a 70B chat deployment; writes headway-plan.html'
@@ -35,13 +37,13 @@ loop: .venv/.installed .venv/.engine
 	$(BIN)/python benchmarks/loop.py
 
 test: .venv/.installed .venv/.engine .venv/.cluster
-	$(BIN)/python -m pytest -m 'not sweep' -n 2 --dist loadfile --ignore tests/test_loop.py --ignore tests/test_ray.py
+	$(BIN)/python -m pytest -m 'not sweep' $(TWO) --ignore tests/test_loop.py --ignore tests/test_ray.py
 	$(BIN)/python -m pytest -m 'not sweep' tests/test_loop.py tests/test_ray.py
-	PYTHONPATH=src $(BIN)/python -m pytest -m 'not sweep' -n 2 --dist loadfile tests/core
+	PYTHONPATH=src $(BIN)/python -m pytest -m 'not sweep' $(TWO) tests/core
 
 sweep: .venv/.installed
-	$(BIN)/python -m pytest -m sweep -n 2 --dist loadfile
-	CASES=1000 $(BIN)/python -m pytest -m 'not sweep' -n 2 --dist loadfile tests/core
+	$(BIN)/python -m pytest -m sweep $(TWO)
+	CASES=1000 $(BIN)/python -m pytest -m 'not sweep' $(TWO) tests/core
 
 soak: .venv/.installed
 	$(BIN)/python tests/gateway/soak.py

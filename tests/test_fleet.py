@@ -26,6 +26,8 @@ from headway.sim.run import compiled
 from headway.specs import from_mapping, read_yaml, to_mapping, write_yaml
 from headway.workload import RequestClass, WorkloadSpec, workload
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 CHAT = RequestClass(name="chat", workload="chat", rate_req_s=10)
 BATCH = RequestClass(name="batch", workload="summarize", rate_req_s=1, priority=1)
 OFFICE = WorkloadSpec(name="office", classes=(CHAT, BATCH))
@@ -108,7 +110,7 @@ def test_attainment_by_class_is_that_of_simulations():
 
 def test_a_looser_limit_of_a_class_never_costs_more():
     costs = []
-    for limit_s in (4.0, 20.0, None):
+    for limit_s in (4.0, None):
         found = plan(asked(slos=SLOS | {"batch": Slo(e2e_s=limit_s, ttft_s=30, attainment=0.95)}), workers=1)
         costs.append(found.best.usd_per_hour if found.best else float("inf"))
     assert costs == sorted(costs, reverse=True) and costs[-1] < costs[0]

@@ -8,6 +8,8 @@ from headway.plan.trial import Load
 from headway.specs import from_mapping
 from headway.workload import WorkloadSpec, workload
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 CONSTANT = {"kind": "constant", "tokens": 100}
 ON_OFF = {"kind": "on_off", "rate_on_req_s": 30.0, "on_s": 20.0, "off_s": 40.0}
 

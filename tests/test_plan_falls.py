@@ -3,6 +3,7 @@
 import re
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,8 @@ from headway.plan.contest import Contest
 from headway.plan.evaluate import Evaluator
 from headway.plan.falls import Falls
 from headway.plan.run import Planning
+
+pytestmark = pytest.mark.usefixtures("without_curves")
 
 FACTORS = st.lists(st.tuples(st.floats(0.1, 1e3), st.floats(0.2, 5.0)), min_size=1, max_size=40)
 ASKED = Question(

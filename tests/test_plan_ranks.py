@@ -19,6 +19,8 @@ from headway.sim.run import compiled
 from headway.specs import from_mapping
 from headway.workload import workload
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 DRAFT = Speculation(tokens=2, acceptance=0.7, draft="mtp")
 SLO = Slo(ttft_s=1.0, tpot_s=0.05)
 QUESTION = Question(

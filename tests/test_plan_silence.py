@@ -10,6 +10,8 @@ from headway.plan import Question, plan
 from headway.plan.space import enumerate_space, left_out
 from headway.workload import RequestClass, WorkloadSpec, parse_length
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 QUESTION = Question(
     model="llama-3.1-8b", gpu={"a100-80gb-sxm": 1, "h100-sxm": 1}, rate_req_s=5, slo=Slo(ttft_s=0.5, tpot_s=0.05),
     requests=300, weights=("fp8",), kv=("fp8",), tp=(1,), pp=(1,), layouts=("mixed",), budget_tokens=(2048,),

@@ -18,6 +18,8 @@ from headway.sim import Deployment, simulate
 from headway.specs import from_mapping
 from headway.workload import workload
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 HEAD = "arrival_s,input_tokens,output_tokens"
 SLO = Slo(ttft_s=0.2, tpot_s=0.1)
 QUESTION = Question(

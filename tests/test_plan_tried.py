@@ -22,6 +22,8 @@ from headway.sim import Deployment, Policies, simulate
 from headway.specs import from_mapping
 from headway.workload import workload
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 SLO = Slo(ttft_s=1.0, tpot_s=0.05)
 QUESTION = Question(
     model="llama-3.1-8b", gpu="h100-sxm", gpus=3, rate_req_s=15, slo=SLO, requests=600, weights=("bf16",),

@@ -25,6 +25,8 @@ from headway.sim.run import compiled
 from headway.units import parse_seconds
 from headway.workload import parse_length, workload
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 SMALL = Question(
     model="llama-3.1-8b", gpu="h100-sxm", gpus=2, rate_req_s=1.0, slo=Slo(ttft_s=0.5, tpot_s=0.03), requests=300,
     margin=0,

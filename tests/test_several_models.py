@@ -24,6 +24,8 @@ from headway.state import Choose, Hold, Route
 from headway.workload import workload
 from headway.workload.spec import RequestClass
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 SETTINGS = EngineSettings(max_batched_tokens=512, max_seqs=8)
 SMALL = Replica(model="llama-3.2-1b", gpu="l4", engine=SETTINGS)
 LARGE = Replica(model="llama-3.2-3b", gpu="h100-sxm", engine=SETTINGS)

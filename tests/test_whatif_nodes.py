@@ -14,6 +14,8 @@ from headway.plan.sensitivity import sensitivity
 from headway.report.sensitivity_text import sensitivity_words
 from headway.workload import WorkloadSpec, parse_length
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 PROMPT, OUTPUT = "uniform:100:1200", "uniform:50:300"
 LOAD = ("--input", PROMPT, "--output", OUTPUT, "--rate", "10", "--requests", "200", "--ttft", "400ms")
 ASKED = Question(

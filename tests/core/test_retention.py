@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from drive import Case, ClusterCase, PoolCase, keep_some, plain_table, run_cluster, run_core, run_reference
 
+import headway
 from headway import Deployment, Pool, Replica, simulate
 from headway.cost import EngineSettings, compile_replica
 from headway.engine.reference import Row
@@ -157,6 +158,9 @@ def test_keep_sessions_keeps_those_of_sessions_for_its_time():
             policy("retain", "keep-sessions", {"keep_s": wrong})
 
 
+at_length = pytest.mark.skipif(
+    bool(headway.interpreted_modules()), reason="what a policy makes of long runs is seen compiled"
+)
 REPLICA = Replica(model="llama-3.1-8b", gpu="h100-sxm")
 
 
@@ -190,6 +194,7 @@ def served(retain: str, documents: int, requests: int, seed: int, **params: floa
     return mean_ttft_s(simulate(deployment, load, seed=seed, tables=tables))
 
 
+@at_length
 @pytest.mark.parametrize("seed", range(2))
 def test_keeping_sessions_beats_lru_where_one_off_prompts_flood_the_cache(seed):
     """Each document is asked about once: its KV is of no use, and under LRU drives out that of waiting sessions."""
@@ -199,6 +204,7 @@ def test_keeping_sessions_beats_lru_where_one_off_prompts_flood_the_cache(seed):
     assert kept[1] < lru[1], "fewer prompts to compute are good for all"
 
 
+@at_length
 def test_keeping_sessions_hurts_where_what_gives_way_is_wanted_sooner():
     """Some documents are asked about all the time, and ended sessions hold the pages that they need."""
     seed = 0
@@ -207,6 +213,7 @@ def test_keeping_sessions_hurts_where_what_gives_way_is_wanted_sooner():
     assert kept[1] > 1.3 * lru[1]
 
 
+@at_length
 def test_where_all_are_sessions_keeping_them_changes_nothing():
     """Who ended first is whose time ends first: the order is that of LRU."""
     load = workload("agent", requests=150, rate=2.0)
