@@ -76,7 +76,7 @@ FULL = Size(
     check=True, tries=2,
 )  # fmt: skip
 QUICK = Size(
-    users=(1, 6, 18), lengths=((32, 24), (200, 16), (400, 8)), loads=(0.3, 0.6, 0.8), load_s=5.0,
+    users=(1, 6, 18), lengths=((32, 24), (200, 16), (400, 8), (64, 8)), loads=(0.3, 0.6, 0.8), load_s=5.0,
     policies=("round-robin", "prefix-affinity"), policy_s=14.0, check=False, tries=1,
 )  # fmt: skip
 

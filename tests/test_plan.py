@@ -19,8 +19,6 @@ from headway.sim import Deployment, Policies, Pool, simulate
 from headway.specs import from_mapping, read_yaml, write_yaml
 from headway.workload import workload
 
-pytestmark = pytest.mark.usefixtures("without_curves")
-
 SLO = Slo(ttft_s=0.5, tpot_s=0.03)
 SMALL = Question(
     model="llama-3.1-8b", gpu="h100-sxm", gpus=2, workload="chat", rate_req_s=30, slo=SLO, requests=300, kv=("bf16",),

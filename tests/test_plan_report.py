@@ -323,6 +323,11 @@ def test_a_plan_of_before_curves_is_told(found):
     assert found.best.reason in seen
 
 
+def test_what_is_to_be_typed_is_set_as_code_on_the_page(found, page):
+    assert "`" in found.message
+    assert "<code>headway simulate</code>" in page and "`headway" not in page
+
+
 def test_names_are_escaped_where_the_filter_and_the_curves_have_them(found):
     ranked = [msgspec.structs.replace(found.ranked[0], name=NASTY), *found.ranked[1:]]
     curves = [msgspec.structs.replace(found.curves[0], name=NASTY), *found.curves[1:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,15 @@ def rendered(page: Page) -> str:
     """
     check_html()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
+
+    def prose(text: str) -> Markup:
+        """What stands between backticks is code."""
+        return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
     loader = FileSystemLoader(TEMPLATE)
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters["prose"] = prose
     specs = {figure.key: figure.spec() for section in page.sections for figure in section.figures}
     return jinja.get_template("page.html.j2").render(page=page, specs=specs, bundle=Markup(_bundle()))
 
