@@ -106,6 +106,9 @@ class StepHeap:
     """
 
     def __init__(self) -> None:
+        self.keys: Any = None
+        self.serials: Any = None
+        self.slots: Any = None
         self.items: list[Any] = []
         self.size = 0
 
