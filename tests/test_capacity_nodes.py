@@ -61,6 +61,9 @@ def test_what_a_slow_network_does_not_let_be_served_is_said_with_the_router_that
     )  # fmt: skip
     replica = Replica(model="opt-13b", gpu=SLOW, tp=2)
     unit = Deployment(pools=tuple(Pool(role=role, replica=replica) for role in ("prefill", "decode")))
-    assert "route=same-node keeps it on its node" in _message(unit, [lost], None, None)
+    said = _message(unit, [lost], None, None)
+    assert "route=same-node keeps it on its node; route=round-robin takes idle replicas in turns" in said
+    turns = msgspec.structs.replace(unit, policies=Policies(route="round-robin"))
+    assert _message(turns, [lost], None, None).endswith("route=same-node keeps it on its node.")
     near = msgspec.structs.replace(unit, policies=Policies(route="same-node"))
     assert "same-node" not in _message(near, [lost], None, None)

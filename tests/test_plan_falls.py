@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_cases import SLOW
 from headway.metrics import Slo
 from headway.plan import Question, plan
 from headway.plan.contest import Contest
 from headway.plan.evaluate import Evaluator
 from headway.plan.falls import Falls
 from headway.plan.run import Planning
+from headway.workload import WorkloadSpec, parse_length
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 
@@ -156,3 +158,24 @@ def test_who_short_runs_underrate_may_meet_the_slo_all_the_same(tmp_path):
     found = plan(asked, workers=1)
     whole = plan(msgspec.structs.replace(asked, exhaustive=True), workers=1)
     assert (found.best.name, found.best.usd_per_hour) == (whole.best.name, whole.best.usd_per_hour)
+
+
+@pytest.mark.sweep
+def test_who_stood_for_others_on_one_seed_may_not_on_further_ones():
+    """The front's last member was matched by one of two thirds of its price, which another had stood for."""
+    asked = Question(
+        model="opt-13b", gpu=SLOW, gpus=12, kv=("bf16",), weights=("bf16",), rate_req_s=40.0, requests=2000,
+        workload=WorkloadSpec(name="even", prompt=parse_length("512"), output=parse_length("64")),
+        slo=Slo(ttft_s=0.3, tpot_s=0.06),
+    )  # fmt: skip
+    found = plan(asked)
+    by_name = {each.name: each for each in found.ranked}
+    for name in found.front:
+        mine = by_name[name]
+        for other in found.ranked:
+            better = (
+                other.usd_per_hour < 0.9 * mine.usd_per_hour
+                and other.joules_per_output_token < mine.joules_per_output_token
+                and other.goodput_req_s_per_gpu > mine.goodput_req_s_per_gpu
+            )
+            assert not (better and other.meets and other.requests == found.requests), (name, other.name)

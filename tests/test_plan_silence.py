@@ -1,5 +1,7 @@
 """What a plan does not pass over in silence: GPUs that cannot take part, orders and releases that mean nothing."""
 
+import re
+
 import msgspec
 import pytest
 
@@ -41,6 +43,15 @@ def test_requests_longer_than_the_context_are_counted(attainment, words):
         assert (found.binding, found.discarded) == ("memory", {"context": found.enumerated})
         assert found.message.startswith("No plan of opt-13b meets the SLO, so nothing was searched. 1")
         assert "would do" not in found.message
+
+
+def test_no_more_gpus_are_advised_where_it_is_the_context_that_is_short():
+    """Of one seed's prompts fewer are too long than the SLO lets go, of further seeds' about as many or more."""
+    made = WorkloadSpec(name="long", prompt=parse_length("uniform:1:2240"), output=parse_length("20"))
+    asked = {"model": "opt-13b", "gpu": "h100-sxm", "gpus": 1, "weights": ("fp8",), "kv": ("fp8",), "rate_req_s": 1}
+    found = plan(changed(**asked, workload=made, slo=Slo(ttft_s=5.0, tpot_s=0.1), requests=500), workers=1)
+    assert found.evaluated and "than the context of opt-13b" in found.message
+    assert found.feasible or not re.search("would (do|serve)", found.message)
 
 
 def test_of_several_classes_the_one_is_named_whose_requests_exceed_the_context():

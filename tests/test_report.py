@@ -225,6 +225,11 @@ def test_a_page_is_small_and_for_every_width(page):
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in Seen(page).tags
 
 
+def test_the_foot_of_a_page_leads_to_assumptions_where_there_are_any(page):
+    text = Seen(page).text
+    assert ("see the assumptions" in text) == ("Assumptions" in text)
+
+
 def test_every_chart_of_a_page_is_drawn(page):
     import vl_convert
 

@@ -87,6 +87,8 @@ def _found(terminal: Terminal, file: str | None, asked: o.Options) -> Capacity:
     if planned is not None and asked["workload"] is None and asked["input"] is None:
         asked = asked | {"workload": planned.workload}
         terminal.keep(f"the workload is that of {file}, --workload names another")
+    if planned is not None and planned.spare:
+        terminal.keep(f"every replica is up in each slot, though {file} was judged with {planned.spare} of a pool down")
     deployment = deployment_of(file, asked, sets["deployment"])
     compare_machines(asked, terminal)
     deployment = with_calibration(deployment, asked["calibration_from"], terminal)

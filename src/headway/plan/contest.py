@@ -220,14 +220,16 @@ class Contest:
     def _confirmed(self) -> list[Job]:
         """Runs of seeds that had no part in the choice, for those in front that meet the SLO or may have had bad luck.
 
-        The best of many candidates on one seed is among the luckiest on it.
+        The best of many candidates on one seed is among the luckiest on it. Who stood for others on that seed may not
+        on further ones: then these come to the front, unless others that are confirmed stand for them.
         """
         if not self.seeds:
             return []
         usual = [entry for entry in self._as_of(_CONFIRMED, hope=False).values() if entry.meets]
-        enough = sum(bool(entry.outcome.seeds) for entry in usual) >= _LEADERS
         likely = self._unmatched([*self._as_of(self.long, hope=True).values()])
-        matter = [*rank(usual, self.objective)[: 1 if enough else _LEADERS], *likely]
+        sure = [entry for entry in usual if entry.outcome.seeds]
+        new = [entry for entry in self._unmatched(usual) if entry in self._unmatched([*sure, entry])]
+        matter = [*rank(usual, self.objective)[: 1 if len(sure) >= _LEADERS else _LEADERS], *likely, *new]
         names = {entry.deployment.name for entry in matter if entry.meets}
         return [
             Job(i, entry.deployment, self.long, entry.outcome.goodput.req_s, seeds=self.seeds)

@@ -39,6 +39,7 @@ __all__ = ["Capacity", "Slot", "capacity"]
 SCHEMA = "headway.capacity/1"
 HOUR_S = 3600.0
 REPLICAS_MAX = 512  # routing looks at each of them
+_TOO_LARGE = "too many requests exceed its KV cache or the context"
 WARMUP, WARMUP_LEAST = 0.05, 100  # of a slot's requests, and from how many on
 
 
@@ -312,7 +313,7 @@ def _misses(trial: Trial, slo: Slo, replicas: int) -> str:
     """``with 512 replicas TTFT comes to 23 ms against 1 ms``."""
     what, seconds, limit_s = binding(trial, slo)
     if what == "memory":
-        return "requests are too large for the KV cache"
+        return _TOO_LARGE
     if what == "rate":
         return f"{counted(replicas, 'replica')} cannot keep up"
     comes = f"comes to {format_seconds(seconds)} against {format_seconds(limit_s)}"
@@ -447,9 +448,7 @@ def _message(unit: Deployment, slots: list[Slot], gpu_hours: float | None, stati
         return (
             f"{len(lost)} of {counted(len(slots), 'slot')} cannot be served: at {format_rate(least.rate_req_s)} up to "
             f"{REPLICAS_MAX} replicas leave attainment{whose} below {least.target:.1%}: {least.misses}. "
-            "Where a replica alone misses the "
-            "limits, more of them do not help: ask for longer limits, another layout or GPU, or, where prompts share "
-            f"their beginnings, a policy that keeps these together, as route=prefix-affinity.{_far(unit)}"
+            + _otherwise(unit, least)
         )
     numbers = [slot.replicas or 0 for slot in slots]
     mine, peak = (f"{hours:,.1f}" if hours >= 10 else f"{hours:.3g}" for hours in (gpu_hours, static))
@@ -465,11 +464,23 @@ def _message(unit: Deployment, slots: list[Slot], gpu_hours: float | None, stati
     return " ".join([said, *_held(unit, slots)])
 
 
+def _otherwise(unit: Deployment, slot: Slot) -> str:
+    """What to try where no number of replicas serves a slot."""
+    if slot.misses == _TOO_LARGE:
+        return "More replicas do not help: ask for shorter requests, another GPU or layout, or a longer context."
+    said = "Where a replica alone misses the limits, more of them do not help: ask for longer limits, another layout "
+    said += "or GPU, or, where prompts share their beginnings, a policy that keeps these together, as "
+    return f"{said}route=prefix-affinity.{_far(unit)}"
+
+
 def _far(unit: Deployment) -> str:
     """What to try where KV takes a slow network."""
     if not any(goes_by_node(unit, name) for name in unit.models) or unit.policies.route == "same-node":
         return ""
-    return " Replicas on several nodes send KV over a slow network: route=same-node keeps it on its node."
+    said = " Replicas on several nodes send KV over a slow network: route=same-node keeps it on its node"
+    if unit.policies.route != "least-requests":
+        return f"{said}."
+    return f"{said}; route=round-robin takes idle replicas in turns, not the first of them, and so all of their links."
 
 
 def _held(unit: Deployment, slots: list[Slot]) -> list[str]:

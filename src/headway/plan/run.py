@@ -137,8 +137,9 @@ class Planning:
 
     def beyond(self) -> Beyond:
         """Look for what would do where no candidate does; KeyboardInterrupt while it simulates."""
-        if "context" in self.space.discarded:
-            return Beyond()
+        bound = {entry.outcome.binding for entry in self.contest.ranked()[:1]}
+        if "context" in self.space.discarded or (self.unservable and "memory" in bound):
+            return Beyond()  # no other replica has a longer context
         return _beyond(self.contest, self.whole, self.most, self.low)
 
     def answer(self, found: Beyond | None, started_s: float) -> Plan:
@@ -187,8 +188,8 @@ class Beyond(NamedTuple):
 def _beyond(contest: Contest, source: Workload, most: int | None, low: Floor | None) -> Beyond:
     """Look for what would do where no candidate does; KeyboardInterrupt while it simulates."""
     ranked = contest.ranked()
-    if ranked and (ranked[0].meets or ranked[0].outcome.goodput.req_s > 0):
-        return Beyond(more=remedy(contest, source, most))
+    if ranked and (ranked[0].meets or (ranked[0].outcome.goodput.req_s > 0 and ranked[0].outcome.binding != "memory")):
+        return Beyond(more=remedy(contest, source, most))  # what does not fit one replica does not fit many
     question = contest.question
     if not ranked and low is None:
         return Beyond(changes=wishes(question, lambda deployment: True))

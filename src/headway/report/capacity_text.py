@@ -90,8 +90,10 @@ def model_words(found: Capacity) -> str:
 
 
 def _asked(found: Capacity) -> Facts:
+    deployment = from_mapping(Deployment, found.deployment, "deployment")
     return [
-        ("Copied", w.deployment_words(from_mapping(Deployment, found.deployment, "deployment"))),
+        ("Copied", w.deployment_words(deployment)),
+        ("Routed by", deployment.policies.route),
         ("Workload", f"{w.workload_words(found.workload)}; seed {found.seed}"),
         *[
             (f"SLO of {name}" if name else "SLO", f"{w.limits(slo)} for {w.share(slo.attainment)} of requests")

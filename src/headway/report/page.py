@@ -124,6 +124,11 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     datasets: dict[str, dict[str, list[Any]]] = {}
     filters: list[Filter] = []
 
+    @property
+    def assumes(self) -> bool:
+        """Whether a section says what is assumed."""
+        return any("ssumptions" in section.title for section in self.sections)
+
 
 def table(headings: list[str], rows: list[list[str]], numeric: int = 0) -> Table:
     """Return a table of plain text whose last `numeric` columns are numbers."""

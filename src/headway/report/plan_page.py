@@ -210,7 +210,7 @@ def _front(plan: Plan) -> list[Section]:
     if plan.confirmed:
         told += (
             " They were compared on the same requests; a point that was not confirmed stands where one seed puts it, "
-            "often some percent too well, so that it may seem to beat them."
+            "often too well, so that it may seem to beat them: its reason says by how much it usually is less."
         )
     use = "Each point is a deployment; its figures show under the pointer, and a click leads to its row in the table."
     by_name = {candidate.name: candidate for candidate in plan.ranked}
