@@ -38,6 +38,7 @@ QUESTION = Question(
     slo=Slo(ttft_s=0.5, tpot_s=0.03), kv=("bf16",), tp=(1,),
     prices=Prices(carbon_g_per_kwh=50, embodied_kg_per_gpu=150, lifetime_years=4),
 )  # fmt: skip
+WIDER = [pytest.param(False, width, marks=pytest.mark.sweep) for width in (1400, 800)]
 CUT = """[...document.querySelectorAll('#candidates td')]
     .filter(cell => cell.offsetParent && cell.scrollWidth > cell.clientWidth + 1).map(cell => cell.textContent)"""
 
@@ -384,7 +385,7 @@ def test_report_says_what_is_wrong_with_a_file(content, message, tmp_path):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize(("feasible", "width"), [(True, 1400), (True, 800), (True, 390), (False, 390)])
+@pytest.mark.parametrize(("feasible", "width"), [(True, 1400), (True, 800), (True, 390), (False, 390), *WIDER])
 def test_nothing_is_wider_than_the_page_and_every_chart_is_drawn(found, impossible, tmp_path, feasible, width):
     file = tmp_path / "page.html"
     file.write_text(plan_html(found if feasible else impossible), encoding="utf-8")

@@ -69,7 +69,8 @@ def test_of_several_classes_the_one_is_named_whose_requests_exceed_the_context()
     found = plan(changed(**asked, workload=made, rate_req_s=None, slo=Slo(), slos=slos), workers=1)
     assert "of requests of long are longer" in found.message and not found.evaluated
     slos["long"] = msgspec.structs.replace(slos["long"], attainment=0.7)
-    assert plan(changed(**asked, workload=made, rate_req_s=None, slo=Slo(), slos=slos), workers=1).feasible
+    served = plan(changed(**asked, workload=made, rate_req_s=None, slo=Slo(), slos=slos), workers=1)
+    assert served.feasible and "of requests of long are longer" in served.message
 
 
 def test_a_gpu_without_the_precisions_asked_for_is_named():

@@ -51,6 +51,7 @@ def unservable(question: Question, lengths: Lengths, classes: Classes) -> tuple[
     short = [
         (float((own.prompt + own.output <= most).mean()), classes.asked[i].attainment, of_class(classes.name(i)))
         for i, own in lengths.by_class(len(classes.asked))
+        if (own.prompt + own.output).max() > most
     ]
     share, target, of = min(short, key=lambda each: each[0] - each[1])
     words = (
