@@ -1,6 +1,5 @@
 """The parts of the planner: bounds that prove, a search that ends, a front, workers."""
 
-import math
 import os
 import re
 import subprocess
@@ -23,7 +22,6 @@ from headway.plan.evaluate import Asked, Evaluator, Goodput, Job, Outcome
 from headway.plan.extent import extent
 from headway.plan.question import default_requests
 from headway.plan.ranking import Entry, front, rank
-from headway.plan.search import search
 from headway.plan.sensitivity import sensitivity
 from headway.plan.space import enumerate_space
 from headway.plan.trial import Load, Trial, ask, pooled, probit, try_rate
@@ -176,75 +174,6 @@ def test_the_guess_is_near_what_is_found_of_ranks(cut, split):
     found = evaluator(Job(0, plan, 4000)).goodput.req_s  # at a hundred a second fewer would be served from a queue
     guess = Guess(evaluator.load(4000).lengths, evaluator.question.aimed_slo)(plan, tables(plan))
     assert 0.6 < guess / found < 1.6
-
-
-# --- search -------------------------------------------------------------------------------------------------
-
-
-def trial(score):
-    share = 0.5 * (1 + math.erf(score / math.sqrt(2)))
-    return Trial(share >= 0.9, share, 10**9, 0, 0.0, 0.0, 0.0, 0.0, True)
-
-
-TARGET = probit(0.9, 10**9)
-
-
-@given(
-    crossing=st.floats(-90, 300), start=st.floats(-120, 300), slope=st.floats(0.01, 2.0), bend=st.floats(0, 1.0),
-    told=st.booleans(), width=st.integers(1, 5),
-)  # fmt: skip
-def test_the_search_ends_between_neighbours_or_so_and_is_not_slow(crossing, start, slope, bend, told, width):
-    tried = []
-
-    def curve(k):
-        tried.append(k)
-        away = crossing - k
-        return trial(TARGET + slope * (away if away > 0 else away * (1 + bend)))
-
-    found = search(curve, start, -100, TARGET, told, width)
-    assert 1 <= found.high - found.low <= width
-    assert found.low - 1e-9 <= crossing <= found.high + 1e-9
-    assert found.at == pytest.approx(crossing, abs=1e-3 if not bend else width)
-    assert len(tried) == len(set(tried)) <= 32  # 25 in the worst of some 100,000 draws
-
-
-@given(st.lists(st.booleans(), min_size=60, max_size=60), st.floats(-40, 40), st.booleans())
-def test_noise_may_move_the_crossing_but_not_break_the_bracket(met, start, told):
-    def curve(k):
-        return trial(TARGET + (0.1 if k < -30 or (k < 30 and met[k + 30]) else -0.1))
-
-    found = search(curve, start, -31, TARGET, told)
-    assert curve(found.low).met
-    assert not curve(found.high).met
-    assert found.high == found.low + 1
-    assert (found.low >= 0) == curve(0).met
-
-
-@given(st.floats(4, 200), st.floats(-3.5, 0.5), st.floats(0.1, 1.0), st.sampled_from([1.2, 2.5]))
-def test_a_start_that_was_told_takes_few_trials_where_scores_flatten(crossing, off, slope, most):
-    """As they do for a large fleet far above its asked rate: nearly all requests are in time, then nearly none."""
-    tried = []
-
-    def curve(k):
-        tried.append(k)
-        return trial(TARGET + min(max(slope * (crossing - k), -most), most))
-
-    found = search(curve, crossing - off, -100, TARGET, told=True)
-    assert found.low <= crossing <= found.high
-    assert len(tried) <= 7
-
-
-@given(st.floats(-40, 40))
-def test_a_limit_missed_at_every_rate_is_told_from_the_lowest(start):
-    found = search(lambda k: trial(TARGET - 1.0), start, -300, TARGET)
-    assert (found.low, found.high, found.at) == (None, -300, None)
-
-
-@given(st.floats(0, 900))
-def test_a_limit_met_at_every_rate_gives_a_lower_bound(start):
-    found = search(lambda k: trial(TARGET + 1.0), start, -300, TARGET)
-    assert (found.low, found.high, found.at) == (400, None, 400.0)
-    assert found.last.met
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,16 @@ import msgspec
 import pytest
 
 from cli_cases import run
+from headway.cost import Replica
 from headway.cost.engines import standing_for
 from headway.metrics import Slo
 from headway.plan import Question, plan
+from headway.plan.evaluate import Evaluator, Job
 from headway.plan.space import enumerate_space, left_out
-from headway.workload import RequestClass, WorkloadSpec, parse_length
+from headway.plan.trial import pooled, try_rate
+from headway.sim import Deployment, Pool
+from headway.sim.run import compiled
+from headway.workload import RequestClass, WorkloadSpec, parse_length, workload
 
 pytestmark = pytest.mark.usefixtures("without_curves")
 
@@ -23,6 +28,7 @@ SETS = tuple(
     for each in ("layouts=[mixed]", "tp=[1]", "pp=[1]", "weights=[bf16]", "kv=[bf16]", "budget_tokens=[2048]")
     for word in ("--set", each)
 )
+SLO = Slo(ttft_s=5.0, tpot_s=0.1)
 ASK = ("plan", "--model", "llama-3.1-8b", "--gpu", "h100-sxm", "--gpus", "1", "--rate", "5", "--requests", "300",
        "--ttft", "500ms", "--tpot", "50ms", "--workers", "1", *SETS)  # fmt: skip
 
@@ -49,9 +55,31 @@ def test_no_more_gpus_are_advised_where_it_is_the_context_that_is_short():
     """Of one seed's prompts fewer are too long than the SLO lets go, of further seeds' about as many or more."""
     made = WorkloadSpec(name="long", prompt=parse_length("uniform:1:2240"), output=parse_length("20"))
     asked = {"model": "opt-13b", "gpu": "h100-sxm", "gpus": 1, "weights": ("fp8",), "kv": ("fp8",), "rate_req_s": 1}
-    found = plan(changed(**asked, workload=made, slo=Slo(ttft_s=5.0, tpot_s=0.1), requests=500), workers=1)
+    found = plan(changed(**asked, workload=made, slo=SLO, requests=500), workers=1)
     assert found.evaluated and "than the context of opt-13b" in found.message
+    assert "about as many as the SLO lets go; at 8" in found.message
     assert found.feasible or not re.search("would (do|serve)", found.message)
+
+
+def test_further_seeds_of_which_too_many_requests_are_too_long_are_not_simulated():
+    made = WorkloadSpec(name="long", prompt=parse_length("uniform:1:2240"), output=parse_length("20"))
+    asked = {"model": "opt-13b", "gpu": "h100-sxm", "gpus": 1, "rate_req_s": 1.0, "requests": 500}
+    question = changed(**asked, workload=made, slo=SLO)
+    evaluator = Evaluator(question, workload(made), 1.0)
+    one = Deployment(pools=(Pool(replica=Replica(model="opt-13b", gpu="h100-sxm")),))
+    runs = {seed: evaluator.load(500, seed).lengths for seed in range(1, 40)}
+    long = {seed: float((run.prompt + run.output > 2048).mean()) for seed, run in runs.items()}
+    fewest_first = sorted(long, key=lambda seed: long[seed])
+    among = (worst := fewest_first[-1], *fewest_first[:5])
+    assert sum(long[seed] for seed in among) / 6 < 0.1 < long[worst]
+    assert evaluator(Job(0, one, 500, 1.0, seeds=among)).goodput.req_s > 0
+    too_many = tuple(fewest_first[-6:])
+    proven = evaluator(Job(0, one, 500, 1.0, seeds=too_many))
+    assert (proven.goodput.req_s, proven.simulations, proven.binding, proven.seeds) == (0, 12, "memory", too_many)
+    assert not proven.asked.meets
+    tables = (compiled(one.pools[0].replica),)
+    lowest = [try_rate(one, tables, evaluator.load(500, seed), SLO, -80) for seed in too_many]
+    assert pooled(lowest, SLO, surely=False).attainment < 0.9
 
 
 def test_of_several_classes_the_one_is_named_whose_requests_exceed_the_context():

@@ -163,15 +163,15 @@ class Evaluator:
         if job.eased is not None:
             roles = (pool.role for pool in deployment.pools)
             tables = tuple(eased(each, job.eased, role) for each, role in zip(tables, roles, strict=True))
-        lengths = load.lengths
-        hope = hopes(left, tables, lengths, classes.aimed)
+        every = [hopes(left, tables, each.lengths, classes.aimed) for each in loads]
+        hope = every[0]
         if job.alone:
             missed = try_rate(left, tables, load, slo, _idle_place(hope, load))
             return self._outcome(Goodput(), None, missed, job, 1)
-        short = [(i, each) for i, each in hope if each.attainment < classes.aimed[i].attainment]
+        short = [i for i, share in _at_best(every).items() if share < classes.aimed[i].attainment]
         if not job.seeds and short:
-            i, each = short[0]
-            return _hopeless(each, classes.aimed[i], job.requests)._replace(binding_class=classes.name(i))
+            i = short[0]
+            return _hopeless(dict(hope)[i], classes.aimed[i], job.requests)._replace(binding_class=classes.name(i))
         whole = [ask(deployment, each, slo, tables) for each in loads]
         heard: _Heard = whole
         down = 0
@@ -187,9 +187,13 @@ class Evaluator:
                 trials[k] = together[worst(together)]
             return trials[k]
 
-        near = job.near_req_s or self._guess(load)(left, tables)
-        start = _place(near, load) - (_SURER if job.seeds else 0.0)
-        found = search(trial, start, _idle_place(hope, load), asked.target(slo), bool(job.near_req_s), job.width)
+        floor = _idle_place(hope, load)
+        if short:  # of further seeds too many requests may not meet it at any rate
+            found = Bracket(None, floor, None, trial(floor))
+        else:
+            near = job.near_req_s or self._guess(load)(left, tables)
+            start = _place(near, load) - (_SURER if job.seeds else 0.0)
+            found = search(trial, start, floor, asked.target(slo), bool(job.near_req_s), job.width)
         fields = _fields(heard, [result for _, result in whole], asked.met)
         if asked.by_class:
             fields = fields._replace(by_class=_by_class(asked, heard, classes))
@@ -272,6 +276,14 @@ def _by_class(asked: Trial, heard: _Heard, classes: Classes) -> dict[str, ClassS
             ttft_s=each.ttft_s, tpot_s=each.tpot_s, e2e_s=each.e2e_s,
         )  # fmt: skip
     return found
+
+
+def _at_best(every: Sequence[list[tuple[int, Reach]]]) -> dict[int, float]:
+    """Of each class the share of requests, of all runs together, that may meet the SLO."""
+    counts: dict[int, list[tuple[int, int]]] = {}
+    for i, each in (own for hope in every for own in hope):
+        counts.setdefault(i, []).append((round(each.attainment * len(each.ttft_s)), len(each.ttft_s)))
+    return {i: sum(may for may, _ in own) / sum(of for _, of in own) for i, own in counts.items()}
 
 
 def _place(rate_req_s: float, load: Load) -> float:

@@ -15,6 +15,8 @@ from headway.workload.arrivals import Diurnal, Replay
 
 __all__ = ["extent", "stretch", "unservable"]
 
+_CHANCE = 3  # standard deviations of a share of a run's requests: others have as many more of a kind, rarely
+
 
 def extent(question: Question, source: Workload, judged: Workload, requests: int, rate_req_s: float) -> str:
     """Return what the `requests` of `judged` leave out of the source: the rest of a trace, the peak of a day; or "".
@@ -49,17 +51,21 @@ def unservable(question: Question, lengths: Lengths, classes: Classes) -> tuple[
     if whole.max() <= most:
         return "", False
     short = [
-        (float((own.prompt + own.output <= most).mean()), classes.asked[i].attainment, of_class(classes.name(i)))
+        (float(fits.mean()), classes.asked[i].attainment, len(fits), of_class(classes.name(i)))
         for i, own in lengths.by_class(len(classes.asked))
-        if (own.prompt + own.output).max() > most
+        if not (fits := own.prompt + own.output <= most).all()
     ]
-    share, target, of = min(short, key=lambda each: each[0] - each[1])
+    share, target, count, of = min(short, key=lambda each: each[0] - each[1])
     words = (
         f"{1 - share:.1%} of requests{of} are longer, prompt and output together, than the context of "
         f"{question.model}, {most:,} tokens (the longest has {int(whole.max()):,}): nothing serves these"
     )
     if share >= target:
-        return f"{words}.", False
+        surely = share - _CHANCE * math.sqrt(share * (1 - share) / count)
+        if surely >= target:
+            return f"{words}.", False
+        said = f"about as many as the SLO lets go; at {math.floor(100 * surely)}% chance would not decide."
+        return f"{words}, {said}", False
     ask = "shorter ones or a model of a longer context"
     most_asked = math.floor(100 * share)  # down: at the share itself none of the others may miss
     return f"{words}; ask for {ask}" + (f", or an attainment of {most_asked}% or less." if share > 0.5 else "."), True

@@ -12,6 +12,7 @@ __all__ = ["Bracket", "search"]
 
 _SLOPE = 0.25  # by how much a trial's score usually falls per place of the grid, near the target
 _STRIDE_MAX = 8.0  # at first; then twice the step before that found no end
+_SAME = 2  # so many trials on the same side as the one before them; then steps grow, however near the target they are
 _STRIDE_TOLD = 4.0  # at first where the guess was told, and no less than what may be left open
 _CEILING = 400  # places: 137,000 times the asked rate
 _CLOSE = 8  # places between met and missed that a line through both bridges well
@@ -54,7 +55,7 @@ def search(
     at, met, again, k = start, known[0].met, 0, 0
     stride = max(_STRIDE_TOLD, width) if told else _STRIDE_MAX
     if (start > 0) != met:
-        at = _beyond(known, 0, 0, target, stride, width)
+        at = _beyond(known, 0, 0, target, stride, width, 0)
     while low is None or high is None or high - low > width:
         if high is not None and high <= floor:
             return Bracket(None, high, None, known[high])
@@ -66,7 +67,7 @@ def search(
         met = known[k].met
         low, high = (k, high) if met else (low, k)
         if low is None or high is None:
-            at = _beyond(known, k, before, target, stride, width)
+            at = _beyond(known, k, before, target, stride, width, again)
             stride = 2 * abs(at - k)
         else:
             at = _within(known, low, high, target, k, again, told)
@@ -83,16 +84,20 @@ def _next(low: int | None, high: int | None, at: float, floor: int) -> int:
     return max(k, floor)
 
 
-def _beyond(known: dict[int, Trial], k: int, before: int, target: float, stride: float, width: int) -> float:
+def _beyond(
+    known: dict[int, Trial], k: int, before: int, target: float, stride: float, width: int, again: int
+) -> float:
     """Where the target is surely crossed: as far from trial k as a line through the one `before` has it, and a bit.
 
     By the usual slope where there is none before, or where that has nearly all requests in time or nearly none. Nearer
-    than `width` would tell no more, and `stride` is as far as it dares.
+    than `width` would tell no more, and `stride` is as far as it dares. `again` trials ended as the one before them: a
+    score may stay near the target over all rates that are met, as where that many requests are too long for any.
     """
     last, past, slope = known[k], known[before], _SLOPE
     if before != k and abs(past.score - target) < _SATURATED:
         slope = min(max(abs(last.score - past.score) / abs(k - before), _SLOPE / 8), _SLOPE)
-    away = min(max(abs(last.score - target) / slope + width / 2, width), stride)
+    least = width * 2.0 ** max(0, again - _SAME)
+    away = min(max(abs(last.score - target) / slope + width / 2, least), stride)
     return k + away if last.met else k - away
 
 
