@@ -137,6 +137,7 @@ def beside_all(fleet: str, load: str, found: dict[str, Any]) -> dict[str, Any]:
         "exhaustive $ per hour": whole["$ per hour"],
         "regret": found["$ per hour"] / whole["$ per hour"] - 1,
         "same front": found["front"] == whole["front"],
+        "exhaustive front": whole["front"],
     }
 
 

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import strategies as st
 
 from headway.cost import EngineSettings, Replica
+from headway.cost.engines import hands_over
 from headway.cost.speculation import Speculation
 from headway.errors import HeadwayError
 from headway.export import Command, export
@@ -82,6 +83,8 @@ def deployments(draw):
     )
     if draw(st.booleans()):
         return Deployment(pools=(Pool(count=draw(count), replica=first),), policies=policies)
+    if not hands_over(first.engine.name, first.pp, first.pp):
+        first = msgspec.structs.replace(first, pp=1)
     pools = [Pool(role=role, count=draw(count), replica=first) for role in ("prefill", "decode")]
     return Deployment(pools=tuple(pools), policies=policies)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from headway.cost import Replica
+from headway.cost import EngineSettings, Replica
 from headway.hardware import gpu
 from headway.metrics import Result, Slo
 from headway.plan import Question
@@ -60,7 +60,8 @@ def test_on_the_cluster_of_the_example_plans_keep_kv_within_nodes():
     file = str(EXAMPLES / "a100-25gbit.yaml")
     assert gpu(file).rdma_bytes_per_s * 8 == pytest.approx(25e9 / 8, rel=0.01)
     slo = Slo(ttft_s=4.0, tpot_s=0.2)
-    asked = Question(model="opt-175b", gpu=file, gpus=32, workload="chat", rate_req_s=0.6, slo=slo)
+    engine = EngineSettings(name="sglang")  # which passes KV between stages
+    asked = Question(model="opt-175b", gpu=file, gpus=32, workload="chat", rate_req_s=0.6, slo=slo, engine=engine)
     routes = {option.deployment.policies.route for option in enumerate_space(asked).options}
     assert routes == {"least-requests", "same-node"}
 

@@ -150,13 +150,11 @@ def test_a_plan_that_keeps_kv_on_its_node_is_not_exported_with_a_router_that_doe
     assert export(one, to).files, "on one node all are near"
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_replicas_whose_stages_share_hosts_meet_on_ports_of_their_own(engine):
-    made = split(engine=EngineSettings(name=engine), tp=4, pp=2, apart=True)
-    files = export(made, engine).files
+def test_replicas_whose_stages_share_hosts_meet_on_ports_of_their_own():
+    made = split(engine=EngineSettings(name="sglang"), tp=4, pp=2, apart=True)
+    files = export(made, "sglang").files
     assert {f"{role}-0-host-{host}.sh" for role in ("prefill", "decode") for host in (0, 1)} < set(files)
-    flag = "--master-port" if engine == "vllm" else "--dist-init-addr"
-    ports = [text.split(f"{flag} ")[1].split()[0] for name, text in files.items() if name != "router.sh"]
+    ports = [text.split("--dist-init-addr ")[1].split()[0] for name, text in files.items() if name != "router.sh"]
     assert len(ports) == 4 and len(set(ports)) == 2
     for host in (0, 1):
         texts = [files[f"{role}-0-host-{host}.sh"] for role in ("prefill", "decode")]
@@ -166,16 +164,45 @@ def test_replicas_whose_stages_share_hosts_meet_on_ports_of_their_own(engine):
         export(made, "kubernetes")
 
 
+@pytest.mark.parametrize(
+    ("engine", "stages"), [("vllm", (2, 1)), ("vllm", (1, 2)), ("vllm", (2, 2)), ("sglang", (1, 2))]
+)
+def test_stages_that_an_engine_does_not_pass_kv_between_are_refused(engine, stages):
+    pools = split(engine=EngineSettings(name=engine)).pools
+    pools = tuple(override(pool, [f"replica.pp={pp}"]) for pool, pp in zip(pools, stages, strict=True))
+    told = rf"pools.0.replica.pp={stages[0]} and pools.1.replica.pp={stages[1]}: {engine} passes KV "
+    for to in (engine, "compose", "kubernetes", "dynamo"):
+        with pytest.raises(BadInput, match=told):
+            export(Deployment(pools=pools), to)
+    others = ("sglang", "trtllm") if stages[1] == 1 or stages[0] == stages[1] else ("trtllm",)
+    for other in others:
+        there = tuple(override(pool, [f"replica.engine.name={other}"]) for pool in pools)
+        assert export(Deployment(pools=there), other).files
+
+
+@pytest.mark.parametrize(("model", "backend"), [("llama-3.1-8b", "FLASHINFER"), ("deepseek-v3", None)])
+def test_pools_on_unlike_gpus_are_told_one_attention_backend(model, backend):
+    def made(*cards):
+        replicas = [Replica(model=model, gpu=card, tp=8, weights="fp8") for card in cards]
+        pools = zip(("prefill", "decode"), replicas, strict=True)
+        return export(Deployment(pools=tuple(Pool(role=role, replica=each) for role, each in pools)), "vllm")
+
+    unlike, alike = made("b200", "h200"), made("h200", "h200")
+    for command in commands(unlike.files, "vllm").values():
+        assert parse("vllm", list(command.words[3:])).get("--attention-backend") == backend
+    assert any("one attention backend" in note for note in unlike.notes)
+    assert not any("attention" in each for each in [*alike.notes, *alike.files.values()])
+
+
 @st.composite
 def shapes(draw):
-    """Prefill and decode pools of vLLM: replicas of one GPU to four hosts, with stages and data-parallel ranks."""
+    """Prefill and decode pools of vLLM: replicas of one GPU to four hosts, with data-parallel ranks."""
     key, card = draw(
         st.sampled_from([("llama-3.1-8b", "h100-sxm"), ("qwen3-30b-a3b", "h100-sxm"), ("deepseek-v3", "h200")])
     )
     pools = []
     for role in ("prefill", "decode"):
-        tp, pp = draw(st.sampled_from([1, 2, 4, 8])), draw(st.sampled_from([1, 2]))
-        layout = {"tp": tp, "pp": pp, "apart": pp > 1 and draw(st.booleans())}
+        layout = {"tp": draw(st.sampled_from([1, 2, 4, 8]))}
         if key != "llama-3.1-8b":
             dp = draw(st.sampled_from([2, 4] if key == "qwen3-30b-a3b" else [8, 16, 32]))
             layout = {"tp": 1, "dp": dp, "ep": dp}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_cases import SLOW
-from headway.cost import Replica, compile_replica
+from headway.cost import EngineSettings, Replica, compile_replica
 from headway.errors import BadInput
 from headway.export.place import place
 from headway.hardware import gpu
@@ -193,6 +193,8 @@ def test_stages_and_whole_replicas_share_no_node():
 
 def test_segments_are_tried_where_two_replicas_do_not_fit_a_node():
     asked = question(SLOW, model="opt-175b", gpus=32, weights=("bf16",), kv=("bf16",))
+    assert not any("apart" in option.name for option in enumerate_space(asked).options), "vLLM has no such handover"
+    asked = msgspec.structs.replace(asked, engine=EngineSettings(name="sglang"))
     found = {option.name: option.deployment for option in enumerate_space(asked).options}
     assert found["1P tp4pp2apart + 1D tp4pp2apart bf16/bf16"].policies.route == "least-requests", "one place, all near"
     two = "2P tp4pp2apart + 2D tp4pp2apart bf16/bf16"

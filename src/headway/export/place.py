@@ -140,10 +140,12 @@ def asked(deployment: Deployment, model_path: str) -> list[Ask]:
                 order=deployment.policies.order,
             )
         )
-    return [msgspec.structs.replace(ask, without_bf16=_without_bf16(ask, asks)) for ask in asks]
+    return [_with_peers(ask, asks) for ask in asks]
 
 
-def _without_bf16(ask: Ask, asks: list[Ask]) -> str:
-    """A GPU without bf16 that the pool's KV is on, here or in a pool that it hands KV over with."""
+def _with_peers(ask: Ask, asks: list[Ask]) -> Ask:
+    """With what the pools that it hands KV over with, itself among them, ask of it."""
     sharing = [ask] if ask.role == "mixed" else [each for each in asks if each.name == ask.name]
-    return next((each.replica.gpu for each in sharing if not gpu(each.replica.gpu).has_bf16), "")
+    without_bf16 = next((each.replica.gpu for each in sharing if not gpu(each.replica.gpu).has_bf16), "")
+    unlike = len({each.replica.gpu for each in sharing}) > 1
+    return msgspec.structs.replace(ask, without_bf16=without_bf16, unlike=unlike)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
+from headway.cost.engines import HANDED, hands_over
 from headway.errors import BadInput
 from headway.export.compose import compose
 from headway.export.dynamo import dynamo
@@ -110,9 +112,22 @@ def _asks(deployment: Deployment, to: str, model_path: str) -> list[Ask]:
         raise BadInput(
             f"pools run {' and '.join(sorted(names))}: an export is for one engine; export each pool by itself"
         )
+    _check_stages(asks)
     if to not in ENGINES:
         _check_places(deployment, to, *names)
     return asks
+
+
+def _check_stages(asks: list[Ask]) -> None:
+    """Refuse pipelines that their engine does not pass KV between."""
+    for ask, other in product(asks, repeat=2):
+        engine, pp, after = ask.replica.engine.name, ask.replica.pp, other.replica.pp
+        passes = ask.name == other.name and (ask.role, other.role) == ("prefill", "decode")
+        if passes and not hands_over(engine, pp, after):
+            raise BadInput(
+                f"{ask.where}.replica.pp={pp} and {other.where}.replica.pp={after}: {engine} passes KV "
+                f"{HANDED[engine]}; plan again with it, or set engine.name to sglang or trtllm and predict again"
+            )
 
 
 def _check_places(deployment: Deployment, to: str, engine: str) -> None:

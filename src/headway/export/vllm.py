@@ -9,6 +9,8 @@ from headway.cost.engines import spreads
 from headway.errors import BadInput
 from headway.export import engine as e
 from headway.export.recorded import parse
+from headway.hardware import gpu
+from headway.model import model
 
 KV = {"bf16": "bfloat16", "fp8": "fp8"}
 ORDERS = {"fcfs": "fcfs", "priority": "priority"}  # of Headway, of vLLM: in both, lower values go first
@@ -61,6 +63,7 @@ def command(ask: e.Ask) -> e.Command:
     env = {}
     if ask.role != "mixed":
         words += ["--kv-transfer-config", json.dumps(TRANSFER)]
+        words += ["--attention-backend", agreed] if (agreed := _agreed(ask)) else []
         env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = ask.address  # of this host: each rank's scheduler listens on its own
         env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(NIXL_PORT + NIXL_PORTS * (ask.port - 8000))
     return e.Command(engine="vllm", words=tuple(words), env=env, notes=tuple(_notes(ask)))
@@ -88,6 +91,14 @@ def read(built: e.Command) -> dict[str, Any]:
         "drafted": drafts and (drafts.get("model", drafts["method"]), drafts["num_speculative_tokens"]),
         "memory_utilization": flags["--gpu-memory-utilization"],
     }
+
+
+def _agreed(ask: e.Ask) -> str:
+    """The attention backend for replicas that pass KV between unlike GPUs; "" where there is no need, or none known."""
+    # They have to agree on it (docs/features/nixl_connector_compatibility.md of vllm-project/vllm), and kinds of GPU
+    # differ in their first choice (vllm/platforms/cuda.py). All of NVIDIA have this one, but for latent attention.
+    known = gpu(ask.replica.gpu).vendor == "NVIDIA" and model(ask.replica.model).attention != "mla"
+    return "FLASHINFER" if ask.unlike and known else ""
 
 
 def _check_experts(ask: e.Ask) -> None:
@@ -141,6 +152,13 @@ def _notes(ask: e.Ask) -> list[str]:
         said.append(f"engine.poll_steps={engine.poll_steps}: vLLM looks for requests at every step")
     if engine.align_steps:
         said.append("engine.align_steps, gather_steps: vLLM does not make ranks wait for each other's prompts")
+    if ask.unlike:
+        agreed = _agreed(ask)
+        how = f"{agreed} is set for both" if agreed else "give both --attention-backend with one that both have"
+        said.append(
+            "gpu: pools that pass KV need one attention backend, and other GPUs have another first choice: "
+            f"{how}; what was predicted rests on each GPU's own kernels"
+        )
     if ask.role != "mixed":
         said.append(
             "role: prefill and decode servers take the same flags; a router sends a request to the one, then the other"

@@ -7,7 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 from headway.cost import Replica
-from headway.cost.engines import spreads
+from headway.cost.engines import HANDED, hands_over, spreads
 from headway.cost.replica import drafting_model, tp_degrees
 from headway.errors import BadInput
 from headway.hardware import Gpu
@@ -118,6 +118,9 @@ def _rules(question: Question, engine: str, spec: Model) -> list[Rule]:
         (lambda s: spreads(engine, s.tp, s.dp, s.ep),
          f"{_named(tp=tp, dp=dp, ep=ep)} against engine {engine}, which starts no such replica: "
          f"{_STARTS.get(engine, 'dp 1 and ep 1')} with it, any with sglang"),
+        (lambda s: "mixed" in question.layouts or hands_over(engine, s.pp, s.pp),
+         f"pp {pp} against layouts split and engine {engine}, which passes KV {HANDED.get(engine, '')}: allow pp 1, or "
+         "name engine sglang or trtllm"),
     ]  # fmt: skip
 
 

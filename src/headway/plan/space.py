@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from headway.cost import Replica, memory_fit
-from headway.cost.engines import check_engine
+from headway.cost.engines import check_engine, hands_over
 from headway.cost.power import power_law, waiting_watts
 from headway.cost.published import PUBLISHED, with_published
 from headway.errors import BadInput, DoesNotFit
@@ -221,6 +221,10 @@ class _Kind(NamedTuple):
             if fit and slow_network(self.replica(one, least), self.replica(other, least)):
                 yield one, other
 
+    def hands_over(self, before: Shape, after: Shape) -> bool:
+        """Whether the engine passes KV from replicas of the one shape to those of the other."""
+        return hands_over(self.setup.engine.name, before.pp, after.pp)
+
     def _split_alone(self) -> list[Shape]:
         """Those that are no ranks."""
         alone = [shape for shape in self.shapes if shape.dp == 1]
@@ -277,6 +281,8 @@ def _mixed(kind: _Kind) -> Iterator[Deployment]:
 
 def _split(kind: _Kind) -> Iterator[Deployment]:
     for before, after in chain(product(kind.split(), repeat=2), kind.apart()):
+        if not kind.hands_over(before, after):
+            continue
         prefill, decode = _roles(kind, before, kind, after)
         for first in _counts(kind.question, (kind.most - after.gpus) // before.gpus):
             ahead = _of(prefill, first)
@@ -290,7 +296,8 @@ def _together(one: _Kind, other: _Kind, weigh: Callable[[Replica], float]) -> It
     question = one.question
     if "split" in question.layouts:
         large, small = max(one.budgets), min(one.budgets)
-        for before, after in product(one.fitting(one.split(), large), other.fitting(other.split(), small)):
+        pairs = product(one.fitting(one.split(), large), other.fitting(other.split(), small))
+        for before, after in ((a, b) for a, b in pairs if one.hands_over(a, b)):
             prefill, decode = _roles(one, before, other, after)
             for first, second in _both_counts(one, before, other, after):
                 name = f"{one.name(f'{first}P {before}')} + {other.name(f'{second}D {after}')}"
