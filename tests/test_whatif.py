@@ -195,6 +195,20 @@ def file(tmp_path):
 SMALL = ("--input", "exp:200", "--output", "exp:20", "--requests", "300", "--ttft", "300ms", "--tpot", "30ms")
 
 
+def test_what_changes_nothing_is_in_no_doubt():
+    """A power limit that the clock keeps the GPU below: both sides are off alike, whatever that is."""
+    slow = msgspec.structs.replace(REPLICA, clock_mhz=900.0)
+    found = whatif(case(deployment=deployment(2, slow)), case(deployment=deployment(2, capped(slow, 71.0))), [])
+    assert found.model.relation == "shared"
+    assert all(one.difference == (0.0, 0.0) for one in found.model.figures)
+    bound = whatif(case(), case(deployment=deployment(2, capped(REPLICA, 45.0))), [])
+    assert bound.model.relation == "related"
+
+
+def capped(replica, watts):
+    return msgspec.structs.replace(replica, cap_watts=watts)
+
+
 def test_one_replica_fewer_side_by_side(file, tmp_path):
     out = tmp_path / "both"
     result = run("whatif", file, *SMALL, "--rate", "8", "--replicas", "-1", "--json", tmp_path / "w.json", "--out", out)

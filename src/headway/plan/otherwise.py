@@ -133,6 +133,8 @@ def whatif(
     runs = _Runs((before, after), seed, 2 + len({a for a, _ in times}) + len({b for _, b in times}), progress)
     first, second = runs.run(0, 1.0), runs.run(1, 1.0)
     change = compare(first, second, before.slo, after.slo)
+    if not any(one.difference for one in change.differences):  # as with a power limit that binds no step
+        relation, times = "shared", _pairs("shared", errors, "tpot", "output_throughput")
     pairs = [(_bare(first), _bare(second)), *((runs.run(0, a), runs.run(1, b)) for a, b in times)]
     ends = [compare(*pair, before.slo, after.slo) for pair in pairs]
     joules = _pairs(relation, errors, "energy_per_token", "energy_per_token")
