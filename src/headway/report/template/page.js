@@ -52,9 +52,15 @@ function list(table, rows, drawn) {
       if (view && table.dataset.rows in view.getState().data) view.data(table.dataset.rows, kept).runAsync();
     });
   };
-  all.addEventListener("click", () => { most = Infinity; show(); });
+  const whole = () => { most = Infinity; show(); };
+  all.addEventListener("click", whole);
+  addEventListener("beforeprint", () => {
+    const before = most;
+    addEventListener("afterprint", () => { most = before; show(); }, { once: true });
+    whole();
+  });
   table.addEventListener("sorted", show);
-  table.addEventListener("reveal", (event) => { if (event.target.hidden) { most = Infinity; show(); } });
+  table.addEventListener("reveal", (event) => { if (event.target.hidden) whole(); });
   sorting.addEventListener("change", () => sortBy(table, table.tHead.rows[0].cells[sorting.selectedIndex]));
   filter?.addEventListener("input", thin);
   filter?.addEventListener("reset", () => setTimeout(thin));
