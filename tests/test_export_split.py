@@ -19,6 +19,7 @@ from headway.export.recorded import parse
 from headway.export.routers import ROUTER_PORT
 from headway.export.wires import RDMA
 from headway.hardware import gpu
+from headway.model import model as native
 from headway.sim import Deployment, Policies, Pool, handoff
 from headway.specs import override
 
@@ -180,18 +181,31 @@ def test_stages_that_an_engine_does_not_pass_kv_between_are_refused(engine, stag
         assert export(Deployment(pools=there), other).files
 
 
-@pytest.mark.parametrize(("model", "backend"), [("llama-3.1-8b", "FLASHINFER"), ("deepseek-v3", None)])
-def test_pools_on_unlike_gpus_are_told_one_attention_backend(model, backend):
-    def made(*cards):
-        replicas = [Replica(model=model, gpu=card, tp=8, weights="fp8") for card in cards]
-        pools = zip(("prefill", "decode"), replicas, strict=True)
-        return export(Deployment(pools=tuple(Pool(role=role, replica=each) for role, each in pools)), "vllm")
+@pytest.mark.parametrize(
+    ("model", "kv", "cards", "backend"),
+    [
+        ("llama-3.1-8b", "bf16", ("b200", "h200"), "TRITON_ATTN"),
+        ("llama-3.1-8b", "bf16", ("h100-sxm", "mi300x"), "TRITON_ATTN"),
+        ("llama-3.1-8b", "fp8", ("h100-sxm", "l40s"), "TRITON_ATTN"),
+        ("gpt-oss-20b", "bf16", ("h100-sxm", "l40s"), "TRITON_ATTN"),
+        ("llama-3.1-8b", "bf16", ("h100-sxm", "a100-80gb-sxm"), None),
+        ("llama-3.1-8b", "fp8", ("h100-sxm", "h100-sxm"), None),
+    ],
+)
+def test_pools_that_may_choose_unlike_attention_backends_are_told_one(model, kv, cards, backend):
+    replicas = [Replica(model=model, gpu=card, kv=kv, weights=native(model).native_dtype) for card in cards]
+    pools = tuple(Pool(role=role, replica=each) for role, each in zip(("prefill", "decode"), replicas, strict=True))
+    made = export(Deployment(pools=pools), "vllm")
+    told = [parse("vllm", list(each.words[3:])) for each in commands(made.files, "vllm").values()]
+    assert [flags.get("--attention-backend") for flags in told] == [backend] * 2
+    assert any("one attention backend" in note for note in made.notes) is (backend is not None)
 
-    unlike, alike = made("b200", "h200"), made("h200", "h200")
-    for command in commands(unlike.files, "vllm").values():
-        assert parse("vllm", list(command.words[3:])).get("--attention-backend") == backend
-    assert any("one attention backend" in note for note in unlike.notes)
-    assert not any("attention" in each for each in [*alike.notes, *alike.files.values()])
+
+def test_pools_with_latent_attention_on_unlike_gpus_are_told_to_agree():
+    replicas = [Replica(model="deepseek-v3", gpu=card, tp=8, weights="fp8") for card in ("b200", "h200")]
+    pools = tuple(Pool(role=role, replica=each) for role, each in zip(("prefill", "decode"), replicas, strict=True))
+    made = export(Deployment(pools=pools), "vllm")
+    assert any("give both --attention-backend" in note for note in made.notes)
 
 
 @st.composite

@@ -117,8 +117,9 @@ def spreads(name: str, tp: int, dp: int, ep: int) -> bool:
 def hands_over(name: str, prefill_pp: int, decode_pp: int) -> bool:
     """Return whether an engine passes KV from prefill replicas of so many stages to decode replicas of so many.
 
-    vLLM's NixlConnector knows no stages (0.33; vllm-project/vllm#52913). SGLang's decode replicas have one or as many
-    as those that send (`disaggregation/common/conn.py` of 0.5.23); TensorRT-LLM's may differ ("Disaggregated Serving").
+    vLLM's NixlConnector pulls from and into one stage (0.33; vllm-project/vllm#52913). SGLang's decode replicas have
+    one or as many as those that send (`disaggregation/common/conn.py` of 0.5.23); TensorRT-LLM's may differ
+    ("Disaggregated Serving").
     """
     if prefill_pp == decode_pp == 1:
         return True

@@ -33,7 +33,7 @@ class Ask(Spec, frozen=True, kw_only=True):
         order: the policy that orders the engine's queue.
         hosts: how many share the replica, `host` of them is this at `address`, `head` the address of the first.
         without_bf16: the GPU, of this pool or of one that it hands KV over with, that has no bf16; "" is none.
-        unlike: whether a pool that it hands KV over with is of another kind of GPU.
+        gpus: the kinds of GPU of its pool and of those that it hands KV over with.
         config: where the engine's own file will lie.
     """
 
@@ -50,7 +50,7 @@ class Ask(Spec, frozen=True, kw_only=True):
     head: str = "127.0.0.1"
     address: str = "127.0.0.1"
     without_bf16: str = ""
-    unlike: bool = False
+    gpus: frozenset[str] = frozenset()
     config: str = CONFIG
 
     @property

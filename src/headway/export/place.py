@@ -147,5 +147,5 @@ def _with_peers(ask: Ask, asks: list[Ask]) -> Ask:
     """With what the pools that it hands KV over with, itself among them, ask of it."""
     sharing = [ask] if ask.role == "mixed" else [each for each in asks if each.name == ask.name]
     without_bf16 = next((each.replica.gpu for each in sharing if not gpu(each.replica.gpu).has_bf16), "")
-    unlike = len({each.replica.gpu for each in sharing}) > 1
-    return msgspec.structs.replace(ask, without_bf16=without_bf16, unlike=unlike)
+    gpus = frozenset(each.replica.gpu for each in sharing)
+    return msgspec.structs.replace(ask, without_bf16=without_bf16, gpus=gpus)

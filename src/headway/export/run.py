@@ -126,7 +126,7 @@ def _check_stages(asks: list[Ask]) -> None:
         if passes and not hands_over(engine, pp, after):
             raise BadInput(
                 f"{ask.where}.replica.pp={pp} and {other.where}.replica.pp={after}: {engine} passes KV "
-                f"{HANDED[engine]}; plan again with it, or set engine.name to sglang or trtllm and predict again"
+                f"{HANDED[engine]}; plan again with it, or set engine.name to trtllm, which passes it between any"
             )
 
 

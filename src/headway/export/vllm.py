@@ -93,12 +93,22 @@ def read(built: e.Command) -> dict[str, Any]:
     }
 
 
+def _unlike(ask: e.Ask) -> bool:
+    """Whether the engine may choose another attention backend than the replicas that it passes KV with.
+
+    They have to agree on it (docs/features/nixl_connector_compatibility.md of vllm-project/vllm). NVIDIA's GPUs from
+    8.0 up to Hopper all choose FLASH_ATTN where nothing but bf16 is asked of it (vllm/platforms/cuda.py); fp8 KV, sinks
+    and windows it takes on some of them.
+    """
+    spec, cards = model(ask.replica.model), [gpu(name) for name in ask.gpus]
+    plain = ask.replica.kv == "bf16" and not spec.attention_sinks and not spec.window and spec.attention != "mla"
+    usual = all(card.vendor == "NVIDIA" and card.has_bf16 and "fp4" not in card.peak_flops for card in cards)
+    return len(cards) > 1 and not (plain and usual)
+
+
 def _agreed(ask: e.Ask) -> str:
-    """The attention backend for replicas that pass KV between unlike GPUs; "" where there is no need, or none known."""
-    # They have to agree on it (docs/features/nixl_connector_compatibility.md of vllm-project/vllm), and kinds of GPU
-    # differ in their first choice (vllm/platforms/cuda.py). All of NVIDIA have this one, but for latent attention.
-    known = gpu(ask.replica.gpu).vendor == "NVIDIA" and model(ask.replica.model).attention != "mla"
-    return "FLASHINFER" if ask.unlike and known else ""
+    """The attention backend that all GPUs and models have, but for latent attention; "" where there is no need."""
+    return "TRITON_ATTN" if _unlike(ask) and model(ask.replica.model).attention != "mla" else ""
 
 
 def _check_experts(ask: e.Ask) -> None:
@@ -152,11 +162,11 @@ def _notes(ask: e.Ask) -> list[str]:
         said.append(f"engine.poll_steps={engine.poll_steps}: vLLM looks for requests at every step")
     if engine.align_steps:
         said.append("engine.align_steps, gather_steps: vLLM does not make ranks wait for each other's prompts")
-    if ask.unlike:
+    if _unlike(ask):
         agreed = _agreed(ask)
         how = f"{agreed} is set for both" if agreed else "give both --attention-backend with one that both have"
         said.append(
-            "gpu: pools that pass KV need one attention backend, and other GPUs have another first choice: "
+            "gpu: pools that pass KV need one attention backend, and these GPUs may choose unlike ones: "
             f"{how}; what was predicted rests on each GPU's own kernels"
         )
     if ask.role != "mixed":
