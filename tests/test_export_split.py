@@ -201,6 +201,17 @@ def test_pools_that_may_choose_unlike_attention_backends_are_told_one(model, kv,
     assert any("one attention backend" in note for note in made.notes) is (backend is not None)
 
 
+def test_vllm_passes_no_kv_into_smaller_blocks():
+    def made(*sizes):
+        both = zip(split().pools, sizes, strict=True)
+        pools = [override(pool, [f"replica.engine.block_tokens={size}"]) for pool, size in both]
+        return export(Deployment(pools=tuple(pools)), "vllm").files
+
+    assert made(16, 32) and made(32, 32)
+    with pytest.raises(BadInput, match=r"pools\.0\.replica\.engine\.block_tokens=32 and pools\.1's 16"):
+        made(32, 16)
+
+
 def test_pools_with_latent_attention_on_unlike_gpus_are_told_to_agree():
     replicas = [Replica(model="deepseek-v3", gpu=card, tp=8, weights="fp8") for card in ("b200", "h200")]
     pools = tuple(Pool(role=role, replica=each) for role, each in zip(("prefill", "decode"), replicas, strict=True))

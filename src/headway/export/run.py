@@ -119,14 +119,21 @@ def _asks(deployment: Deployment, to: str, model_path: str) -> list[Ask]:
 
 
 def _check_stages(asks: list[Ask]) -> None:
-    """Refuse pipelines that their engine does not pass KV between."""
+    """Refuse pipelines, and block sizes, that their engine does not pass KV between."""
     for ask, other in product(asks, repeat=2):
-        engine, pp, after = ask.replica.engine.name, ask.replica.pp, other.replica.pp
-        passes = ask.name == other.name and (ask.role, other.role) == ("prefill", "decode")
-        if passes and not hands_over(engine, pp, after):
+        if ask.name != other.name or (ask.role, other.role) != ("prefill", "decode"):
+            continue
+        engine, pp, after = ask.replica.engine, ask.replica.pp, other.replica.pp
+        if not hands_over(engine.name, pp, after):
             raise BadInput(
-                f"{ask.where}.replica.pp={pp} and {other.where}.replica.pp={after}: {engine} passes KV "
-                f"{HANDED[engine]}; plan again with it, or set engine.name to trtllm, which passes it between any"
+                f"{ask.where}.replica.pp={pp} and {other.where}.replica.pp={after}: {engine.name} passes KV "
+                f"{HANDED[engine.name]}; plan again with it, or set engine.name to trtllm, which passes it between any"
+            )
+        smaller = other.replica.engine.block_tokens
+        if engine.name == "vllm" and engine.block_tokens > smaller:  # nixl_connector_compatibility.md of 0.33, note 3
+            raise BadInput(
+                f"{ask.where}.replica.engine.block_tokens={engine.block_tokens} and {other.where}'s {smaller}: vllm "
+                "passes KV into blocks of the same size or larger ones; set both alike"
             )
 
 
