@@ -61,7 +61,7 @@ def test_no_more_gpus_are_advised_where_it_is_the_context_that_is_short():
     assert found.feasible or not re.search("would (do|serve)", found.message)
 
 
-def test_further_seeds_of_which_too_many_requests_are_too_long_are_not_simulated():
+def test_further_seeds_of_which_too_many_requests_are_too_long_are_not_searched():
     made = WorkloadSpec(name="long", prompt=parse_length("uniform:1:2240"), output=parse_length("20"))
     asked = {"model": "opt-13b", "gpu": "h100-sxm", "gpus": 1, "rate_req_s": 1.0, "requests": 500}
     question = changed(**asked, workload=made, slo=SLO)

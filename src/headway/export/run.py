@@ -112,13 +112,13 @@ def _asks(deployment: Deployment, to: str, model_path: str) -> list[Ask]:
         raise BadInput(
             f"pools run {' and '.join(sorted(names))}: an export is for one engine; export each pool by itself"
         )
-    _check_stages(asks)
+    _check_handover(asks)
     if to not in ENGINES:
         _check_places(deployment, to, *names)
     return asks
 
 
-def _check_stages(asks: list[Ask]) -> None:
+def _check_handover(asks: list[Ask]) -> None:
     """Refuse pipelines, and block sizes, that their engine does not pass KV between."""
     for ask, other in product(asks, repeat=2):
         if ask.name != other.name or (ask.role, other.role) != ("prefill", "decode"):
