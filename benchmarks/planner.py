@@ -6,10 +6,12 @@
 A 70B model on up to 16 and 64 H100s, and on 16 and 32 of them with as many A100s, for three workloads. CPU and wall
 seconds are of the command with its worker processes; memory is the peak of all of them together (proportional set
 size, looked at five times a second). Five million additions in plain Python before and after tell what the machine
-gave. Regret is by how much the plan's best is dearer than the best of an exhaustive search (`--exhaustive`): every
-candidate that fits, at length, then those in front on further seeds;
-`results/planner.md` is the table of both, with what a candidate costs to look at. Where the best has two kinds of GPU,
-it and every plan of one kind for the same money or less are simulated again, with another seed and twice the requests.
+gave. Where the best has two kinds of GPU, it and every plan of one kind for the same money or less are simulated again,
+with another seed and twice the requests.
+
+Regret (`--exhaustive`) is by how much the plan's best is dearer than the best of an exhaustive search: every candidate
+that fits, at length, then those in front on further seeds. That keeps results of its own, `results/planner_whole.json`
+and `planner_whole.md`, a table of what a candidate costs to look at either way.
 
 `--classes` times the answer for several classes and models on one stock of GPUs (`examples/office.yaml`) in place of
 these, and writes `results/planner_classes.json`.
@@ -156,7 +158,6 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['regret']:.1%}", "yes" if row["same front"] else "no",
         )
         for row in rows
-        if "exhaustive best" in row
     ]  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -178,7 +179,8 @@ def main() -> None:
             show(f"headway plan, {stock}, office", told[-1:])
         keep("planner_classes", {"command": f"headway plan {OFFICE.replace(f'{ROOT}/', '')}", "rows": told})
         return
-    kept = RESULTS / "planner.json"
+    name = "planner_whole" if asked.exhaustive else "planner"
+    kept = RESULTS / f"{name}.json"
     before = json.loads(kept.read_text())["rows"] if kept.exists() else []
     fleets, loads = [asked.gpus] if asked.gpus else [*FLEETS], [asked.load] if asked.load else [*LOADS]
     rows = [row for row in before if row["GPUs"] not in fleets or row["workload"] not in loads]
@@ -191,9 +193,9 @@ def main() -> None:
                 row |= beside_all(fleet, load, best)
             rows = sorted([*rows, row], key=lambda row: ([*FLEETS].index(row["GPUs"]), [*LOADS].index(row["workload"])))
             show(f"headway plan, {fleet}, {load}", [row])
-            keep("planner", {"command": f"headway plan --model llama-3.1-70b, {LOADS}", "rows": rows})
+            keep(name, {"command": f"headway plan --model llama-3.1-70b, {LOADS}", "rows": rows})
             if asked.exhaustive:
-                (RESULTS / "planner.md").write_text(table(rows))
+                (RESULTS / "planner_whole.md").write_text(table(rows))
 
 
 if __name__ == "__main__":

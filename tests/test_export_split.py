@@ -185,7 +185,7 @@ def test_stages_that_an_engine_does_not_pass_kv_between_are_refused(engine, stag
     ("model", "kv", "cards", "backend"),
     [
         ("llama-3.1-8b", "bf16", ("b200", "h200"), "TRITON_ATTN"),
-        ("llama-3.1-8b", "bf16", ("h100-sxm", "mi300x"), "TRITON_ATTN"),
+        ("llama-3.1-8b", "bf16", ("h100-sxm", "rtx-pro-6000"), "TRITON_ATTN"),
         ("llama-3.1-8b", "fp8", ("h100-sxm", "l40s"), "TRITON_ATTN"),
         ("gpt-oss-20b", "bf16", ("h100-sxm", "l40s"), "TRITON_ATTN"),
         ("llama-3.1-8b", "bf16", ("h100-sxm", "a100-80gb-sxm"), None),
@@ -199,6 +199,13 @@ def test_pools_that_may_choose_unlike_attention_backends_are_told_one(model, kv,
     told = [parse("vllm", list(each.words[3:])) for each in commands(made.files, "vllm").values()]
     assert [flags.get("--attention-backend") for flags in told] == [backend] * 2
     assert any("one attention backend" in note for note in made.notes) is (backend is not None)
+
+
+def test_kv_is_not_passed_to_gpus_of_another_maker():
+    cards = ("h100-sxm", "mi300x")
+    pools = [override(pool, [f"replica.gpu={card}"]) for pool, card in zip(split().pools, cards, strict=True)]
+    with pytest.raises(BadInput, match="no engine says that it passes KV from NVIDIA's GPUs to AMD's"):
+        export(Deployment(pools=tuple(pools)), "vllm")
 
 
 def test_vllm_passes_no_kv_into_smaller_blocks():

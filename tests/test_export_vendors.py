@@ -84,15 +84,6 @@ def test_two_makers_in_a_deployment_are_each_asked_for_by_their_own_names():
     assert len(commands(scripts, "vllm")) == 2
 
 
-def test_kv_between_two_makers_is_not_said_to_work():
-    pools = [
-        Pool(role=role, replica=Replica(model="llama-3.1-8b", gpu=card))
-        for role, card in (("prefill", "h100-sxm"), ("decode", "mi300x"))
-    ]
-    notes = export(Deployment(pools=tuple(pools)), "vllm").notes
-    assert "role: KV goes between GPUs of AMD and NVIDIA, and no engine says that it can" in notes
-
-
 @pytest.mark.parametrize("to", ["vllm", "compose", "kubernetes", "llm-d", "dynamo"])
 @pytest.mark.parametrize("card", ["gaudi-3", "arc-pro-b60", "m4-max", "cpu-xeon-8480"])
 def test_a_maker_that_no_export_is_known_for_is_refused(card, to):

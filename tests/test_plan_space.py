@@ -107,6 +107,13 @@ def test_every_candidate_keeps_every_constraint_and_none_that_does_is_left_out(h
     assert {option.name for option in enumerate_space(bound).options} == everything
 
 
+def test_kinds_of_two_makers_stand_side_by_side_and_pass_no_kv():
+    found = [option.deployment for option in options(gpu={"h100-sxm": 2, "mi300x": 2})]
+    both = [made for made in found if len(counted(made)) == 2]
+    assert both and {pool.role for made in both for pool in made.pools} == {"mixed"}
+    assert {"prefill", "mixed"} <= {made.pools[0].role for made in found if len(counted(made)) == 1}
+
+
 def test_precisions_are_each_gpus_own_and_kv_is_one_they_share():
     space = enumerate_space(changed(gpu={"h100-sxm": 2, "a100-80gb-sxm": 2}, weights=None, kv=None))
     by_kinds = {}

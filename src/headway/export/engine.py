@@ -252,6 +252,7 @@ def check_vendor(to: str, ask: Ask) -> None:
         )
     if replica.engine.name == "sglang" and ask.role != "mixed" and maker != "NVIDIA":
         raise BadInput(
-            f"{field}: prefill and decode pools of SGLang hand over by NIXL here, which its images for {maker} are not "
-            "known to hold: plan with --engine vllm, or with layouts=[mixed]"
+            f"{field}: prefill and decode pools of SGLang hand over by NIXL here, whose libraries its images for "
+            f"{maker} find in interactive shells alone (docker/rocm.Dockerfile): plan with --engine vllm, or with "
+            "layouts=[mixed]"
         )

@@ -130,12 +130,12 @@ def whatif(
     errors = [uncertainty(case.deployment) for case in (before, after)]
     relation = _relation(before.deployment, after.deployment)
     times = _pairs(relation, errors, "tpot", "output_throughput")
-    runs = _Runs((before, after), seed, 2 + len({a for a, _ in times}) + len({b for _, b in times}), progress)
+    runs = _Runs((before, after), seed, times, progress)
     first, second = runs.run(0, 1.0), runs.run(1, 1.0)
     change = compare(first, second, before.slo, after.slo)
     if not any(one.difference for one in change.differences):  # as with a power limit that binds no step
-        relation, times = "shared", _pairs("shared", errors, "tpot", "output_throughput")
-    pairs = [(_bare(first), _bare(second)), *((runs.run(0, a), runs.run(1, b)) for a, b in times)]
+        relation, runs.times = "shared", _pairs("shared", errors, "tpot", "output_throughput")
+    pairs = [(_bare(first), _bare(second)), *((runs.run(0, a), runs.run(1, b)) for a, b in runs.times)]
     ends = [compare(*pair, before.slo, after.slo) for pair in pairs]
     joules = _pairs(relation, errors, "energy_per_token", "energy_per_token")
     found = [_by_factors(one, joules) if one.unit == "J" else _by_runs(one.figure, ends) for one in change.differences]
@@ -154,16 +154,16 @@ def whatif(
 
 
 class _Runs:
-    """Simulations of both cases, each once, of `total`; those with a factor without their rows."""
+    """Simulations of both cases, each once, as they are and by the factors; those with a factor without their rows."""
 
     def __init__(
         self,
         cases: tuple[Case, Case],
         seed: int,
-        total: int,
+        times: list[Factors],
         progress: Callable[[int, int | None], None] | None,
     ) -> None:
-        self.cases, self.seed, self.total, self.progress = cases, seed, total, progress
+        self.cases, self.seed, self.times, self.progress = cases, seed, times, progress
         self.found: dict[tuple[int, float], Result] = {}
 
     def run(self, side: int, factor: float) -> Result:
@@ -172,10 +172,11 @@ class _Runs:
             return self.found[side, factor]
         case, done = self.cases[side], len(self.found)
         each = max(one.workload.requests for one in self.cases)
+        total = 2 + sum(len(set(factors)) for factors in zip(*self.times, strict=True))
 
         def tell(ended: int, _: int | None) -> None:
             if self.progress is not None:
-                self.progress(done * each + ended, self.total * each)
+                self.progress(done * each + ended, total * each)
 
         tables = tuple(stretched(compiled(pool.replica), factor) for pool in case.deployment.pools)
         result = simulate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, permutations, product
 from typing import NamedTuple
 
@@ -221,9 +221,12 @@ class _Kind(NamedTuple):
             if fit and slow_network(self.replica(one, least), self.replica(other, least)):
                 yield one, other
 
-    def hands_over(self, before: Shape, after: Shape) -> bool:
-        """Whether the engine passes KV from replicas of the one shape to those of the other."""
-        return hands_over(self.setup.engine.name, before.pp, after.pp)
+    def passing(self, pairs: Iterable[tuple[Shape, Shape]], other: _Kind) -> Iterator[tuple[Shape, Shape]]:
+        """Those of the pairs between which the engine passes KV: prompts on this kind of GPU, tokens on the other."""
+        if gpu(self.gpu).vendor != gpu(other.gpu).vendor:
+            return iter(())  # as `export` has it: no engine says that it does
+        engine = self.setup.engine.name
+        return ((before, after) for before, after in pairs if hands_over(engine, before.pp, after.pp))
 
     def _split_alone(self) -> list[Shape]:
         """Those that are no ranks."""
@@ -280,9 +283,8 @@ def _mixed(kind: _Kind) -> Iterator[Deployment]:
 
 
 def _split(kind: _Kind) -> Iterator[Deployment]:
-    for before, after in chain(product(kind.split(), repeat=2), kind.apart()):
-        if not kind.hands_over(before, after):
-            continue
+    shapes = kind.split()
+    for before, after in kind.passing(chain(product(shapes, shapes), kind.apart()), kind):
         prefill, decode = _roles(kind, before, kind, after)
         for first in _counts(kind.question, (kind.most - after.gpus) // before.gpus):
             ahead = _of(prefill, first)
@@ -297,7 +299,7 @@ def _together(one: _Kind, other: _Kind, weigh: Callable[[Replica], float]) -> It
     if "split" in question.layouts:
         large, small = max(one.budgets), min(one.budgets)
         pairs = product(one.fitting(one.split(), large), other.fitting(other.split(), small))
-        for before, after in ((a, b) for a, b in pairs if one.hands_over(a, b)):
+        for before, after in one.passing(pairs, other):
             prefill, decode = _roles(one, before, other, after)
             for first, second in _both_counts(one, before, other, after):
                 name = f"{one.name(f'{first}P {before}')} + {other.name(f'{second}D {after}')}"
