@@ -9,7 +9,7 @@ import yaml
 from hypothesis import strategies as st
 
 from headway.cost import EngineSettings, Replica
-from headway.cost.engines import hands_over
+from headway.cost.handover import Side, withheld
 from headway.cost.speculation import Speculation
 from headway.errors import HeadwayError
 from headway.export import Command, export
@@ -83,7 +83,8 @@ def deployments(draw):
     )
     if draw(st.booleans()):
         return Deployment(pools=(Pool(count=draw(count), replica=first),), policies=policies)
-    if not hands_over(first.engine.name, first.pp, first.pp):
+    side = Side(gpu(first.gpu), first.tp, first.pp, first.engine.block_tokens)
+    if withheld(first.engine.name, model(first.model), side, side):
         first = msgspec.structs.replace(first, pp=1)
     pools = [Pool(role=role, count=draw(count), replica=first) for role in ("prefill", "decode")]
     return Deployment(pools=tuple(pools), policies=policies)

@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 from cli_cases import refused, run
+from headway.cli.launched import launch_words
+from headway.cost import EngineSettings, Replica
 from headway.export import targets
 from headway.export.target import target
-from headway.sim import Deployment
+from headway.sim import Deployment, Pool
 from headway.specs import from_mapping
 from report_cases import plan
 
@@ -24,6 +26,28 @@ def test_files_are_written_and_scripts_can_be_run(tmp_path):
     assert os.access(tmp_path / "new" / "launch" / "mixed-0.sh", os.X_OK)
     assert done.stdout == ""
     assert "note: policies.route=least-requests" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpu", "engine", "weights", "words", "does"),
+    [
+        ("h100-sxm", "sglang", "fp8", "--to sglang --out launch", "writes the commands that start it"),
+        ("h100-sxm", "trtllm", "fp8", "--to trtllm --model-path CHECKPOINT_IN_FP8 --out launch", "in place of CHECKP"),
+        ("h100-sxm", "deepspeed-mii", "bf16", "", "nothing that `headway export` writes starts it: "),
+        ("mi300x", "sglang", "fp8", "", "nothing that `headway export` writes starts it: "),
+    ],
+)
+def test_the_command_that_a_plan_ends_with_is_one_that_writes_files(gpu, engine, weights, words, does):
+    replica = Replica(model="llama-3.1-8b", gpu=gpu, weights=weights, engine=EngineSettings(name=engine))
+    pools = tuple(Pool(role=role, replica=replica) for role in ("prefill", "decode"))
+    told = launch_words(Deployment(pools=pools))
+    assert told[0] == words and does in told[1]
+
+
+def test_servers_that_headway_does_not_start_get_the_gateways_file():
+    replica = Replica(model="llama-3.2-1b", gpu="m4-max", engine=EngineSettings(name="llamacpp"))
+    words, does = launch_words(Deployment(pools=(Pool(replica=replica),)))
+    assert words == "--to gateway --out launch" and "for servers that you start yourself" in does
 
 
 def test_without_a_folder_the_files_are_the_answer():

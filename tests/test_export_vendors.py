@@ -99,7 +99,7 @@ def test_a_maker_that_no_export_is_known_for_is_refused(card, to):
         (one(), "dynamo", ["gpu=mi300x", "GPUs of NVIDIA", "AMD's", "export to vllm"]),
         (one(gpu="mi250", engine=EngineSettings(name="sglang")), "sglang", ["sglang publishes no image", "mi300..."]),
         (one(gpu="mi100"), "vllm", ["vllm publishes no image", "mi2..."]),
-        (one(role="split", engine=EngineSettings(name="sglang")), "sglang", ["NIXL", "--engine vllm"]),
+        (one(role="split", engine=EngineSettings(name="sglang")), "sglang", ["images for AMD find", "plan again"]),
     ],
 )
 def test_what_amd_gpus_cannot_be_given_says_why_and_what_to_try(deployment, to, parts):

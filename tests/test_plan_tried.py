@@ -187,6 +187,13 @@ def test_copies_that_would_do_say_that_they_need_more_watts():
     assert "raised" not in plan(changed(rate_req_s=60.0, max_watts=15_000.0), workers=1).message
 
 
+def test_copies_that_would_do_say_how_many_racks_they_need():
+    found = plan(changed(rate_req_s=60.0, watts_per_rack=1000.0, gpus_per_rack=3), workers=1)
+    gpus = int(re.search(r"(\d+) GPUs would do", found.message)[1])
+    assert f"which needs {gpus} racks, or watts_per_rack 1000 raised" in found.message, "one has power for one"
+    assert "raised" not in plan(changed(rate_req_s=60.0, watts_per_rack=9000.0, gpus_per_rack=3), workers=1).message
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -265,8 +265,8 @@ def _print(terminal: Terminal, found: Plan | Fleet, asked: o.Options) -> None:
         file = kept if kept and kept != "-" else "plan.json"
         words, does = launch_words(from_mapping(Deployment, chosen(found, None, file), file))
         first = "" if file == kept else f"--json {file} keeps the plan; "
-        terminal.note(f"{first}`headway export {file} {words}` {does}; "
-            "`headway list exports`: compose, Kubernetes, llm-d, Dynamo, the gateway's file")
+        others = "; `headway list exports`: compose, Kubernetes, llm-d, Dynamo, the gateway's file"
+        terminal.note(f"{first}`headway export {file} {words}` {does}{others}" if words else does)
 
 
 def _yaml(found: Plan | Fleet) -> str:

@@ -15,8 +15,7 @@ from headway.hardware import Gpu, silicon
 from headway.specs import Spec, from_mapping
 
 __all__ = [
-    "HANDED", "EngineFacts", "HostTerms", "check_engine", "engine_facts", "engine_names", "hands_over", "spreads",
-    "standing_for",
+    "EngineFacts", "HostTerms", "check_engine", "engine_facts", "engine_names", "spreads", "standing_for",
 ]  # fmt: skip
 
 
@@ -82,11 +81,6 @@ class _File(Spec):
 
 _ONLY_ON: Final = {"trtllm": "NVIDIA", "deepspeed-mii": "NVIDIA"}  # as their own documentation has it
 
-HANDED: Final = {  # between which replicas an engine passes KV; others' have as many stages as they like
-    "vllm": "between replicas of one stage alone",
-    "sglang": "to decode replicas of one stage, or of as many as the prefill replicas have",
-}
-
 
 def check_engine(name: str, card: Gpu) -> None:
     """Refuse a GPU that an engine does not run on.
@@ -112,18 +106,6 @@ def spreads(name: str, tp: int, dp: int, ep: int) -> bool:
     if dp == ep == 1 or name == "sglang":
         return True
     return {"vllm": ep in (1, tp * dp), "trtllm": dp == 1 or tp == 1}.get(name, False)
-
-
-def hands_over(name: str, prefill_pp: int, decode_pp: int) -> bool:
-    """Return whether an engine passes KV from prefill replicas of so many stages to decode replicas of so many.
-
-    vLLM's NixlConnector pulls from and into one stage (0.33; vllm-project/vllm#52913). SGLang's decode replicas have
-    one or as many as those that send (`disaggregation/common/conn.py` of 0.5.23); TensorRT-LLM's may differ
-    ("Disaggregated Serving").
-    """
-    if prefill_pp == decode_pp == 1:
-        return True
-    return {"vllm": False, "sglang": decode_pp in (1, prefill_pp)}.get(name, True)
 
 
 @functools.cache

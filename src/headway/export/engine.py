@@ -250,9 +250,3 @@ def check_vendor(to: str, ask: Ask) -> None:
             f"{field}: Dynamo's images are for GPUs of NVIDIA, and this one is {maker}'s: export to "
             f"{replica.engine.name}, compose or kubernetes, or plan with another --gpu"
         )
-    if replica.engine.name == "sglang" and ask.role != "mixed" and maker != "NVIDIA":
-        raise BadInput(
-            f"{field}: prefill and decode pools of SGLang hand over by NIXL here, whose libraries its images for "
-            f"{maker} find in interactive shells alone (docker/rocm.Dockerfile): plan with --engine vllm, or with "
-            "layouts=[mixed]"
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
-from headway.cost.engines import HANDED, hands_over
+from headway.cost.handover import Side, withheld
 from headway.errors import BadInput
 from headway.export.compose import compose
 from headway.export.dynamo import dynamo
@@ -23,6 +23,7 @@ from headway.export.wires import host_notes
 from headway.gateway import SloClass
 from headway.hardware import gpu
 from headway.metrics import Slo
+from headway.model import model
 from headway.sim import Deployment
 from headway.specs import check_argument, write_yaml
 
@@ -116,28 +117,16 @@ def _asks(deployment: Deployment, to: str, model_path: str) -> list[Ask]:
 
 
 def _check_handover(asks: list[Ask]) -> None:
-    """Refuse pipelines, GPUs and block sizes that their engine does not pass KV between."""
+    """Refuse prefill and decode pools that their engine does not pass KV between."""
     for ask, other in product(asks, repeat=2):
         if ask.name != other.name or (ask.role, other.role) != ("prefill", "decode"):
             continue
-        engine, pp, after = ask.replica.engine, ask.replica.pp, other.replica.pp
-        if not hands_over(engine.name, pp, after):
+        one, two = ask.replica, other.replica
+        sides = [Side(gpu(each.gpu), each.tp, each.pp, each.engine.block_tokens) for each in (one, two)]
+        if why := withheld(one.engine.name, model(one.model), *sides):
             raise BadInput(
-                f"{ask.where}.replica.pp={pp} and {other.where}.replica.pp={after}: {engine.name} passes KV "
-                f"{HANDED[engine.name]}; plan again with it, or set engine.name to trtllm, which passes it between any"
-            )
-        makers = [gpu(each.replica.gpu).vendor for each in (ask, other)]
-        if makers[0] != makers[1]:  # fp8 of CDNA 3 is not that of the others; nothing is said of the rest
-            raise BadInput(
-                f"{ask.where}.replica.gpu={ask.replica.gpu} and {other.where}.replica.gpu={other.replica.gpu}: no "
-                f"engine says that it passes KV from {makers[0]}'s GPUs to {makers[1]}'s; use pools of one maker's, or "
-                "mixed ones"
-            )
-        smaller = other.replica.engine.block_tokens
-        if engine.name == "vllm" and engine.block_tokens > smaller:  # nixl_connector_compatibility.md of 0.33, note 3
-            raise BadInput(
-                f"{ask.where}.replica.engine.block_tokens={engine.block_tokens} and {other.where}'s {smaller}: vllm "
-                "passes KV into blocks of the same size or larger ones; set both alike"
+                f"{ask.where}.replica and {other.where}.replica: {why}; set what both need alike, or plan again: no "
+                "plan has pools that its engine passes no KV between"
             )
 
 

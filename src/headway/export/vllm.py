@@ -64,6 +64,8 @@ def command(ask: e.Ask) -> e.Command:
     if ask.role != "mixed":
         words += ["--kv-transfer-config", json.dumps(TRANSFER)]
         words += ["--attention-backend", agreed] if (agreed := _agreed(ask)) else []
+        if model(ask.replica.model).state_layers:
+            env["VLLM_SSM_CONV_STATE_LAYOUT"] = "DS"  # without it the connector stops the engine
         env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = ask.address  # of this host: each rank's scheduler listens on its own
         env["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(NIXL_PORT + NIXL_PORTS * (ask.port - 8000))
     return e.Command(engine="vllm", words=tuple(words), env=env, notes=tuple(_notes(ask)))
@@ -98,17 +100,24 @@ def _unlike(ask: e.Ask) -> bool:
 
     They have to agree on it (docs/features/nixl_connector_compatibility.md of vllm-project/vllm). NVIDIA's GPUs from
     8.0 up to Hopper all choose FLASH_ATTN where nothing but bf16 is asked of it (vllm/platforms/cuda.py); fp8 KV, sinks
-    and windows it takes on some of them.
+    and windows it takes on some of them. For sparse attention Blackwell chooses by the heads of a rank.
     """
     spec, cards = model(ask.replica.model), [gpu(name) for name in ask.gpus]
     plain = ask.replica.kv == "bf16" and not spec.attention_sinks and not spec.window and spec.attention != "mla"
-    usual = all(card.vendor == "NVIDIA" and card.has_bf16 and "fp4" not in card.peak_flops for card in cards)
-    return len(cards) > 1 and not (plain and usual)
+    blackwell = any("fp4" in card.peak_flops for card in cards)
+    usual = all(card.vendor == "NVIDIA" and card.has_bf16 for card in cards) and not blackwell
+    return (len(cards) > 1 and not (plain and usual)) or (spec.sparse_topk > 0 and blackwell)
 
 
 def _agreed(ask: e.Ask) -> str:
-    """The attention backend that all GPUs and models have, but for latent attention; "" where there is no need."""
-    return "TRITON_ATTN" if _unlike(ask) and model(ask.replica.model).attention != "mla" else ""
+    """The attention backend that all of its GPUs have for its model; "" where there is no need, or none is known."""
+    spec, cards = model(ask.replica.model), [gpu(name) for name in ask.gpus]
+    if not _unlike(ask):
+        return ""
+    if spec.sparse_topk:  # on Hopper and data-centre Blackwell alone
+        both = all("fp8" in card.peak_flops and card.link_kind == "nvlink" for card in cards)
+        return "FLASHMLA_SPARSE" if both and ask.replica.kv == "bf16" else ""
+    return "TRITON_MLA" if spec.attention == "mla" else "TRITON_ATTN"
 
 
 def _check_experts(ask: e.Ask) -> None:
@@ -166,7 +175,7 @@ def _notes(ask: e.Ask) -> list[str]:
         agreed = _agreed(ask)
         how = f"{agreed} is set for both" if agreed else "give both --attention-backend with one that both have"
         said.append(
-            "gpu: pools that pass KV need one attention backend, and these GPUs may choose unlike ones: "
+            "gpu: pools that pass KV need one attention backend, and these may choose unlike ones: "
             f"{how}; what was predicted rests on each GPU's own kernels"
         )
     if ask.role != "mixed":

@@ -224,7 +224,25 @@ def _beyond(more: Remedy, question: Question) -> str:
     together = msgspec.structs.replace(question, watts_per_rack=None, gpus_per_rack=None)
     if powered_copies(more.deployment, together) < more.copies:
         needs.append(f", which needs max_watts {question.max_watts:g} raised")
-    return " and".join(needs)
+    return " and".join([*needs, *_racks(more, question)])
+
+
+def _racks(more: Remedy, question: Question) -> list[str]:
+    """That the copies need more racks than all GPUs that there are, or that they have, have places in."""
+    if question.watts_per_rack is None or question.gpus_per_rack is None:
+        return []
+    replicas = [pool.replica for pool in more.deployment.pools]
+    watts = {each.gpu: question.watts(each.gpu, each.cap_watts) for each in replicas}
+    needed = there = 0
+    for kind, count in more.deployment.gpus_by_kind.items():
+        gpus, held = more.copies * count, question.per_rack(watts[kind])
+        if not held:
+            return [f", which needs watts_per_rack {question.watts_per_rack:g} raised"]
+        needed += -(-gpus // held)
+        there += -(-max(gpus, question.stock.get(kind, 0)) // question.gpus_per_rack)
+    if needed <= there:
+        return []
+    return [f", which needs {needed} racks, or watts_per_rack {question.watts_per_rack:g} raised"]
 
 
 def undecided_words(entries: list[Entry]) -> str:

@@ -257,7 +257,12 @@ class Question(Spec, frozen=True, kw_only=True):
         if self.watts_per_rack is None or self.gpus_per_rack is None:
             return self.stock[kind]
         racks = -(-self.stock[kind] // self.gpus_per_rack)
-        return racks * min(self.gpus_per_rack, int(self.watts_per_rack / watts))
+        return racks * self.per_rack(watts)
+
+    def per_rack(self, watts: float) -> int:
+        """How many GPUs that draw so much a rack has places and power for, where racks have a limit."""
+        assert self.watts_per_rack is not None and self.gpus_per_rack is not None
+        return min(self.gpus_per_rack, int(self.watts_per_rack / watts))
 
     def _check_budget_tokens(self) -> None:
         engine = self.engine

@@ -7,7 +7,8 @@ from itertools import product
 from typing import NamedTuple
 
 from headway.cost import Replica
-from headway.cost.engines import HANDED, hands_over, spreads
+from headway.cost.engines import spreads
+from headway.cost.handover import Side, withheld
 from headway.cost.replica import drafting_model, tp_degrees
 from headway.errors import BadInput
 from headway.hardware import Gpu
@@ -67,6 +68,13 @@ def shapes_of(question: Question, engine: str, most: int, spec: Model, card: Gpu
         if not left:
             raise BadInput(against)
         shapes = left
+    sides = [Side(card, shape.tp, shape.pp, 1) for shape in shapes]
+    if "mixed" not in question.layouts and all(reasons := [withheld(engine, spec, side, side) for side in sides]):
+        against = _named(pp=list(question.pp or ())) or f"gpu {card.key}"
+        raise BadInput(
+            f"layouts split against engine {engine} and {against}: {reasons[0]}; allow layouts mixed, or name another "
+            "of these"
+        )
     fitting = [shape for shape in shapes if shape.gpus <= most]
     if not fitting:
         named = (("tp", question.tp), ("pp", question.pp), ("dp", question.dp), ("ep", question.ep))
@@ -118,9 +126,6 @@ def _rules(question: Question, engine: str, spec: Model) -> list[Rule]:
         (lambda s: spreads(engine, s.tp, s.dp, s.ep),
          f"{_named(tp=tp, dp=dp, ep=ep)} against engine {engine}, which starts no such replica: "
          f"{_STARTS.get(engine, 'dp 1 and ep 1')} with it, any with sglang"),
-        (lambda s: "mixed" in question.layouts or hands_over(engine, s.pp, s.pp),
-         f"pp {pp} against layouts split and engine {engine}, which passes KV {HANDED.get(engine, '')}: allow pp 1, or "
-         "name engine sglang or trtllm"),
     ]  # fmt: skip
 
 

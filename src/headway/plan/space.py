@@ -11,7 +11,8 @@ from typing import NamedTuple
 import msgspec
 
 from headway.cost import Replica, memory_fit
-from headway.cost.engines import check_engine, hands_over
+from headway.cost.engines import check_engine
+from headway.cost.handover import Side, withheld
 from headway.cost.power import power_law, waiting_watts
 from headway.cost.published import PUBLISHED, with_published
 from headway.errors import BadInput, DoesNotFit
@@ -223,10 +224,12 @@ class _Kind(NamedTuple):
 
     def passing(self, pairs: Iterable[tuple[Shape, Shape]], other: _Kind) -> Iterator[tuple[Shape, Shape]]:
         """Those of the pairs between which the engine passes KV: prompts on this kind of GPU, tokens on the other."""
-        if gpu(self.gpu).vendor != gpu(other.gpu).vendor:
-            return iter(())  # as `export` has it: no engine says that it does
-        engine = self.setup.engine.name
-        return ((before, after) for before, after in pairs if hands_over(engine, before.pp, after.pp))
+        engine, spec = self.setup.engine.name, model(self.question.model)
+        return ((one, two) for one, two in pairs if not withheld(engine, spec, self.side(one), other.side(two)))
+
+    def side(self, shape: Shape) -> Side:
+        """What matters of a replica of a shape to those that it passes KV to."""
+        return Side(gpu(self.gpu), shape.tp, shape.pp, self.setup.engine.block_tokens)
 
     def _split_alone(self) -> list[Shape]:
         """Those that are no ranks."""

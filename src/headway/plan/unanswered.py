@@ -116,7 +116,7 @@ def nothing_allowed(
     if not discarded and not question.spare:
         return (
             f"{start} layouts {', '.join(question.layouts)} against {question.gpu_words} leaves none: a prefill and a "
-            f"decode replica take more GPUs than there are.{_otherwise(changes, 'would fit')}"
+            f"decode replica that KV goes between take more GPUs than there are.{_otherwise(changes, 'would fit')}"
         )
     if without_spare:
         return (
