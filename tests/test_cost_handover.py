@@ -109,12 +109,12 @@ def test_split_pools_that_no_kv_goes_between_are_refused_as_a_contradiction(word
     assert done.exit_code == 2 and told in " ".join(done.stderr.split())
 
 
-def test_a_hybrid_models_pools_keep_their_states_in_the_layout_that_the_connector_asks_for():
+def test_both_pools_of_a_hybrid_model_keep_states_as_the_connector_asks():
     question = Question(
         model="nemotron-3-nano-30b-a3b", gpu="h100-sxm", gpus=4, rate_req_s=1, slo=Slo(ttft_s=1.0), layouts=("split",)
     )
     made = enumerate_space(question).options[0].deployment
-    scripts = {name: text for name, text in export(made, "vllm").files.items() if not name.startswith("router")}
-    assert scripts and all("VLLM_SSM_CONV_STATE_LAYOUT=DS" in text for text in scripts.values())
+    for to in ("vllm", "compose", "kubernetes", "llm-d", "dynamo"):
+        assert "\n".join(export(made, to).files.values()).count("VLLM_SSM_CONV_STATE_LAYOUT") == 2, to
     with pytest.raises(BadInput, match="does not pass states"):
         enumerate_space(msgspec.structs.replace(question, engine=EngineSettings(name="trtllm")))

@@ -73,6 +73,9 @@ def _worker(ask: Ask, name: str, count: int, runtime: str) -> tuple[dict[str, An
         args += ["--disaggregation-mode", ask.role]
     container = _container(["python3", "-m", f"dynamo.{engine}"], args, runtime)
     container["resources"] = {"limits": {"nvidia.com/gpu": str(ask.replica.gpus // hosts)}}
+    env = [{"name": key, "value": value} for key, value in made.env.items() if not key.startswith("VLLM_NIXL_")]
+    if env:  # where its workers meet for NIXL Dynamo says itself
+        container["env"] = env
     if ask.role != "mixed" or hosts > 1:
         wire(container)
     if made.config:
