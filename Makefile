@@ -37,8 +37,8 @@ loop: .venv/.installed .venv/.engine
 	$(BIN)/python benchmarks/loop.py
 
 test: .venv/.installed .venv/.engine .venv/.cluster
-	$(BIN)/python -m pytest -m 'not sweep' $(TWO) --ignore tests/test_loop.py --ignore tests/test_ray.py
-	$(BIN)/python -m pytest -m 'not sweep' tests/test_loop.py tests/test_ray.py
+	$(BIN)/python -m pytest -m 'not sweep' $(TWO) --ignore tests/test_loop.py
+	$(BIN)/python -m pytest -m 'not sweep' tests/test_loop.py
 	PYTHONPATH=src $(BIN)/python -m pytest -m 'not sweep' $(TWO) tests/core
 
 sweep: .venv/.installed

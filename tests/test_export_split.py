@@ -228,6 +228,38 @@ def test_pools_with_latent_attention_are_told_one_backend(model, cards, tps, bac
     assert any("one attention backend" in note for note in made.notes) is (backend is not None)
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize(
+    ("model", "gpus", "blocks"),
+    [
+        ("llama-3.1-8b", ("h200", "b200"), (16, 16, 16)),
+        ("deepseek-v3", ("h200", "b200"), (64, 64, 64)),
+        ("deepseek-v3", ("h200",), (64, 64, 64)),
+        ("deepseek-v3.2", ("b200",), (64, 64, 64)),
+        ("qwen3-next-80b-a3b", ("h200", "b200"), (16, 64, None)),
+        ("qwen3-next-80b-a3b", ("h200", "h200"), (16, 16, None)),
+        ("qwen3-next-80b-a3b", ("b200",), (16, 64, 16)),
+    ],
+)
+def test_blocks_are_those_that_kernels_read_and_the_same_in_both_pools(model, gpus, blocks, engine):
+    told = blocks[("vllm", "sglang", "trtllm").index(engine)]
+    if told is None:
+        return  # it passes no states
+    weights, settings = native(model).native_dtype, EngineSettings(name=engine)
+    replicas = [Replica(model=model, gpu=card, tp=8, weights=weights, engine=settings) for card in gpus]
+    roles = ("prefill", "decode") if len(gpus) > 1 else ("mixed",)
+    pools = tuple(Pool(role=role, replica=each) for role, each in zip(roles, replicas, strict=True))
+    made = export(Deployment(pools=pools), engine)
+    assert {read_command(each)["block_tokens"] for each in commands(made.files, engine).values()} == {told}
+    assert any(note.startswith("engine.block_tokens=16: 64 here") for note in made.notes) is (told == 64)
+
+
+def test_sglang_computes_prompts_in_whole_blocks():
+    made = split(engine=EngineSettings(name="sglang", max_batched_tokens=2040))
+    with pytest.raises(BadInput, match=r"max_batched_tokens=2040: .* whole blocks, here of 16; set a multiple"):
+        export(made, "sglang")
+
+
 @st.composite
 def shapes(draw):
     """Prefill and decode pools of vLLM: replicas of one GPU to four hosts, with data-parallel ranks."""

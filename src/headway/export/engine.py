@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -20,6 +20,7 @@ __all__ = ["Ask", "Command", "Role", "check_command", "command", "read_command",
 Role = Literal["mixed", "prefill", "decode"]
 ENGINES = ("vllm", "sglang", "trtllm")
 HEALTH = "/health"  # where each of them says that it is well
+KERNEL_BLOCK = 64  # tokens; what kernels of latent attention read is that, or divides it
 CONFIG = "engine.yaml"  # what a command calls its file, until an orchestrator says where it lies
 
 
@@ -120,10 +121,33 @@ def settings(replica: Replica, role: Role = "mixed") -> dict[str, Any]:
         "hands_over": role != "mixed",
         **{name: getattr(replica, name) for name in ("tp", "pp", "dp", "ep", "kv")},
         "weights": "" if replica.weights == spec.native_dtype else replica.weights,
-        **{name: getattr(engine, name) for name in ("max_batched_tokens", "max_seqs", "block_tokens", "prefix_cache")},
+        **{name: getattr(engine, name) for name in ("max_batched_tokens", "max_seqs", "prefix_cache")},
+        "block_tokens": page_tokens(replica),
         "ahead": engine.ahead,
         "drafted": None if speculation is None else (speculation.draft, speculation.tokens),
     }
+
+
+def page_tokens(replica: Replica, gpus: Collection[str] = ()) -> int:
+    """Return the tokens of a KV block that an engine is told: `engine.block_tokens`, or what its kernels read.
+
+    Kernels of latent attention read blocks of 32 or 64, of sparse attention of 64 alone: told of 16, vLLM 0.33 finds
+    none or a slow one (`get_supported_kernel_block_sizes`), and SGLang 0.5.23 takes 64 on Blackwell whatever it is told
+    (arg_groups/overrides.py), for models with states too (model_overrides/qwen3_5.py), so that `gpus` that pass KV to
+    each other would have unlike blocks.
+    """
+    spec, told = model(replica.model), replica.engine.block_tokens
+    blackwell = replica.engine.name == "sglang" and any("fp4" in gpu(name).peak_flops for name in gpus)
+    fixed = spec.attention == "mla" or (spec.state_layers > 0 and blackwell)
+    return told if not fixed else -(-told // KERNEL_BLOCK) * KERNEL_BLOCK
+
+
+def page_notes(ask: Ask) -> list[str]:
+    """Return that blocks are larger than those simulated, where they are."""
+    told, simulated = page_tokens(ask.replica, ask.gpus), ask.replica.engine.block_tokens
+    if told == simulated:
+        return []
+    return [f"engine.block_tokens={simulated}: {told} here: kernels of this model's attention read no smaller blocks"]
 
 
 def repository(spec: Model) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from headway.cost import memory_fit
+from headway.errors import BadInput
 from headway.export import engine as e
 from headway.export.recorded import parse
 
@@ -16,7 +17,10 @@ INIT_ABOVE = 12_000  # its server: replicas whose stages share hosts meet on a p
 
 
 def command(ask: e.Ask) -> e.Command:
-    """Return the command of one replica, or of its part on one host; raises BadInput, see `online_quantization`.
+    """Return the command of one replica, or of its part on one host.
+
+    Raises:
+        BadInput: see `online_quantization`; steps of no whole number of blocks.
 
     With attention data parallel, SGLang divides `--chunked-prefill-size` and `--max-running-requests` among the ranks
     (arg_groups/parallel_hook.py, model_executor/pool_configurator.py of 0.5.23), so they are given as sums.
@@ -36,12 +40,18 @@ def command(ask: e.Ask) -> e.Command:
             "--dist-init-addr",
             f"{ask.head}:{INIT_ABOVE + ask.port}",
         ]
+    page, chunk = e.page_tokens(replica, ask.gpus), engine.max_batched_tokens * replica.dp
+    if chunk % page and ask.role != "decode":
+        raise BadInput(
+            f"{ask.where}.replica.engine.max_batched_tokens={engine.max_batched_tokens}: SGLang computes prompts in "
+            f"whole blocks, here of {page}; set a multiple of that"
+        )
     quantization = e.online_quantization(ask, ("fp8",))
     words += ["--quantization", quantization] if quantization else []
-    words += [*e.precision_words(ask, KV), "--page-size", str(engine.block_tokens)]
+    words += [*e.precision_words(ask, KV), "--page-size", str(page)]
     fit = memory_fit(replica)
     words += ["--mem-fraction-static", f"{(fit.weight_bytes + fit.kv_bytes) / fit.memory_bytes:.3f}"]
-    words += ["--chunked-prefill-size", str(engine.max_batched_tokens * replica.dp)]
+    words += ["--chunked-prefill-size", str(chunk)]
     words += ["--max-prefill-tokens", str(engine.max_batched_tokens)]
     words += ["--max-running-requests", str(engine.max_seqs * replica.dp)]
     words += [] if engine.prefix_cache else ["--disable-radix-cache"]
@@ -104,7 +114,8 @@ def _notes(ask: e.Ask) -> list[str]:
     engine: Any = ask.replica.engine
     said = [
         f"engine.memory_utilization={engine.memory_utilization:g}: SGLang is told the share of weights and KV, as the "
-        "memory model has them; lower --mem-fraction-static where it runs out of memory at the start"
+        "memory model has them; lower --mem-fraction-static where it runs out of memory at the start",
+        *e.page_notes(ask),
     ]
     if engine.ahead:
         said.append("engine.ahead: SGLang composes steps ahead by itself, unless it is told not to")

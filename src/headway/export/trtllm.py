@@ -81,7 +81,7 @@ def config_of(ask: e.Ask) -> dict[str, Any]:
         "enable_chunked_prefill": True,
         "kv_cache_config": {
             "dtype": KV[replica.kv],
-            "tokens_per_block": engine.block_tokens,
+            "tokens_per_block": e.page_tokens(replica),
             "enable_block_reuse": engine.prefix_cache,
             "free_gpu_memory_fraction": round(fit.kv_bytes / free, 3),
         },
@@ -175,6 +175,7 @@ def _notes(ask: e.Ask) -> list[str]:
         f"engine.memory_utilization={engine.memory_utilization:g}: TensorRT-LLM is told the share of the memory left "
         "beside weights and activations, as the memory model has them",
         f"served name {ask.name}: trtllm-serve calls the model by the last part of its path",
+        *e.page_notes(ask),
     ]
     if ask.order != "fcfs":
         said.append(f"policies.order={ask.order}: TensorRT-LLM's queue is fcfs; headway serve orders before it")

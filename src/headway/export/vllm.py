@@ -50,7 +50,7 @@ def command(ask: e.Ask) -> e.Command:
     words += _hosts(ask)
     quantization = e.online_quantization(ask, ("fp8",))
     words += ["--quantization", quantization] if quantization else []
-    words += [*e.precision_words(ask, KV), "--block-size", str(engine.block_tokens)]
+    words += [*e.precision_words(ask, KV), "--block-size", str(e.page_tokens(replica))]
     words += ["--gpu-memory-utilization", f"{engine.memory_utilization:g}"]
     words += ["--max-num-batched-tokens", str(engine.max_batched_tokens), "--max-num-seqs", str(engine.max_seqs)]
     words += ["--enable-prefix-caching" if engine.prefix_cache else "--no-enable-prefix-caching"]
@@ -161,7 +161,7 @@ def _speculation(ask: e.Ask) -> list[str]:
 
 
 def _notes(ask: e.Ask) -> list[str]:
-    replica, said = ask.replica, []
+    replica, said = ask.replica, e.page_notes(ask)
     engine: Any = replica.engine
     if ask.order not in ORDERS:
         said.append(
