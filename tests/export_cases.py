@@ -51,7 +51,7 @@ def replicas(draw, engine=None):
     )
     spec = model(key)
     dp = draw(st.sampled_from([1, 2, 8, 16])) if spec.experts else 1
-    tp = draw(st.sampled_from([4, 8] if dp == 1 else [1, 1, 2]))
+    tp = draw(st.sampled_from([4, 8] if dp == 1 else [1] if dp == 16 else [1, 1, 2]))  # 32 parts: no whole blocks
     pp = draw(st.sampled_from([1, 2]))
     engine = engine or draw(engines())
     if pp > 1 or dp > 1:  # no speculation is modelled there

@@ -5,16 +5,18 @@ import numpy as np
 import pytest
 import yaml
 
-from headway.cost import EngineSettings
+from headway.cost import EngineSettings, Replica
+from headway.cost.engines import cut_blocks
 from headway.cost.speculation import Speculation
 from headway.errors import BadInput
 from headway.export import export
 from headway.metrics import Slo
+from headway.model import model
 from headway.plan import Question, plan
 from headway.plan.bounds import Ceiling
 from headway.plan.space import enumerate_space, resized
 from headway.plan.trial import Load, try_rate
-from headway.sim import Deployment, simulate
+from headway.sim import Deployment, Pool, simulate
 from headway.sim.run import compiled
 from headway.specs import from_mapping
 from headway.workload import workload
@@ -209,3 +211,39 @@ def test_unlike_replicas_are_routed_to_by_what_each_rank_is_expected_to_serve():
     assert served.requests.finished == 400
     written = yaml.safe_load(export(grown, "gateway").files["gateway.yaml"])
     assert written["policies"]["params"]["route"]["weights"]["mixed"] == [4.0, 4.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("engine", "key", "tp", "dp", "ep", "what"),
+    [
+        ("sglang", "minimax-m2", 2, 4, 1, "an expert of minimax-m2, 1536 wide, in 8 parts"),
+        ("sglang", "minimax-m2", 8, 1, 1, "in 8 parts of no whole blocks of 128"),
+        ("sglang", "minimax-m2", 8, 1, 8, ""),
+        ("sglang", "minimax-m2", 4, 1, 1, ""),
+        ("vllm", "minimax-m2", 8, 1, 1, ""),
+        ("trtllm", "minimax-m2", 8, 1, 1, "an expert"),
+        ("sglang", "deepseek-r1", 1, 16, 16, ""),
+        ("sglang", "deepseek-r1", 1, 32, 32, "its shared experts of deepseek-r1, 2048 wide, in 32 parts"),
+        ("trtllm", "deepseek-r1", 1, 32, 32, ""),
+        ("vllm", "deepseek-r1", 1, 32, 1, ""),
+        ("sglang", "qwen3-235b-a22b", 8, 1, 1, ""),
+        ("llama.cpp", "minimax-m2", 8, 1, 1, ""),
+    ],
+)
+def test_weights_that_are_cut_within_blocks_of_fp8_are_known(engine, key, tp, dp, ep, what):
+    told = cut_blocks(engine, model(key), tp, dp, ep)
+    assert what in told and bool(what) is bool(told)
+
+
+def test_what_an_engine_does_not_load_is_neither_planned_nor_exported():
+    asked = {"model": "minimax-m2", "gpu": "l40s", "gpus": 8, "weights": None, "kv": None}
+    found = layouts(**asked, engine=EngineSettings(name="sglang"))
+    assert {(8, 1, 8), (4, 1, 1)} <= found and not {(8, 1, 1), (2, 4, 1)} & found
+    assert (8, 1, 1) in layouts(**asked)
+    with pytest.raises(BadInput, match=r"tp \[8\] .* ep \[1\] against engine sglang, which does not load minimax"):
+        layouts(**asked, engine=EngineSettings(name="sglang"), tp=(8,), ep=(1,), dp=(1,), pp=(1,))
+    replica = Replica(model="minimax-m2", gpu="h100-sxm", tp=8, weights="fp8", engine=EngineSettings(name="sglang"))
+    made = Deployment(pools=(Pool(replica=replica),))
+    with pytest.raises(BadInput, match=r"pools\.0\.replica: tp 8, dp 1 and ep 1 cut an expert of minimax-m2"):
+        export(made, "sglang")
+    assert export(made, "sglang", model_path="minimax/in-blocks-of-64").files

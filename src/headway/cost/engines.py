@@ -12,10 +12,11 @@ from headway.cost.datafile import family_of, packaged
 from headway.cost.efficiency import Law
 from headway.errors import BadInput, UnknownName
 from headway.hardware import Gpu, silicon
+from headway.model import Model
 from headway.specs import Spec, from_mapping
 
 __all__ = [
-    "EngineFacts", "HostTerms", "check_engine", "engine_facts", "engine_names", "spreads", "standing_for",
+    "EngineFacts", "HostTerms", "check_engine", "cut_blocks", "engine_facts", "engine_names", "spreads", "standing_for",
 ]  # fmt: skip
 
 
@@ -79,6 +80,7 @@ class _File(Spec):
     engines: dict[str, _Family]
 
 
+_FP8_BLOCK: Final = 128  # weights, each way (quantization_config of DeepSeek-V3, Kimi-K2 and MiniMax-M2)
 _ONLY_ON: Final = {"trtllm": "NVIDIA", "deepspeed-mii": "NVIDIA"}  # as their own documentation has it
 
 
@@ -106,6 +108,27 @@ def spreads(name: str, tp: int, dp: int, ep: int) -> bool:
     if dp == ep == 1 or name == "sglang":
         return True
     return {"vllm": ep in (1, tp * dp), "trtllm": dp == 1 or tp == 1}.get(name, False)
+
+
+def cut_blocks(name: str, spec: Model, tp: int, dp: int, ep: int) -> str:
+    """Return which weights of a checkpoint in fp8 a replica cuts within a block of one scale; "" is none.
+
+    Engines then stop on loading it. Of each expert vLLM 0.33 makes the blocks smaller (`refine_fp8_moe_block_shape`),
+    SGLang 0.5.23 does not (`create_fp8_moe_weight_` of layers/quantization/fp8.py), and cuts what every token passes
+    through over all ranks, where the others cut it over those of one (`validate_fp8_block_shape`).
+    """
+    if name not in ("vllm", "sglang", "trtllm") or not spec.fp8_blocks or spec.native_dtype != "fp8":
+        return ""
+    group = tp * dp if name == "sglang" else tp
+    cuts = {
+        "an expert": (spec.expert_intermediate, 1 if name == "vllm" else tp * dp // ep),
+        "its shared experts": (spec.shared_intermediate, group),
+        "a dense layer": (spec.intermediate if spec.dense_mlp_layers() else 0, group),
+    }
+    for what, (width, parts) in cuts.items():
+        if width % (_FP8_BLOCK * parts):
+            return f"{what} of {spec.key}, {width} wide, in {parts} parts of no whole blocks of {_FP8_BLOCK}"
+    return ""
 
 
 @functools.cache

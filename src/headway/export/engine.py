@@ -147,7 +147,7 @@ def page_notes(ask: Ask) -> list[str]:
     told, simulated = page_tokens(ask.replica, ask.gpus), ask.replica.engine.block_tokens
     if told == simulated:
         return []
-    return [f"engine.block_tokens={simulated}: {told} here: kernels of this model's attention read no smaller blocks"]
+    return [f"engine.block_tokens={simulated}: {told} here, as the kernels for this model and these GPUs have them"]
 
 
 def repository(spec: Model) -> str:

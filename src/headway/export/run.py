@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
+from headway.cost.engines import cut_blocks
 from headway.cost.handover import Side, withheld
 from headway.errors import BadInput
 from headway.export.compose import compose
@@ -111,6 +112,14 @@ def _asks(deployment: Deployment, to: str, model_path: str) -> list[Ask]:
             f"pools run {' and '.join(sorted(names))}: an export is for one engine; export each pool by itself"
         )
     _check_handover(asks)
+    for ask in asks:
+        one = ask.replica
+        cut = cut_blocks(one.engine.name, model(one.model), one.tp, one.dp, one.ep)
+        if cut and not ask.given and one.weights == "fp8":
+            raise BadInput(
+                f"{ask.where}.replica: tp {one.tp}, dp {one.dp} and ep {one.ep} cut {cut}, and {one.engine.name} does "
+                "not load that; set replica.ep to divide the experts, cut them less, or plan again"
+            )
     if to not in ENGINES:
         _check_places(deployment, to, *names)
     return asks

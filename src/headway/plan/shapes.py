@@ -7,7 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 from headway.cost import Replica
-from headway.cost.engines import spreads
+from headway.cost.engines import cut_blocks, spreads
 from headway.cost.handover import Side, withheld
 from headway.cost.replica import drafting_model, tp_degrees
 from headway.errors import BadInput
@@ -57,12 +57,12 @@ def shapes_of(question: Question, engine: str, most: int, spec: Model, card: Gpu
     neither stages nor ranks, and the TP degrees that cut the draft too. A model with experts may be served by ranks
     (DP) that attend their own sequences, powers of two of them, and its experts are each cut over all their GPUs or
     divided among these (EP). With one rank dividing them shortens no step by more than 4 % (eight models on four GPUs),
-    and is tried where the question names it.
+    and is tried where the question names it, or the engine does not load them cut.
 
     Raises:
         BadInput: what the question names leaves none; the message has the two that contradict each other.
     """
-    shapes = _all(question, most, spec, card)
+    shapes = _all(question, engine, most, spec, card)
     for keeps, against in _rules(question, engine, spec):
         left = [shape for shape in shapes if keeps(shape)]
         if not left:
@@ -86,7 +86,7 @@ def shapes_of(question: Question, engine: str, most: int, spec: Model, card: Gpu
     return fitting
 
 
-def _all(question: Question, most: int, spec: Model, card: Gpu) -> list[Shape]:
+def _all(question: Question, engine: str, most: int, spec: Model, card: Gpu) -> list[Shape]:
     speculation = question.engine.speculation
     draft = None if speculation is None else drafting_model(speculation)
     allowed = [tp for tp in tp_degrees(spec, card) if draft is None or tp in tp_degrees(draft, card)]
@@ -97,10 +97,15 @@ def _all(question: Question, most: int, spec: Model, card: Gpu) -> list[Shape]:
     if question.dp is None and spec.experts and speculation is None:
         widest = min(most, _NODES * card.gpus_per_node)
         ranks = tuple(1 << i for i in range(widest.bit_length()) if 1 << i <= widest)
+
+    def groups(tp: int, dp: int) -> tuple[int, ...]:
+        divided = dp > 1 or cut_blocks(engine, spec, tp, dp, 1)
+        return (1, tp * dp) if divided and 1 < tp * dp <= spec.experts else (1,)
+
     shapes = [
         Shape(tp, pp, dp, ep)
         for dp, tp, pp in product(ranks, degrees, stages)
-        for ep in question.ep or ((1, tp * dp) if 1 < dp <= tp * dp <= spec.experts else (1,))
+        for ep in question.ep or groups(tp, dp)
     ]
     return sorted(shapes, key=lambda shape: (shape.dp > 1, shape.ep > 1))
 
@@ -126,6 +131,9 @@ def _rules(question: Question, engine: str, spec: Model) -> list[Rule]:
         (lambda s: spreads(engine, s.tp, s.dp, s.ep),
          f"{_named(tp=tp, dp=dp, ep=ep)} against engine {engine}, which starts no such replica: "
          f"{_STARTS.get(engine, 'dp 1 and ep 1')} with it, any with sglang"),
+        (lambda s: not cut_blocks(engine, spec, s.tp, s.dp, s.ep),
+         f"{_named(tp=tp, dp=dp, ep=ep) or 'the degrees there are'} against engine {engine}, which does not load "
+         f"{spec.key} cut within blocks of fp8 weights: divide the experts (ep), or cut them less"),
     ]  # fmt: skip
 
 
