@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.cost import EngineSettings, Replica, compile_replica, kv_links, kv_transfer_bytes, memory_fit
+from headway.cost.memory import check_context, sequence_tokens
 from headway.errors import BadInput, DoesNotFit, HeadwayError, UnknownName
 from headway.hardware import gpu, gpu_keys
 from headway.model import model, model_keys
@@ -51,6 +52,31 @@ def test_every_replica_fits_into_its_memory_or_is_refused_by_design(one):
     )
     table = compile_replica(one)
     assert (table.kv_blocks, table.window_group) == (fit.kv_blocks, fit.window_group)
+
+
+@settings(max_examples=200, deadline=None)
+@given(replicas)
+def test_the_longest_sequence_takes_all_pages_that_it_can(one):
+    try:
+        fit = memory_fit(one)
+    except HeadwayError:
+        return
+    size = one.engine.block_tokens
+
+    def pages(blocks: int) -> int:
+        return blocks + min(blocks, fit.window_blocks + 1 if fit.window_group else 0) * fit.window_group
+
+    tokens = sequence_tokens(fit, size)
+    assert pages(tokens // size) <= fit.kv_blocks < pages(tokens // size + 1)
+
+
+def test_a_context_that_is_named_has_to_fit():
+    check_context(replica("llama-3.1-8b", "a10g"))
+    check_context(replica("llama-3.1-8b:16384", "a10g"))
+    with pytest.raises(DoesNotFit, match=r"65,536 tokens that llama-3.1-8b:65536 names .* at most 2\d,\d{3}") as told:
+        check_context(replica("llama-3.1-8b:65536", "a10g"))
+    assert told.value.needed_bytes > told.value.available_bytes
+    check_context(replica("llama-3.1-8b:65536", "a10g", tp=2))
 
 
 @pytest.mark.parametrize("key", model_keys())

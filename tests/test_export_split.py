@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from export_cases import commands, pods
 from headway.cost import EngineSettings, Replica
-from headway.errors import BadInput
+from headway.errors import BadInput, DoesNotFit
 from headway.export import export, read_command
 from headway.export.place import place
 from headway.export.recorded import parse
@@ -252,6 +252,26 @@ def test_blocks_are_those_that_kernels_read_and_the_same_in_both_pools(model, gp
     made = export(Deployment(pools=pools), engine)
     assert {read_command(each)["block_tokens"] for each in commands(made.files, engine).values()} == {told}
     assert any(note.startswith("engine.block_tokens=16: 64 here") for note in made.notes) is (told == 64)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_requests_are_no_longer_than_kv_has_room_for_in_both_pools(engine):
+    def told(model, *cards):
+        replicas = [Replica(model=model, gpu=card, engine=EngineSettings(name=engine)) for card in cards]
+        roles = ("prefill", "decode") if len(cards) > 1 else ("mixed",)
+        pools = [Pool(role=role, replica=each) for role, each in zip(roles, replicas, strict=True)]
+        made = export(Deployment(pools=tuple(pools)), engine)
+        flag = {"vllm": r"--max-model-len (\d+)", "sglang": r"--context-length (\d+)", "trtllm": r"max_seq_len: (\d+)"}
+        found = {int(each) for text in made.files.values() for each in re.findall(flag[engine], text)}
+        return found, any(note.startswith("context: ") for note in made.notes)
+
+    (alone,), noted = told("llama-3.1-8b", "a10g")
+    assert 10_000 < alone < 30_000 and noted
+    assert told("llama-3.1-8b", "h100-sxm", "a10g") == ({alone}, True)
+    assert told("llama-3.1-8b", "h100-sxm") == (set(), False)
+    assert told("llama-3.1-8b:16384", "a10g") == ({16384}, False)
+    with pytest.raises(DoesNotFit, match="65,536 tokens"):
+        told("llama-3.1-8b:65536", "a10g")
 
 
 def test_sglang_computes_prompts_in_whole_blocks():

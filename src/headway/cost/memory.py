@@ -182,6 +182,40 @@ def _weight_bytes(replica: Replica, spec: Model, part: Shard) -> int:
     return int((body - experts + vocabulary + copies) / replica.tp + experts / (replica.tp * replica.dp))
 
 
+def sequence_tokens(fit: MemoryFit, block_tokens: int) -> int:
+    """Return the most tokens of one sequence that the KV pages hold, whatever the model's context."""
+    most = fit.kv_blocks // (1 + fit.window_group)
+    if fit.window_group and most > fit.window_blocks + 1:  # no more of a window than its last blocks
+        most = fit.kv_blocks - (fit.window_blocks + 1) * fit.window_group
+    return most * block_tokens
+
+
+def named_context(replica: Replica) -> int | None:
+    """Return the context that the model's name asks for, as in `qwen3-8b:131072`."""
+    _, colon, end = replica.model.rpartition(":")
+    return int(end) if colon and end.isdecimal() else None
+
+
+def check_context(replica: Replica) -> None:
+    """Refuse a context that the model's name asks for and of which KV holds no request.
+
+    Raises:
+        DoesNotFit: with the tokens that it would hold. As `memory_fit`.
+    """
+    fit, named = memory_fit(replica), named_context(replica)
+    most = sequence_tokens(fit, replica.engine.block_tokens)
+    if named is None or named <= most:
+        return
+    pages = fit.kv_blocks * named // max(1, most)
+    raise DoesNotFit(
+        f"the context of {named:,} tokens that {replica.model} names does not fit on {replica.gpu} (tp={replica.tp}, "
+        f"pp={replica.pp}): beside the weights KV of {most:,} tokens does",
+        needed_bytes=fit.needed_bytes + pages * fit.page_bytes,
+        available_bytes=fit.needed_bytes + fit.kv_blocks * fit.page_bytes,
+        remedy=f"name a context of at most {most:,}, or more GPUs a replica",
+    )
+
+
 def _linear_bytes(replica: Replica, spec: Model) -> float:
     """Bytes of one attention weight: checkpoints in mxfp4 keep attention in bf16."""
     return 2.0 if replica.weights == "mxfp4" and spec.experts else DTYPE_BYTES[replica.weights]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from headway.cost import Replica
+from headway.cost.memory import named_context
 from headway.errors import BadInput
 from headway.export.vendors import vendor
 from headway.hardware import gpu
@@ -35,6 +36,7 @@ class Ask(Spec, frozen=True, kw_only=True):
         hosts: how many share the replica, `host` of them is this at `address`, `head` the address of the first.
         without_bf16: the GPU, of this pool or of one that it hands KV over with, that has no bf16; "" is none.
         gpus: the kinds of GPU of its pool and of those that it hands KV over with.
+        context: the most tokens of a request, where it is not the model's own.
         config: where the engine's own file will lie.
     """
 
@@ -52,6 +54,7 @@ class Ask(Spec, frozen=True, kw_only=True):
     address: str = "127.0.0.1"
     without_bf16: str = ""
     gpus: frozenset[str] = frozenset()
+    context: int | None = None
     config: str = CONFIG
 
     @property
@@ -206,14 +209,13 @@ def kv_of(flag: str, names: Mapping[str, str]) -> str:
     return "bf16" if flag == "auto" else {name: kv for kv, name in names.items()}[flag]
 
 
-def context_of(replica: Replica) -> int | None:
-    """Return the context that the model's name asks for, as in `qwen3-8b:131072`."""
-    _, colon, end = replica.model.rpartition(":")
-    return int(end) if colon and end.isdecimal() else None
-
-
 def _common_notes(ask: Ask) -> list[str]:
     replica, said = ask.replica, []
+    if ask.context is not None and named_context(replica) is None:
+        said.append(
+            f"context: requests of up to {ask.context:,} tokens, as KV beside the weights has no room for one of the "
+            f"model's {model(replica.model).max_context:,}; MODEL:TOKENS names a context"
+        )
     if not ask.given:
         said.append(
             f"model: {ask.model_path} is where the architecture was read; --model-path names others, as one for chat"

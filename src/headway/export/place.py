@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from headway.cost import Replica, memory_fit
+from headway.cost.memory import check_context, named_context, sequence_tokens
 from headway.cost.replica import resolve
 from headway.errors import BadInput
 from headway.export.engine import Ask, repository
@@ -18,6 +19,7 @@ from headway.specs import Spec
 __all__ = ["Placed", "asked", "host_gpus", "place", "spread"]
 
 PORT = 8000  # of the first replica on a host
+_SURE, _CONTEXT_STEP = 0.9, 1024  # of the KV that the memory model has; tokens
 RACK = 8  # a larger domain of fast links is a rack of hosts with four GPUs each, as GB200 NVL72 (18 trays of 4)
 
 
@@ -120,7 +122,7 @@ def asked(deployment: Deployment, model_path: str) -> list[Ask]:
         where = f"pools.{number}"
         try:
             resolve(pool.replica)
-            memory_fit(pool.replica)
+            check_context(pool.replica)
         except BadInput as error:
             raise BadInput(f"{where}.replica: {error}") from None
         path = model_path or repository(model(pool.replica.model))
@@ -148,4 +150,17 @@ def _with_peers(ask: Ask, asks: list[Ask]) -> Ask:
     sharing = [ask] if ask.role == "mixed" else [each for each in asks if each.name == ask.name]
     without_bf16 = next((each.replica.gpu for each in sharing if not gpu(each.replica.gpu).has_bf16), "")
     gpus = frozenset(each.replica.gpu for each in sharing)
-    return msgspec.structs.replace(ask, without_bf16=without_bf16, gpus=gpus)
+    context = named_context(ask.replica) or _room(sharing)
+    return msgspec.structs.replace(ask, without_bf16=without_bf16, gpus=gpus, context=context)
+
+
+def _room(sharing: list[Ask]) -> int | None:
+    """The tokens of a request that KV has room for in all pools, where they are fewer than the model's context.
+
+    vLLM does not start where one request of its longest does not fit (v1/core/kv_cache_planning.py of 0.33), and
+    measures the room itself: so less than the memory model's.
+    """
+    replicas = [each.replica for each in sharing]
+    most = min(sequence_tokens(memory_fit(each), each.engine.block_tokens) for each in replicas)
+    room = int(_SURE * most) // _CONTEXT_STEP * _CONTEXT_STEP or int(_SURE * most)
+    return None if room >= model(replicas[0].model).max_context else room

@@ -57,7 +57,7 @@ def command(ask: e.Ask) -> e.Command:
     words += [] if engine.prefix_cache else ["--disable-radix-cache"]
     words += ["--disable-overlap-schedule"] if engine.ahead is False else []
     words += ["--scheduler-recv-interval", str(engine.poll_steps)] if engine.poll_steps > 1 else []
-    context = e.context_of(replica)
+    context = ask.context
     words += ["--context-length", str(context)] if context else []
     words += ["--schedule-policy", "fcfs"]
     if ask.order == "priority":  # in Headway lower values go first, in SGLang higher ones unless told

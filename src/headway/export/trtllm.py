@@ -101,7 +101,7 @@ def config_of(ask: e.Ask) -> dict[str, Any]:
         config["gpus_per_node"] = ask.host_gpus
     dtype = e.dtype_of(ask)
     config |= {"dtype": dtype} if dtype else {}
-    context = e.context_of(replica)
+    context = ask.context
     config |= {"max_seq_len": context} if context else {}
     config |= _speculation(ask)
     return config | ({"cache_transceiver_config": {"backend": "NIXL"}} if ask.role != "mixed" else {})

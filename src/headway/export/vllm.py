@@ -56,7 +56,7 @@ def command(ask: e.Ask) -> e.Command:
     words += ["--enable-prefix-caching" if engine.prefix_cache else "--no-enable-prefix-caching"]
     if engine.ahead is not None:
         words += ["--async-scheduling" if engine.ahead else "--no-async-scheduling"]
-    context = e.context_of(replica)
+    context = ask.context
     words += ["--max-model-len", str(context)] if context else []
     words += ["--scheduling-policy", "priority"] if ask.order == "priority" else []
     words += _speculation(ask)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from headway.cost import Replica, memory_fit
+from headway.cost import Replica
 from headway.cost.engines import check_engine
 from headway.cost.handover import Side, withheld
+from headway.cost.memory import check_context
 from headway.cost.power import power_law, waiting_watts
 from headway.cost.published import PUBLISHED, with_published
 from headway.errors import BadInput, DoesNotFit
@@ -147,7 +148,7 @@ class _Fits:
     def try_(self, replica: Replica) -> bool:
         if replica not in self.known:
             try:
-                memory_fit(replica)
+                check_context(replica)
             except DoesNotFit as refusal:
                 self.known[replica] = False
                 if self.nearest is None or _lack(refusal) < _lack(self.nearest):
