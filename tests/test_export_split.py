@@ -274,6 +274,29 @@ def test_requests_are_no_longer_than_kv_has_room_for_in_both_pools(engine):
         told("llama-3.1-8b:65536", "a10g")
 
 
+def test_vllm_takes_no_more_sequences_than_it_has_room_for_states_of():
+    def told(model, card):
+        made = export(Deployment(pools=(Pool(replica=Replica(model=model, gpu=card)),)), "vllm")
+        (command,) = commands(made.files, "vllm").values()
+        return read_command(command)["max_seqs"], any(note.startswith("engine.max_seqs=256: ") for note in made.notes)
+
+    few, noted = told("qwen3.5-9b", "a10g")
+    assert 10 <= few <= 100 and noted, "it has some 107 blocks there"
+    assert told("qwen3.5-9b", "h200") == (256, False)
+    assert told("llama-3.1-8b", "a10g") == (256, False)
+
+
+def test_a_window_has_room_for_what_two_steps_add_to_it():
+    def told(budget_tokens):
+        engine = EngineSettings(max_batched_tokens=budget_tokens)
+        replica = Replica(model="gemma-3-12b", gpu="a100-40gb-sxm", engine=engine)
+        (text,) = export(Deployment(pools=(Pool(replica=replica),)), "vllm").files.values()
+        found = re.search(r"--max-model-len (\d+)", text)
+        return int(found[1]) if found else None
+
+    assert told(2048) is None and told(8192) < 131_072
+
+
 def test_sglang_computes_prompts_in_whole_blocks():
     made = split(engine=EngineSettings(name="sglang", max_batched_tokens=2040))
     with pytest.raises(BadInput, match=r"max_batched_tokens=2040: .* whole blocks, here of 16; set a multiple"):

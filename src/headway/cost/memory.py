@@ -182,11 +182,14 @@ def _weight_bytes(replica: Replica, spec: Model, part: Shard) -> int:
     return int((body - experts + vocabulary + copies) / replica.tp + experts / (replica.tp * replica.dp))
 
 
-def sequence_tokens(fit: MemoryFit, block_tokens: int) -> int:
-    """Return the most tokens of one sequence that the KV pages hold, whatever the model's context."""
-    most = fit.kv_blocks // (1 + fit.window_group)
-    if fit.window_group and most > fit.window_blocks + 1:  # no more of a window than its last blocks
-        most = fit.kv_blocks - (fit.window_blocks + 1) * fit.window_group
+def sequence_tokens(fit: MemoryFit, block_tokens: int, ahead_tokens: int = 0) -> int:
+    """Return the most tokens of one sequence that the KV pages hold, whatever the model's context.
+
+    `ahead_tokens` have pages of a window before those that it leaves are dropped.
+    """
+    most, kept = fit.kv_blocks // (1 + fit.window_group), fit.window_blocks + 1 - (-ahead_tokens // block_tokens)
+    if fit.window_group and most > kept:  # no more of a window than its last blocks
+        most = fit.kv_blocks - kept * fit.window_group
     return most * block_tokens
 
 

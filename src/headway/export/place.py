@@ -158,9 +158,14 @@ def _room(sharing: list[Ask]) -> int | None:
     """The tokens of a request that KV has room for in all pools, where they are fewer than the model's context.
 
     vLLM does not start where one request of its longest does not fit (v1/core/kv_cache_planning.py of 0.33), and
-    measures the room itself: so less than the memory model's.
+    measures the room itself: so less than the memory model's. Of windows it counts the tokens of two steps besides
+    (`SlidingWindowSpec.max_admission_blocks_per_request`).
     """
-    replicas = [each.replica for each in sharing]
-    most = min(sequence_tokens(memory_fit(each), each.engine.block_tokens) for each in replicas)
+    replicas, spec = [each.replica for each in sharing], model(sharing[0].replica.model)
+    steps = 2 if spec.window and not spec.state_layers else 0
+    most = min(
+        sequence_tokens(memory_fit(each), each.engine.block_tokens, steps * each.engine.max_batched_tokens)
+        for each in replicas
+    )
     room = int(_SURE * most) // _CONTEXT_STEP * _CONTEXT_STEP or int(_SURE * most)
-    return None if room >= model(replicas[0].model).max_context else room
+    return None if room >= spec.max_context else room

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from headway.cost import memory_fit
 from headway.cost.engines import spreads
 from headway.errors import BadInput
 from headway.export import engine as e
@@ -52,7 +53,7 @@ def command(ask: e.Ask) -> e.Command:
     words += ["--quantization", quantization] if quantization else []
     words += [*e.precision_words(ask, KV), "--block-size", str(e.page_tokens(replica))]
     words += ["--gpu-memory-utilization", f"{engine.memory_utilization:g}"]
-    words += ["--max-num-batched-tokens", str(engine.max_batched_tokens), "--max-num-seqs", str(engine.max_seqs)]
+    words += ["--max-num-batched-tokens", str(engine.max_batched_tokens), "--max-num-seqs", str(_seqs(ask))]
     words += ["--enable-prefix-caching" if engine.prefix_cache else "--no-enable-prefix-caching"]
     if engine.ahead is not None:
         words += ["--async-scheduling" if engine.ahead else "--no-async-scheduling"]
@@ -93,6 +94,15 @@ def read(built: e.Command) -> dict[str, Any]:
         "drafted": drafts and (drafts.get("model", drafts["method"]), drafts["num_speculative_tokens"]),
         "memory_utilization": flags["--gpu-memory-utilization"],
     }
+
+
+def _seqs(ask: e.Ask) -> int:
+    """Sequences of a step: of a model with states as many as have room for theirs.
+
+    With more than it has blocks of states the engine stops (`max_num_seqs` in vllm/config/compilation.py).
+    """
+    most, fit = ask.replica.engine.max_seqs, memory_fit(ask.replica)
+    return min(most, max(1, fit.kv_blocks // (1 + fit.window_group))) if model(ask.replica.model).state_layers else most
 
 
 def _unlike(ask: e.Ask) -> bool:
@@ -163,6 +173,8 @@ def _speculation(ask: e.Ask) -> list[str]:
 def _notes(ask: e.Ask) -> list[str]:
     replica, said = ask.replica, e.page_notes(ask)
     engine: Any = replica.engine
+    if (seqs := _seqs(ask)) < engine.max_seqs:
+        said.append(f"engine.max_seqs={engine.max_seqs}: {seqs} here, as many as memory holds states of")
     if ask.order not in ORDERS:
         said.append(
             f"policies.order={ask.order}: vLLM's queue knows {' and '.join(ORDERS)}; headway serve orders before it"
